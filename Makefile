@@ -1,0 +1,44 @@
+# Everything runs in .venv, made on first use and made again when the dependencies change.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+
+.DEFAULT_GOAL := help
+.PHONY: help report test lint test-slow lab format clean
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+report: $(INSTALLED)  ## run the whole workbook on the embedded default; prints where the report is
+	@$(BIN)/python -m surgerylib run --config notebooks/configs/embedded.yaml --out reports/embedded
+
+test: lint  ## lint, stripped notebooks and the fast tests
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: lint  ## all tests
+	@$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet . || { echo "run make format"; exit 1; }
+	@$(BIN)/nbstripout --keep-id --verify $(NOTEBOOKS) || { echo "a notebook holds outputs: run make format"; exit 1; }
+
+lab: $(INSTALLED)  ## JupyterLab in notebooks/
+	@cd notebooks && ../$(BIN)/jupyter lab
+
+format: $(INSTALLED)  ## bring code and notebooks into form
+	@$(BIN)/nbstripout --keep-id $(NOTEBOOKS)
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format .
+
+clean:  ## remove the environment; data and reports stay
+	rm -rf .venv
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python 3.11 or newer is needed, \
+	this is %d.%d: make PYTHON=python3.11 ..." % v[:2])'
+	@echo "installing into .venv (once; some minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@

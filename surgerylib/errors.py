@@ -1,0 +1,61 @@
+"""Every error that a user can cause, in one place.
+
+Each message is one line: what was wrong, the value seen, what to do. The command line prints that line and
+exits with status 2; anything that is not a `SurgeryError` is a bug of this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class SurgeryError(Exception):
+    """Base of all errors that a user can cause and mend."""
+
+
+class ParameterError(SurgeryError, ValueError):
+    """An argument or notebook parameter is outside what it may be."""
+
+
+class DatasetError(SurgeryError):
+    """A dataset folder, split file or image list is missing or contradicts itself."""
+
+
+class ImageReadError(DatasetError):
+    """An image file is missing, damaged or not an image."""
+
+
+class AnnotationError(DatasetError):
+    """An annotation file does not parse, or holds a box that cannot be one."""
+
+
+class UnknownClassError(DatasetError, KeyError):
+    """A class name that is neither in the class list nor a known alias."""
+
+    def __str__(self) -> str:  # KeyError would show the message in quotes
+        return str(self.args[0]) if self.args else ""
+
+
+class CheckpointError(SurgeryError):
+    """A weights file is missing, damaged, unsafe to read, or of another architecture."""
+
+
+class UnsupportedModelError(SurgeryError):
+    """A model that the dual path cannot reproduce (not a plain ViT, or the self-check failed)."""
+
+
+class OutputError(SurgeryError):
+    """An output folder or file cannot be written."""
+
+
+class SurgeryWarning(UserWarning):
+    """Something a reader of the results must know, but that does not stop the work."""
+
+
+def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
+    """The known names closest to `name`, ready for an error message; all of them when none is close."""
+    known = list(known)
+    by_folded = {k.lower(): k for k in known}
+    close = [by_folded[m] for m in get_close_matches(name.lower(), by_folded, n=n, cutoff=0.5)]
+    return ", ".join(close or known)

@@ -1,0 +1,21 @@
+"""Where things lie in a clone of the project."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+EMBEDDED = "embedded"  # as a dataset: the procedural scenes; as a model: the small CLIP that is shipped
+EMBEDDED_MODEL = PROJECT_ROOT / "data" / "embedded"
+
+
+def dataset_folder(dataset: str, root: Path = PROJECT_ROOT) -> tuple[Path, bool]:
+    """Where a dataset lies, and whether it is the embedded one, which is drawn on demand into `data/scenes`.
+
+    Args:
+        dataset: a folder, relative to the project or absolute, or `embedded`.
+        root: the project's folder.
+    """
+    embedded = root / "data" / "scenes"
+    folder = embedded if dataset == EMBEDDED else root / Path(dataset).expanduser()
+    return folder, folder == embedded
