@@ -1,0 +1,230 @@
+"""From a model name and a checkpoint to an open_clip model with weights in it; nothing of a pickle is ever run."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ._open_clip import open_clip
+from .errors import CheckpointError, ParameterError, SurgeryWarning, nearest
+from .locations import EMBEDDED, EMBEDDED_MODEL
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the weights came from, and what they are.
+
+    Attributes:
+        source: one line for a report.
+        sha256: over names, types and values of all parameters; the same for one model in any file format.
+        saw_dior: True when the pre-training data is known to hold DIOR, so that nothing here is "zero-shot".
+    """
+
+    source: str
+    sha256: str
+    saw_dior: bool
+
+
+def build_model(name: str) -> tuple[nn.Module, object]:
+    """An open_clip model with seeded random weights, and its tokenizer.
+
+    Raises:
+        ParameterError: open_clip knows no such model.
+    """
+    identifier = name
+    if name == EMBEDDED:
+        identifier = f"local-dir:{EMBEDDED_MODEL}"
+        if not (EMBEDDED_MODEL / "open_clip_config.json").is_file():
+            raise CheckpointError(
+                f"the embedded model is not in {EMBEDDED_MODEL}: install from a clone with pip install -e ."
+            )
+    elif ":" not in name and open_clip.get_model_config(name) is None:
+        raise ParameterError(f"open_clip knows no model {name!r}; near names: {nearest(name, open_clip.list_models())}")
+    with torch.random.fork_rng(devices=[]), _quiet_root_logger():
+        torch.manual_seed(0)  # so that `random` means the same weights every time
+        try:
+            model = open_clip.create_model(identifier, load_weights=False, pretrained_text=False)
+            return model, open_clip.get_tokenizer(identifier)
+        except (RuntimeError, ValueError, FileNotFoundError, OSError, ImportError) as error:
+            raise ParameterError(f"open_clip cannot build {name!r}: {_first_line(error)}") from error
+
+
+def load_weights(model: nn.Module, name: str, checkpoint: str | None) -> tuple[Weights, nn.Module]:
+    """Fill `model` from a checkpoint; see `surgerylib.clip.load_clip` for the forms that `checkpoint` takes.
+
+    Returns:
+        the description of the weights, and the model that holds them (a pretrained tag may bring its own).
+    """
+    if checkpoint is None and name != EMBEDDED:
+        warnings.warn(
+            f"no checkpoint given for {name}: its weights are random, its heatmaps mean nothing",
+            SurgeryWarning,
+            stacklevel=3,
+        )
+    if name == EMBEDDED and checkpoint is None:
+        source, path = "embedded, shipped with the project", EMBEDDED_MODEL / "model.safetensors"
+    elif checkpoint is None or checkpoint == "random":
+        source, path = "random weights (seed 0)", None
+    elif checkpoint.startswith("hf:"):
+        source, path = checkpoint, _download(checkpoint)
+    elif Path(checkpoint).is_file():
+        source, path = Path(checkpoint).name, Path(checkpoint)
+    elif ":" not in name and open_clip.pretrained.is_pretrained_cfg(name, checkpoint):
+        source, path = f"open_clip tag {checkpoint}", None
+        model = _pretrained(name, checkpoint)
+    else:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        raise CheckpointError(
+            f"checkpoint {checkpoint!r} is neither a file nor a pretrained tag of {name} "
+            f"({'tags: ' + nearest(checkpoint, tags) if tags else 'it has no tags'}): "
+            "give a file, a tag, or hf:owner/repo/file"
+        )
+    if path is not None:
+        fill_model(model, read_state_dict(path), name, path)
+    return Weights(source, _content_sha256(model.state_dict()), "remoteclip" in f"{checkpoint}".lower()), model
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors of a checkpoint file by parameter name, on the CPU.
+
+    Takes a plain state dict or `{"state_dict": ...}`, with or without a `module.` prefix, as safetensors or as a
+    pickle read with `weights_only=True`.
+
+    Raises:
+        CheckpointError: missing, truncated, with code in it, or not a state dict.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint file not found: {path}")
+    try:
+        state = open_clip.factory.load_state_dict(str(path), device="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is not a plain weights file: it is damaged, or holds pickled code, which is never run; "
+            "save its state_dict as safetensors where it comes from"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        hint = "it is a TorchScript archive" if "TorchScript" in str(error) else "truncated or not a checkpoint"
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size:,} bytes) cannot be read ({hint}): download or save it again"
+        ) from error
+    except (AttributeError, StopIteration, TypeError) as error:
+        raise CheckpointError(f"{path} holds no state dict: save model.state_dict() into it") from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path} holds more than tensors by name: save model.state_dict() into it")
+    return dict(state)
+
+
+def fill_model(model: nn.Module, state: dict[str, Tensor], name: str, path: Path) -> None:
+    """Copy `state` into `model`, every parameter or none.
+
+    Raises:
+        CheckpointError: keys or shapes differ (names the first three, and the architecture that would fit), or a
+            value is not finite.
+    """
+    if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+        state = open_clip.model.convert_to_custom_text_state_dict(state)
+    expected = model.state_dict()
+    state.pop("text.transformer.embeddings.position_ids", None)  # a buffer that older versions saved
+    for scalar in ("logit_scale", "logit_bias"):
+        if scalar in state and scalar in expected and state[scalar].numel() == expected[scalar].numel():
+            state[scalar] = state[scalar].reshape(expected[scalar].shape)
+    differing = [
+        f"{key} ({_shape(state.get(key))} in the file, {_shape(expected.get(key))} in the model)"
+        for key in sorted(expected.keys() | state.keys())
+        if key not in state or key not in expected or state[key].shape != expected[key].shape
+    ]
+    if differing:
+        fitting = _fitting_models(state)
+        advice = f"the file fits {', '.join(fitting)}" if fitting else "no architecture of open_clip fits the file"
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise CheckpointError(f"{path} is not of {name}: {'; '.join(differing[:3])}{more}; {advice}")
+    for key, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise CheckpointError(f"{path} holds NaN or infinite values, first in {key}: download or save it again")
+    model.load_state_dict(state)
+
+
+def _pretrained(name: str, tag: str) -> nn.Module:
+    try:
+        with _quiet_root_logger():
+            return open_clip.create_model(name, pretrained=tag, weights_only=True)
+    except (RuntimeError, OSError) as error:
+        raise CheckpointError(
+            f"the weights of {name} tag {tag!r} could not be fetched ({_first_line(error)}): check the network, or "
+            "give a local file"
+        ) from error
+
+
+def _download(checkpoint: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    parts = checkpoint.removeprefix("hf:").split("/", 2)
+    if len(parts) != 3 or not all(parts):
+        raise CheckpointError(f"checkpoint {checkpoint!r} is not of the form hf:owner/repo/file")
+    owner, repo, file = parts
+    try:
+        return Path(hf_hub_download(f"{owner}/{repo}", file))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"{checkpoint} could not be fetched ({_first_line(error)}): check the name and the network, or download "
+            "the file and give its path"
+        ) from error
+
+
+def _fitting_models(state: Mapping[str, Tensor]) -> list[str]:
+    """Built-in open_clip ViTs with the vision tower of this state dict."""
+    prefix = "visual."
+    conv, projection = state.get(f"{prefix}conv1.weight"), state.get(f"{prefix}proj")
+    if conv is None or projection is None:
+        return []
+    layers = 1 + max((int(key.split(".")[3]) for key in state if key.startswith(f"{prefix}transformer.resblocks.")),
+                     default=-1)  # fmt: skip
+    found = []
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+        vision = config.get("vision_cfg", {})
+        if (vision.get("layers"), vision.get("width"), vision.get("patch_size"), config.get("embed_dim")) == (
+            layers, conv.shape[0], conv.shape[-1], projection.shape[1],
+        ):  # fmt: skip
+            found.append(name)
+    return sorted(found, key=len)[:3]
+
+
+def _content_sha256(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        value = state[key].detach().cpu().contiguous()
+        digest.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def _quiet_root_logger() -> Iterator[None]:
+    """open_clip warns on the root logger that a model without weights is random; `load_weights` says it when true."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,329 @@
+"""A frozen open_clip ViT seen through two paths: the stock one (QK) and CLIP Surgery's value-value one (VV).
+
+The wrapped model is never rewired nor written to. Its weights are read block by block, so that one forward gives both
+paths and every layer asked for; a self-check at load proves that the QK path is the stock model.
+
+Images enter as RGB uint8 [H, W, 3] through `SurgeryCLIP.preprocess`, and from there on as normalised float
+[B, 3, S, S]; boxes and heatmaps know nothing of this size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import attention
+from ._open_clip import open_clip
+from .checkpoints import Weights, build_model, load_weights
+from .datasets import PROMPT_TEMPLATES
+from .errors import ParameterError, UnsupportedModelError
+
+SELF_CHECK_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """What one forward gives of a batch of B images, for the last L layers (deepest layer last).
+
+    Attributes:
+        qk: [L, B, 1+N, D] tokens of the QK path after `ln_post` and `proj`, unit rows, CLS first.
+        vv: [L, B, 1+N, D] the same of the VV path.
+        features: [L, B, N, W] patch tokens of the QK path as the block left them: no norm, no projection.
+        grid: (h, w) with h * w = N.
+        qk_attention: [B, heads, 1+N, 1+N] weights of the last block, only on request.
+        vv_attention: the same of the VV path.
+    """
+
+    qk: Tensor
+    vv: Tensor
+    features: Tensor
+    grid: tuple[int, int]
+    qk_attention: Tensor | None = None
+    vv_attention: Tensor | None = None
+
+
+class _Layer(NamedTuple):
+    """Residual streams [B, 1+N, W] behind one block."""
+
+    qk: Tensor
+    vv: Tensor
+
+
+class SurgeryCLIP:
+    """A frozen CLIP with a dual-path image forward. Made by `load_clip`.
+
+    Attributes:
+        model: the open_clip model, in eval mode, without gradients.
+        name, weights: what was loaded and from where; `weights.sha256` identifies the parameters.
+        image_size: side S in pixels that `preprocess` brings every image to.
+        depth: number of last blocks in which the VV path runs.
+        self_check_error: relative difference between the QK path's CLS and stock `encode_image`, measured at load.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer, weights: Weights, *, name: str, device: torch.device,
+                 image_size: int | None, depth: int) -> None:  # fmt: skip
+        visual = model.visual
+        _require_plain_vit(visual, name)
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.name = name
+        self.weights = weights
+        self.device = device
+        self.patch_size: int = visual.patch_size[0]
+        self.image_size: int = visual.image_size[0] if image_size is None else image_size
+        self.embed_dim: int = visual.proj.shape[1]
+        self.feature_dim: int = visual.proj.shape[0]
+        self.num_layers = len(visual.transformer.resblocks)
+        self.depth = depth
+        self._tokenizer = tokenizer
+        self._text_cache: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
+        config = open_clip.get_model_preprocess_cfg(model)
+        self._mean = torch.tensor(config.get("mean") or open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)
+        self._std = torch.tensor(config.get("std") or open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
+        self._check_size((self.image_size, self.image_size))
+        if not 1 <= depth <= self.num_layers:
+            raise ParameterError(f"depth must lie in 1..{self.num_layers} (the blocks of {name}), got {depth}")
+        self.self_check_error = self._self_check()
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches (rows, columns) of a preprocessed image."""
+        side = self.image_size // self.patch_size
+        return side, side
+
+    def preprocess(self, image: np.ndarray) -> Tensor:
+        """Bring an image to the model: the whole image, squashed to a square, bicubic with antialiasing, no crop.
+
+        Args:
+            image: uint8 RGB [H, W, 3], any size.
+
+        Returns:
+            float32 [3, S, S], normalised with the model's mean and standard deviation, on the CPU.
+
+        Raises:
+            ParameterError: not a uint8 array of three channels.
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ParameterError(f"image must be uint8 [H, W, 3] in RGB, got {image.dtype} {list(image.shape)}")
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)  # HWC -> 1CHW, no copy
+        size = (self.image_size, self.image_size)
+        if pixels.shape[-2:] != size:
+            pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)
+        return (pixels[0].float() / 255 - self._mean) / self._std
+
+    @torch.no_grad()
+    def encode_text(self, names: Sequence[str], templates: Sequence[str] = PROMPT_TEMPLATES) -> Tensor:
+        """Text embeddings of class names: the mean over the templates' unit embeddings, renormalised.
+
+        The result is kept, so that asking for the same names again costs nothing.
+
+        Args:
+            names: C names as they are to be spoken ("golf course", not "golffield").
+            templates: prompts, each with one `{}` for the name.
+
+        Returns:
+            float32 [C, D], unit rows, on the model's device.
+        """
+        if isinstance(names, str) or isinstance(templates, str):
+            raise ParameterError("names and templates must be lists of text, got one text: put it in a list")
+        if not templates or any("{}" not in template for template in templates):
+            raise ParameterError(f"every template needs a {{}} for the class name, got {list(templates)!r}")
+        key = (tuple(names), tuple(templates))
+        if key not in self._text_cache:
+            prompts = [template.format(name) for name in names for template in templates]
+            rows = [self._encode_prompts(prompts[i : i + 256]) for i in range(0, len(prompts), 256)]
+            flat = torch.cat(rows) if rows else torch.empty(0, self.embed_dim, device=self.device)
+            mean = flat.view(len(names), len(templates), self.embed_dim).mean(dim=1)
+            self._text_cache[key] = F.normalize(mean, dim=-1)
+        return self._text_cache[key]
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor, last_layers: int = 1, *, return_attention: bool = False) -> ImageTokens:
+        """Both paths of a batch in one forward.
+
+        Args:
+            images: [B, 3, H, W] as `preprocess` gives them; sides may differ from `image_size` (multiples of the
+                patch): the position embedding is interpolated for this call.
+            last_layers: L, how many of the last layers to return; at most `depth`.
+            return_attention: also return the last block's attention weights of both paths.
+
+        Raises:
+            ParameterError: a shape or size the model cannot take.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ParameterError(f"images must be [B, 3, H, W], got {list(images.shape)}")
+        self._check_size(images.shape[-2:])
+        if not 1 <= last_layers <= self.depth:
+            raise ParameterError(f"last_layers must lie in 1..{self.depth} (the VV path's depth), got {last_layers}")
+        with self._autocast():
+            layers, weights = self._dual_path(images.to(self.device), last_layers, return_attention)
+            qk = torch.stack([self._project(layer.qk) for layer in layers])
+            vv = torch.stack([self._project(layer.vv) for layer in layers])
+        features = torch.stack([layer.qk[:, 1:] for layer in layers]).float()
+        grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
+        return ImageTokens(F.normalize(qk.float(), dim=-1), F.normalize(vv.float(), dim=-1), features, grid, *weights)
+
+    def _dual_path(self, images: Tensor, last_layers: int, return_attention: bool):
+        """[B, 3, H, W] -> the last layers' residual streams, and (QK, VV) weights of the last block or ()."""
+        blocks = self.model.visual.transformer.resblocks
+        x = self._embed(images)  # [B, 1+N, W]
+        vv = x
+        layers: list[_Layer] = []
+        weights: tuple[Tensor, ...] = ()
+        for index, block in enumerate(blocks):
+            heads = block.attn.num_heads
+            qkv = F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
+            q, k, v = (attention.split_heads(part, heads) for part in qkv.chunk(3, dim=-1))
+            if index == self.num_layers - self.depth:
+                vv = x
+            if index >= self.num_layers - self.depth:
+                vv = vv + block.ls_1(block.attn.out_proj(attention.merge_heads(attention.attend(v, v, v))))
+            if return_attention and index == self.num_layers - 1:
+                weights = (attention.attention_weights(q, k).float(), attention.attention_weights(v, v).float())
+            x = x + block.ls_1(block.attn.out_proj(attention.merge_heads(attention.attend(q, k, v))))
+            x = x + block.ls_2(block.mlp(block.ln_2(x)))
+            if index >= self.num_layers - last_layers:
+                layers.append(_Layer(x, vv))
+        return layers, weights
+
+    def _embed(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> tokens with class and position embedding, before the first block: [B, 1+N, W]."""
+        visual = self.model.visual
+        patches = visual.conv1(images)  # [B, W, h, w]
+        positions = interpolate_positions(visual.positional_embedding, visual.grid_size, tuple(patches.shape[-2:]))
+        patches = patches.flatten(2).transpose(1, 2)  # [B, N, W]
+        cls = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        return visual.ln_pre(torch.cat([cls, patches], dim=1) + positions.to(patches.dtype))
+
+    def _project(self, x: Tensor) -> Tensor:
+        visual = self.model.visual
+        return visual.ln_post(x) @ visual.proj
+
+    def _encode_prompts(self, prompts: list[str]) -> Tensor:
+        with self._autocast():
+            embedding = self.model.encode_text(self._tokenizer(prompts).to(self.device))
+        return F.normalize(embedding.float(), dim=-1)
+
+    def _autocast(self):
+        if self.device.type != "cuda":
+            return nullcontext()
+        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.autocast("cuda", dtype=dtype)
+
+    def _check_size(self, size_hw: Sequence[int]) -> None:
+        if any(side < self.patch_size or side % self.patch_size for side in size_hw):
+            height, width = size_hw
+            below = max(width // self.patch_size, 1) * self.patch_size
+            raise ParameterError(
+                f"image size must be a multiple of the patch ({self.patch_size} pixels for {self.name}), "
+                f"got {width} x {height}: use {below} or {below + self.patch_size}"
+            )
+
+    @torch.no_grad()
+    def _self_check(self) -> float:
+        """Relative difference of the QK path's CLS to stock `encode_image` on one random image, in fp32."""
+        size = self.model.visual.image_size
+        image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(self.device)
+        stock = self.model.encode_image(image)
+        layers, _ = self._dual_path(image, 1, False)
+        ours = self._project(layers[-1].qk[:, 0])
+        error = float((ours - stock).norm() / stock.norm())
+        if not error <= SELF_CHECK_TOLERANCE:  # also catches NaN
+            raise UnsupportedModelError(
+                f"{self.name}: the QK path differs from stock encode_image by {error:.2g} (relative; at most "
+                f"{SELF_CHECK_TOLERANCE:g} allowed): this architecture is not a plain CLIP ViT, use one that is"
+            )
+        return error
+
+
+def interpolate_positions(positions: Tensor, grid_from: tuple[int, int], grid_to: tuple[int, int]) -> Tensor:
+    """Position embedding for another patch grid, bicubic with antialiasing in float32; the input is not changed.
+
+    Args:
+        positions: [1 + h*w, W], CLS first.
+        grid_from: its (h, w).
+        grid_to: the (h, w) wanted.
+
+    Returns:
+        [1 + h'*w', W]; `positions` itself when the grids agree.
+    """
+    if tuple(grid_from) == tuple(grid_to):
+        return positions
+    cls, patches = positions[:1].float(), positions[1:].float()
+    image = patches.view(1, *grid_from, -1).permute(0, 3, 1, 2)  # [1, W, h, w]
+    image = F.interpolate(image, size=grid_to, mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([cls, image.permute(0, 2, 3, 1).reshape(grid_to[0] * grid_to[1], -1)])
+
+
+def load_clip(
+    model: str = "ViT-B-32",
+    checkpoint: str | None = None,
+    *,
+    device: str = "auto",
+    image_size: int | None = None,
+    depth: int = 6,
+) -> SurgeryCLIP:
+    """Load a frozen CLIP ViT and prove at once that its QK path is the stock model.
+
+    Args:
+        model: a name that open_clip knows (built in, added with `open_clip.add_model_config`, or
+            `local-dir:/folder`), or `embedded` for the small model that ships with this project.
+        checkpoint: weights: a local file (state dict, `{"state_dict": ...}`, `module.` prefix, safetensors), an
+            open_clip pretrained tag, `hf:owner/repo/file`, or `random` (seeded). None takes the shipped weights
+            for `embedded`, and random ones, with a warning, for every other model.
+        device: `auto` takes CUDA, then MPS, then the CPU; else a torch device. Autocast is used on CUDA.
+        image_size: side in pixels that images are brought to; None takes the model's own.
+        depth: number of last blocks in which the value-value path runs.
+
+    Raises:
+        CheckpointError: weights missing, damaged, unsafe, or of another architecture.
+        UnsupportedModelError: not a plain ViT, or the self-check failed.
+        ParameterError: unknown model, device, size or depth.
+    """
+    target = _pick_device(device)
+    bare, tokenizer = build_model(model)
+    weights, bare = load_weights(bare, model, checkpoint)
+    return SurgeryCLIP(bare, tokenizer, weights, name=model, device=target, image_size=image_size, depth=depth)
+
+
+def _pick_device(device: str) -> torch.device:
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ParameterError(f"device {device!r} cannot be used ({reason}): use auto, cuda, mps or cpu") from error
+    return chosen
+
+
+def _require_plain_vit(visual: nn.Module, name: str) -> None:
+    """Refuse what the dual path does not reproduce, before any attribute of it is missed."""
+    if not isinstance(visual, open_clip.transformer.VisionTransformer):
+        raise UnsupportedModelError(
+            f"{name} has a {type(visual).__name__} image tower; a ViT of open_clip is needed, such as ViT-B-32"
+        )
+    for block in visual.transformer.resblocks:
+        attn = block.attn
+        plain_attention = isinstance(attn, nn.MultiheadAttention) or (
+            isinstance(attn, open_clip.transformer.Attention)
+            and attn.logit_scale is None
+            and attn.head_scale is None
+            and all(isinstance(part, nn.Identity) for part in (attn.ln_q, attn.ln_k, attn.ln_inner))
+        )
+        if not plain_attention or not isinstance(getattr(block, "ln_attn", nn.Identity()), nn.Identity):
+            raise UnsupportedModelError(
+                f"{name} modifies its attention (scaled cosine, normalised q and k, or scaled heads); "
+                "value-value attention is defined for the plain form only"
+            )
+    if visual.attn_pool is not None or visual.pool_type != "tok" or visual.final_ln_after_pool:
+        raise UnsupportedModelError(f"{name} does not pool its class token; the heatmaps need one that does")

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_CONFIG, TINY_VISION, write_model
+from safetensors.torch import load_file, save_file
+
+from surgerylib import checkpoints
+from surgerylib.clip import load_clip
+from surgerylib.errors import CheckpointError, ParameterError
+
+
+@pytest.fixture
+def state(tiny_folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(tiny_folder / "model.safetensors")
+
+
+def load(folder: Path, checkpoint) -> object:
+    return load_clip(f"local-dir:{folder}", str(checkpoint), device="cpu", depth=2)
+
+
+def one_line(error: pytest.ExceptionInfo) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_every_form_of_one_checkpoint_gives_the_same_model(tiny_folder, state, tmp_path):
+    prefixed = {f"module.{key}": value for key, value in state.items()}
+    torch.save(state, tmp_path / "plain.pt")
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "wrapped.pt")
+    torch.save({"state_dict": prefixed}, tmp_path / "parallel.pt")
+    save_file(prefixed, tmp_path / "parallel.safetensors")
+    expected = load(tiny_folder, tiny_folder / "model.safetensors").weights.sha256
+    for name in ("plain.pt", "wrapped.pt", "parallel.pt", "parallel.safetensors"):
+        assert load(tiny_folder, tmp_path / name).weights.sha256 == expected
+
+
+def test_missing_file(tiny_folder, tmp_path):
+    with pytest.raises(CheckpointError, match=r"nowhere\.pt") as error:
+        load(tiny_folder, tmp_path / "nowhere.pt")
+    one_line(error)
+
+
+def test_unknown_tag_lists_the_nearest():
+    with pytest.raises(CheckpointError, match="laion2b_s34b_b79k") as error:
+        load_clip("ViT-B-32", "laion2b_s34b", device="cpu")
+    one_line(error)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("keep", [0, 100, 0.5, 0.999])
+def test_truncated(tiny_folder, state, tmp_path, suffix, keep):
+    whole, path = tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"
+    save_file(state, whole) if suffix == ".safetensors" else torch.save(state, whole)
+    content = whole.read_bytes()
+    path.write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
+    with pytest.raises(CheckpointError, match="cut") as error:
+        load(tiny_folder, path)
+    one_line(error)
+
+
+class Payload:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda obj, path: path.write_bytes(pickle.dumps(obj))])
+def test_pickle_with_code_never_runs(tiny_folder, tmp_path, save):
+    target = tmp_path / "created-by-the-pickle"
+    save({"state_dict": Payload(target)}, tmp_path / "hostile.pt")
+    with pytest.raises(CheckpointError, match="never run") as error:
+        load(tiny_folder, tmp_path / "hostile.pt")
+    one_line(error)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("content", [[1, 2], {}, {"state_dict": {"a": 1}}, torch.zeros(3)])
+def test_a_file_without_a_state_dict(tiny_folder, tmp_path, content):
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match=r"state_dict|state dict"):
+        load(tiny_folder, tmp_path / "other.pt")
+
+
+def test_other_architecture_names_three_keys_and_what_fits(tiny_folder, tmp_path):
+    other = write_model(tmp_path, {**TINY_CONFIG, "vision_cfg": {**TINY_VISION, "width": 32}})
+    with pytest.raises(CheckpointError, match="no architecture of open_clip fits") as error:
+        load(tiny_folder, other / "model.safetensors")
+    assert one_line(error).count(" in the model)") == 3
+    assert "more" in str(error.value)
+
+
+def test_other_architecture_names_the_one_that_fits(tiny_folder, tmp_path):
+    model, _ = checkpoints.build_model("ViT-B-32")
+    save_file(dict(model.state_dict()), tmp_path / "b32.safetensors")
+    with pytest.raises(CheckpointError, match=r"the file fits ViT-B-32\b"):
+        load(tiny_folder, tmp_path / "b32.safetensors")
+
+
+def test_a_key_too_many_or_too_few(tiny_folder, state, tmp_path):
+    save_file({**state, "extra": torch.zeros(2)}, tmp_path / "more.safetensors")
+    state.pop("ln_final.bias")
+    save_file(state, tmp_path / "fewer.safetensors")
+    with pytest.raises(CheckpointError, match=r"extra \(2 in the file, missing in the model\)"):
+        load(tiny_folder, tmp_path / "more.safetensors")
+    with pytest.raises(CheckpointError, match=r"ln_final.bias \(missing in the file, 32 in the model\)"):
+        load(tiny_folder, tmp_path / "fewer.safetensors")
+
+
+def test_values_that_are_not_finite(tiny_folder, state, tmp_path):
+    state["visual.proj"][3, 2] = float("nan")
+    save_file(state, tmp_path / "nan.safetensors")
+    with pytest.raises(CheckpointError, match=r"NaN.*visual\.proj"):
+        load(tiny_folder, tmp_path / "nan.safetensors")
+
+
+def test_hugging_face_file(tiny_folder, monkeypatch):
+    asked = []
+
+    def fake(repo: str, file: str) -> str:
+        asked.append((repo, file))
+        return str(tiny_folder / "model.safetensors")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fake)
+    model = load(tiny_folder, "hf:chendelong/RemoteCLIP/RemoteCLIP-ViT-B-32.pt")
+    assert asked == [("chendelong/RemoteCLIP", "RemoteCLIP-ViT-B-32.pt")]
+    assert model.weights.source == "hf:chendelong/RemoteCLIP/RemoteCLIP-ViT-B-32.pt"
+
+
+@pytest.mark.parametrize("bad", ["hf:", "hf:owner", "hf:owner/repo", "hf:owner//file"])
+def test_hugging_face_form(tiny_folder, bad):
+    with pytest.raises(CheckpointError, match="hf:owner/repo/file"):
+        load(tiny_folder, bad)
+
+
+def test_hugging_face_out_of_reach(tiny_folder, monkeypatch):
+    def unreachable(repo: str, file: str) -> str:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
+    with pytest.raises(CheckpointError, match=r"no route to host.*give its path"):
+        load(tiny_folder, "hf:owner/repo/file.pt")
+
+
+def test_known_error_14_weights_that_saw_dior_are_marked(tiny_folder, tmp_path, state):
+    save_file(state, tmp_path / "RemoteCLIP-ViT-B-32.safetensors")
+    assert load(tiny_folder, tmp_path / "RemoteCLIP-ViT-B-32.safetensors").weights.saw_dior
+    assert not load(tiny_folder, tiny_folder / "model.safetensors").weights.saw_dior
+
+
+def test_unknown_local_folder(tmp_path):
+    with pytest.raises(ParameterError, match="cannot build"):
+        load_clip(f"local-dir:{tmp_path / 'nowhere'}", "random", device="cpu")

@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_CONFIG, TINY_VISION, write_model
+from PIL import Image
+
+from surgerylib import clip as clip_module
+from surgerylib.clip import interpolate_positions, load_clip, open_clip
+from surgerylib.errors import ParameterError, SurgeryWarning, UnsupportedModelError
+
+
+def images(batch: int, size: int = 32, seed: int = 0) -> torch.Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def unit(x: torch.Tensor) -> torch.Tensor:
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+@torch.no_grad()
+def stock_layers(model, batch: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Tokens before the first block and behind every block of the stock model, by hooks: [B, 1+N, W] each."""
+    outputs, first = [], []
+    blocks = model.visual.transformer.resblocks
+    hooks = [block.register_forward_hook(lambda _m, _i, out: outputs.append(out)) for block in blocks]
+    hooks.append(blocks[0].register_forward_pre_hook(lambda _m, args: first.append(args[0])))
+    model.encode_image(batch)
+    for hook in hooks:
+        hook.remove()
+    return first[0], outputs
+
+
+@torch.no_grad()
+def vv_by_definition(model, batch: torch.Tensor, depth: int) -> list[torch.Tensor]:
+    """The VV stream behind each of the last blocks, written head by head from DESIGN's definition."""
+    first, outputs = stock_layers(model, batch)
+    inputs = [first, *outputs[:-1]]
+    blocks = list(model.visual.transformer.resblocks)
+    vv, streams = inputs[-depth], []
+    for block, x in zip(blocks[-depth:], inputs[-depth:], strict=True):
+        width = x.shape[-1]
+        weight, bias = block.attn.in_proj_weight[2 * width :], block.attn.in_proj_bias[2 * width :]
+        values = block.ln_1(x) @ weight.T + bias
+        head_dim = width // block.attn.num_heads
+        heads = []
+        for head in values.split(head_dim, dim=-1):
+            heads.append(torch.softmax(head_dim**-0.5 * head @ head.transpose(1, 2), dim=-1) @ head)
+        vv = vv + block.attn.out_proj(torch.cat(heads, dim=-1))
+        streams.append(vv)
+    return streams
+
+
+def test_qk_path_is_stock_encode_image(tiny):
+    batch = images(3)
+    with torch.no_grad():
+        stock = unit(tiny.model.encode_image(batch))
+    tokens = tiny.encode_image(batch)
+    assert tokens.qk.shape == tokens.vv.shape == (1, 3, 17, 24)
+    assert tokens.grid == (4, 4)
+    torch.testing.assert_close(tokens.qk[0, :, 0], stock, rtol=1e-5, atol=1e-6)
+    assert tiny.self_check_error < 1e-5
+
+
+def test_every_layer_matches_the_stock_stream(tiny):
+    batch = images(2)
+    _, outputs = stock_layers(tiny.model, batch)
+    tokens = tiny.encode_image(batch, last_layers=3)
+    with torch.no_grad():
+        expected = torch.stack([unit(tiny._project(out)) for out in outputs[-3:]])
+    torch.testing.assert_close(tokens.qk, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(tokens.qk[-1:], tiny.encode_image(batch).qk, rtol=0, atol=0)
+
+
+def test_known_error_06_layer_features_normalised_before_ln_post(tiny):
+    batch = images(2)
+    _, outputs = stock_layers(tiny.model, batch)
+    features = tiny.encode_image(batch, last_layers=3).features
+    torch.testing.assert_close(features, torch.stack([out[:, 1:] for out in outputs[-3:]]), rtol=1e-4, atol=1e-5)
+    assert (features.norm(dim=-1) - 1).abs().min() > 0.1
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_known_error_05_vv_path_given_the_mlp_or_its_own_v(tiny_folder, depth):
+    model = load_clip(f"local-dir:{tiny_folder}", str(tiny_folder / "model.safetensors"), device="cpu", depth=depth)
+    batch = images(2)
+    tokens = model.encode_image(batch, last_layers=depth)
+    with torch.no_grad():
+        expected = torch.stack([unit(model._project(vv)) for vv in vv_by_definition(model.model, batch, depth)])
+    torch.testing.assert_close(tokens.vv, expected, rtol=1e-4, atol=1e-6)
+    assert (tokens.vv - tokens.qk).abs().max() > 0.1
+
+
+def test_known_error_04_v_normalised_then_scaled(tiny):
+    batch = images(2)
+    tokens = tiny.encode_image(batch, return_attention=True)
+    block = tiny.model.visual.transformer.resblocks[-1]
+    _, outputs = stock_layers(tiny.model, batch)
+    with torch.no_grad():
+        qkv = block.ln_1(outputs[-2]) @ block.attn.in_proj_weight.T + block.attn.in_proj_bias
+    q, k, v = (part.view(2, 17, 4, 16).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+    for weights, left, right in ((tokens.qk_attention, q, k), (tokens.vv_attention, v, v)):
+        assert weights.shape == (2, 4, 17, 17)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 17))
+        expected = torch.softmax(left @ right.transpose(2, 3) / math.sqrt(16), dim=-1)
+        torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-6)
+    normalised = torch.softmax(unit(v) @ unit(v).transpose(2, 3) / math.sqrt(16), dim=-1)
+    assert normalised.max() < 1.5 / 17 < tokens.vv_attention.max()  # what the error looks like: almost uniform
+
+
+def test_known_error_09_sequence_first_told_apart_by_dimensions(tiny):
+    batch = images(17)  # as many images as tokens
+    together = tiny.encode_image(batch)
+    alone = torch.cat([tiny.encode_image(batch[i : i + 1]).vv for i in range(17)], dim=1)
+    torch.testing.assert_close(together.vv, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_known_error_10_position_embeddings_overwritten_on_resize(tiny):
+    before = {key: value.clone() for key, value in tiny.model.state_dict().items()}
+    small = images(2)
+    first = tiny.encode_image(small)
+    large = tiny.encode_image(images(2, size=64))
+    again = tiny.encode_image(small)
+    assert large.grid == (8, 8)
+    assert torch.equal(first.qk, again.qk)
+    assert torch.equal(first.vv, again.vv)
+    assert all(torch.equal(before[key], value) for key, value in tiny.model.state_dict().items())
+
+
+def test_known_error_11_text_encoded_anew_in_every_step(tiny, monkeypatch):
+    calls = []
+    encode = tiny.model.encode_text
+    monkeypatch.setattr(tiny.model, "encode_text", lambda tokens: (calls.append(len(tokens)), encode(tokens))[1])
+    names = ["red kite", "blue kite"]
+    first = tiny.encode_text(names, ("a {}.", "the {}."))
+    assert tiny.encode_text(names, ("a {}.", "the {}.")) is first
+    assert calls == [4]
+
+
+def test_text_is_the_renormalised_mean_over_templates(tiny):
+    both = tiny.encode_text(["ship"], ("a {}.", "the {}."))
+    parts = [tiny.encode_text(["ship"], (template,)) for template in ("a {}.", "the {}.")]
+    torch.testing.assert_close(both, unit(sum(parts)))
+    assert tiny.encode_text([]).shape == (0, 24)
+    with pytest.raises(ParameterError, match=r"needs a \{\}"):
+        tiny.encode_text(["ship"], ("a ship",))
+    with pytest.raises(ParameterError, match="put it in a list"):
+        tiny.encode_text("ship")
+
+
+def test_position_interpolation_keeps_cls_and_constants():
+    positions = torch.cat([torch.full((1, 5), 9.0), torch.full((16, 5), 2.0)])
+    larger = interpolate_positions(positions, (4, 4), (6, 3))
+    assert larger.shape == (19, 5)
+    torch.testing.assert_close(larger[0], positions[0])
+    torch.testing.assert_close(larger[1:], torch.full((18, 5), 2.0))
+    assert interpolate_positions(positions, (4, 4), (4, 4)) is positions
+
+
+def test_position_interpolation_agrees_with_open_clip(tiny):
+    visual = tiny.model.visual
+    state = {"visual.positional_embedding": visual.positional_embedding.clone()}
+    larger = open_clip.CLIP(**{**TINY_CONFIG, "vision_cfg": {**TINY_VISION, "image_size": 48}})
+    open_clip.model.resize_pos_embed(state, larger)
+    ours = interpolate_positions(visual.positional_embedding, (4, 4), (6, 6))
+    torch.testing.assert_close(ours, state["visual.positional_embedding"])
+
+
+@pytest.mark.parametrize("shape", [(50, 40), (32, 32), (7, 90)])
+def test_preprocess_squashes_the_whole_image_like_pillow(tiny, shape):
+    # away from 0 and 255: where the cubic overshoots, Pillow and torch clamp after different passes
+    image = np.random.default_rng(0).integers(80, 176, (*shape, 3), dtype=np.uint8)
+    reference = np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC))
+    pixels = tiny.preprocess(image) * tiny._std + tiny._mean
+    assert pixels.shape == (3, 32, 32)
+    difference = np.abs(pixels.permute(1, 2, 0).numpy() * 255 - reference)
+    assert difference.max() <= 1.01  # one grey level: both round twice
+
+
+@pytest.mark.parametrize("bad", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((3, 4, 4), np.uint8)])
+def test_preprocess_refuses_what_is_not_rgb_uint8(tiny, bad):
+    with pytest.raises(ParameterError, match="uint8"):
+        tiny.preprocess(bad)
+
+
+def test_empty_batch(tiny):
+    tokens = tiny.encode_image(images(0))
+    assert tokens.vv.shape == (1, 0, 17, 24)
+
+
+def test_attention_class_of_newer_open_clip(tmp_path):
+    config = {**TINY_CONFIG, "vision_cfg": {**TINY_VISION, "block_type": "custom"}}
+    model = load_clip(f"local-dir:{write_model(tmp_path, config)}", str(tmp_path / "model.safetensors"), device="cpu",
+                      depth=2)  # fmt: skip
+    assert isinstance(model.model.visual.transformer.resblocks[0].attn, open_clip.transformer.Attention)
+    batch = images(2)
+    expected = unit(model._project(vv_by_definition(model.model, batch, 2)[-1]))
+    torch.testing.assert_close(model.encode_image(batch).vv[0], expected.detach(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"qk_norm": True}, "modifies its attention"),
+        ({"scale_heads": True}, "modifies its attention"),
+        ({"pool_type": "avg"}, "class token"),
+    ],
+)
+def test_architectures_that_the_dual_path_cannot_reproduce(tmp_path, change, says):
+    config = {**TINY_CONFIG, "vision_cfg": {**TINY_VISION, **change}}
+    with pytest.raises(UnsupportedModelError, match=says):
+        load_clip(f"local-dir:{write_model(tmp_path, config)}", "random", device="cpu", depth=2)
+
+
+def test_resnet_is_refused():
+    with pytest.raises(UnsupportedModelError, match="ModifiedResNet"):
+        load_clip("RN50", "random", device="cpu")
+
+
+def test_failing_self_check_is_a_typed_error(tiny_folder, monkeypatch):
+    monkeypatch.setattr(clip_module.attention, "attend", lambda q, k, v: v)
+    with pytest.raises(UnsupportedModelError, match="differs from stock encode_image"):
+        load_clip(f"local-dir:{tiny_folder}", "random", device="cpu", depth=2)
+
+
+def test_model_added_to_open_clip(tmp_path):
+    (tmp_path / "surgery-test-tiny.json").write_text(json.dumps(TINY_CONFIG))
+    open_clip.add_model_config(tmp_path)
+    assert load_clip("surgery-test-tiny", "random", device="cpu", depth=4).grid == (4, 4)
+
+
+def test_image_size_of_the_caller(tiny_folder):
+    path = str(tiny_folder / "model.safetensors")
+    model = load_clip(f"local-dir:{tiny_folder}", path, device="cpu", image_size=64, depth=1)
+    assert model.grid == (8, 8)
+    image = np.zeros((10, 20, 3), np.uint8)
+    assert model.encode_image(model.preprocess(image)[None]).grid == (8, 8)
+    for size in (60, 0, -8):
+        with pytest.raises(ParameterError, match="multiple of the patch"):
+            load_clip(f"local-dir:{tiny_folder}", path, device="cpu", image_size=size, depth=1)
+    with pytest.raises(ParameterError, match="multiple of the patch"):
+        model.encode_image(images(1, size=36))
+
+
+def test_parameters_out_of_range(tiny_folder, tiny):
+    for depth in (0, 5):
+        with pytest.raises(ParameterError, match=r"depth must lie in 1\.\.4"):
+            load_clip(f"local-dir:{tiny_folder}", "random", device="cpu", depth=depth)
+    for last_layers in (0, 4):
+        with pytest.raises(ParameterError, match=r"last_layers must lie in 1\.\.3"):
+            tiny.encode_image(images(1), last_layers=last_layers)
+    with pytest.raises(ParameterError, match="ViT-B-32"):
+        load_clip("ViT-B32", "random")
+    with pytest.raises(ParameterError, match="device 'gpu'"):
+        load_clip(f"local-dir:{tiny_folder}", "random", device="gpu")
+    with pytest.raises(ParameterError, match="images must be"):
+        tiny.encode_image(images(1)[0])
+
+
+def test_random_weights_are_said_and_repeatable(tiny_folder):
+    name = f"local-dir:{tiny_folder}"
+    with pytest.warns(SurgeryWarning, match="random"):
+        first = load_clip(name, device="cpu", depth=2)
+    second = load_clip(name, "random", device="cpu", depth=2)
+    assert first.weights.sha256 == second.weights.sha256
+    assert "random" in first.weights.source
+
+
+def test_loading_leaves_the_global_random_state_alone(tiny_folder):
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    load_clip(f"local-dir:{tiny_folder}", "random", device="cpu", depth=2)
+    assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_autocast_on_cuda_stays_near_the_cpu(tiny_folder):
+    path = str(tiny_folder / "model.safetensors")
+    cpu, cuda = (load_clip(f"local-dir:{tiny_folder}", path, device=device, depth=3) for device in ("cpu", "cuda"))
+    batch = images(4)
+    torch.testing.assert_close(cuda.encode_image(batch).vv.cpu(), cpu.encode_image(batch).vv, rtol=0, atol=0.03)
