@@ -1,0 +1,117 @@
+"""Tokens and text -> class heatmaps of the four kinds.
+
+Maps are always computed against the whole class list: under `surgery` similarity each class's map depends on the
+others, so the list is part of a result's identity.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .clip import ImageTokens
+from .errors import ParameterError
+
+# kind -> path that the CLS token comes from, path that the patch tokens come from. `standard` is the stock model and
+# `vv_qk` the QK path: the same tensors, because the load-time self-check has proven the QK path to be the stock model.
+_PATHS = {
+    "standard": ("qk", "qk"),
+    "vv_qk": ("qk", "qk"),
+    "vv_vv": ("vv", "vv"),
+    "vv_mixed": ("qk", "vv"),
+}
+HEATMAP_KINDS: tuple[str, ...] = tuple(_PATHS)
+SIMILARITIES = ("cosine", "surgery")
+
+
+def heatmaps(
+    tokens: ImageTokens,
+    text: Tensor,
+    kind: str = "vv_mixed",
+    *,
+    similarity: str = "cosine",
+    redundant: Tensor | None = None,
+) -> Tensor:
+    """Similarity of every patch to every class, averaged over the layers of `tokens`.
+
+    `cosine`: unit patches times unit text. The CLS token plays no part, so `vv_vv` and `vv_mixed` agree.
+    `surgery` (Li et al. 2023, arXiv:2304.05653, section 3.3): with S = patches·textᵀ, p = softmax(2·cls·textᵀ) over
+    the classes and w = p / mean(p): `w·S - mean over classes of w·S`, for each image and layer. With `redundant`
+    given: `patches·(text - redundant)ᵀ`.
+
+    Args:
+        tokens: of B images and L layers.
+        text: [C, D] unit rows, the whole class list.
+        kind: one of `HEATMAP_KINDS`.
+        similarity: `cosine` or `surgery`.
+        redundant: [D] or [1, D], the feature to subtract (such as the text of an empty prompt); `surgery` only.
+
+    Returns:
+        float32 [B, C, h, w], raw: no min-max, comparable across images.
+
+    Raises:
+        ParameterError: unknown kind or similarity, sizes that do not fit, or `surgery` with one class and no
+            `redundant`, which would be exactly zero everywhere.
+    """
+    _, patches = _tokens_of(tokens, kind)
+    check_similarity(similarity)
+    if text.ndim != 2 or text.shape[1] != patches.shape[-1]:
+        raise ParameterError(f"text must be [C, {patches.shape[-1]}] for these tokens, got {list(text.shape)}")
+    if redundant is not None and similarity != "surgery":
+        raise ParameterError('redundant is used by similarity="surgery" only: leave it out or change the similarity')
+    if similarity == "cosine":
+        maps = patches.mean(dim=0) @ text.T  # the mean over layers of a linear map is the map of the mean: [B, N, C]
+    elif redundant is not None:
+        maps = patches.mean(dim=0) @ (text - redundant.reshape(1, -1)).T
+    else:
+        maps = _surgery(tokens, text, kind)
+    return maps.transpose(1, 2).reshape(maps.shape[0], len(text), *tokens.grid)
+
+
+def map_source(kind: str, similarity: str) -> tuple[str, ...]:
+    """What a kind's maps depend on: kinds with the same source have the same maps under this similarity."""
+    check_kinds([kind])
+    check_similarity(similarity)
+    cls, patches = _PATHS[kind]
+    return (patches,) if similarity == "cosine" else (cls, patches)
+
+
+def upsample(maps: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Bilinear upsampling of [B, C, h, w] to [B, C, H, W], half-pixel centres (as `boxes.extract_boxes` does)."""
+    return F.interpolate(maps, size=size_hw, mode="bilinear", align_corners=False)
+
+
+def check_kinds(kinds: list[str] | tuple[str, ...]) -> None:
+    """Raise a `ParameterError` that lists the four kinds unless all of `kinds` are known and there is one."""
+    unknown = [kind for kind in kinds if kind not in _PATHS]
+    if unknown or not kinds or isinstance(kinds, str):
+        seen = repr(unknown[0]) if unknown and not isinstance(kinds, str) else repr(kinds)
+        raise ParameterError(f"unknown heatmap kind {seen}; the kinds are {', '.join(HEATMAP_KINDS)}")
+
+
+def check_similarity(similarity: str) -> None:
+    """Raise a `ParameterError` unless `similarity` is known."""
+    if similarity not in SIMILARITIES:
+        raise ParameterError(f"unknown similarity {similarity!r}; choose from {', '.join(SIMILARITIES)}")
+
+
+def _surgery(tokens: ImageTokens, text: Tensor, kind: str) -> Tensor:
+    if len(text) < 2:
+        raise ParameterError(
+            f"surgery similarity needs at least two classes, got {len(text)}: pass the whole class list, or "
+            "redundant= (the text embedding of an empty prompt)"
+        )
+    cls, patches = _tokens_of(tokens, kind)  # [L, B, D], [L, B, N, D]
+    weights = torch.softmax(2 * cls @ text.T, dim=-1)
+    weights = weights / weights.mean(dim=-1, keepdim=True)  # [L, B, C]
+    weighted_text = weights.unsqueeze(-1) * text  # [L, B, C, D]: scales C rows instead of N x C products
+    centred = weighted_text - weighted_text.mean(dim=2, keepdim=True)
+    return torch.einsum("lbnd,lbcd->bnc", patches, centred) / len(patches)
+
+
+def _tokens_of(tokens: ImageTokens, kind: str) -> tuple[Tensor, Tensor]:
+    """CLS [L, B, D] and patch tokens [L, B, N, D] that a kind uses."""
+    check_kinds([kind])
+    cls_path, patch_path = _PATHS[kind]
+    return getattr(tokens, cls_path)[:, :, 0], getattr(tokens, patch_path)[:, :, 1:]

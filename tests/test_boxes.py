@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from surgerylib.boxes import box_giou, box_iou, extract_boxes, nms
+from surgerylib.errors import ParameterError
+
+A = np.array([0.0, 0.0, 10.0, 10.0])
+
+
+@pytest.mark.parametrize(
+    ("other", "iou", "giou"),
+    [
+        ([0, 0, 10, 10], 1.0, 1.0),
+        ([5, 0, 15, 10], 50 / 150, 50 / 150),  # the hull is the union
+        ([5, 5, 15, 15], 25 / 175, 25 / 175 - 50 / 225),
+        ([10, 0, 20, 10], 0.0, 0.0),  # touching
+        ([20, 0, 30, 10], 0.0, -100 / 300),
+        ([2, 2, 2, 2], 0.0, 0.0),  # no area
+    ],
+)
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_overlap_golden_values(other, iou, giou, kind):
+    a, b = kind(A), kind(np.array(other, dtype=float))
+    assert float(box_iou(a, b)) == pytest.approx(iou, abs=1e-12)
+    assert float(box_giou(a, b)) == pytest.approx(giou, abs=1e-12)
+
+
+def test_known_error_02_giou_reported_as_iou():
+    apart = np.array([20.0, 0.0, 30.0, 10.0])
+    assert box_iou(A, apart) == 0
+    assert box_giou(A, apart) < 0
+
+
+def test_overlap_broadcasts_to_all_pairs_and_to_none():
+    boxes = np.array([A, A + 5])
+    assert box_iou(boxes[:, None], boxes[None]).shape == (2, 2)
+    assert box_iou(boxes[:0, None], boxes[None]).shape == (0, 2)
+    empty = np.zeros(4)
+    assert box_iou(empty, empty) == 0
+    assert box_giou(empty, empty) == 0
+
+
+def rectangle_map(size: int, rows: slice, columns: slice, inside: float = 1.0, outside: float = 0.0) -> np.ndarray:
+    heatmap = np.full((size, size), outside, dtype=np.float32)
+    heatmap[rows, columns] = inside
+    return heatmap
+
+
+def test_one_rectangle_at_working_size_is_found_to_the_pixel():
+    heatmap = rectangle_map(224, slice(40, 100), slice(20, 180))
+    found = extract_boxes(heatmap, (448, 112), percentile=90)
+    np.testing.assert_allclose(found, [[40, 20, 360, 50, 1.0]])
+
+
+def test_scores_are_raw_means_and_sorted():
+    heatmap = rectangle_map(224, slice(10, 50), slice(10, 50), inside=0.4, outside=-0.3)
+    heatmap[150:190, 100:200] = 0.7
+    found = extract_boxes(heatmap, (224, 224), percentile=90)
+    np.testing.assert_allclose(found, [[100, 150, 200, 190, 0.7], [10, 10, 50, 50, 0.4]], rtol=1e-6)
+
+
+def test_holes_small_blobs_and_specks():
+    heatmap = rectangle_map(224, slice(50, 120), slice(50, 120))
+    heatmap[80:90, 80:90] = 0  # a hole: external contours only
+    heatmap[85, 85] = 1  # an island in the hole
+    heatmap[200:205, 10:60] = 1  # five pixels high: dropped
+    heatmap[10:16, 10:60] = 1  # six: kept
+    found = extract_boxes(heatmap, (224, 224), percentile=90)
+    assert sorted(found[:, :4].tolist()) == [[10, 10, 60, 16], [50, 50, 120, 120]]
+
+
+def test_closing_comes_before_opening():
+    heatmap = rectangle_map(224, slice(50, 90), slice(50, 90))
+    heatmap[50:90, 91:130] = 1  # a gap of one column closes; opening first would not
+    heatmap[150:160, 50] = 1  # a line of one pixel is opened away
+    assert len(extract_boxes(heatmap, (224, 224), percentile=95)) == 1
+
+
+def test_known_error_08_thresholds_after_per_map_min_max():
+    coarse = np.random.default_rng(0).normal(size=(7, 7)).astype(np.float32)
+    plain = extract_boxes(coarse, (800, 800))
+    scaled = extract_boxes(coarse * 4 + 2, (800, 800))
+    np.testing.assert_array_equal(plain[:, :4], scaled[:, :4])
+    np.testing.assert_allclose(plain[:, 4] * 4 + 2, scaled[:, 4], rtol=1e-5)
+    assert plain[:, 4].max() != pytest.approx(1.0)
+
+
+def test_the_five_steps_written_out():
+    coarse = np.random.default_rng(1).normal(size=(14, 14)).astype(np.float32)
+    up = torch.nn.functional.interpolate(torch.from_numpy(coarse)[None, None], size=(224, 224), mode="bilinear")[0, 0]
+    up = up.numpy()
+    mask = (up >= np.percentile(up, 80)).astype(np.uint8)
+    kernel = np.ones((3, 3), np.uint8)
+    mask = cv2.morphologyEx(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, kernel), cv2.MORPH_OPEN, kernel)
+    expected = []
+    for contour in cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]:
+        x, y, w, h = cv2.boundingRect(contour)
+        if w > 5 and h > 5:
+            expected.append([x * 3, y * 2, (x + w) * 3, (y + h) * 2, up[y : y + h, x : x + w].mean()])
+    found = extract_boxes(torch.from_numpy(coarse), (672, 448), percentile=80)
+    np.testing.assert_allclose(found, sorted(expected, key=lambda row: -row[4]), rtol=1e-5)
+
+
+def test_constant_map_gives_no_box():
+    for value in (0.0, 0.3, -1.0):
+        found = extract_boxes(np.full((7, 7), value, np.float32), (800, 800))
+        assert found.shape == (0, 5)
+
+
+@pytest.mark.parametrize("percentile", [0, 100, -3, 120, float("nan")])
+def test_percentile_outside_its_range(percentile):
+    with pytest.raises(ParameterError, match="percentile must lie between 0 and 100"):
+        extract_boxes(np.eye(7), (10, 10), percentile=percentile)
+
+
+@pytest.mark.parametrize(
+    "bad", [np.zeros((2, 7, 7)), np.zeros((0, 7)), np.full((7, 7), np.nan), np.full((7, 7), np.inf)]
+)
+def test_maps_that_are_none(bad):
+    with pytest.raises(ParameterError):
+        extract_boxes(bad, (10, 10))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(1, 99), st.integers(1, 20), st.integers(1, 2000), st.integers(1, 2000))
+def test_boxes_lie_in_the_image_and_are_larger_than_min_side(seed, percentile, side, width, height):
+    coarse = np.random.default_rng(seed).normal(size=(side, side + 1))
+    found = extract_boxes(coarse, (width, height), percentile=percentile)
+    assert (found[:, :2] >= 0).all()
+    assert (found[:, 2] <= width + 1e-9).all()
+    assert (found[:, 3] <= height + 1e-9).all()
+    assert ((found[:, 2] - found[:, 0]) * 224 / width > 5).all()
+    assert (np.diff(found[:, 4]) <= 0).all()
+
+
+def slow_nms(boxes: np.ndarray, threshold: float) -> list[list[float]]:
+    remaining = sorted(boxes.tolist(), key=lambda row: -row[4])
+    kept = []
+    while remaining:
+        best = remaining.pop(0)
+        kept.append(best)
+        remaining = [row for row in remaining if box_iou(np.array(best[:4]), np.array(row[:4])) <= threshold]
+    return kept
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nms_against_the_definition(seed):
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 60, (60, 2))
+    boxes = np.column_stack([corner, corner + rng.uniform(5, 40, (60, 2)), rng.normal(size=60)])
+    np.testing.assert_allclose(nms(boxes, 0.4), slow_nms(boxes, 0.4))
+
+
+def test_nms_of_nothing_and_bad_threshold():
+    assert nms(np.empty((0, 5)), 0.5).shape == (0, 5)
+    with pytest.raises(ParameterError, match="NMS threshold"):
+        nms(np.empty((0, 5)), 0.0)

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from surgerylib.boxes import resize_map
+from surgerylib.clip import ImageTokens
+from surgerylib.errors import ParameterError
+from surgerylib.heatmaps import HEATMAP_KINDS, heatmaps, map_source, upsample
+
+
+def unit(x: torch.Tensor) -> torch.Tensor:
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def tokens() -> ImageTokens:
+    """Two layers, three images, a grid of 4 x 5 patches, 16 dimensions."""
+    return ImageTokens(
+        qk=unit(random(2, 3, 21, 16)), vv=unit(random(2, 3, 21, 16, seed=1)), features=random(2, 3, 20, 8), grid=(4, 5)
+    )
+
+
+@pytest.fixture
+def text() -> torch.Tensor:
+    return unit(random(6, 16, seed=2))
+
+
+def published_surgery(patches: torch.Tensor, cls: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """One image, elementwise as published: [N, C, D] products, weighted, minus their mean over classes."""
+    probability = torch.softmax(2 * cls @ text.T, dim=-1)
+    weight = probability / probability.mean()
+    products = patches[:, None, :] * text[None, :, :] * weight[None, :, None]
+    return (products - products.mean(dim=1, keepdim=True)).sum(dim=-1)
+
+
+PATHS = {"standard": ("qk", "qk"), "vv_qk": ("qk", "qk"), "vv_vv": ("vv", "vv"), "vv_mixed": ("qk", "vv")}
+
+
+@pytest.mark.parametrize("kind", HEATMAP_KINDS)
+def test_cosine_is_the_mean_over_layers_of_patches_times_text(tokens, text, kind):
+    maps = heatmaps(tokens, text, kind)
+    assert maps.shape == (3, 6, 4, 5)
+    patches = getattr(tokens, PATHS[kind][1])[:, :, 1:]
+    for image in range(3):
+        for label in range(6):
+            expected = (patches[:, image] @ text[label]).mean(dim=0).view(4, 5)
+            torch.testing.assert_close(maps[image, label], expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", HEATMAP_KINDS)
+def test_surgery_is_the_published_elementwise_form(tokens, text, kind):
+    maps = heatmaps(tokens, text, kind, similarity="surgery")
+    cls_path, patch_path = PATHS[kind]
+    for image in range(3):
+        layers = [
+            published_surgery(
+                getattr(tokens, patch_path)[layer, image, 1:], getattr(tokens, cls_path)[layer, image, 0], text
+            )
+            for layer in range(2)
+        ]
+        expected = torch.stack(layers).mean(dim=0).T.reshape(6, 4, 5)
+        torch.testing.assert_close(maps[image], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_surgery_takes_each_image_alone(tokens, text):
+    one = ImageTokens(tokens.qk[:, 1:2], tokens.vv[:, 1:2], tokens.features[:, 1:2], tokens.grid)
+    together = heatmaps(tokens, text, similarity="surgery")[1:2]
+    torch.testing.assert_close(together, heatmaps(one, text, similarity="surgery"))
+
+
+def test_known_error_03_kind_silently_ignored(tokens, text):
+    cosine = {kind: heatmaps(tokens, text, kind) for kind in HEATMAP_KINDS}
+    surgery = {kind: heatmaps(tokens, text, kind, similarity="surgery") for kind in HEATMAP_KINDS}
+    for maps in (cosine, surgery):
+        assert torch.equal(maps["standard"], maps["vv_qk"])
+        assert (maps["standard"] - maps["vv_vv"]).abs().max() > 0.1
+    assert torch.equal(cosine["vv_vv"], cosine["vv_mixed"])
+    assert (surgery["vv_vv"] - surgery["vv_mixed"]).abs().max() > 0.01
+    with pytest.raises(ParameterError, match="standard, vv_qk, vv_vv, vv_mixed"):
+        heatmaps(tokens, text, "vv")
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "surgery"])
+def test_kinds_of_one_source_have_the_same_maps(tokens, text, similarity):
+    for a in HEATMAP_KINDS:
+        for b in HEATMAP_KINDS:
+            same = torch.equal(
+                heatmaps(tokens, text, a, similarity=similarity), heatmaps(tokens, text, b, similarity=similarity)
+            )
+            assert same == (map_source(a, similarity) == map_source(b, similarity))
+
+
+def test_redundant_feature_is_subtracted(tokens, text):
+    redundant = unit(random(16, seed=3))
+    maps = heatmaps(tokens, text[:1], "vv_vv", similarity="surgery", redundant=redundant)
+    expected = (tokens.vv[:, :, 1:] @ (text[0] - redundant)).mean(dim=0).view(3, 1, 4, 5)
+    torch.testing.assert_close(maps, expected, atol=1e-6, rtol=1e-5)
+    with pytest.raises(ParameterError, match="surgery"):
+        heatmaps(tokens, text, redundant=redundant)
+
+
+def test_one_class_without_redundant_says_what_to_pass(tokens, text):
+    with pytest.raises(ParameterError, match="redundant="):
+        heatmaps(tokens, text[:1], similarity="surgery")
+    assert heatmaps(tokens, text[:1]).shape == (3, 1, 4, 5)
+
+
+def test_bad_arguments(tokens, text):
+    with pytest.raises(ParameterError, match="cosine, surgery"):
+        heatmaps(tokens, text, similarity="dot")
+    with pytest.raises(ParameterError, match=r"\[C, 16\]"):
+        heatmaps(tokens, text[:, :8])
+
+
+def test_no_images(tokens, text):
+    none = ImageTokens(tokens.qk[:, :0], tokens.vv[:, :0], tokens.features[:, :0], tokens.grid)
+    assert heatmaps(none, text).shape == (0, 6, 4, 5)
+    assert heatmaps(none, text, similarity="surgery").shape == (0, 6, 4, 5)
+
+
+def test_upsampling_is_the_one_that_boxes_are_found_on(tokens, text):
+    maps = heatmaps(tokens, text)
+    large = upsample(maps, (224, 224))
+    np.testing.assert_allclose(large[1, 2].numpy(), resize_map(maps[1, 2], 224), atol=1e-6)
