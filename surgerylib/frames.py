@@ -1,0 +1,151 @@
+"""From frames to matched detections: every check on the input, integer codes for names, sorting and matching."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from .classes import check_classes
+from .curves import INTERPOLATIONS
+from .errors import ParameterError
+from .matching import match_coco, match_voc
+
+BOX_COLUMNS = ["xmin", "ymin", "xmax", "ymax"]
+
+
+class Evaluation(NamedTuple):
+    """One matching, all that average precision needs; detections are sorted by class, then by score."""
+
+    classes: tuple[str, ...]
+    iou_thresholds: np.ndarray  # [T]
+    interpolation: str
+    is_tp: np.ndarray  # bool [T, N]
+    class_bounds: np.ndarray  # [C + 1]: class c holds detections bounds[c] to bounds[c + 1]
+    images: pd.Index  # the ids behind the image codes
+    image_of_detection: np.ndarray  # [N] codes
+    image_of_truth: np.ndarray  # [G] codes
+    class_of_truth: np.ndarray  # [G]
+    n_ground_truth: np.ndarray  # [C]
+
+
+def evaluate(
+    detections: pd.DataFrame,
+    ground_truth: pd.DataFrame,
+    iou_thresholds: Sequence[float],
+    interpolation: str,
+    max_detections: int | None,
+    classes: Sequence[str] | None,
+) -> Evaluation:
+    """Checks the frames and arguments of `average_precision`, and matches.
+
+    Raises:
+        ParameterError: as documented there.
+    """
+    thresholds = _checked_thresholds(iou_thresholds)
+    if interpolation not in INTERPOLATIONS:
+        raise ParameterError(f"interpolation is {interpolation!r}; it must be one of {', '.join(INTERPOLATIONS)}")
+    if max_detections is not None and (
+        isinstance(max_detections, bool) or not isinstance(max_detections, int | np.integer) or max_detections < 1
+    ):
+        raise ParameterError(f"max_detections is {max_detections!r}; it must be a whole number of at least 1, or None")
+    boxes = _checked_numbers(detections, "detections", [*BOX_COLUMNS, "score"])
+    truth = _checked_numbers(ground_truth, "ground_truth", BOX_COLUMNS)
+    image, truth_image, images = _common_codes(detections, ground_truth, "image_id")
+    label, truth_label, labels = _common_codes(detections, ground_truth, "label")
+
+    if not all(isinstance(name, str) for name in labels):
+        raise ParameterError(f"label holds {labels[0]!r}, which is no text; use class names, not numbers")
+    names = tuple(dict.fromkeys([*(classes or ()), *sorted(labels)]))
+    # two spellings of one class would match nowhere, and both would score 0 without a word
+    check_classes(names)
+    place = pd.Index(names).get_indexer(labels)
+    label, truth_label = place[label], place[truth_label]
+
+    order = np.argsort(-boxes[:, 4], kind="stable")
+    if max_detections is not None:
+        order = _best_of_image(order, image[order], max_detections)
+    order = order[np.argsort(label[order], kind="stable")]
+    boxes, image, label = boxes[order, :4], image[order], label[order]
+
+    match = match_coco if interpolation == "coco101" else match_voc
+    n_classes = len(names)
+    is_tp = match(boxes, image * n_classes + label, truth, truth_image * n_classes + truth_label, thresholds)
+    return Evaluation(
+        classes=names,
+        iou_thresholds=thresholds,
+        interpolation=interpolation,
+        is_tp=is_tp,
+        class_bounds=np.searchsorted(label, np.arange(n_classes + 1)),
+        images=images,
+        image_of_detection=image,
+        image_of_truth=truth_image,
+        class_of_truth=truth_label,
+        n_ground_truth=np.bincount(truth_label, minlength=n_classes),
+    )
+
+
+def _checked_thresholds(iou_thresholds: Sequence[float]) -> np.ndarray:
+    try:
+        thresholds = np.array(iou_thresholds, dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        thresholds = np.empty(0)
+    if not len(thresholds) or not ((thresholds > 0) & (thresholds <= 1)).all():
+        raise ParameterError(f"iou_thresholds is {iou_thresholds!r}; give one or more numbers above 0 and at most 1")
+    if len(np.unique(thresholds)) < len(thresholds):
+        raise ParameterError(f"iou_thresholds is {iou_thresholds!r}; name each threshold once")
+    return thresholds
+
+
+def _checked_numbers(frame: pd.DataFrame, name: str, numbers: list[str]) -> np.ndarray:
+    """The number columns as float64 [N, len(numbers)], after every check on the frame."""
+    missing = [column for column in ["image_id", "label", *numbers] if column not in frame.columns]
+    if missing:
+        raise ParameterError(
+            f"{name} lacks the column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}"
+        )
+    for column in ("image_id", "label"):
+        if frame[column].isna().any():
+            row = int(np.argmax(frame[column].isna()))
+            raise ParameterError(f"{name} has no {column} in row {row}; give every box one")
+    try:
+        values = frame[numbers].to_numpy(np.float64)
+    except (TypeError, ValueError):
+        kinds = ", ".join(f"{column} {frame[column].dtype}" for column in numbers)
+        raise ParameterError(f"{name} has columns that are not numbers ({kinds}); convert them") from None
+    bad_rows = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad_rows):
+        seen = dict(zip(numbers, values[bad_rows[0]].tolist(), strict=True))
+        raise ParameterError(f"{name} row {bad_rows[0]} is {seen}; every number must be finite: drop or mend such rows")
+    bad_rows = np.flatnonzero((values[:, 2:4] < values[:, :2]).any(axis=1))
+    if len(bad_rows):
+        seen = dict(zip(BOX_COLUMNS, values[bad_rows[0], :4].tolist(), strict=True))
+        raise ParameterError(f"{name} row {bad_rows[0]} is {seen}; a box needs xmin <= xmax and ymin <= ymax")
+    return values
+
+
+def _common_codes(
+    detections: pd.DataFrame, ground_truth: pd.DataFrame, column: str
+) -> tuple[np.ndarray, np.ndarray, pd.Index]:
+    """Integer codes of a column of both frames, and the values behind them."""
+    both = [frame[column] for frame in (detections, ground_truth)]
+    both = [s.astype(s.cat.categories.dtype) if isinstance(s.dtype, pd.CategoricalDtype) else s for s in both]
+    numeric = [pd.api.types.is_numeric_dtype(s) for s in both]
+    if all(len(s) for s in both) and numeric[0] != numeric[1]:
+        # 7 and '7' would match nowhere, and every figure would be 0 without a word
+        kinds = f"{both[0].dtype} in detections and {both[1].dtype} in ground_truth"
+        raise ParameterError(f"{column} is {kinds}; make both text or both numbers")
+    codes, values = pd.factorize(pd.concat([s for s in both if len(s)] or both[:1], ignore_index=True))
+    return codes[: len(detections)], codes[len(detections) :], pd.Index(values)
+
+
+def _best_of_image(order: np.ndarray, image: np.ndarray, max_detections: int) -> np.ndarray:
+    """Leaves the first `max_detections` of each image; `order` is by score, `image` the codes in that order."""
+    by_image = np.argsort(image, kind="stable")
+    starts = np.flatnonzero(np.diff(image[by_image], prepend=-1))
+    sizes = np.diff(starts, append=len(image))
+    keep = np.zeros(len(order), dtype=bool)
+    keep[by_image] = np.arange(len(order)) - np.repeat(starts, sizes) < max_detections
+    return order[keep]

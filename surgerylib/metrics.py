@@ -1,0 +1,354 @@
+"""How good detections are: average precision with VOC's or COCO's rules, and its bootstrap intervals over images.
+
+Frames are pandas. Ground truth: image_id, label, xmin, ymin, xmax, ymax; detections add score. Boxes are float xyxy
+pixels, width = xmax - xmin. Scores are compared over all images as they are given, never rescaled per image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from .curves import INTERPOLATIONS, ClassCurves, class_curves, weighted_average_precision
+from .errors import ParameterError
+from .frames import BOX_COLUMNS, Evaluation, evaluate
+
+__all__ = [
+    "INTERPOLATIONS",
+    "IOU_THRESHOLDS",
+    "BootstrapResult",
+    "PairedDifference",
+    "average_precision",
+    "bootstrap_map",
+    "mean_average_precision",
+    "paired_difference",
+]
+IOU_THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+# numbers of a bootstrap block that are worked on at a time, per thread; a few such arrays stay in the cache
+_BLOCK = 1 << 17
+
+
+def average_precision(
+    detections: pd.DataFrame,
+    ground_truth: pd.DataFrame,
+    *,
+    iou_thresholds: Sequence[float] = IOU_THRESHOLDS,
+    interpolation: str = "11point",
+    max_detections: int | None = None,
+    classes: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """Average precision of each class at each IoU threshold.
+
+    Detections of a class are sorted by score over all images (equal scores keep the frame's order), matched inside
+    their own image only. A match needs IoU >= threshold.
+
+    - `11point` (VOC 2007): the mean, over recall 0, 0.1 ... 1, of the best precision at that recall or above. The
+      recall is compared exactly, as a ratio of whole numbers.
+    - `area` (VOC 2010 on): the area under that precision envelope. Both with VOC's matching: a detection goes to its
+      highest-IoU box; a box already taken makes it a false positive.
+    - `coco101`: 101 recall levels and COCO's matching (the best box still free): what pycocotools computes for area
+      `all`, without crowds and without its cap of 100 detections. Its order of equal scores, by image, is this one's
+      when the frame is sorted by image.
+
+    Args:
+        detections: frame with image_id, label, xmin, ymin, xmax, ymax, score.
+        ground_truth: frame with image_id, label, xmin, ymin, xmax, ymax.
+        iou_thresholds: each in (0, 1].
+        interpolation: one of `INTERPOLATIONS`.
+        max_detections: only so many of an image's detections, all classes together, those with the highest scores.
+        classes: also listed, besides every label that occurs.
+
+    Returns:
+        Frame label, iou_threshold, ap, n_ground_truth, n_detections, a row for each class and threshold. A class
+        without ground truth has ap NaN; one with ground truth but no detections has 0.
+
+    Raises:
+        ParameterError: a column is missing, a score or box is not a finite number, an argument is out of range.
+    """
+    run = evaluate(detections, ground_truth, iou_thresholds, interpolation, max_detections, classes)
+    ap = _point_estimate(run)
+    return _class_frame(
+        run.classes,
+        run.iou_thresholds,
+        ap=ap,
+        n_ground_truth=np.repeat(run.n_ground_truth[:, None], ap.shape[1], axis=1),
+        n_detections=np.repeat(np.diff(run.class_bounds)[:, None], ap.shape[1], axis=1),
+    )
+
+
+def mean_average_precision(average_precisions: pd.DataFrame) -> pd.DataFrame:
+    """mAP by IoU threshold: frame iou_threshold, map, n_classes (the classes with ground truth, which it averages).
+
+    Args:
+        average_precisions: what `average_precision` returned.
+    """
+    column, thresholds = pd.factorize(average_precisions["iou_threshold"])
+    ap = average_precisions["ap"].to_numpy(np.float64)
+    known = ~np.isnan(ap)
+    n_classes = np.bincount(column[known], minlength=len(thresholds))
+    with np.errstate(invalid="ignore"):
+        mean = np.bincount(column[known], ap[known], minlength=len(thresholds)) / n_classes
+    return pd.DataFrame(
+        {"iou_threshold": np.asarray(thresholds, dtype=np.float64), "map": mean, "n_classes": n_classes}
+    )
+
+
+def _class_curves(run: Evaluation) -> list[ClassCurves]:
+    return [
+        class_curves(run.is_tp[:, low:high], run.image_of_detection[low:high])
+        for low, high in pairwise(run.class_bounds)
+    ]
+
+
+def _point_estimate(run: Evaluation) -> np.ndarray:
+    """AP [C, T]: every image counts once."""
+    once = np.ones((1, len(run.images)), dtype=np.uint16)
+    ap = [
+        weighted_average_precision(curve, once, n_truth, run.interpolation)[0]
+        for curve, n_truth in zip(_class_curves(run), run.n_ground_truth[:, None], strict=True)
+    ]
+    return np.array(ap).reshape(len(run.classes), len(run.iou_thresholds))
+
+
+@dataclass(frozen=True)
+class BootstrapResult:
+    """Average precision with its 95 % percentile intervals over images; R resamples, C classes, T thresholds.
+
+    Attributes:
+        classes: [C] names; a class without ground truth has NaN throughout.
+        iou_thresholds: [T].
+        interpolation: one of `INTERPOLATIONS`.
+        n_images: how many images were evaluated, and resampled.
+        seed: of the resamples.
+        ap: [C, T] point estimates, those of `average_precision`.
+        ap_samples: [R, C, T]; NaN where a resample holds no ground truth of the class.
+        map: [T] mean of `ap` over classes with ground truth.
+        map_samples: [R, T] the same in each resample, over the classes that it has ground truth of.
+        data_hash: of image ids and ground truth; what two results must share to be compared.
+    """
+
+    classes: tuple[str, ...]
+    iou_thresholds: tuple[float, ...]
+    interpolation: str
+    n_images: int
+    seed: int
+    ap: np.ndarray
+    ap_samples: np.ndarray
+    map: np.ndarray
+    map_samples: np.ndarray
+    data_hash: str
+
+    def summary(self) -> pd.DataFrame:
+        """Frame iou_threshold, map, low, high; low and high are NaN (not available) with fewer than two images."""
+        low, high = _interval(self.map_samples, self.n_images)
+        return pd.DataFrame({"iou_threshold": self.iou_thresholds, "map": self.map, "low": low, "high": high})
+
+    def class_summary(self) -> pd.DataFrame:
+        """Frame label, iou_threshold, ap, low, high: a row for each class and threshold."""
+        low, high = _interval(self.ap_samples, self.n_images)
+        return _class_frame(self.classes, self.iou_thresholds, ap=self.ap, low=low, high=high)
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """AP of one result minus another's on the same images, with 95 % intervals; C classes, T thresholds.
+
+    Attributes:
+        classes: [C] those of both results.
+        iou_thresholds: [T].
+        n_images: how many images both evaluated.
+        ap: [C, T] differences; `ap_samples`: [R, C, T].
+        map: [T] differences; `map_samples`: [R, T].
+    """
+
+    classes: tuple[str, ...]
+    iou_thresholds: tuple[float, ...]
+    n_images: int
+    ap: np.ndarray
+    ap_samples: np.ndarray
+    map: np.ndarray
+    map_samples: np.ndarray
+
+    def summary(self) -> pd.DataFrame:
+        """Frame iou_threshold, difference, low, high, excludes_zero (the interval does)."""
+        low, high = _interval(self.map_samples, self.n_images)
+        return pd.DataFrame(
+            {
+                "iou_threshold": self.iou_thresholds,
+                "difference": self.map,
+                "low": low,
+                "high": high,
+                "excludes_zero": (low > 0) | (high < 0),
+            }
+        )
+
+    def class_summary(self) -> pd.DataFrame:
+        """Frame label, iou_threshold, difference, low, high, excludes_zero."""
+        low, high = _interval(self.ap_samples, self.n_images)
+        excludes_zero = (low > 0) | (high < 0)
+        return _class_frame(
+            self.classes, self.iou_thresholds, difference=self.ap, low=low, high=high, excludes_zero=excludes_zero
+        )
+
+
+def bootstrap_map(
+    detections: pd.DataFrame,
+    ground_truth: pd.DataFrame,
+    *,
+    image_ids: Iterable[str],
+    iou_thresholds: Sequence[float] = IOU_THRESHOLDS,
+    interpolation: str = "11point",
+    max_detections: int | None = None,
+    classes: Sequence[str] | None = None,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> BootstrapResult:
+    """Resamples images with replacement and evaluates average precision anew each time.
+
+    Detections are matched once: matching stays inside an image, so a resample only changes how often each image
+    counts. The result does not depend on the order of `image_ids`, nor on the number of threads.
+
+    Args:
+        detections: as for `average_precision`, and so are the arguments not named here.
+        ground_truth: as for `average_precision`.
+        image_ids: all images evaluated, those without boxes or detections too, each once.
+        n_resamples: number of resamples R.
+        seed: of the numpy Generator that draws them; the same ids and seed give the same resamples.
+
+    Raises:
+        ParameterError: as `average_precision`; an image id is repeated; a detection or box is on another image.
+    """
+    for name, value, least in (("n_resamples", n_resamples, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise ParameterError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+    run = evaluate(detections, ground_truth, iou_thresholds, interpolation, max_detections, classes)
+    ids = _checked_ids(image_ids, run.images)
+    place = ids.get_indexer(run.images)
+    run = run._replace(
+        images=ids, image_of_detection=place[run.image_of_detection], image_of_truth=place[run.image_of_truth]
+    )
+    weights = _resample_weights(len(ids), n_resamples, seed)
+    ap_samples = _resampled(run, weights)
+    ap = _point_estimate(run)
+    return BootstrapResult(
+        classes=run.classes,
+        iou_thresholds=tuple(run.iou_thresholds.tolist()),
+        interpolation=interpolation,
+        n_images=len(ids),
+        seed=int(seed),
+        ap=ap,
+        ap_samples=ap_samples,
+        map=_mean_over_classes(ap),
+        map_samples=_mean_over_classes(ap_samples),
+        data_hash=_data_hash(ids, ground_truth),
+    )
+
+
+def paired_difference(result_a: BootstrapResult, result_b: BootstrapResult) -> PairedDifference:
+    """`result_a` minus `result_b`, resample by resample: the images' own difficulty cancels out.
+
+    Raises:
+        ParameterError: the two differ in images, ground truth, thresholds, interpolation, seed or resamples.
+    """
+    for what, a, b in (
+        ("images or ground truth", result_a.data_hash[:12], result_b.data_hash[:12]),
+        ("IoU thresholds", result_a.iou_thresholds, result_b.iou_thresholds),
+        ("interpolation", result_a.interpolation, result_b.interpolation),
+        ("seed", result_a.seed, result_b.seed),
+        ("number of resamples", len(result_a.map_samples), len(result_b.map_samples)),
+    ):
+        if a != b:
+            raise ParameterError(f"not a paired comparison: the {what} differ ({a} and {b}); evaluate both alike")
+    classes = tuple(name for name in result_a.classes if name in result_b.classes)
+    rows_a, rows_b = ([result.classes.index(name) for name in classes] for result in (result_a, result_b))
+    return PairedDifference(
+        classes=classes,
+        iou_thresholds=result_a.iou_thresholds,
+        n_images=result_a.n_images,
+        ap=result_a.ap[rows_a] - result_b.ap[rows_b],
+        ap_samples=result_a.ap_samples[:, rows_a] - result_b.ap_samples[:, rows_b],
+        map=result_a.map - result_b.map,
+        map_samples=result_a.map_samples - result_b.map_samples,
+    )
+
+
+def _checked_ids(image_ids: Iterable[str], used: pd.Index) -> pd.Index:
+    ids = pd.Index(list(image_ids))
+    if ids.has_duplicates:
+        raise ParameterError(f"image_ids names {ids[ids.duplicated()][0]!r} twice; give every image once")
+    strangers = used.difference(ids, sort=False)
+    if len(strangers):
+        raise ParameterError(
+            f"{len(strangers)} images with detections or boxes are not in image_ids, {strangers[0]!r} for one; "
+            "give all images that were evaluated"
+        )
+    return ids.sort_values()
+
+
+def _resample_weights(n_images: int, n_resamples: int, seed: int) -> np.ndarray:
+    """How often each image is drawn: [R, number of images]."""
+    rng = np.random.default_rng(seed)
+    weights = np.zeros((n_resamples, n_images), dtype=np.uint16 if n_images < 1 << 16 else np.uint32)
+    for row in weights if n_images else ():
+        row[:] = np.bincount(rng.integers(n_images, size=n_images), minlength=n_images)
+    return weights
+
+
+def _resampled(run: Evaluation, weights: np.ndarray) -> np.ndarray:
+    """AP of every resample: [R, C, T]."""
+    n_resamples, n_classes = len(weights), len(run.classes)
+    samples = np.full((n_resamples, n_classes, len(run.iou_thresholds)), np.nan)
+    curves = _class_curves(run)
+
+    def work(task: tuple[int, slice]) -> None:
+        c, block = task
+        truth_images = run.image_of_truth[run.class_of_truth == c]
+        n_truth = weights[block][:, truth_images].sum(axis=1, dtype=np.int64)
+        samples[block, c] = weighted_average_precision(curves[c], weights[block], n_truth, run.interpolation)
+
+    tasks = []
+    for c in np.flatnonzero(run.n_ground_truth):
+        size = max(1, _BLOCK // max(1, len(curves[c].places), len(curves[c].images)))
+        tasks += [(c, slice(start, start + size)) for start in range(0, n_resamples, size)]
+    # numpy lets go of the interpreter lock in these array operations
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(work, tasks))
+    return samples
+
+
+def _mean_over_classes(ap: np.ndarray) -> np.ndarray:
+    """[..., C, T] -> [..., T]: over the classes that are not NaN; NaN where all are."""
+    known = ~np.isnan(ap)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, ap, 0.0).sum(axis=-2) / known.sum(axis=-2)
+
+
+def _interval(samples: np.ndarray, n_images: int) -> tuple[np.ndarray, np.ndarray]:
+    """The 2.5 and 97.5 % points over the first axis, NaN samples left out; NaN when there is nothing to resample."""
+    nothing = np.isnan(samples).all(axis=0) | (n_images < 2)
+    low, high = np.nanquantile(np.where(nothing, 0.0, samples), [0.025, 0.975], axis=0)
+    return np.where(nothing, np.nan, low), np.where(nothing, np.nan, high)
+
+
+def _class_frame(classes: Sequence[str], iou_thresholds: Sequence[float], **columns: np.ndarray) -> pd.DataFrame:
+    """A row for each class and threshold; each column is [C, T]."""
+    frame = pd.DataFrame({name: values.ravel() for name, values in columns.items()})
+    labels = np.repeat(np.array(classes, dtype=object), len(iou_thresholds))
+    frame.insert(0, "label", pd.Series(labels, dtype="str"))
+    frame.insert(1, "iou_threshold", np.tile(iou_thresholds, len(classes)))
+    return frame
+
+
+def _data_hash(ids: pd.Index, ground_truth: pd.DataFrame) -> str:
+    """sha256 of the image ids and boxes, whatever their order."""
+    rows = pd.util.hash_pandas_object(ground_truth[["image_id", "label", *BOX_COLUMNS]], index=False, categorize=True)
+    digest = hashlib.sha256("\0".join(map(str, ids)).encode())
+    digest.update(np.sort(rows.to_numpy()).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,635 @@
+"""Average precision and its intervals, judged by a slow and obvious VOC implementation and by pycocotools."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from surgerylib.errors import ParameterError
+from surgerylib.metrics import (
+    IOU_THRESHOLDS,
+    average_precision,
+    bootstrap_map,
+    mean_average_precision,
+    paired_difference,
+)
+
+BOX = ["xmin", "ymin", "xmax", "ymax"]
+
+
+def truth_frame(*rows) -> pd.DataFrame:
+    """Rows of image_id, label, xmin, ymin, xmax, ymax."""
+    frame = pd.DataFrame(rows, columns=["image_id", "label", *BOX])
+    return frame.astype({"image_id": "str", "label": "str", **dict.fromkeys(BOX, float)})
+
+
+def detection_frame(*rows) -> pd.DataFrame:
+    """Rows of image_id, label, xmin, ymin, xmax, ymax, score."""
+    frame = pd.DataFrame(rows, columns=["image_id", "label", *BOX, "score"])
+    return frame.astype({"image_id": "str", "label": "str", **dict.fromkeys([*BOX, "score"], float)})
+
+
+def random_frames(seed: int, n_images=6, n_truth=40, n_detections=150, labels="abc", score_steps=12):
+    """Crowded images: whole-pixel boxes that overlap a lot, and scores of which many are equal."""
+    rng = np.random.default_rng(seed)
+
+    def boxes(n):
+        corner = rng.integers(0, 12, (n, 2))
+        frame = pd.DataFrame(np.hstack([corner, corner + rng.integers(1, 9, (n, 2))]), columns=BOX).astype(float)
+        # image 0 has no ground truth and image 1 no detections often enough
+        frame.insert(0, "image_id", pd.Series([f"im{i}" for i in rng.integers(0, n_images, n)], dtype="str"))
+        frame.insert(1, "label", pd.Series([labels[i] for i in rng.integers(0, len(labels), n)], dtype="str"))
+        return frame.sort_values("image_id", kind="stable", ignore_index=True)
+
+    truth, detections = boxes(n_truth), boxes(n_detections)
+    near = np.flatnonzero(rng.random(n_detections) < 0.5)[: 4 * n_truth]  # these look for a box, the others are noise
+    found = truth.iloc[rng.integers(0, max(n_truth, 1), len(near))].reset_index(drop=True)
+    found[["xmax", "ymax"]] += rng.integers(0, 4, (len(near), 2))
+    detections = pd.concat([detections.drop(index=near), found]).sort_values(
+        "image_id", kind="stable", ignore_index=True
+    )
+    detections["score"] = rng.integers(0, score_steps, n_detections) / score_steps
+    return (
+        detections[detections["image_id"] != "im1"].reset_index(drop=True),
+        truth[truth["image_id"] != "im0"].reset_index(drop=True),
+    )
+
+
+# the judges
+
+
+def slow_iou(a, b) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    intersection = width * height
+    return intersection / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - intersection)
+
+
+def slow_voc(detections, truth, label, threshold, interpolation) -> float:
+    """VOC average precision of one class, one detection at a time, in exact fractions."""
+    boxes = [row for row in truth.itertuples(index=False) if row.label == label]
+    if not boxes:
+        return float("nan")
+    ranked = sorted((row for row in detections.itertuples(index=False) if row.label == label), key=lambda r: -r.score)
+    taken, hits, points = set(), 0, []
+    for rank, detection in enumerate(ranked, start=1):
+        best, best_iou = None, 0.0
+        for i, box in enumerate(boxes):
+            if box.image_id == detection.image_id:
+                iou = slow_iou(detection[2:6], box[2:6])
+                if iou > best_iou:
+                    best, best_iou = i, iou
+        if best is not None and best_iou >= threshold and best not in taken:
+            taken.add(best)
+            hits += 1
+        points.append((Fraction(hits, len(boxes)), Fraction(hits, rank)))
+    if interpolation == "11point":
+        levels = [max((p for r, p in points if r >= Fraction(k, 10)), default=Fraction(0)) for k in range(11)]
+        return float(sum(levels) / 11)
+    area, reached = Fraction(0), Fraction(0)
+    for i, (recall, _) in enumerate(points):
+        area += (recall - reached) * max(p for _, p in points[i:])
+        reached = recall
+    return float(area)
+
+
+def coco(detections, truth, thresholds) -> dict[tuple[str, float], float]:
+    """pycocotools' AP for area `all`, its cap of detections lifted."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    images = sorted(set(truth["image_id"]) | set(detections["image_id"]))
+    labels = sorted(set(truth["label"]) | set(detections["label"]))
+
+    def entries(frame):
+        for i, row in enumerate(frame.itertuples(index=False), start=1):
+            width, height = row.xmax - row.xmin, row.ymax - row.ymin
+            yield {
+                "id": i,
+                "image_id": images.index(row.image_id),
+                "category_id": labels.index(row.label),
+                "bbox": [row.xmin, row.ymin, width, height],
+                "area": width * height,
+                "iscrowd": 0,
+                "score": getattr(row, "score", 1.0),
+            }
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference, result = COCO(), COCO()
+        for index, frame in ((reference, truth), (result, detections)):
+            index.dataset = {
+                "images": [{"id": i} for i in range(len(images))],
+                "categories": [{"id": i} for i in range(len(labels))],
+                "annotations": list(entries(frame)),
+            }
+            index.createIndex()
+        evaluation = COCOeval(reference, result, "bbox")
+        evaluation.params.iouThrs = np.array(thresholds)
+        evaluation.params.maxDets = [100_000]
+        evaluation.params.areaRng = [[0, 1e10]]
+        evaluation.params.areaRngLbl = ["all"]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"][..., 0, 0]  # [T, levels, C]
+    return {
+        (label, threshold): precision[t, :, c].mean() if precision[t, 0, c] > -1 else float("nan")
+        for c, label in enumerate(labels)
+        for t, threshold in enumerate(thresholds)
+    }
+
+
+def assert_equals_coco(detections, truth, thresholds=(*IOU_THRESHOLDS, 0.75, 1.0)):
+    ours = average_precision(detections, truth, iou_thresholds=thresholds, interpolation="coco101")
+    theirs = coco(detections, truth, thresholds)
+    expected = [theirs[key] for key in zip(ours["label"], ours["iou_threshold"], strict=True)]
+    np.testing.assert_allclose(ours["ap"], expected, rtol=0, atol=1e-12)
+
+
+def assert_equals_slow_voc(detections, truth, interpolation):
+    ours = average_precision(detections, truth, interpolation=interpolation)
+    expected = [
+        slow_voc(detections, truth, label, threshold, interpolation)
+        for label, threshold in zip(ours["label"], ours["iou_threshold"], strict=True)
+    ]
+    np.testing.assert_allclose(ours["ap"], expected, rtol=0, atol=1e-13)
+
+
+def ap_of(frame: pd.DataFrame, label: str, threshold: float) -> float:
+    return frame.loc[(frame["label"] == label) & (frame["iou_threshold"] == threshold), "ap"].item()
+
+
+# empty input first
+
+
+@pytest.mark.parametrize("interpolation", ["11point", "area", "coco101"])
+def test_empty_input(interpolation):
+    box, hit = ("1", "ship", 0, 0, 10, 10), ("1", "ship", 0, 0, 10, 10, 0.5)
+    nothing = average_precision(detection_frame(), truth_frame(), interpolation=interpolation)
+    assert nothing.empty
+    assert list(nothing.columns) == ["label", "iou_threshold", "ap", "n_ground_truth", "n_detections"]
+    no_detections = average_precision(detection_frame(), truth_frame(box), interpolation=interpolation)
+    assert no_detections["ap"].tolist() == [0.0] * 6
+    assert no_detections["n_ground_truth"].tolist() == [1] * 6
+    no_truth = average_precision(detection_frame(hit), truth_frame(), interpolation=interpolation)
+    assert no_truth["ap"].isna().all()
+    assert no_truth["n_detections"].tolist() == [1] * 6
+    listed = average_precision(detection_frame(), truth_frame(), classes=["dam", "ship"], interpolation=interpolation)
+    assert listed["label"].unique().tolist() == ["dam", "ship"]
+    assert listed["ap"].isna().all()
+    both = mean_average_precision(pd.concat([no_detections, listed[listed["label"] == "dam"]]))
+    assert both["map"].tolist() == [0.0] * 6
+    assert both["n_classes"].tolist() == [1] * 6
+    assert mean_average_precision(no_truth)["map"].isna().all()
+    assert mean_average_precision(no_truth)["n_classes"].tolist() == [0] * 6
+
+
+# worked by hand
+
+
+def test_golden_values():
+    truth = truth_frame(*[("1", "ship", 20 * i, 0, 20 * i + 10, 10) for i in range(4)])
+    found = [("1", "ship", 20 * i, 0, 20 * i + 10, 10) for i in range(4)]
+    nowhere = ("1", "ship", 0, 50, 10, 60)
+    # hit, miss, hit, miss, hit: recall 1/4, 2/4, 3/4 at precision 1, 2/3, 3/5
+    detections = detection_frame((*found[0], 0.9), (*nowhere, 0.8), (*found[1], 0.7), (*nowhere, 0.6), (*found[2], 0.5))
+    for interpolation, expected in (
+        ("11point", (3 * 1 + 3 * 2 / 3 + 2 * 3 / 5) / 11),
+        ("area", (1 + 2 / 3 + 3 / 5) / 4),
+        ("coco101", (26 * 1 + 25 * 2 / 3 + 25 * 3 / 5) / 101),
+    ):
+        ap = average_precision(detections, truth, interpolation=interpolation)["ap"]
+        np.testing.assert_allclose(ap, expected, rtol=0, atol=1e-14)
+
+
+def test_a_match_needs_iou_of_at_least_the_threshold():
+    truth = truth_frame(("1", "ship", 0, 0, 10, 10))
+    half = detection_frame(("1", "ship", 0, 0, 10, 5, 0.5))  # IoU exactly 0.5
+    for interpolation in ("11point", "area", "coco101"):
+        result = average_precision(half, truth, iou_thresholds=(0.5, 0.51), interpolation=interpolation)
+        assert result["ap"].tolist() == [1.0, 0.0]
+
+
+def test_recall_levels_are_compared_exactly():
+    # recall 3/10 is below 0.3 + 4e-17, the third step of np.arange(0, 1.1, 0.1)
+    truth = truth_frame(*[("1", "ship", 20 * i, 0, 20 * i + 10, 10) for i in range(10)])
+    detections = detection_frame(*[("1", "ship", 20 * i, 0, 20 * i + 10, 10, 1 - i / 10) for i in range(3)])
+    assert average_precision(detections, truth)["ap"].tolist() == pytest.approx([4 / 11] * 6)
+
+
+def test_several_detections_on_one_box():
+    truth = truth_frame(("1", "ship", 0, 0, 10, 10), ("1", "ship", 40, 0, 50, 10))
+    twice = [("1", "ship", 0, 0, 10, 10, 0.9), ("1", "ship", 0, 0, 10, 9, 0.8), ("1", "ship", 40, 0, 50, 10, 0.7)]
+    result = average_precision(detection_frame(*twice), truth, interpolation="area")
+    assert result["ap"].tolist() == pytest.approx([(1 + 2 / 3) / 2] * 6)
+
+
+def test_voc_and_coco_matching_differ_where_the_best_box_is_taken():
+    # the second detection's best box is taken; another one of IoU 1/3 is free
+    truth = truth_frame(("1", "ship", 0, 0, 10, 10), ("1", "ship", 5, 0, 15, 10))
+    detections = detection_frame(("1", "ship", 0, 0, 10, 10, 0.9), ("1", "ship", 0, 0, 10, 10, 0.8))
+    thresholds = (0.3, 0.5)
+    voc = average_precision(detections, truth, iou_thresholds=thresholds, interpolation="area")["ap"]
+    coco101 = average_precision(detections, truth, iou_thresholds=thresholds, interpolation="coco101")["ap"]
+    assert voc.tolist() == [0.5, 0.5]
+    assert coco101.tolist() == pytest.approx([1.0, 51 / 101])
+
+
+def test_boxes_without_area_match_nothing():
+    truth = truth_frame(("1", "ship", 5, 5, 5, 5), ("1", "ship", 0, 0, 10, 10))
+    detections = detection_frame(("1", "ship", 5, 5, 5, 5, 0.9), ("1", "ship", 0, 0, 10, 10, 0.8))
+    for interpolation in ("area", "coco101"):
+        ap = average_precision(detections, truth, interpolation=interpolation)["ap"]
+        assert (ap < 0.26).all()
+
+
+# against the judges
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("interpolation", ["11point", "area"])
+def test_equals_the_slow_voc_implementation(seed, interpolation):
+    detections, truth = random_frames(seed, n_images=2 + seed)
+    assert_equals_slow_voc(detections, truth, interpolation)
+    shuffled = detections.sample(frac=1, random_state=seed)
+    assert_equals_slow_voc(shuffled, truth.sample(frac=1, random_state=seed), interpolation)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_equals_pycocotools(seed):
+    assert_equals_coco(*random_frames(seed, n_images=2 + seed % 8, score_steps=(5, 1000)[seed % 2]))
+
+
+@pytest.mark.parametrize("judge", ["slow", "coco"])
+@pytest.mark.parametrize("case", ["no detections", "no ground truth", "a class absent", "one image", "equal scores"])
+def test_equals_the_judges_in_odd_cases(judge, case):
+    detections, truth = random_frames(5, n_images=1 if case == "one image" else 5, n_truth=30)
+    if case == "no detections":
+        detections = detections.iloc[:0]
+    elif case == "no ground truth":
+        truth = truth.iloc[:0]
+    elif case == "a class absent":
+        detections, truth = detections[detections["label"] != "a"], truth[truth["label"] != "b"]
+    elif case == "one image":
+        detections, truth = detections.assign(image_id="x"), random_frames(5)[1].assign(image_id="x")
+    else:
+        detections = detections.assign(score=0.5)
+    if judge == "coco":
+        assert_equals_coco(detections, truth)
+    else:
+        assert_equals_slow_voc(detections, truth, "11point")
+        assert_equals_slow_voc(detections, truth, "area")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n_images=st.integers(1, 5),
+    n_truth=st.integers(0, 25),
+    n_detections=st.integers(0, 60),
+    score_steps=st.sampled_from([1, 3, 1000]),
+)
+def test_equals_both_judges_on_any_frame(seed, n_images, n_truth, n_detections, score_steps):
+    detections, truth = random_frames(seed, n_images, n_truth, n_detections, "ab", score_steps)
+    assert_equals_coco(detections, truth, (0.05, 0.5))
+    assert_equals_slow_voc(detections, truth, "11point")
+    assert_equals_slow_voc(detections, truth, "area")
+
+
+def test_long_chains_of_refused_detections_end_as_in_pycocotools():
+    # a row of boxes, each overlapping the next: every detection taken over pushes the one after it one box on
+    truth = truth_frame(*[("1", "ship", 4 * i, 0, 4 * i + 10, 10) for i in range(40)])
+    rows = [("1", "ship", 4 * i - 1, 0, 4 * i + 9, 10, 1 - i / 100) for i in range(40)] * 2
+    assert_equals_coco(detection_frame(*rows), truth)
+
+
+def test_many_pairs_are_worked_on_in_several_chunks(monkeypatch):
+    detections, truth = random_frames(3, n_images=3, n_truth=60, n_detections=400)
+    whole = [average_precision(detections, truth, interpolation=i) for i in ("area", "coco101")]
+    monkeypatch.setattr("surgerylib.matching._PAIRS_PER_CHUNK", 16)
+    for interpolation, expected in zip(("area", "coco101"), whole, strict=True):
+        pd.testing.assert_frame_equal(average_precision(detections, truth, interpolation=interpolation), expected)
+
+
+def test_coordinates_far_from_zero_and_fractional():
+    detections, truth = random_frames(8)
+    for frame in (detections, truth):
+        frame[BOX] = frame[BOX] * 1000.25 - 7e5
+    assert_equals_slow_voc(detections, truth, "area")
+
+
+# what must not come back
+
+
+def test_known_error_01_boxes_of_one_image_matched_with_another():
+    truth = truth_frame(("1", "ship", 0, 0, 10, 10), ("2", "ship", 50, 50, 60, 60))
+    swapped = detection_frame(("2", "ship", 0, 0, 10, 10, 0.9), ("1", "ship", 50, 50, 60, 60, 0.8))
+    other_class = detection_frame(("1", "dam", 0, 0, 10, 10, 0.9))
+    for interpolation in ("11point", "area", "coco101"):
+        assert average_precision(swapped, truth, interpolation=interpolation)["ap"].tolist() == [0.0] * 6
+        assert average_precision(other_class, truth, interpolation=interpolation)["ap"].fillna(0).tolist() == [0.0] * 12
+
+
+def test_known_error_02_giou_reported_as_iou():
+    # IoU 1/3; GIoU, the same here, would also be so, but IoU 0.04 has a GIoU below zero and touches no threshold
+    truth = truth_frame(("1", "ship", 0, 0, 10, 10))
+    third = detection_frame(("1", "ship", 5, 0, 15, 10, 0.5))
+    result = average_precision(third, truth, iou_thresholds=(0.33, 0.34))
+    assert result["ap"].tolist() == [1.0, 0.0]
+    corner = detection_frame(("1", "ship", 7, 7, 17, 17, 0.5))  # IoU 9/191 = 0.047, GIoU -0.29
+    assert average_precision(corner, truth, iou_thresholds=(0.04, 0.05))["ap"].tolist() == [1.0, 0.0]
+
+
+def test_known_error_08_scores_are_ranked_across_images_as_given():
+    # image 2's only detection is wrong and weak; stretched to [0, 1] within its image it would come first
+    truth = truth_frame(("1", "ship", 0, 0, 10, 10), ("1", "ship", 20, 0, 30, 10))
+    detections = detection_frame(
+        ("1", "ship", 0, 0, 10, 10, 0.30), ("1", "ship", 20, 0, 30, 10, 0.28), ("2", "ship", 0, 0, 10, 10, 0.1)
+    )
+    assert average_precision(detections, truth, interpolation="area")["ap"].tolist() == [1.0] * 6
+    stretched = detections.assign(score=[1.0, 0.0, 1.0])
+    assert (average_precision(stretched, truth, interpolation="area")["ap"] < 1).all()
+
+
+def test_known_error_12_ids_of_another_type_are_an_error_not_a_zero():
+    truth = truth_frame(("7", "ship", 0, 0, 10, 10))
+    detections = detection_frame(("7", "ship", 0, 0, 10, 10, 0.9)).astype({"image_id": "int64"})
+    with pytest.raises(ParameterError, match="image_id is int64 in detections"):
+        average_precision(detections, truth)
+
+
+@pytest.mark.parametrize("written", ["Golf-Field", "golf course"])
+def test_known_error_12_two_spellings_of_a_class_are_an_error_not_a_zero(written):
+    truth, detections = truth_frame(("7", "golffield", 0, 0, 9, 9)), detection_frame(("7", written, 0, 0, 9, 9, 0.9))
+    with pytest.raises(ParameterError, match="are the same; keep one spelling"):
+        average_precision(detections, truth)
+    with pytest.raises(ParameterError, match="are the same; keep one spelling"):
+        average_precision(detection_frame(), truth, classes=[written])
+    with pytest.raises(ParameterError, match="class names, not numbers"):
+        average_precision(detections.assign(label=3), truth.assign(label=3))
+
+
+def test_known_error_13_cap_of_100_detections():
+    truth = truth_frame(*[("1", "ship", 20 * i, 0, 20 * i + 10, 10) for i in range(250)])
+    detections = detection_frame(*[("1", "ship", 20 * i, 0, 20 * i + 10, 10, 1 - i / 1000) for i in range(250)])
+    for interpolation in ("11point", "area", "coco101"):
+        result = average_precision(detections, truth, interpolation=interpolation)
+        np.testing.assert_allclose(result["ap"], 1.0, rtol=0, atol=1e-15)
+        assert result["n_detections"].tolist() == [250] * 6
+    capped = average_precision(detections, truth, interpolation="area", max_detections=100)
+    assert capped["ap"].tolist() == pytest.approx([0.4] * 6)
+
+
+def test_max_detections_counts_all_classes_of_an_image():
+    detections = detection_frame(
+        ("1", "ship", 0, 0, 10, 10, 0.9),
+        ("1", "dam", 0, 0, 10, 10, 0.8),
+        ("1", "ship", 0, 0, 10, 10, 0.7),
+        ("2", "dam", 0, 0, 10, 10, 0.1),
+    )
+    result = average_precision(detections, truth_frame(), max_detections=2, iou_thresholds=[0.5])
+    assert dict(zip(result["label"], result["n_detections"], strict=True)) == {"dam": 2, "ship": 1}
+
+
+@pytest.mark.parametrize("interpolation", ["11point", "area", "coco101"])
+def test_order_of_rows_ids_and_index_changes_nothing(interpolation):
+    detections, truth = random_frames(2)
+    detections["score"] = np.random.default_rng(0).permutation(len(detections)) / len(detections)
+    expected = average_precision(detections, truth, interpolation=interpolation)
+    detections, truth = (frame.sample(frac=1, random_state=1) for frame in (detections, truth))
+    renamed = {f"im{i}": f"{(i * 7) % 11}" for i in range(6)}
+    for frame in (detections, truth):
+        frame["image_id"] = pd.Categorical(frame["image_id"].map(renamed))
+    pd.testing.assert_frame_equal(average_precision(detections, truth, interpolation=interpolation), expected)
+
+
+def test_frames_are_left_as_they_were():
+    detections, truth = random_frames(2)
+    before = detections.copy(), truth.copy()
+    average_precision(detections, truth)
+    pd.testing.assert_frame_equal(detections, before[0])
+    pd.testing.assert_frame_equal(truth, before[1])
+
+
+def test_mean_is_over_classes_with_ground_truth():
+    truth = truth_frame(("1", "ship", 0, 0, 10, 10), ("1", "dam", 0, 0, 10, 10))
+    detections = detection_frame(("1", "ship", 0, 0, 10, 10, 0.9), ("1", "harbor", 0, 0, 10, 10, 0.9))
+    result = average_precision(detections, truth, classes=["windmill", "ship"])
+    assert result["label"].unique().tolist() == ["windmill", "ship", "dam", "harbor"]
+    mean = mean_average_precision(result)
+    assert mean["iou_threshold"].tolist() == list(IOU_THRESHOLDS)
+    assert mean["map"].tolist() == [0.5] * 6
+    assert mean["n_classes"].tolist() == [2] * 6
+
+
+# intervals
+
+
+def image_ids(n=6) -> list[str]:
+    return [f"im{i}" for i in range(n)]
+
+
+@pytest.mark.parametrize("interpolation", ["11point", "area", "coco101"])
+def test_resampling_equals_evaluating_copied_images(interpolation):
+    detections, truth = random_frames(4, score_steps=10_000)
+    result = bootstrap_map(
+        detections, truth, image_ids=image_ids(), n_resamples=12, interpolation=interpolation, seed=5
+    )
+    rng = np.random.default_rng(5)
+    for r in range(12):
+        drawn = rng.integers(6, size=6)
+        copies = [
+            pd.concat(
+                [frame[frame["image_id"] == f"im{i}"].assign(image_id=f"copy{k}") for k, i in enumerate(drawn)],
+                ignore_index=True,
+            )
+            for frame in (detections, truth)
+        ]
+        expected = average_precision(*copies, interpolation=interpolation, classes=["a", "b", "c"])
+        np.testing.assert_allclose(result.ap_samples[r].ravel(), expected["ap"], rtol=0, atol=1e-12)
+        mean = mean_average_precision(expected)["map"]
+        np.testing.assert_allclose(result.map_samples[r], mean, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("interpolation", ["11point", "area", "coco101"])
+def test_point_estimate_is_average_precision(interpolation, monkeypatch):
+    detections, truth = random_frames(9)
+    ones = lambda n_images, n_resamples, seed: np.ones((n_resamples, n_images), np.uint16)  # noqa: E731
+    monkeypatch.setattr("surgerylib.metrics._resample_weights", ones)
+    result = bootstrap_map(detections, truth, image_ids=image_ids(), n_resamples=3, interpolation=interpolation)
+    expected = average_precision(detections, truth, interpolation=interpolation)
+    np.testing.assert_array_equal(result.ap.ravel(), expected["ap"])
+    np.testing.assert_array_equal(result.map, mean_average_precision(expected)["map"])
+    for sample, mean in zip(result.ap_samples, result.map_samples, strict=True):
+        np.testing.assert_array_equal(sample, result.ap)
+        np.testing.assert_array_equal(mean, result.map)
+
+
+def test_seed_decides_and_the_order_of_ids_does_not(monkeypatch):
+    detections, truth = random_frames(1)
+    first = bootstrap_map(detections, truth, image_ids=image_ids(), n_resamples=40, seed=1)
+    again = bootstrap_map(detections, truth, image_ids=reversed(image_ids()), n_resamples=40, seed=1)
+    other = bootstrap_map(detections, truth, image_ids=image_ids(), n_resamples=40, seed=2)
+    np.testing.assert_array_equal(first.ap_samples, again.ap_samples)
+    assert not np.array_equal(first.ap_samples, other.ap_samples, equal_nan=True)
+    monkeypatch.setattr("surgerylib.metrics._BLOCK", 1)
+    blocks = bootstrap_map(detections, truth, image_ids=image_ids(), n_resamples=40, seed=1)
+    np.testing.assert_array_equal(first.ap_samples, blocks.ap_samples)
+
+
+def test_summaries():
+    detections, truth = random_frames(1, n_images=30, n_truth=300, n_detections=400)
+    result = bootstrap_map(detections, truth, image_ids=image_ids(30), n_resamples=200, classes=["a", "z"])
+    summary = result.summary()
+    assert list(summary.columns) == ["iou_threshold", "map", "low", "high"]
+    assert (summary["low"] < summary["high"]).all()
+    assert ((summary["low"] <= summary["map"] + 0.03) & (summary["map"] - 0.03 <= summary["high"])).all()
+    by_class = result.class_summary()
+    assert by_class["label"].unique().tolist() == ["a", "z", "b", "c"]
+    assert by_class.loc[by_class["label"] == "z", ["ap", "low", "high"]].isna().all(axis=None)
+    assert (by_class.loc[by_class["label"] == "a", "low"] < by_class.loc[by_class["label"] == "a", "high"]).all()
+
+
+def test_images_without_boxes_or_detections_count():
+    detections, truth = random_frames(1)
+    few = bootstrap_map(detections, truth, image_ids=image_ids(), n_resamples=100)
+    many = bootstrap_map(detections, truth, image_ids=image_ids(60), n_resamples=100)
+    assert (few.n_images, many.n_images) == (6, 60)
+    np.testing.assert_array_equal(few.map, many.map)
+
+
+def test_class_that_loses_its_ground_truth_is_left_out_of_that_resample():
+    truth = truth_frame(("im0", "ship", 0, 0, 10, 10), ("im1", "dam", 0, 0, 10, 10))
+    detections = detection_frame(("im0", "ship", 0, 0, 10, 10, 0.9))
+    result = bootstrap_map(detections, truth, image_ids=image_ids(2), n_resamples=50, iou_thresholds=[0.5])
+    dam, ship = result.ap_samples[:, 0, 0], result.ap_samples[:, 1, 0]
+    assert np.isnan(dam).any()
+    assert np.isnan(ship).any()
+    assert set(ship[~np.isnan(ship)]) == {1.0}
+    np.testing.assert_array_equal(result.map_samples[np.isnan(dam), 0], 1.0)
+    np.testing.assert_array_equal(result.map_samples[np.isnan(ship), 0], 0.0)
+
+
+@pytest.mark.parametrize("n_images", [0, 1])
+def test_fewer_than_two_images_have_no_interval(n_images):
+    rows = [("im0", "ship", 0, 0, 10, 10)] * n_images
+    detections = detection_frame(*[(*row, 0.5) for row in rows])
+    result = bootstrap_map(detections, truth_frame(*rows), image_ids=image_ids(n_images), classes=["ship"])
+    assert result.summary()[["low", "high"]].isna().all(axis=None)
+    assert result.class_summary()[["low", "high"]].isna().all(axis=None)
+    np.testing.assert_array_equal(result.map, [1.0 if n_images else np.nan] * 6)
+    difference = paired_difference(result, result).summary()
+    assert difference["low"].isna().all()
+    assert not difference["excludes_zero"].any()
+
+
+def test_duplicating_every_image_keeps_the_mean_and_narrows_the_interval():
+    detections, truth = random_frames(6, n_images=20, n_truth=200, n_detections=300, score_steps=10_000)
+    once = bootstrap_map(detections, truth, image_ids=image_ids(20), interpolation="area")
+    names = [*image_ids(20), *(f"{i}again" for i in image_ids(20))]
+    twice = [pd.concat([f, f.assign(image_id=f["image_id"] + "again")], ignore_index=True) for f in (detections, truth)]
+    doubled = bootstrap_map(*twice, image_ids=names, interpolation="area")
+    np.testing.assert_allclose(doubled.map, once.map, rtol=0, atol=1e-12)
+    widths = [(s["high"] - s["low"]).mean() for s in (once.summary(), doubled.summary())]
+    assert widths[1] < 0.85 * widths[0]
+
+
+def test_paired_difference():
+    detections, truth = random_frames(7, n_images=30, n_truth=300, n_detections=300)
+    perfect = truth.assign(score=0.5)
+    options = {"image_ids": image_ids(30), "n_resamples": 200, "seed": 3}
+    a, b = bootstrap_map(perfect, truth, **options), bootstrap_map(detections, truth, **options)
+    difference = paired_difference(a, b)
+    np.testing.assert_array_equal(difference.map, a.map - b.map)
+    np.testing.assert_array_equal(difference.ap_samples, a.ap_samples - b.ap_samples)
+    summary = difference.summary()
+    assert summary["excludes_zero"].all()
+    assert (summary["low"] <= summary["difference"] + 0.05).all()
+    assert len(difference.class_summary()) == 18
+    assert not paired_difference(a, a).summary()["excludes_zero"].any()
+    fewer_classes = bootstrap_map(detections[detections["label"] == "a"], truth, classes=["z"], **options)
+    assert paired_difference(a, fewer_classes).classes == ("a", "b", "c")
+
+
+def test_pairing_is_refused_where_images_seed_or_settings_differ():
+    detections, truth = random_frames(7)
+    options = {"image_ids": image_ids(), "n_resamples": 5, "seed": 3}
+    reference = bootstrap_map(detections, truth, **options)
+    shuffled = bootstrap_map(detections, truth.sample(frac=1, random_state=0), **options)
+    paired_difference(reference, shuffled)
+    for changed, message in (
+        ({"image_ids": image_ids(7)}, "images or ground truth"),
+        ({"seed": 4}, "seed"),
+        ({"n_resamples": 6}, "number of resamples"),
+        ({"interpolation": "area"}, "interpolation"),
+        ({"iou_thresholds": [0.5]}, "IoU thresholds"),
+    ):
+        with pytest.raises(ParameterError, match=f"not a paired comparison: the {message} differ"):
+            paired_difference(reference, bootstrap_map(detections, truth, **{**options, **changed}))
+    with pytest.raises(ParameterError, match="ground truth differ"):
+        paired_difference(reference, bootstrap_map(detections, truth.iloc[1:], **options))
+
+
+# one clear line for each bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"detections": detection_frame().drop(columns=["score", "xmin"])}, "lacks the column xmin, score"),
+        ({"ground_truth": truth_frame().drop(columns="label")}, "ground_truth lacks the column label"),
+        ({"detections": detection_frame(("1", "ship", 0, 0, 1, 1, np.nan))}, "row 0 .*finite"),
+        ({"detections": detection_frame(("1", "ship", 0, 0, np.inf, 1, 1))}, "row 0 .*finite"),
+        ({"ground_truth": truth_frame(("1", "ship", 9, 0, 1, 1))}, "xmin <= xmax"),
+        ({"ground_truth": truth_frame(("1", None, 0, 0, 1, 1))}, "no label in row 0"),
+        ({"detections": detection_frame().assign(score="high").astype({"score": "str"})}, None),
+        ({"iou_thresholds": [0.5, 0.0]}, "iou_thresholds"),
+        ({"iou_thresholds": [1.5]}, "iou_thresholds"),
+        ({"iou_thresholds": [np.nan]}, "iou_thresholds"),
+        ({"iou_thresholds": []}, "iou_thresholds"),
+        ({"iou_thresholds": "half"}, "iou_thresholds"),
+        ({"iou_thresholds": [0.5, 0.5]}, "once"),
+        ({"interpolation": "12point"}, "11point, area, coco101"),
+        ({"max_detections": 0}, "max_detections"),
+        ({"max_detections": 1.5}, "max_detections"),
+    ],
+)
+def test_bad_input(change, message):
+    arguments = {"detections": detection_frame(), "ground_truth": truth_frame(), **change}
+    if message is None:  # no row holds text, so nothing is wrong
+        average_precision(**arguments)
+        return
+    with pytest.raises(ParameterError, match=message) as error:
+        average_precision(**arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_scores_that_are_text():
+    frame = detection_frame(("1", "ship", 0, 0, 1, 1, 1)).astype({"score": "str"}).assign(score="high")
+    with pytest.raises(ParameterError, match="not numbers"):
+        average_precision(frame, truth_frame())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_resamples": 0}, "n_resamples"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 0.5}, "seed"),
+        ({"image_ids": ["im0", "im0"]}, "names 'im0' twice"),
+        ({"image_ids": image_ids(2)}, "not in image_ids"),
+    ],
+)
+def test_bad_bootstrap_input(change, message):
+    detections, truth = random_frames(0)
+    with pytest.raises(ParameterError, match=message) as error:
+        bootstrap_map(detections, truth, **{"image_ids": image_ids(), "n_resamples": 2, **change})
+    assert "\n" not in str(error.value)
