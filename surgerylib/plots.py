@@ -1,0 +1,331 @@
+"""Figures of the notebooks. Every function returns a matplotlib figure; `show` puts one into a notebook with alt text.
+
+One visual language: the four kinds keep their colours everywhere (Okabe and Ito's colour-blind safe set), ground truth
+is green and solid, predictions are red and dashed, and the jet map is used for the heatmap overlay alone.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from IPython.display import display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from .boxes import box_iou, extract_boxes, mask_rectangles, resize_map, threshold_mask
+from .files import atomic_write
+
+KIND_COLOURS = {"standard": "#0072B2", "vv_qk": "#56B4E9", "vv_vv": "#E69F00", "vv_mixed": "#D55E00"}
+KIND_LINES = {"standard": "-", "vv_qk": (0, (2, 2)), "vv_vv": (0, (2, 2)), "vv_mixed": "-"}
+KIND_MARKERS = {"standard": "o", "vv_qk": "s", "vv_vv": "s", "vv_mixed": "o"}
+TRUTH, PREDICTION = "#00B140", "#E60000"
+_LABELLED = 4  # boxes whose score is printed: more would cover the image
+BOX_COLUMNS = ["xmin", "ymin", "xmax", "ymax"]
+
+_STYLE = {
+    "figure.dpi": 110,
+    "savefig.bbox": "tight",
+    "savefig.facecolor": "white",
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+# as a decorator: each call draws in the house style and leaves matplotlib's settings as they were
+_styled = matplotlib.rc_context(_STYLE)
+
+
+def show(fig: Figure, alt: str, path: str | Path | None = None, *, photo: bool = False) -> None:
+    """Put a figure into the notebook's output, with alt text for the HTML, and optionally into a PNG file.
+
+    Args:
+        fig: the figure.
+        alt: what a reader who cannot see it should know.
+        path: PNG to write as well (aside, then renamed).
+        photo: embed as JPEG, a fifth of the size of PNG for photographs.
+    """
+    if path is not None:
+        atomic_write(path, figure_bytes(fig, "png", alt))
+    mime, form = ("image/jpeg", "jpeg") if photo else ("image/png", "png")
+    display({mime: figure_bytes(fig, form)}, raw=True, metadata={mime: {"alt": alt}})
+
+
+@_styled
+def figure_bytes(fig: Figure, form: str, description: str = "") -> bytes:
+    """The figure as an image file of the given format; a PNG carries the description, and no date."""
+    buffer = io.BytesIO()
+    if form == "jpeg":
+        fig.savefig(buffer, format=form, pil_kwargs={"quality": 88})
+    else:
+        fig.savefig(buffer, format=form, metadata={"Software": None, "Description": description})
+    return buffer.getvalue()
+
+
+@_styled
+def new_figure(rows: int = 1, columns: int = 1, *, size: tuple[float, float], **options) -> tuple[Figure, np.ndarray]:
+    """A figure in the house style with its axes as an array [rows, columns]; nothing is left open behind it."""
+    fig = Figure(figsize=size, layout="constrained")
+    return fig, fig.subplots(rows, columns, squeeze=False, **options)
+
+
+@_styled
+def map_curves(summary: pd.DataFrame, protocol_titles: Mapping[str, str]) -> Figure:
+    """mAP by IoU threshold, a line a kind with its 95 % interval, a panel a protocol.
+
+    Args:
+        summary: rows with protocol, kind, iou_threshold, map, low, high.
+        protocol_titles: protocol -> the panel's title.
+    """
+    fig, axes = new_figure(1, len(protocol_titles), size=(9.2, 3.6), sharey=True)
+    for axis, (protocol, title) in zip(axes[0], protocol_titles.items(), strict=True):
+        for kind, rows in summary[summary["protocol"] == protocol].groupby("kind", sort=False):
+            colour = KIND_COLOURS[kind]
+            axis.fill_between(rows["iou_threshold"], rows["low"], rows["high"], color=colour, alpha=0.12, linewidth=0)
+            axis.plot(
+                rows["iou_threshold"],
+                rows["map"],
+                color=colour,
+                linestyle=KIND_LINES[kind],
+                marker=KIND_MARKERS[kind],
+                markersize=4,
+                label=kind,
+            )
+        axis.set(title=title, xlabel="IoU threshold", ylim=(0, None))
+    axes[0, 0].set_ylabel("mAP (band: 95 % interval)")
+    axes[0, -1].legend(title="heatmap kind")
+    return fig
+
+
+@_styled
+def class_bars(frame: pd.DataFrame, value: str, title: str, xlabel: str) -> Figure:
+    """One bar a class and kind, longest first; classes without ground truth say so instead of showing 0.
+
+    Args:
+        frame: rows with label, kind, n_ground_truth and `value` (NaN where the class has no box).
+        value: the column to draw.
+        title: the finding.
+        xlabel: the quantity.
+    """
+    kinds = list(dict.fromkeys(frame["kind"]))
+    table = frame.pivot_table(index="label", columns="kind", values=value, dropna=False, sort=False)[kinds]
+    counts = frame.drop_duplicates("label").set_index("label")["n_ground_truth"]
+    table = table.sort_values(kinds[-1], na_position="first")
+    fig, axes = new_figure(size=(8.2, 0.9 + 0.34 * max(len(table), 3)))
+    axis = axes[0, 0]
+    height = 0.8 / len(kinds)
+    for offset, kind in enumerate(reversed(kinds)):
+        at = np.arange(len(table)) + (offset - (len(kinds) - 1) / 2) * height
+        axis.barh(at, table[kind].fillna(0), height=height, color=KIND_COLOURS[kind], label=kind)
+    for row, label in enumerate(table.index):
+        if table.loc[label].isna().all():
+            axis.text(0, row, " no boxes in this split", va="center", fontsize=8, color="#666666")
+    axis.set_yticks(range(len(table)), [f"{label}  ({counts[label]:,})" for label in table.index])
+    axis.set(title=title, xlabel=xlabel, xlim=(0, None), ylim=(-0.6, len(table) - 0.4))
+    axis.grid(visible=False, axis="y")
+    handles, labels = axis.get_legend_handles_labels()
+    axis.legend(handles[::-1], labels[::-1], loc="lower right")
+    return fig
+
+
+@_styled
+def three_columns(
+    image: np.ndarray, heatmap: np.ndarray, truth: pd.DataFrame, detections: pd.DataFrame, label: str, title: str
+) -> Figure:
+    """Image with ground truth, heatmap overlay, ground truth (green, solid) with predictions (red, dashed).
+
+    Args:
+        image: uint8 RGB [H, W, 3].
+        heatmap: [h, w] raw map of the class.
+        truth: all ground truth boxes of the image.
+        detections: all detections of the image and kind.
+        label: the class shown.
+        title: above the first panel.
+    """
+    height, width = image.shape[:2]
+    fig, axes = new_figure(1, 3, size=(10.2, 0.5 + 3.25 * min(height / width, 1.4)))
+    own, other = truth[truth["label"] == label], truth[truth["label"] != label]
+    found = detections[detections["label"] == label].sort_values("score", ascending=False)
+    for axis in axes[0]:
+        photo_axis(axis, image)
+    draw_boxes(axes[0, 0], other, colour="white", width=0.8)
+    draw_boxes(axes[0, 0], own, colour=TRUTH)
+    axes[0, 0].set_title(title, fontsize=9)
+    overlay(axes[0, 1], heatmap, (width, height))
+    axes[0, 1].set_title(f"similarity {heatmap.min():.3f} to {heatmap.max():.3f}", fontsize=9)
+    draw_boxes(axes[0, 2], found, colour=PREDICTION, style="--", scores=True)
+    draw_boxes(axes[0, 2], own, colour=TRUTH)
+    axes[0, 2].set_title(f"{_count(len(found), 'box', 'boxes')}, {_best_iou_text(own, found)}", fontsize=9)
+    handles = [
+        Line2D([], [], color=TRUTH, lw=1.8, label=f"ground truth: {label}"),
+        Line2D([], [], color=PREDICTION, lw=1.5, ls="--", label="prediction (number: score of the best)"),
+    ]
+    fig.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
+    return fig
+
+
+@_styled
+def kinds_grid(
+    image: np.ndarray,
+    maps: Mapping[str, np.ndarray],
+    truth: pd.DataFrame,
+    detections: pd.DataFrame,
+    label: str,
+    title: str,
+) -> Figure:
+    """The same image under every kind: overlay above, boxes below.
+
+    Args:
+        image: uint8 RGB [H, W, 3].
+        maps: kind -> [h, w] raw map of the class.
+        truth: ground truth boxes of the image.
+        detections: detections of the image, all kinds.
+        label: the class shown.
+        title: of the figure.
+    """
+    height, width = image.shape[:2]
+    columns = len(maps)
+    fig, axes = new_figure(2, columns, size=(2.6 * columns, 0.9 + 5.2 * min(height / width, 1.3)))
+    own = truth[truth["label"] == label]
+    for column, (kind, heatmap) in enumerate(maps.items()):
+        found = detections[(detections["label"] == label) & (detections["kind"] == kind)]
+        for axis in axes[:, column]:
+            photo_axis(axis, image)
+        overlay(axes[0, column], heatmap, (width, height))
+        axes[0, column].set_title(kind, color=KIND_COLOURS[kind], fontweight="bold", loc="center")
+        draw_boxes(axes[1, column], found, colour=PREDICTION, style="--")
+        draw_boxes(axes[1, column], own, colour=TRUTH)
+        axes[1, column].set_title(_best_iou_text(own, found), fontsize=9, loc="center")
+    fig.suptitle(title, fontsize=11, x=0.01, ha="left")
+    return fig
+
+
+@_styled
+def extraction_steps(
+    image: np.ndarray, heatmap: np.ndarray, truth: pd.DataFrame, *, label: str, percentile: float, patch_size: int,
+    working_size: int = 224, min_side: int = 5,
+) -> Figure:  # fmt: skip
+    """How one heatmap becomes boxes, panel by panel: patches, similarity, upsampled map, mask, components, boxes."""
+    height, width = image.shape[:2]
+    rows, columns = heatmap.shape
+    resized = resize_map(heatmap, working_size)
+    mask = threshold_mask(resized, percentile)
+    mask = np.zeros((working_size, working_size), np.uint8) if mask is None else mask
+    threshold = np.percentile(resized, percentile)
+    boxes = extract_boxes(heatmap, (width, height), percentile=percentile, working_size=working_size, min_side=min_side)
+    fig, axes = new_figure(2, 3, size=(9.6, 6.3))
+    grid, similarity, upsampled, masked, components, result = axes.flat
+
+    photo_axis(grid, image)
+    grid.set_xticks(np.linspace(0, width, columns + 1)[1:-1])
+    grid.set_yticks(np.linspace(0, height, rows + 1)[1:-1])
+    grid.grid(visible=True, color="white", linewidth=0.5, alpha=0.8)
+    grid.tick_params(length=0, labelbottom=False, labelleft=False)
+    grid.set_title(f"1  {rows} x {columns} patches of {patch_size} pixels")
+
+    drawn = similarity.imshow(heatmap, cmap="viridis")
+    similarity.set_title(f"2  similarity to “{label}”")
+    fig.colorbar(drawn, ax=similarity, shrink=0.8)
+    drawn = upsampled.imshow(resized, cmap="viridis")
+    upsampled.contour(resized, levels=[threshold], colors="white", linewidths=1)
+    upsampled.set_title(f"3  bilinear to {working_size}, line: {percentile:g} %")
+    fig.colorbar(drawn, ax=upsampled, shrink=0.8)
+    masked.imshow(mask, cmap="gray_r", vmin=0, vmax=1.6)
+    masked.set_title(f"4  mask ≥ {threshold:.3f}, closed, opened")
+    components.imshow(mask, cmap="gray_r", vmin=0, vmax=1.6)
+    for x, y, w, h in mask_rectangles(mask, min_side):
+        components.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=PREDICTION, linestyle="--", linewidth=1.5))
+    components.set_title(f"5  rectangles with sides > {min_side}")
+    photo_axis(result, image)
+    draw_boxes(result, truth[truth["label"] == label], colour=TRUTH)
+    draw_boxes(result, pd.DataFrame(boxes, columns=[*BOX_COLUMNS, "score"]), colour=PREDICTION, style="--", scores=True)
+    result.set_title("6  scored with the mean inside")
+    for axis in (similarity, upsampled, masked, components):
+        axis.set(xticks=[], yticks=[])
+        axis.grid(visible=False)
+        axis.spines[:].set_visible(False)
+    return fig
+
+
+def photo_axis(axis: Axes, image: np.ndarray) -> None:
+    """Show an image without ticks, in its own pixel coordinates (pixel edges at whole numbers)."""
+    height, width = image.shape[:2]
+    axis.imshow(image, extent=(0, width, height, 0))
+    axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+    axis.grid(visible=False)
+    axis.spines[:].set_visible(False)
+
+
+def overlay(axis: Axes, heatmap: np.ndarray, image_size_wh: tuple[int, int], opacity: float = 0.5) -> None:
+    """Lay a heatmap over a shown image in the jet map; its colours span this map alone."""
+    width, height = image_size_wh
+    axis.imshow(
+        resize_map(heatmap, 224), cmap="jet", alpha=opacity, extent=(0, width, height, 0), interpolation="bilinear"
+    )
+
+
+def draw_boxes(
+    axis: Axes, boxes: pd.DataFrame, *, colour: str, style: str = "-", width: float = 1.8, scores: bool = False
+) -> None:
+    """Outline the boxes of a frame (xmin, ymin, xmax, ymax); with `scores`, print those of the best few."""
+    best = boxes.sort_values("score", ascending=False).index[:_LABELLED] if scores else ()
+    for row in boxes.itertuples():
+        size = (row.xmax - row.xmin, row.ymax - row.ymin)
+        axis.add_patch(
+            Rectangle((row.xmin, row.ymin), *size, fill=False, edgecolor=colour, linestyle=style, linewidth=width)
+        )
+        if row.Index in best:
+            axis.text(
+                row.xmin,
+                row.ymin,
+                f"{row.score:.2f}",
+                fontsize=7,
+                color="white",
+                va="top",
+                clip_on=True,
+                bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8},
+            )
+
+
+def best_iou(truth: pd.DataFrame, found: pd.DataFrame) -> np.ndarray:
+    """For each ground truth box the IoU of the detection that overlaps it most: [G], 0 without detections."""
+    if truth.empty or found.empty:
+        return np.zeros(len(truth))
+    truth_xyxy, found_xyxy = truth[BOX_COLUMNS].to_numpy(), found[BOX_COLUMNS].to_numpy()
+    return box_iou(truth_xyxy[:, None], found_xyxy[None]).max(axis=1)
+
+
+def example_pairs(ground_truth: pd.DataFrame, image_ids: Sequence[str], count: int) -> list[tuple[str, str]]:
+    """Up to `count` (image, class) pairs to look at: as many different classes as there are, images in their order."""
+    pairs = ground_truth.groupby(["image_id", "label"], sort=False).size().reset_index(name="boxes")
+    order = {image_id: position for position, image_id in enumerate(image_ids)}
+    pairs = pairs.sort_values("image_id", key=lambda ids: ids.map(order), kind="stable")
+    chosen: list[tuple[str, str]] = []
+    while len(chosen) < count and len(pairs):
+        # one image never twice and no class again before all have been shown
+        pick = pairs.drop_duplicates("label").drop_duplicates("image_id").head(count - len(chosen))
+        chosen += list(pick[["image_id", "label"]].itertuples(index=False, name=None))
+        pairs = pairs[~pairs["image_id"].isin(pick["image_id"])]
+    return chosen
+
+
+def _best_iou_text(truth: pd.DataFrame, found: pd.DataFrame) -> str:
+    if truth.empty:
+        return "no ground truth"
+    values = best_iou(truth, found)
+    return f"best IoU {values.max():.2f}" + (f", mean {values.mean():.2f}" if len(values) > 1 else "")
+
+
+def _count(n: int, one: str, many: str) -> str:
+    return f"{n} {one if n == 1 else many}"

@@ -1,0 +1,39 @@
+"""What is needed to repeat a result: versions, device, hashes of weights and data."""
+
+from __future__ import annotations
+
+import torch
+
+from .clip import SurgeryCLIP
+from .datasets import Dataset
+from .versions import versions
+
+
+def provenance(clip: SurgeryCLIP, dataset: Dataset, *, seed: int, seconds: float) -> dict:
+    """Plain values for a notebook's last cell and for the JSON files.
+
+    Args:
+        clip: the model used.
+        dataset: the data used, as sampled.
+        seed: of the run.
+        seconds: wall time of the notebook so far.
+    """
+    device = torch.cuda.get_device_name(clip.device) if clip.device.type == "cuda" else str(clip.device)
+    return {
+        "model": clip.name,
+        "weights": clip.weights.source,
+        "weights_sha256": clip.weights.sha256,
+        "depth": clip.depth,
+        "image_size": clip.image_size,
+        "self_check_error": clip.self_check_error,
+        "dataset": dataset.name,
+        "layout": dataset.layout,
+        "split": dataset.split,
+        "dataset_sha256": dataset.fingerprint(),
+        "classes": list(dataset.classes),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "versions": versions(),
+        "seconds": round(seconds, 1),
+    }

@@ -1,0 +1,92 @@
+"""The opening of every notebook: dataset, model and output folder from plain parameters, said in a few lines."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from .clip import SurgeryCLIP, load_clip
+from .datasets import Dataset, load_dataset
+from .errors import OutputError
+from .locations import PROJECT_ROOT, dataset_folder
+from .provenance import provenance
+from .scenes import write_scenes
+from .summary import warnings_for
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a notebook works on."""
+
+    dataset: Dataset
+    clip: SurgeryCLIP
+    out_dir: Path
+    seed: int
+    started: float
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader must know before believing a number."""
+        weights = self.clip.weights
+        return warnings_for(
+            n_images=len(self.dataset.images), saw_dior=weights.saw_dior, random_weights="random" in weights.source
+        )
+
+    def provenance(self) -> dict:
+        """What is needed to repeat the notebook, with the seconds since it started."""
+        return provenance(self.clip, self.dataset, seed=self.seed, seconds=time.monotonic() - self.started)
+
+
+def open_session(
+    *,
+    dataset: str,
+    split: str,
+    model: str,
+    checkpoint: str | None,
+    out_dir: str,
+    image_size: int | None = None,
+    num_images: int | None = None,
+    depth: int = 6,
+    device: str = "auto",
+    seed: int = 0,
+) -> Session:
+    """Load dataset and model as a notebook's parameters name them, and say in a few lines what was found.
+
+    Args:
+        dataset: a folder in one of the layouts (relative to the project), or `embedded`: the procedural scenes, drawn
+            on first use.
+        split: train, val, test or trainval.
+        model: as in `load_clip`.
+        checkpoint: as in `load_clip`.
+        out_dir: folder for the notebook's files, made here.
+        image_size: as in `load_clip`.
+        num_images: this many images, drawn at random with the seed; None takes all.
+        depth: as in `load_clip`.
+        device: as in `load_clip`.
+        seed: of the sample, and of the bootstrap later.
+
+    Raises:
+        SurgeryError: whatever is wrong with the parameters, as one line.
+    """
+    started = time.monotonic()
+    source, embedded = dataset_folder(dataset)
+    if embedded:
+        write_scenes(source)
+    data = load_dataset(source, split).sample(num_images, seed)
+    clip = load_clip(model, checkpoint, device=device, image_size=image_size, depth=depth)
+    folder = PROJECT_ROOT / out_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"the folder {folder} cannot be made: {error.strerror}; choose another out_dir") from error
+    session = Session(data, clip, folder, seed, started)
+    print(f"data: {data.name}, {data.describe()}")
+    print(
+        f"model: {clip.name}, weights from {clip.weights.source}, {clip.image_size} pixels, "
+        f"{clip.grid[0]} x {clip.grid[1]} patches, on {clip.device}"
+    )
+    print(f"self-check: QK path against stock encode_image, relative difference {clip.self_check_error:.1e}")
+    for note in session.warnings:
+        print(f"note: {note}")
+    return session

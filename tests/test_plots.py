@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import io
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from surgerylib import plots
+from surgerylib.summary import evaluate_kinds
+
+BOX = ["xmin", "ymin", "xmax", "ymax"]
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def heatmap() -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(7, 7)).astype(np.float32)
+
+
+def boxes(*rows) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["image_id", "label", *BOX, "score", "kind"])
+
+
+def rendered(figure) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(plots.figure_bytes(figure, "png"))).convert("RGB"))
+
+
+def test_figures_draw_with_boxes_and_without(image, heatmap):
+    some = boxes(("a", "ship", 5, 5, 40, 30, 0.3, "vv_mixed"), ("a", "ship", 50, 10, 80, 50, 0.2, "vv_mixed"))
+    for found in (some, some.iloc[:0]):
+        for truth in (some.drop(columns=["score", "kind"]), some.iloc[:0]):
+            assert rendered(plots.three_columns(image, heatmap, truth, found, "ship", "a: ship")).std() > 5
+            grid = plots.kinds_grid(image, {"standard": heatmap, "vv_mixed": heatmap}, truth, found, "ship", "title")
+            assert rendered(grid).std() > 5
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_steps_of_a_constant_map_too(image, heatmap, constant):
+    heatmap = np.zeros_like(heatmap) if constant else heatmap
+    truth = boxes().astype(dict.fromkeys(BOX, float))
+    figure = plots.extraction_steps(image, heatmap, truth, label="ship", percentile=75, patch_size=32)
+    assert len(figure.axes) >= 6
+    assert rendered(figure).std() > 5
+
+
+def test_the_same_figure_gives_the_same_bytes(image, heatmap):
+    first, second = (plots.three_columns(image, heatmap, boxes(), boxes(), "ship", "a") for _ in range(2))
+    assert plots.figure_bytes(first, "png") == plots.figure_bytes(second, "png")
+
+
+def test_drawing_leaves_the_settings_of_matplotlib_alone(image, heatmap):
+    before = dict(matplotlib.rcParams)
+    plots.figure_bytes(plots.three_columns(image, heatmap, boxes(), boxes(), "ship", "a"), "jpeg")
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_curves_and_bars_say_when_a_class_has_no_boxes():
+    truth = pd.DataFrame([("a", "ship", 0, 0, 9, 9), ("b", "ship", 0, 0, 9, 9)], columns=["image_id", "label", *BOX])
+    found = pd.DataFrame(
+        [("a", "ship", 0, 0, 9, 9, 0.5, kind) for kind in plots.KIND_COLOURS],
+        columns=["image_id", "label", *BOX, "score", "kind"],
+    )
+    result = evaluate_kinds(found, truth, image_ids=["a", "b"], classes=["ship", "dam"], n_resamples=20)
+    assert len(plots.map_curves(result.summary, {"present": "p", "all": "a"}).axes) == 2
+    rows = result.by_class.query("protocol == 'all' and iou_threshold == 0.05")
+    axis = plots.class_bars(rows, "ap", "title", "AP").axes[0]
+    assert [text.get_text().strip() for text in axis.texts] == ["no boxes in this split"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["dam  (0)", "ship  (2)"]
+
+
+def test_examples_show_many_classes_and_no_image_twice():
+    truth = pd.DataFrame(
+        [("1", "ship"), ("1", "dam"), ("2", "ship"), ("3", "ship"), ("3", "dam"), ("4", "airport")],
+        columns=["image_id", "label"],
+    )
+    pairs = plots.example_pairs(truth, ["4", "3", "2", "1"], 3)
+    assert pairs[0] == ("4", "airport")
+    assert len({image for image, _ in pairs}) == 3
+    assert len(plots.example_pairs(truth, ["1", "2", "3", "4"], 99)) == 4
+    assert plots.example_pairs(truth.iloc[:0], ["1"], 3) == []
+
+
+def test_best_iou():
+    truth = boxes(("a", "ship", 0, 0, 10, 10, 0, ""), ("a", "ship", 50, 50, 60, 60, 0, ""))
+    found = boxes(("a", "ship", 0, 0, 10, 5, 0.1, ""), ("a", "ship", 0, 0, 10, 10, 0.1, ""))
+    np.testing.assert_allclose(plots.best_iou(truth, found), [1, 0])
+    np.testing.assert_allclose(plots.best_iou(truth, found.iloc[:0]), [0, 0])
