@@ -1,0 +1,123 @@
+"""The command line: `python -m surgerylib run | check | scenes`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import SurgeryError
+
+# the rest is imported where it is used: torch and papermill take seconds that `--help` need not wait for
+
+SHORTHANDS = ("dataset", "split", "model", "checkpoint")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        0 when all went well, 1 when a notebook failed, 2 for bad input, 130 after Ctrl-C.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.command(arguments)
+    except SurgeryError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this stopped", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from .locations import PROJECT_ROOT
+    from .workbook import run_workbook
+
+    path, config = _configuration(arguments)
+    out = arguments.out or PROJECT_ROOT / "reports" / path.stem
+    result = run_workbook(
+        config, out, only=arguments.only, time_limit=arguments.time_limit * 60, force=arguments.force
+    )  # fmt: skip
+    print(result.index)
+    return 0 if result.ok else 1
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from .preflight import check
+
+    print(check(_configuration(arguments)[1], device="auto"))
+    return 0
+
+
+def _scenes(arguments: argparse.Namespace) -> int:
+    from .scenes import write_scenes
+
+    names = ("num_train", "num_val", "num_test", "size", "seed")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    print(write_scenes(arguments.out, **given))
+    return 0
+
+
+def _configuration(arguments: argparse.Namespace) -> tuple[Path, dict]:
+    """The configuration file and its parameters, with the command line's values over them."""
+    from .locations import PROJECT_ROOT
+    from .parameters import apply_overrides, find_notebooks, known_parameters, load_config
+
+    default = PROJECT_ROOT / "notebooks" / "configs" / "embedded.yaml"
+    path = arguments.config or default
+    known = known_parameters(find_notebooks())
+    config = load_config(path)
+    overrides = [f"{name}={getattr(arguments, name)}" for name in SHORTHANDS if getattr(arguments, name) is not None]
+    return path, apply_overrides(config, overrides + arguments.parameters, known)
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not minutes > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes above 0")
+    return minutes
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="surgerylib", description="The CLIP Surgery workbook.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--config", type=Path, metavar="YAML", help="parameter file (default: configs/embedded.yaml)")
+    shared.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE",
+                        help="one notebook parameter, its value in YAML; may be repeated")  # fmt: skip
+    shared.add_argument("--dataset", help="dataset folder, or 'embedded'")
+    shared.add_argument("--split", help="train, val, trainval or test")
+    shared.add_argument("--model", help="a ViT that open_clip knows, or 'embedded'")
+    shared.add_argument("--checkpoint", help="weights: a file, an open_clip tag, or hf:owner/repo/file")
+
+    run = commands.add_parser("run", parents=[shared], help="execute the notebooks and write the HTML report")
+    run.add_argument("--only", metavar="NN", help="only these notebooks: 01 or 01,03")
+    run.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: reports/NAME of the config)")
+    run.add_argument("--force", action="store_true", help="execute even what is up to date")
+    run.add_argument("--time-limit", type=_minutes, default=240.0, metavar="MINUTES",
+                     help="for each notebook as a whole (default: 240)")  # fmt: skip
+    run.set_defaults(command=_run)
+
+    check = commands.add_parser(
+        "check", parents=[shared], help="read data and model, run the self-check, change nothing"
+    )
+    check.set_defaults(command=_check)
+
+    scenes = commands.add_parser("scenes", help="draw aerial scenes in DIOR's layout")
+    scenes.add_argument("--out", type=Path, required=True, metavar="DIR")
+    scenes.add_argument("--seed", type=int, help="another seed gives other scenes (default: 0)")
+    for split in ("train", "val", "test"):
+        scenes.add_argument(f"--{split}", dest=f"num_{split}", type=int, metavar="N", help=f"number of {split} images")
+    scenes.add_argument("--size", type=int, metavar="PIXELS", help="side of an image")
+    scenes.set_defaults(command=_scenes)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

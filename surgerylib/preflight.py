@@ -1,0 +1,142 @@
+"""Everything a run needs, looked at before anything is written: values, dataset, images, model, output folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import CheckpointError, ImageReadError, OutputError, ParameterError
+from .locations import EMBEDDED, dataset_folder
+from .parameters import find_notebooks, known_parameters, load_config, validate
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `check` found, a line each, ready to print."""
+
+    lines: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
+def check(
+    config: Mapping[str, Any] | str | Path | None = None,
+    *,
+    device: str = "cpu",
+    notebooks_dir: str | Path | None = None,
+) -> CheckReport:
+    """Read everything that a run with this configuration reads, run the model's self-check, change nothing.
+
+    Args:
+        config: As in `run_workbook`.
+        device: Where the self-check runs; the CPU leaves a GPU's memory to the notebooks.
+        notebooks_dir: As in `run_workbook`.
+
+    Raises:
+        SurgeryError: The first thing that would stop the run, as a typed error with one line.
+    """
+    notebooks = find_notebooks(notebooks_dir)
+    known = known_parameters(notebooks)
+    settings = {name: parameter.default for name, parameter in known.items()}
+    settings |= validate(load_config(config), known)
+    root = notebooks[0].resolve().parent.parent
+    check_values(settings)
+    lines = []
+    if "dataset" in settings:
+        lines += _check_dataset(settings, root)
+    if "model" in settings:
+        lines += _check_model(settings, root, device)
+    return CheckReport(tuple(lines))
+
+
+def check_values(settings: Mapping[str, Any]) -> None:
+    """The parameters whose values can be judged without reading a file.
+
+    Raises:
+        ParameterError: Names the parameter, the value seen and what it may be.
+    """
+    for name in ("percentile", "percentiles"):
+        for value in _as_list(settings.get(name)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 100:
+                raise ParameterError(f"{name} must lie between 0 and 100, without the ends, not {value!r}")
+    for name in ("kinds", "kind", "similarity", "interpolation"):
+        if name in settings:
+            _check_choice(name, settings[name])
+    image_size = settings.get("image_size")
+    if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int)):
+        raise ParameterError(f"image_size must be a whole number of pixels, or null, not {image_size!r}")
+    checkpoint = settings.get("checkpoint")
+    if checkpoint is not None and not isinstance(checkpoint, str):
+        raise ParameterError(f"checkpoint must be text, or null, not {checkpoint!r}")
+    if "model" in settings and settings["model"] != EMBEDDED and not checkpoint:
+        raise CheckpointError(
+            f"the model {settings['model']!r} needs a checkpoint: a file, an open_clip tag (openai) or "
+            "hf:owner/repo/file; without one its weights would be random"
+        )
+
+
+def check_output(out_dir: Path) -> None:
+    """Whether the run's folder can be made or written to, without making it.
+
+    Raises:
+        OutputError: It cannot, or it holds a page that is not a run's.
+    """
+    existing = next(path for path in (out_dir, *out_dir.parents) if path.exists())
+    if not existing.is_dir():
+        raise OutputError(f"cannot write to {out_dir}: {existing} is a file; choose another --out")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write to {out_dir}: no permission in {existing}; choose another --out")
+    if (out_dir / "index.html").exists() and not (out_dir / "run.json").exists():
+        raise OutputError(f"{out_dir} holds an index.html but no run.json, so it is no run's folder; choose another")
+
+
+def _check_choice(name: str, value: Any) -> None:
+    # these import torch, which takes seconds: only where there is something to check
+    from .curves import INTERPOLATIONS
+    from .heatmaps import HEATMAP_KINDS, SIMILARITIES
+
+    choices = {"similarity": SIMILARITIES, "interpolation": INTERPOLATIONS}.get(name, HEATMAP_KINDS)
+    for item in _as_list(value) or [value]:
+        if item not in choices:
+            raise ParameterError(f"unknown {name.removesuffix('s')} {item!r}; there are: {', '.join(choices)}")
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _check_dataset(settings: Mapping[str, Any], root: Path) -> list[str]:
+    from . import datasets
+
+    folder, embedded = dataset_folder(settings["dataset"], root)
+    if embedded and not folder.exists():
+        return [f"dataset: the embedded scenes are not in {folder} yet; the first run draws them"]
+    dataset = datasets.load_dataset(folder, settings.get("split", "test"))
+    dataset = dataset.sample(settings.get("num_images"), settings.get("seed", 0))
+    damaged = datasets.check_images(dataset)
+    if damaged:
+        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+        raise ImageReadError(f"{damaged[0][1]}{more}")
+    return [f"dataset: {dataset.describe()}", f"images: all {len(dataset.images)} can be read"]
+
+
+def _check_model(settings: Mapping[str, Any], root: Path, device: str) -> list[str]:
+    from .clip import load_clip
+
+    checkpoint = settings.get("checkpoint")
+    if checkpoint and (root / checkpoint).is_file():
+        checkpoint = str(root / checkpoint)
+    options = {name: settings[name] for name in ("image_size", "depth") if name in settings}
+    clip = load_clip(settings["model"], checkpoint, device=device, **options)
+    rows, columns = clip.grid
+    return [
+        f"model: {clip.name}, weights from {clip.weights.source} (sha256 {clip.weights.sha256[:12]}), "
+        f"{clip.image_size} pixels, {rows} x {columns} patches",
+        f"self-check: the QK path equals stock encode_image to {clip.self_check_error:.1e} (relative)",
+    ]

@@ -1,0 +1,296 @@
+"""An executed notebook as HTML that needs no network and no Python.
+
+nbconvert does the conversion; the template in `templates/report` and the small exporter here replace its stock
+templates, which fetch require.js and MathJax from a CDN. A content security policy in each page forbids every
+request, so that not even a notebook's own output can make one.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import nbformat
+from bs4 import BeautifulSoup, Tag
+from nbconvert.exporters import HTMLExporter
+from nbconvert.filters import strip_ansi
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor, Preprocessor
+
+from .parameters import parse_assignments, tagged_source
+
+TEMPLATES = Path(__file__).parent / "templates"
+# what a page may hold of the types a notebook offers; widgets, scripts and LaTeX need JavaScript from elsewhere
+DISPLAYED_TYPES = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]
+WIDE_TABLE = 12  # columns that still fit on paper at the usual size
+_PROGRESS_BAR = re.compile(r"\d+%\|.*\|")
+# a number, perhaps with a unit, and perhaps with its interval behind it; or nothing, or a dash in its place
+_NUMBER = re.compile(r"^(NaN|nan|None|no [a-z]+|[-–—]?|[-+−]?[\d.,]+(e[-+]?\d+)?\s?%?([ \[(].{0,30})?)$")
+_PAPERMILL_MARKER = "papermill-error-cell-tag"
+
+
+def notebook_html(
+    notebook: nbformat.NotebookNode,
+    *,
+    run_name: str,
+    date: str,
+    seconds: float,
+    failure: str = "",
+    folder: Path | None = None,
+) -> str:
+    """An executed notebook as one self-contained HTML page.
+
+    Args:
+        notebook: Executed, perhaps only in part.
+        run_name: Shown above the title.
+        date: ISO date and time of the run.
+        seconds: What the execution took.
+        failure: Why the notebook stopped before its end, in one line; empty when it did not.
+        folder: Where images that the notebook's text refers to are looked for.
+    """
+    exporter = _ReportExporter(
+        template_name="report",
+        extra_template_basedirs=[str(TEMPLATES)],
+        preprocessors=[CoalesceStreamsPreprocessor, _Tidy],
+        embed_images=True,
+        exclude_anchor_links=True,
+    )
+    page = {
+        "title": title(notebook) or "Notebook",
+        "run_name": run_name,
+        "date": readable_date(date),
+        "duration": readable_seconds(seconds),
+        "failure": failure,
+        "parameters": _parameter_rows(notebook),
+        "csp": content_security_policy(),
+        "script": _script(),
+    }
+    resources = {"metadata": {"path": str(folder) if folder else "", "name": ""}, "page": page}
+    html, _ = exporter.from_notebook_node(notebook, resources)
+    return html
+
+
+def title(notebook: nbformat.NotebookNode) -> str:
+    """The text of the first heading of the first level; empty when there is none."""
+    for cell in notebook.cells:
+        match = re.search(r"^#[ \t]+(.+?)[ \t#]*$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else None
+        if match:
+            return re.sub(r"[*_`]", "", match[1])
+    return ""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty when the file is missing or holds something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def readable_seconds(seconds: float) -> str:
+    """`7 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class _Tidy(Preprocessor):
+    """Leaves of a notebook what a reader wants to see, and gives every image a text."""
+
+    def preprocess(self, nb: nbformat.NotebookNode, resources: Any) -> tuple[nbformat.NotebookNode, Any]:
+        nb.cells = [cell for cell in nb.cells if _PAPERMILL_MARKER not in cell.metadata.get("tags", [])]
+        section, count = "", 0
+        for cell in nb.cells:
+            if cell.cell_type == "markdown":
+                headings = re.findall(r"^#{1,4}[ \t]+(.+)$", cell.source, re.MULTILINE)
+                section = re.sub(r"[*_`]", "", headings[-1]) if headings else section
+            outputs = []
+            for output in cell.get("outputs", []):
+                if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
+                    continue  # a progress bar as a widget: its text shows it at 0 % for ever
+                if output.output_type == "stream":
+                    output.text = _last_states(output.text)
+                    if not output.text.strip():
+                        continue
+                for mimetype in ("image/png", "image/jpeg", "image/svg+xml"):
+                    if mimetype in output.get("data", {}):
+                        count += 1
+                        described = output.metadata.setdefault(mimetype, nbformat.NotebookNode())
+                        if not str(described.get("alt") or "").strip():
+                            described["alt"] = f"Figure {count}" + (f", in “{section}”" if section else "")
+                outputs.append(output)
+            if "outputs" in cell:
+                cell.outputs = outputs
+        return nb, resources
+
+
+def _last_states(text: str) -> str:
+    """A stream with each line as the terminal would show it in the end: after the last carriage return."""
+    lines = (line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n"))
+    kept: list[str] = []
+    for line in lines:
+        name = line.split(":", 1)[0]
+        if kept and _PROGRESS_BAR.search(line) and _PROGRESS_BAR.search(kept[-1]) and kept[-1].startswith(f"{name}:"):
+            kept.pop()  # bars that print a new line instead of returning the carriage
+        kept.append(line)
+    return "\n".join(kept)
+
+
+@dataclass(frozen=True)
+class _Heading:
+    level: int
+    anchor: str
+    text: str
+
+
+class _ReportExporter(HTMLExporter):
+    """nbconvert's exporter with a table of contents, anchors that are unique, and tables that scroll in their box."""
+
+    def __init__(self, **kw: Any) -> None:
+        super().__init__(**kw)
+        self._headings: list[_Heading] = []
+        self._title_seen = False
+
+    @property
+    def default_config(self) -> Any:
+        config = super().default_config
+        config.NbConvertBase.display_data_priority = DISPLAYED_TYPES
+        return config
+
+    def default_filters(self) -> Any:
+        yield from super().default_filters()
+        yield "self_contained", self._self_contained
+        yield "headings", lambda body: self._headings
+        yield "strip_ansi", strip_ansi
+
+    @jinja2.pass_context
+    def markdown2html(self, context: jinja2.runtime.Context, source: str) -> str:
+        soup = BeautifulSoup(HTMLExporter.markdown2html(self, context, source), "html.parser")
+        for tag in soup.find_all(re.compile("^h[1-6]$")):
+            text = tag.get_text().strip()
+            if tag.name == "h1" and not self._title_seen:
+                self._title_seen = True
+                tag.decompose()  # the page's header shows it
+                continue
+            anchor = self._unique_anchor(text)
+            tag["id"] = anchor
+            link = soup.new_tag("a", href=f"#{anchor}", attrs={"class": "anchor", "aria-label": "link to here"})
+            link.string = "#"
+            tag.append(link)
+            self._headings.append(_Heading(int(tag.name[1]), anchor, text))
+        return self._self_contained(soup)
+
+    def _unique_anchor(self, text: str) -> str:
+        slug = re.sub(r"[^\w]+", "-", text.lower()).strip("-") or "section"
+        taken = {heading.anchor for heading in self._headings}
+        anchor, number = slug, 2
+        while anchor in taken:
+            anchor, number = f"{slug}-{number}", number + 1
+        return anchor
+
+    def _self_contained(self, html: str | BeautifulSoup) -> str:
+        """HTML of a cell or an output with nothing that would be fetched, and each table in a box of its own."""
+        soup = html if isinstance(html, BeautifulSoup) else BeautifulSoup(html, "html.parser")
+        for tag in soup.find_all(["script", "link", "iframe", "object", "embed", "base", "meta"]):
+            tag.decompose()
+        for tag in soup.find_all("style"):
+            if tag.has_attr("scoped") or re.search(r"@import|url\(", tag.get_text()):  # scoped: pandas' own look
+                tag.decompose()
+        for tag in soup.find_all(style=re.compile(r"url\(")):
+            del tag["style"]
+        for tag in soup.find_all(src=True):
+            if not tag["src"].startswith("data:"):
+                note = soup.new_tag("span", attrs={"class": "muted"})
+                note.string = f"[not in this file: {tag.get('alt') or tag['src']}]"
+                tag.replace_with(note)
+        for image in soup.find_all("img"):
+            image["alt"] = image.get("alt") or "Image without a description"
+        for table in soup.find_all("table"):
+            _join_header_rows(table)
+            if not table.find(colspan=True):
+                _mark_numbers(table)
+            table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0"}))
+            del table["border"]
+            if len(table.find("tr").find_all(["th", "td"]) if table.find("tr") else []) > WIDE_TABLE:
+                table["class"] = [*table.get("class", []), "wide"]
+        return str(soup)
+
+
+def _join_header_rows(table: Tag) -> None:
+    """pandas gives the name of the index a header row of its own: put it into the empty corner above."""
+    rows = table.select("thead > tr")
+    if len(rows) != 2:
+        return
+    upper, lower = (row.find_all("th", recursive=False) for row in rows)
+    if len(upper) != len(lower) or not upper or any(th.get_text() for th in lower[1:]):
+        return
+    if corner := upper[0].get_text(strip=True):  # the name of the columns
+        caption = Tag(name="caption")
+        caption.string = corner
+        table.insert(0, caption)
+    upper[0].string = lower[0].get_text()
+    rows[1].decompose()
+
+
+def _mark_numbers(table: Tag) -> None:
+    """Columns of numbers are set flush right, header and all; pandas sets everything so, text too."""
+    columns: dict[int, list[Tag]] = {}
+    for row in table.find_all("tr"):
+        del row["style"]
+        # counted from the right, where a cell that spans rows takes no other's place
+        for index, cell in enumerate(reversed(row.find_all(["th", "td"], recursive=False))):
+            del cell["style"]
+            columns.setdefault(index, []).append(cell)
+    for cells in columns.values():
+        values = [cell for cell in cells if cell.name == "td"]
+        texts = [cell.get_text(strip=True) for cell in values]
+        if any(texts) and all(_NUMBER.match(text) for text in texts):
+            for cell in cells:
+                cell["class"] = [*cell.get("class", []), "number"]
+            for cell, text in zip(values, texts, strict=True):
+                cell.string = text.replace(", ", ",\u00a0")  # an interval stays in one line
+
+
+def _parameter_rows(notebook: nbformat.NotebookNode) -> list[dict[str, Any]]:
+    """The parameters table: name, value, what it means, and whether the run changed the default."""
+    defaults = parse_assignments(tagged_source(notebook, "parameters"))
+    given = parse_assignments(tagged_source(notebook, "injected-parameters"))
+    rows = []
+    for name, parameter in {**defaults, **given}.items():
+        changed = name not in defaults or parameter.default != defaults[name].default
+        comment = defaults[name].comment if name in defaults else ""
+        rows.append({"name": name, "value": _shown(parameter.default), "comment": comment, "changed": changed})
+    return rows
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)
+
+
+def readable_date(date: str) -> str:
+    """`22 November 2026, 04:28` from an ISO date and time; anything else as it is."""
+    try:
+        moment = datetime.fromisoformat(date)
+    except ValueError:
+        return date
+    return f"{moment.day} {moment:%B %Y, %H:%M}"
+
+
+def content_security_policy() -> str:
+    """No request to anywhere, and no script but the template's own."""
+    digest = base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode()
+    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+
+
+def _script() -> str:
+    return (TEMPLATES / "report" / "report.js").read_text(encoding="utf-8")

@@ -1,0 +1,385 @@
+"""Run the numbered notebooks with papermill and leave a folder that can be sent to a colleague.
+
+A run's folder holds, for each notebook, `NN_name.ipynb` (executed) and `NN_name.html`, then what the notebooks wrote,
+`index.html`, and `run.json`, which says what was run on what, and by which the next run knows what is up to date.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import filelock
+import nbformat
+import papermill
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from traitlets import default
+
+from . import report
+from .errors import OutputError, ParameterError
+from .files import atomic_write
+from .fingerprints import file_sha256, library_sha256, notebook_keys
+from .locations import dataset_folder
+from .parameters import (
+    SET_BY_RUNNER,
+    find_notebooks,
+    known_parameters,
+    load_config,
+    notebook_parameters,
+    validate,
+)
+from .preflight import check, check_output, check_values
+from .run_index import index_html
+from .versions import versions
+
+DEFAULT_TIME_LIMIT = 4 * 3600.0
+
+
+@dataclass(frozen=True)
+class NotebookResult:
+    """How one notebook ended: `ok`, `failed`, `interrupted` or `not run`, and whether it had to be executed."""
+
+    name: str
+    status: str
+    seconds: float
+    up_to_date: bool = False
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What `run_workbook` leaves: the page to open, and how each notebook ended."""
+
+    index: Path
+    ok: bool
+    notebooks: tuple[NotebookResult, ...]
+
+
+class NotebookFailure(Exception):
+    """A notebook stopped before its end; the message is one line."""
+
+
+class ThisInterpreter(AsyncKernelManager):
+    """Kernels of the interpreter that runs this, whatever a user's kernelspec called python3 points to."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        # with MPLBACKEND=Agg in the user's shell the figures would silently be missing from the report
+        environment = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+        return KernelSpec(**get_kernel_dict() | {"env": environment})
+
+    @default("transport_encryption")
+    def _encrypt(self) -> str:
+        return "auto"  # otherwise ipykernel prints a warning into the middle of the progress lines
+
+    async def start_kernel(self, **kwargs: Any) -> None:
+        """Start without the kernel process's own messages; what cells print comes through the notebook."""
+        await super().start_kernel(stderr=subprocess.DEVNULL, **kwargs)
+
+
+def run_workbook(
+    config: Mapping[str, Any] | str | Path | None,
+    out_dir: str | Path,
+    *,
+    only: str | None = None,
+    time_limit: float = DEFAULT_TIME_LIMIT,
+    force: bool = False,
+    notebooks_dir: str | Path | None = None,
+) -> RunResult:
+    """Execute the numbered notebooks in order, render them, and write the run's index.
+
+    A notebook whose source, parameters, data, weights and library are those of its last good run is not executed
+    again. The first notebook that fails ends the run; its partial page is kept.
+
+    Args:
+        config: Notebook parameters: a flat mapping, a YAML file of one, or None for the notebooks' defaults.
+        out_dir: The run's folder, made when missing.
+        only: Which notebooks: numbers or names, separated by commas; all by default.
+        time_limit: Seconds that one notebook may take as a whole.
+        force: Execute even what is up to date.
+        notebooks_dir: Where the notebooks lie; its parent is their working directory. By default the project's own.
+
+    Returns:
+        The index page, and the status and seconds of each notebook.
+
+    Raises:
+        SurgeryError: Bad input, found before anything is written.
+        KeyboardInterrupt: After `run.json` and the index have said so.
+    """
+    notebooks = find_notebooks(notebooks_dir)
+    chosen = find_notebooks(notebooks_dir, only)
+    known = known_parameters(notebooks)
+    given = validate(load_config(config), known)
+    settings = {name: parameter.default for name, parameter in known.items()} | given
+    if not time_limit > 0:
+        raise ParameterError(f"the time limit must be more than 0, not {time_limit!r}")
+    root = notebooks[0].resolve().parent.parent
+    out = Path(out_dir).expanduser().resolve()
+    check_output(out)
+
+    keys = notebook_keys(notebooks, settings, root)
+    run = _previous_run(out)
+    # the look at the input comes second: it imports torch, which takes longer than to see that nothing has changed
+    if force or any(not _up_to_date(run, path, keys[path], out) for path in chosen):
+        check_values(settings)
+        if _draw_embedded_scenes(settings, root):
+            keys = notebook_keys(notebooks, settings, root)
+        check(given, notebooks_dir=notebooks_dir)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {out}: {error.strerror}; choose another --out") from None
+    with _lock(out):
+        return _Run(out, root, given, notebooks, keys).execute(chosen, time_limit, force)
+
+
+class _Run:
+    """One run into its folder: `record` is what run.json holds, kept on disk after every step."""
+
+    def __init__(
+        self, out: Path, root: Path, given: Mapping[str, Any], notebooks: list[Path], keys: Mapping[Path, str]
+    ) -> None:
+        self.out, self.root, self.given, self.keys = out, root, given, keys
+        self.before = _previous_run(out).get("notebooks", [])
+        entries = {entry["name"]: entry for entry in self.before}
+        self.entries = {path: _entry(path, entries.get(path.stem), keys[path]) for path in notebooks}
+        self.record: dict[str, Any] = {
+            "name": out.name,
+            "status": "running",
+            "pid": os.getpid(),
+            "started": _now(),
+            "parameters": dict(given),
+            "versions": versions(),
+            "platform": platform.platform(),
+            "library_sha256": library_sha256(),
+        }
+
+    def execute(self, chosen: list[Path], time_limit: float, force: bool) -> RunResult:
+        started = time.monotonic()
+        results: list[NotebookResult] = []
+        for path in chosen:
+            entry = self.entries[path]
+            if results and results[-1].status == "failed":
+                entry.update(status="not run", message=f"{results[-1].name} failed before it")
+                results.append(NotebookResult(path.stem, "not run", 0.0, message=entry["message"]))
+                continue
+            if not force and _up_to_date({"notebooks": [entry]}, path, self.keys[path], self.out):
+                print(f"{path.stem}: up to date", flush=True)
+                results.append(NotebookResult(path.stem, "ok", entry["seconds"], up_to_date=True))
+                continue
+            self.record["status"] = "running"
+            try:
+                self._one(path, entry, time_limit)
+            except KeyboardInterrupt:
+                self._finish("interrupted", started)
+                raise
+            results.append(NotebookResult(path.stem, entry["status"], entry["seconds"], message=entry["message"]))
+        ok = all(result.status == "ok" for result in results)
+        unchanged = all(result.up_to_date for result in results) and list(self.entries.values()) == self.before
+        if unchanged and (self.out / "index.html").exists():
+            return RunResult(self.out / "index.html", True, tuple(results))  # the record of the work done stays
+        self._finish("ok" if ok else "failed", started)
+        return RunResult(self.out / "index.html", ok, tuple(results))
+
+    def _one(self, path: Path, entry: dict[str, Any], time_limit: float) -> None:
+        """Execute and render one notebook; its entry says how it went."""
+        accepted = notebook_parameters(path)
+        parameters = {name: value for name, value in self.given.items() if name in accepted}
+        if SET_BY_RUNNER in accepted:
+            parameters[SET_BY_RUNNER] = (
+                str(self.out.relative_to(self.root)) if self.out.is_relative_to(self.root) else str(self.out)
+            )
+        before = _files(self.out)
+        kept = set(entry["files"]) if entry.get("key") == self.keys[path] else set()
+        entry.update(
+            status="running", key=self.keys[path], sha256=file_sha256(path), parameters=parameters, started=_now()
+        )
+        entry.update(seconds=0.0, message="", files=[], finding="")
+        self._save()
+        print(f"{path.stem}: started {datetime.now():%H:%M:%S}", flush=True)
+        started = time.monotonic()
+        # beside the final name: what is there from an earlier run stays whole until this one is
+        partial = self.out / f".{path.stem}.partial.ipynb"
+        interrupted = False
+        try:
+            _execute(path, partial, parameters, self.root, time_limit)
+            entry.update(status="ok")
+        except NotebookFailure as failure:
+            entry.update(status="failed", message=str(failure))
+        except KeyboardInterrupt:
+            entry.update(status="interrupted", message="stopped by the user")
+            interrupted = True
+        entry["seconds"] = round(time.monotonic() - started, 2)
+        if partial.exists():
+            partial.replace(self.out / f"{path.stem}.ipynb")
+            self._render(path, entry)
+        after = _files(self.out)
+        entry["files"] = sorted(name for name, stamp in after.items() if before.get(name) != stamp or name in kept)
+        entry["finding"] = _finding(self.out, entry["files"])
+        self._save()
+        outcome = entry["status"] + (f": {entry['message']}" if entry["message"] else "")
+        print(f"{path.stem}: {outcome} ({entry['seconds']:.0f} s)", flush=True)
+        if interrupted:
+            raise KeyboardInterrupt
+
+    def _render(self, path: Path, entry: dict[str, Any]) -> None:
+        notebook = nbformat.read(self.out / f"{path.stem}.ipynb", as_version=4)
+        html = report.notebook_html(
+            notebook,
+            run_name=self.record["name"],
+            date=entry["started"],
+            seconds=entry["seconds"],
+            failure=entry["message"],
+            folder=self.out,
+        )
+        atomic_write(self.out / f"{path.stem}.html", html)
+
+    def _finish(self, status: str, started: float) -> None:
+        self.record.update(status=status, finished=_now(), seconds=round(time.monotonic() - started, 2))
+        self.record.pop("pid", None)
+        self._save()
+        atomic_write(self.out / "index.html", index_html(self.out))
+
+    def _results(self) -> dict[str, Any]:
+        """The provenance that notebooks left in their JSON files, by file name."""
+        names = {name for entry in self.entries.values() for name in entry["files"] if name.endswith(".json")}
+        contents = {name: report.read_json(self.out / name) for name in sorted(names)}
+        return {name: content["provenance"] for name, content in contents.items() if "provenance" in content}
+
+    def _save(self) -> None:
+        record = self.record | {"notebooks": list(self.entries.values()), "results": self._results()}
+        atomic_write(self.out / "run.json", json.dumps(record, indent=2, ensure_ascii=False, default=str))
+
+
+def _entry(path: Path, previous: dict[str, Any] | None, key: str) -> dict[str, Any]:
+    """The record of a notebook at the start of a run: what an earlier run left, marked when it no longer holds."""
+    if previous is None:
+        fresh = {"name": path.stem, "status": "not run", "seconds": 0.0, "message": "", "files": [], "finding": ""}
+        return fresh | {"title": report.title(nbformat.read(path, as_version=4)) or path.stem}
+    entry = dict(previous)
+    if entry["status"] == "outdated" and entry.get("key") == key:  # back to what it was executed with
+        entry.update(status="ok", message="")
+    elif entry["status"] == "ok" and entry.get("key") != key:
+        entry.update(status="outdated", message="from an earlier run: parameters, data or code are others now")
+    elif entry["status"] == "running":
+        entry.update(status="interrupted", message="the run was killed")
+    return entry
+
+
+def _up_to_date(run: Mapping[str, Any], path: Path, key: str, out: Path) -> bool:
+    """Whether a good run with this key left everything that it wrote, and it is all still there."""
+    entry = next((entry for entry in run.get("notebooks", []) if entry["name"] == path.stem), None)
+    if entry is None or entry["status"] not in ("ok", "outdated") or entry.get("key") != key:
+        return False
+    return all((out / name).exists() for name in [f"{path.stem}.html", f"{path.stem}.ipynb", *entry["files"]])
+
+
+def _execute(notebook: Path, output: Path, parameters: Mapping[str, Any], root: Path, time_limit: float) -> None:
+    """papermill in a kernel of this interpreter, with one deadline for the whole notebook."""
+    deadline = time.monotonic() + time_limit
+    # papermill and nbclient log what is said here in one line
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)
+    try:
+        papermill.execute_notebook(
+            _literal(notebook),
+            _literal(output),
+            parameters=dict(parameters),
+            kernel_name="python3",
+            language="python",
+            cwd=str(root),
+            progress_bar={"desc": notebook.stem, "disable": None, "leave": False},
+            kernel_manager_class=ThisInterpreter,
+            timeout_func=lambda cell: max(0.1, deadline - time.monotonic()),
+        )
+    except papermill.PapermillExecutionError as error:
+        lines = str(error.evalue).strip().splitlines() or ["(no message)"]
+        raise NotebookFailure(f"{error.ename}: {lines[0]}") from None
+    except CellTimeoutError:
+        raise NotebookFailure(
+            f"the time limit of {time_limit / 60:g} minutes was reached; a longer one: --time-limit MINUTES"
+        ) from None
+    except DeadKernelError:
+        raise NotebookFailure("the kernel died; the usual cause is that memory ran out") from None
+    except RuntimeError as error:  # of jupyter_client, when the kernel does not come up
+        raise NotebookFailure(f"the kernel did not start: {str(error).splitlines()[0]}") from None
+
+
+def _literal(path: Path) -> str:
+    """A path that papermill, which fills `{name}` in paths, takes as it stands."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _draw_embedded_scenes(settings: Mapping[str, Any], root: Path) -> bool:
+    """Make the embedded dataset where it is asked for and not there as it should be; whether it was asked for."""
+    folder, embedded = dataset_folder(settings.get("dataset", ""), root)
+    if not embedded:
+        return False
+    from .scenes import write_scenes
+
+    if not folder.exists():
+        print(f"drawing the embedded scenes into {folder} (once)", flush=True)
+    write_scenes(folder)
+    return True
+
+
+@contextlib.contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """One run at a time into a folder; the lock of a process that died is no lock."""
+    lock = filelock.FileLock(out / ".run.lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        holder = _previous_run(out).get("pid", "unknown")
+        raise OutputError(
+            f"another run (process {holder}) is writing to {out}; wait for it or choose another"
+        ) from None
+    except OSError as error:
+        raise OutputError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _previous_run(out: Path) -> dict[str, Any]:
+    try:
+        run = json.loads((out / "run.json").read_text(encoding="utf-8"))
+        return run if all("name" in e and "status" in e and "files" in e for e in run["notebooks"]) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # none yet, or not one of ours: everything is executed
+
+
+def _files(out: Path) -> dict[str, tuple[int, int]]:
+    """What notebooks leave in the run's folder, without their cache: relative name -> (size, time)."""
+    own = {"index.html", "run.json"}
+    found = {}
+    for path in out.rglob("*"):
+        name = path.relative_to(out).as_posix()
+        of_notebook = path.parent == out and path.suffix in (".html", ".ipynb")
+        hidden = path.name.startswith(".") or name.startswith("cache/")
+        if path.is_file() and not of_notebook and not hidden and name not in own:
+            found[name] = (path.stat().st_size, path.stat().st_mtime_ns)
+    return found
+
+
+def _finding(out: Path, files: Iterable[str]) -> str:
+    """The one-line finding that a notebook left in one of its JSON files."""
+    contents = (report.read_json(out / name) for name in files if name.endswith(".json"))
+    return next((str(content["finding"]) for content in contents if content.get("finding")), "")
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

@@ -1,0 +1,225 @@
+"""The command line in this process: bad input gives one line, exit status 2, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from dior_folders import annotation_dir, image_file, split_file, write_dataset
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from safetensors.torch import load_file
+
+from surgerylib import locations, parameters
+from surgerylib.__main__ import main
+
+PARAMETERS = """\
+dataset = "embedded"
+split = "test"
+model = "embedded"
+checkpoint = None
+image_size = None
+kinds = ["standard", "vv_mixed"]
+similarity = "cosine"
+percentile = 75.0
+num_images = None
+interpolation = "11point"
+seed = 0
+depth = 3
+out_dir = "reports/x\""""
+
+
+class Project:
+    """A project of its own: one tiny notebook, a dataset, a model."""
+
+    def __init__(self, root: Path, model: Path) -> None:
+        self.root = root
+        self.data = write_dataset(root / "dior")
+        self.out = root / "reports" / "run"
+        self.model = f"local-dir:{model}"
+        self.checkpoint = root / "weights.safetensors"
+        self.checkpoint.write_bytes((model / "model.safetensors").read_bytes())
+        tagged = new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+        body = new_code_cell("import pathlib; pathlib.Path(out_dir, 'done.txt').write_text(f'{split} {percentile}')")
+        (root / "notebooks" / "configs").mkdir(parents=True)
+        nbformat.write(new_notebook(cells=[new_markdown_cell("# Q?"), tagged, body]), root / "notebooks" / "01_a.ipynb")
+        (root / "notebooks" / "configs" / "embedded.yaml").write_text("dataset: embedded\n")
+
+    def arguments(self, command: str = "run") -> list[str]:
+        words = [command, "--dataset", str(self.data), "--model", self.model, "--checkpoint", str(self.checkpoint)]
+        return [*words, "--out", str(self.out)] if command == "run" else words
+
+    def files(self) -> set[Path]:
+        return set(self.root.rglob("*"))
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    for module in (locations, parameters):
+        monkeypatch.setattr(module, "PROJECT_ROOT", tmp_path)
+    return Project(tmp_path, tiny_folder)
+
+
+def test_run_takes_parameters_and_ends_with_the_index(project: Project, capsys: pytest.CaptureFixture) -> None:
+    assert main([*project.arguments(), "-p", "percentile=80", "--split", "val"]) == 0
+    assert (project.out / "done.txt").read_text() == "val 80.0"
+    assert capsys.readouterr().out.splitlines()[-1] == str(project.out / "index.html")
+
+
+def test_a_failing_notebook_is_status_1(project: Project, capsys: pytest.CaptureFixture) -> None:
+    path = project.root / "notebooks" / "01_a.ipynb"
+    node = nbformat.read(path, as_version=4)
+    node.cells[-1].source = "1 / 0"
+    nbformat.write(node, path)
+    assert main(project.arguments()) == 1
+    assert "01_a: failed: ZeroDivisionError" in capsys.readouterr().out
+    assert "01_a failed" in (project.out / "index.html").read_text()
+
+
+def test_check_says_what_it_found_and_changes_nothing(project: Project, capsys: pytest.CaptureFixture) -> None:
+    before = project.files()
+    assert main(project.arguments("check")) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said] == ["dataset", "images", "model", "self-check"]
+    assert "3 images, 4 boxes" in said[0]
+    assert project.files() == before
+
+
+def test_check_does_not_draw_the_embedded_scenes(project: Project, capsys: pytest.CaptureFixture) -> None:
+    words = ["check", "--model", project.model, "--checkpoint", str(project.checkpoint)]
+    assert main(words) == 0
+    assert "not in" in capsys.readouterr().out
+    assert not (project.root / "data").exists()
+
+
+def test_the_embedded_dataset_is_drawn_when_a_run_asks_for_it(tmp_path: Path) -> None:
+    assert locations.dataset_folder("embedded", tmp_path) == (tmp_path / "data" / "scenes", True)
+    assert locations.dataset_folder("data/scenes", tmp_path) == (tmp_path / "data" / "scenes", True)
+    assert locations.dataset_folder("data/DIOR", tmp_path) == (tmp_path / "data" / "DIOR", False)
+
+
+class _Code:
+    def __reduce__(self) -> tuple:
+        return (print, ("code of a pickle was run",))
+
+
+def _annotation(project: Project) -> Path:
+    return annotation_dir(project.data) / "11726.xml"
+
+
+def _replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def _missing_image(project: Project) -> None:
+    with split_file(project.data, "test").open("a") as file:
+        file.write("99999\n")
+
+
+def _truncated_jpeg(project: Project) -> None:
+    path = image_file(project.data, "test", "11726")
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def _bomb(project: Project) -> None:
+    entities = '<!DOCTYPE a [<!ENTITY a "xxxxxxxxxx"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>'
+    _annotation(project).write_text(entities + "<annotation><filename>&b;</filename></annotation>")
+
+
+def _truncated_checkpoint(project: Project) -> None:
+    project.checkpoint.write_bytes(project.checkpoint.read_bytes()[:5000])
+
+
+def _code_in_the_pickle(project: Project) -> None:
+    project.checkpoint.write_bytes(pickle.dumps({"state_dict": _Code()}))
+
+
+def _another_architecture(project: Project) -> None:
+    state = load_file(project.checkpoint)
+    project.checkpoint = project.root / "other.pt"
+    torch.save({name: value[..., :3] if value.ndim > 1 else value for name, value in state.items()}, project.checkpoint)
+
+
+def _output_is_a_file(project: Project) -> None:
+    project.out = project.root / "dior" / "file"
+    project.out.write_text("x")
+
+
+BAD_INPUT: dict[str, tuple[Callable[[Project], object], list[str], str]] = {
+    "dataset folder missing": (lambda p: setattr(p, "data", p.root / "none"), [], "no dataset folder .*none"),
+    "split unknown": (lambda p: None, ["--split", "tset"], "tset"),
+    "split names a missing image": (_missing_image, [], "99999"),
+    "truncated JPEG": (_truncated_jpeg, [], r"11726\.jpg"),
+    "XML that does not parse": (lambda p: _annotation(p).write_text("<annotation><object>"), [], r"11726\.xml"),
+    "entity bomb": (_bomb, [], r"11726\.xml"),
+    "xmax below xmin": (lambda p: _replace(_annotation(p), "<xmin>2<", "<xmin>30<"), [], r"11726\.xml"),
+    "class nobody knows": (lambda p: _replace(_annotation(p), "vehicle", "vehicel"), [], "vehicel.*vehicle"),
+    "checkpoint missing": (lambda p: p.checkpoint.unlink(), [], r"weights\.safetensors"),
+    "checkpoint truncated": (_truncated_checkpoint, [], r"weights\.safetensors"),
+    "checkpoint with code": (_code_in_the_pickle, [], r"weights\.safetensors"),
+    "checkpoint of another architecture": (_another_architecture, [], r"other\.pt"),
+    "no checkpoint": (lambda p: None, ["-p", "checkpoint=null"], "needs a checkpoint"),
+    "model unknown": (lambda p: None, ["--model", "ViT-B-33"], "ViT-B-32"),
+    "image size no multiple of the patch": (lambda p: None, ["-p", "image_size=35"], "multiple of the patch"),
+    "image size no number": (lambda p: None, ["-p", "image_size=big"], "'big'"),
+    "percentile of 100": (lambda p: None, ["-p", "percentile=100"], "between 0 and 100.*100"),
+    "percentile not a number": (lambda p: None, ["-p", "percentile=.nan"], "between 0 and 100.*nan"),
+    "percentile of text": (lambda p: None, ["-p", "percentile=high"], "a number .*'high'"),
+    "kind unknown": (lambda p: None, ["-p", "kinds=[vv_mix]"], "vv_mix.*standard, vv_qk, vv_vv, vv_mixed"),
+    "no kind": (lambda p: None, ["-p", "kinds=[]"], "standard, vv_qk, vv_vv, vv_mixed"),
+    "similarity unknown": (lambda p: None, ["-p", "similarity=dot"], "dot.*cosine, surgery"),
+    "interpolation unknown": (lambda p: None, ["-p", "interpolation=12point"], "12point.*11point"),
+    "number of images negative": (lambda p: None, ["-p", "num_images=-1"], "-1"),
+    "parameter unknown": (lambda p: None, ["-p", "percentil=3"], "percentil.*nearest: percentile"),
+    "parameter without a value": (lambda p: None, ["-p", "percentile"], "name=value"),
+    "notebook unknown": (lambda p: None, ["--only", "07"], "01_a"),
+    "configuration missing": (lambda p: None, ["--config", "none.yaml"], r"none\.yaml"),
+    "output is a file": (_output_is_a_file, [], "is a file"),
+    "output below a file": (lambda p: setattr(p, "out", p.checkpoint / "run"), [], "is a file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_line_and_status_2(project: Project, case: str, capsys: pytest.CaptureFixture) -> None:
+    spoil, words, said = BAD_INPUT[case]
+    spoil(project)
+    before = project.files()
+    assert main([*project.arguments(), *words]) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("error: ")
+    assert re.search(said, lines[0]), lines[0]
+    assert captured.out == ""
+    assert project.files() == before
+
+
+@pytest.mark.parametrize(
+    "words", [["run", "--time-limit", "0"], ["run", "--time-limit", "soon"], ["scenes"], [], ["rnu"]]
+)
+def test_a_wrong_command_line_is_status_2(words: list[str], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+
+
+def test_scenes_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "scenes"
+    words = ["scenes", "--out", str(out), "--train", "1", "--val", "0", "--test", "1", "--size", "96", "--seed", "3"]
+    assert main(words) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    assert len(list(out.rglob("*.jpg"))) == 2
+    assert main(["scenes", "--out", str(out), "--size", "1"]) == 2
+
+
+def test_it_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "surgerylib", "--help"], capture_output=True, text=True, check=True)
+    assert "run" in done.stdout
