@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from .errors import OutputError, ParameterError
 from .scene_ground import finish
-from .scene_layout import CLASSES, Composer
+from .scene_layout import Composer
+from .scene_rules import CLASSES
 
 __all__ = ["CLASSES", "STREAMS", "VERSION", "Scene", "render_scene", "scene_rng", "write_scenes"]
 
