@@ -19,3 +19,12 @@ def dataset_folder(dataset: str, root: Path = PROJECT_ROOT) -> tuple[Path, bool]
     embedded = root / "data" / "scenes"
     folder = embedded if dataset == EMBEDDED else root / Path(dataset).expanduser()
     return folder, folder == embedded
+
+
+def checkpoint_file(checkpoint: str | None, root: Path = PROJECT_ROOT) -> Path | None:
+    """The file that a checkpoint names, relative to the project or absolute; None when it names no file."""
+    try:
+        path = root / Path(checkpoint).expanduser() if checkpoint else root
+        return path if path.is_file() else None
+    except (OSError, RuntimeError):  # too long for a name, or the home of nobody
+        return None

@@ -1,0 +1,191 @@
+"""Making the embedded model: deterministic, loadable by plain open_clip, small; and the one that ships."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from surgerylib import pretrain, scene_crops
+from surgerylib.clip import load_clip, open_clip
+from surgerylib.datasets import DIOR_CLASSES, PROMPT_TEMPLATES, prompt_names
+from surgerylib.errors import OutputError, ParameterError
+from surgerylib.pretrain import (
+    CROP,
+    TEMPLATES,
+    Settings,
+    build_model,
+    enlarge,
+    evaluate,
+    main,
+    save,
+    train,
+    training_prompts,
+)
+from surgerylib.scene_crops import ScenePool, render_pool, sample_crops
+from surgerylib.scenes import Scene, render_scene, write_scenes
+
+SHIP, DAM = DIOR_CLASSES.index("ship"), DIOR_CLASSES.index("dam")
+TINY = Settings(steps=3, scenes=24, batch=4, warmup=1)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    return render_pool(24, seed=3, workers=1)
+
+
+def test_training_is_deterministic_and_the_file_is_plain_open_clip(pool, tmp_path):
+    first, second = train(TINY, pool).state_dict(), train(TINY, pool).state_dict()
+    assert not torch.are_deterministic_algorithms_enabled(), "a global switch was left on"
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+    model = build_model(224)
+    model.load_state_dict(first)
+    path = save(model, tmp_path, TINY)
+    assert path.stat().st_size < 8_000_000
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["license"] == "Apache-2.0"
+        assert file.metadata()["steps"] == "3"
+    config = json.loads((tmp_path / "open_clip_config.json").read_text())["model_cfg"]
+    stock = open_clip.CLIP(**config)
+    stock.load_state_dict(load_file(path), strict=True)
+    loaded = load_clip(f"local-dir:{tmp_path}", str(path), device="cpu")
+    assert loaded.image_size == 224
+    assert loaded.num_layers == 6
+    for name, tensor in loaded.model.state_dict().items():
+        assert torch.equal(tensor.float(), first[name].float()), name  # nothing was lost in fp16
+
+
+def test_interrupted_run_ends_with_the_same_weights(pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "KEEP_EVERY", 1)
+    whole = train(TINY, pool).state_dict()
+    calls = []
+
+    def stops(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return sample_crops(*arguments)
+
+    monkeypatch.setattr(pretrain, "sample_crops", stops)
+    with pytest.raises(KeyboardInterrupt):
+        train(TINY, pool, tmp_path / "state")
+    resumed = train(TINY, pool, tmp_path / "state").state_dict()
+    assert len(calls) == 4, "the resumed run must not begin anew"
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    other = replace(TINY, seed=1)
+    assert not torch.equal(train(other, pool, tmp_path / "state").state_dict()["visual.proj"], whole["visual.proj"])
+
+
+def test_positions_are_interpolated_once_and_unused_rows_are_zero():
+    small = build_model(CROP)
+    used = torch.tensor([0, 7, 49407])
+    large = enlarge(small, used).state_dict()
+    before = small.state_dict()
+    assert large["visual.positional_embedding"].shape == (1 + 14 * 14, 128)
+    cls = "visual.positional_embedding"
+    assert torch.equal(large[cls][0], before[cls][0].half().float())
+    assert torch.equal(large["token_embedding.weight"][used], before["token_embedding.weight"][used].half().float())
+    assert large["token_embedding.weight"].abs().sum(1).count_nonzero() == len(used)
+
+
+def _one_scene(boxes, labels):
+    """A grey scene whose objects are squares of their own colour, and its pool."""
+    image = torch.full((1, 224, 224, 3), 100, dtype=torch.uint8)
+    for (x0, y0, x1, y1), label in zip(boxes, labels, strict=True):
+        image[0, y0:y1, x0:x1] = 200 + label
+    # an unused row at the end, as in every pool
+    return ScenePool(image, torch.tensor([[*boxes, [0] * 4]]).float(), torch.tensor([[*labels, -1]]))
+
+
+def test_truth_of_crops(monkeypatch):
+    monkeypatch.setattr(scene_crops, "ERASED", 0)
+    monkeypatch.setattr(scene_crops, "PASTED", 0)
+    pool = _one_scene([[100, 100, 124, 124], [0, 0, 30, 224]], [SHIP, DAM])
+    crops, truth = sample_crops(pool, 200, CROP, torch.Generator().manual_seed(0))
+    assert crops.shape == (200, CROP, CROP, 3)
+    share = (crops[..., 0] == 200 + SHIP).float().mean((1, 2)) * CROP**2 / 24**2
+    assert torch.equal(truth[:, SHIP] == 1, share >= 0.5)
+    assert torch.equal(truth[:, SHIP] == 0, share <= 0.15)
+    assert set(truth[:, DAM].nan_to_num(-1).tolist()) == {0.0, 1.0, -1.0}
+    assert (truth[:, DIOR_CLASSES.index("bridge")] == 0).all()
+
+
+def test_erased_objects_are_gone_and_pasted_ones_count(monkeypatch):
+    pool = _one_scene([[100, 100, 124, 124], [10, 60, 40, 90]], [SHIP, DAM])
+    monkeypatch.setattr(scene_crops, "AIMED", 1)
+    for erased, pasted in ((1, 0), (0, 1)):
+        monkeypatch.setattr(scene_crops, "ERASED", erased)
+        monkeypatch.setattr(scene_crops, "PASTED", pasted)
+        crops, truth = sample_crops(pool, 100, CROP, torch.Generator().manual_seed(1))
+        for label, side in ((SHIP, 24), (DAM, 30)):
+            area = (crops[..., 0] == 200 + label).float().sum((1, 2))
+            assert (truth[:, label][area == 0] == 0).all()
+            assert (area[truth[:, label] == 1] >= 0.5 * side**2).all()
+            assert (truth[:, label] == 1).any()
+            assert (truth[:, label] == 0).any() or not erased
+
+
+def test_pool_without_a_box(monkeypatch):
+    pool = ScenePool(torch.zeros(2, 224, 224, 3, dtype=torch.uint8), torch.zeros(2, 0, 4), torch.zeros(2, 0).long())
+    _, truth = sample_crops(pool, 4, CROP, torch.Generator().manual_seed(0))
+    assert (truth == 0).all()
+
+
+def test_prompts_hold_the_defaults():
+    assert set(PROMPT_TEMPLATES) <= set(TEMPLATES)
+    assert [names[0] for names in training_prompts()] == prompt_names(DIOR_CLASSES)
+    assert min(len(names) for names in training_prompts()) >= 2
+    tokenizer = open_clip.SimpleTokenizer(context_length=64)
+    longest = max(int((tokenizer([t.format(n)]) > 0).sum()) for t in TEMPLATES for ns in training_prompts() for n in ns)
+    assert longest <= 16, "a prompt is cut off by the context length"
+
+
+def test_rendering_after_torch_has_started_threads_does_not_hang():
+    torch.ones(512, 512) @ torch.ones(512, 512)  # a fork would now wait for these threads' locks
+    assert len(render_pool(2, seed=3, workers=2)) == 2
+
+
+def test_scenes_do_not_depend_on_workers(pool):
+    again = render_pool(24, seed=3, workers=2)
+    assert torch.equal(pool.images, again.images)
+    assert torch.equal(pool.boxes_xyxy, again.boxes_xyxy)
+
+
+def test_bad_settings(tmp_path):
+    with pytest.raises(ParameterError, match="--steps"):
+        main(["--steps", "0"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        save(build_model(224), tmp_path / "file" / "out", TINY)
+
+
+def test_evaluation_of_a_model_that_knows_nothing():
+    clip = load_clip("embedded", "random", device="cpu")
+    figures = evaluate(clip, [render_scene(index, 96) for index in range(4)])
+    assert figures["images"] == 4
+    assert 0 <= figures["vv_peak"] <= 1
+    empty = evaluate(clip, [Scene(np.zeros((50, 70, 3), np.uint8), np.empty((0, 4)), ())])
+    assert (empty["images"], empty["pairs"], empty["top1"]) == (1, 0, 0.0)
+
+
+def test_patches_inside_boxes():
+    inside = pretrain._patches_inside(np.array([[0.0, 0, 50, 20], [90, 30, 100, 40]]), (40, 100), (2, 4))
+    assert inside.tolist() == [True, True, False, False, False, False, False, False]
+    assert not pretrain._patches_inside(np.empty((0, 4)), (40, 100), (2, 4)).any()
+
+
+def test_shipped_model_knows_its_classes_and_shows_the_phenomenon(tmp_path, capsys):
+    write_scenes(tmp_path / "scenes", num_train=0, num_val=0, num_test=60, seed=12345)
+    main(["--measure", str(tmp_path / "scenes")])
+    figures = json.loads(capsys.readouterr().out)
+    # well below the figures in data/embedded/README.md, since 60 scenes are few
+    assert figures["top1"] > 0.75
+    assert figures["vv_peak"] > 0.55
+    assert figures["vv_peak"] > 3 * figures["standard_peak"]
+    assert figures["vv_inverted"] < 0.2 < figures["standard_inverted"]
