@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lint test-slow lab format clean
+.PHONY: help report test lint lab format clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -13,10 +13,7 @@ help:  ## what there is
 report: $(INSTALLED)  ## run the whole workbook on the embedded default; prints where the report is
 	@$(BIN)/python -m surgerylib run --config notebooks/configs/embedded.yaml --out reports/embedded
 
-test: lint  ## lint, stripped notebooks and the fast tests
-	@$(BIN)/python -m pytest -m "not slow"
-
-test-slow: lint  ## all tests
+test: lint  ## lint, stripped notebooks, tests
 	@$(BIN)/python -m pytest
 
 lint: $(INSTALLED)

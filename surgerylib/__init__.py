@@ -32,5 +32,15 @@ __all__ = [
     "nms",
     "prompt_names",
     "read_image",
+    "run_workbook",
     "upsample",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """`run_workbook` on first use: papermill and nbconvert take time that a notebook's own import need not spend."""
+    if name == "run_workbook":
+        from .workbook import run_workbook
+
+        return run_workbook
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

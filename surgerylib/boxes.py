@@ -39,6 +39,7 @@ def box_giou(boxes_a: Array, boxes_b: Array) -> Array:
     A loss term. It is never reported as an IoU. Shapes as in `box_iou`.
     """
     xp = torch if isinstance(boxes_a, Tensor) else np
+    boxes_a, boxes_b = _floating(boxes_a), _floating(boxes_b)
     intersection, union = _intersection_union(boxes_a, boxes_b)
     low = xp.minimum(boxes_a[..., :2], boxes_b[..., :2])
     high = xp.maximum(boxes_a[..., 2:], boxes_b[..., 2:])
@@ -95,6 +96,8 @@ def resize_map(heatmap: np.ndarray | Tensor, working_size: int) -> np.ndarray:
         raise ParameterError(f"a heatmap must be [h, w], got {list(values.shape)}")
     if not np.isfinite(values).all():
         raise ParameterError("the heatmap holds NaN or infinite values")
+    if values.min() == values.max():  # interpolation would add rounding noise, and the noise would make boxes
+        return np.full((working_size, working_size), values.flat[0])
     return cv2.resize(values, (working_size, working_size), interpolation=cv2.INTER_LINEAR)
 
 
@@ -143,6 +146,7 @@ def nms(boxes: np.ndarray, iou_threshold: float) -> np.ndarray:
 
 def _intersection_union(boxes_a: Array, boxes_b: Array) -> tuple[Array, Array]:
     xp = torch if isinstance(boxes_a, Tensor) else np
+    boxes_a, boxes_b = _floating(boxes_a), _floating(boxes_b)
     low = xp.maximum(boxes_a[..., :2], boxes_b[..., :2])
     high = xp.minimum(boxes_a[..., 2:], boxes_b[..., 2:])
     intersection = _area(low, high)
@@ -157,4 +161,11 @@ def _area(low: Array, high: Array) -> Array:
 
 def _tiny(values: Array) -> float:
     """The smallest divisor that keeps 0 / 0 at 0 without touching any real area."""
-    return torch.finfo(values.dtype).tiny if isinstance(values, Tensor) else float(np.finfo(np.float64).tiny)
+    return torch.finfo(values.dtype).tiny if isinstance(values, Tensor) else np.finfo(values.dtype).tiny
+
+
+def _floating(boxes: Array) -> Array:
+    """Whole-number boxes as floats: unsigned differences would wrap around."""
+    if isinstance(boxes, Tensor):
+        return boxes if boxes.is_floating_point() else boxes.float()
+    return boxes if np.issubdtype(boxes.dtype, np.floating) else boxes.astype(np.float64)

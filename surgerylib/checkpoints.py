@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,8 @@ from ._open_clip import open_clip
 from .errors import CheckpointError, ParameterError, SurgeryWarning, nearest
 from .locations import EMBEDDED, EMBEDDED_MODEL
 
+_RANDOM = "random weights (seed 0)"
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -27,12 +30,15 @@ class Weights:
     Attributes:
         source: one line for a report.
         sha256: over names, types and values of all parameters; the same for one model in any file format.
-        saw_dior: True when the pre-training data is known to hold DIOR, so that nothing here is "zero-shot".
+        saw_dior: True when the pre-training data is known to hold DIOR, so that nothing here is "zero-shot": weights
+            whose file or repository is named after RemoteCLIP.
+        random: True when nothing was loaded.
     """
 
     source: str
     sha256: str
     saw_dior: bool
+    random: bool
 
 
 def build_model(name: str) -> tuple[nn.Module, object]:
@@ -59,12 +65,13 @@ def build_model(name: str) -> tuple[nn.Module, object]:
             raise ParameterError(f"open_clip cannot build {name!r}: {_first_line(error)}") from error
 
 
-def load_weights(model: nn.Module, name: str, checkpoint: str | None) -> tuple[Weights, nn.Module]:
+def load_weights(model: nn.Module, name: str, checkpoint: str | os.PathLike[str] | None) -> tuple[Weights, nn.Module]:
     """Fill `model` from a checkpoint; see `surgerylib.clip.load_clip` for the forms that `checkpoint` takes.
 
     Returns:
         the description of the weights, and the model that holds them (a pretrained tag may bring its own).
     """
+    checkpoint = None if checkpoint is None else os.fspath(checkpoint)
     if checkpoint is None and name != EMBEDDED:
         warnings.warn(
             f"no checkpoint given for {name}: its weights are random, its heatmaps mean nothing",
@@ -74,10 +81,10 @@ def load_weights(model: nn.Module, name: str, checkpoint: str | None) -> tuple[W
     if name == EMBEDDED and checkpoint is None:
         source, path = "embedded, shipped with the project", EMBEDDED_MODEL / "model.safetensors"
     elif checkpoint is None or checkpoint == "random":
-        source, path = "random weights (seed 0)", None
+        source, path = _RANDOM, None
     elif checkpoint.startswith("hf:"):
         source, path = checkpoint, _download(checkpoint)
-    elif Path(checkpoint).is_file():
+    elif _is_file(checkpoint):
         source, path = Path(checkpoint).name, Path(checkpoint)
     elif ":" not in name and open_clip.pretrained.is_pretrained_cfg(name, checkpoint):
         source, path = f"open_clip tag {checkpoint}", None
@@ -91,7 +98,13 @@ def load_weights(model: nn.Module, name: str, checkpoint: str | None) -> tuple[W
         )
     if path is not None:
         fill_model(model, read_state_dict(path), name, path)
-    return Weights(source, _content_sha256(model.state_dict()), "remoteclip" in f"{checkpoint}".lower()), model
+    weights = Weights(
+        source=source,
+        sha256=_content_sha256(model.state_dict()),
+        saw_dior="remoteclip" in source.lower(),
+        random=source == _RANDOM,
+    )
+    return weights, model
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -156,7 +169,7 @@ def fill_model(model: nn.Module, state: dict[str, Tensor], name: str, path: Path
 
 def _pretrained(name: str, tag: str) -> nn.Module:
     try:
-        with _quiet_root_logger():
+        with _quiet_root_logger(logging.ERROR):
             return open_clip.create_model(name, pretrained=tag, weights_only=True)
     except (RuntimeError, OSError) as error:
         raise CheckpointError(
@@ -210,6 +223,13 @@ def _content_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except OSError:  # such as a name that is too long to be one
+        return False
+
+
 def _shape(tensor: Tensor | None) -> str:
     return "missing" if tensor is None else "x".join(map(str, tensor.shape)) or "scalar"
 
@@ -220,10 +240,10 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet_root_logger() -> Iterator[None]:
-    """open_clip warns on the root logger that a model without weights is random; `load_weights` says it when true."""
+def _quiet_root_logger(level: int = logging.WARNING) -> Iterator[None]:
+    """open_clip tells the root logger what is said here in one line: that weights are random, or can't be had."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(level)
     try:
         yield
     finally:

@@ -104,6 +104,11 @@ def canonical_class(name: str, classes: Sequence[str] = DIOR_CLASSES) -> str:
     return found
 
 
+def spoken(name: str) -> str:
+    """The words for one of DIOR's own spellings ('golffield' -> 'golf course'); any other text as it is."""
+    return _DIOR_PROMPTS.get(name, name)
+
+
 def prompt_names(classes: Iterable[str]) -> list[str]:
     """The words each class is asked with: 'golffield' -> 'golf course', one per class, in order.
 

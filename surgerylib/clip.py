@@ -9,6 +9,7 @@ Images enter as RGB uint8 [H, W, 3] through `SurgeryCLIP.preprocess`, and from t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from . import attention
 from ._open_clip import open_clip
 from .checkpoints import Weights, build_model, load_weights
-from .datasets import PROMPT_TEMPLATES
+from .classes import PROMPT_TEMPLATES, spoken
 from .errors import ParameterError, UnsupportedModelError
 
 SELF_CHECK_TOLERANCE = 1e-4
@@ -63,8 +64,9 @@ class SurgeryCLIP:
         model: the open_clip model, in eval mode, without gradients.
         name, weights: what was loaded and from where; `weights.sha256` identifies the parameters.
         image_size: side S in pixels that `preprocess` brings every image to.
-        depth: number of last blocks in which the VV path runs.
-        self_check_error: relative difference between the QK path's CLS and stock `encode_image`, measured at load.
+        depth: number of last blocks in which the VV path runs, at most all of them.
+        self_check_error: relative difference between the QK path's tokens (CLS and patches, the larger of the two) and
+            those of the stock model, measured at load.
     """
 
     def __init__(self, model: nn.Module, tokenizer, weights: Weights, *, name: str, device: torch.device,
@@ -76,19 +78,17 @@ class SurgeryCLIP:
         self.weights = weights
         self.device = device
         self.patch_size: int = visual.patch_size[0]
-        self.image_size: int = visual.image_size[0] if image_size is None else image_size
+        self.image_size: int = visual.image_size[0] if image_size is None else _whole(image_size, "image_size")
         self.embed_dim: int = visual.proj.shape[1]
         self.feature_dim: int = visual.proj.shape[0]
         self.num_layers = len(visual.transformer.resblocks)
-        self.depth = depth
+        self.depth = min(_whole(depth, "depth"), self.num_layers)
         self._tokenizer = tokenizer
         self._text_cache: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
         config = open_clip.get_model_preprocess_cfg(model)
         self._mean = torch.tensor(config.get("mean") or open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)
         self._std = torch.tensor(config.get("std") or open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
         self._check_size((self.image_size, self.image_size))
-        if not 1 <= depth <= self.num_layers:
-            raise ParameterError(f"depth must lie in 1..{self.num_layers} (the blocks of {name}), got {depth}")
         self.self_check_error = self._self_check()
 
     @property
@@ -109,9 +109,12 @@ class SurgeryCLIP:
         Raises:
             ParameterError: not a uint8 array of three channels.
         """
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        if not isinstance(image, np.ndarray):
+            raise ParameterError(f"image must be a NumPy array, uint8 [H, W, 3] in RGB, got {type(image).__name__}")
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             raise ParameterError(f"image must be uint8 [H, W, 3] in RGB, got {image.dtype} {list(image.shape)}")
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)  # HWC -> 1CHW, no copy
+        usable = image if image.flags.c_contiguous and image.flags.writeable else image.copy()
+        pixels = torch.from_numpy(usable).permute(2, 0, 1).unsqueeze(0)  # [H, W, 3] -> [1, 3, H, W]
         size = (self.image_size, self.image_size)
         if pixels.shape[-2:] != size:
             pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)
@@ -124,7 +127,7 @@ class SurgeryCLIP:
         The result is kept, so that asking for the same names again costs nothing.
 
         Args:
-            names: C names as they are to be spoken ("golf course", not "golffield").
+            names: C names in words ("golf course"); DIOR's own spellings ("golffield") are put into words.
             templates: prompts, each with one `{}` for the name.
 
         Returns:
@@ -136,12 +139,12 @@ class SurgeryCLIP:
             raise ParameterError(f"every template needs a {{}} for the class name, got {list(templates)!r}")
         key = (tuple(names), tuple(templates))
         if key not in self._text_cache:
-            prompts = [template.format(name) for name in names for template in templates]
+            prompts = [template.format(spoken(name)) for name in names for template in templates]
             rows = [self._encode_prompts(prompts[i : i + 256]) for i in range(0, len(prompts), 256)]
             flat = torch.cat(rows) if rows else torch.empty(0, self.embed_dim, device=self.device)
             mean = flat.view(len(names), len(templates), self.embed_dim).mean(dim=1)
             self._text_cache[key] = F.normalize(mean, dim=-1)
-        return self._text_cache[key]
+        return self._text_cache[key].clone()  # the caller's own: changing it leaves the kept one alone
 
     @torch.no_grad()
     def encode_image(self, images: Tensor, last_layers: int = 1, *, return_attention: bool = False) -> ImageTokens:
@@ -227,19 +230,29 @@ class SurgeryCLIP:
 
     @torch.no_grad()
     def _self_check(self) -> float:
-        """Relative difference of the QK path's CLS to stock `encode_image` on one random image, in fp32."""
+        """Relative difference of the QK path's tokens to the stock model's on one random image, in fp32."""
         size = self.model.visual.image_size
         image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(self.device)
-        stock = self.model.encode_image(image)
         layers, _ = self._dual_path(image, 1, False)
-        ours = self._project(layers[-1].qk[:, 0])
-        error = float((ours - stock).norm() / stock.norm())
+        ours = self._project(layers[-1].qk)
+        stock_cls = self.model.encode_image(image)
+        # open_clip's own way to the patch tokens behind ln_post
+        stock = self.model.visual.forward_intermediates(image, 1, normalize_intermediates=True, output_fmt="NLC")
+        stock_patches = stock["image_intermediates"][0] @ self.model.visual.proj
+        pairs = ((ours[:, 0], stock_cls), (ours[:, 1:], stock_patches))
+        error = max(float((mine - theirs).norm() / theirs.norm()) for mine, theirs in pairs)
         if not error <= SELF_CHECK_TOLERANCE:  # also catches NaN
             raise UnsupportedModelError(
-                f"{self.name}: the QK path differs from stock encode_image by {error:.2g} (relative; at most "
+                f"{self.name}: the QK path differs from stock open_clip by {error:.2g} (relative; at most "
                 f"{SELF_CHECK_TOLERANCE:g} allowed): this architecture is not a plain CLIP ViT, use one that is"
             )
         return error
+
+
+def _whole(value: int, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ParameterError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return int(value)
 
 
 def interpolate_positions(positions: Tensor, grid_from: tuple[int, int], grid_to: tuple[int, int]) -> Tensor:
@@ -263,7 +276,7 @@ def interpolate_positions(positions: Tensor, grid_from: tuple[int, int], grid_to
 
 def load_clip(
     model: str = "ViT-B-32",
-    checkpoint: str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     *,
     device: str = "auto",
     image_size: int | None = None,
@@ -279,7 +292,7 @@ def load_clip(
             for `embedded`, and random ones, with a warning, for every other model.
         device: `auto` takes CUDA, then MPS, then the CPU; else a torch device. Autocast is used on CUDA.
         image_size: side in pixels that images are brought to; None takes the model's own.
-        depth: number of last blocks in which the value-value path runs.
+        depth: number of last blocks in which the value-value path runs; all, when the model has fewer.
 
     Raises:
         CheckpointError: weights missing, damaged, unsafe, or of another architecture.
@@ -300,7 +313,7 @@ def _pick_device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ParameterError(f"device {device!r} cannot be used ({reason}): use auto, cuda, mps or cpu") from error
     return chosen

@@ -127,13 +127,14 @@ class Dataset:
         """`n` images chosen at random, in split order, with their boxes; all of them for None, 0 or n >= the size.
 
         Raises:
-            ParameterError: `n` is negative or no whole number.
+            ParameterError: `n` or `seed` is negative or no whole number.
         """
         if n is None:
             return self
         n = _whole_number("number of images", n, at_least=0)
         if n == 0 or n >= len(self.images):
             return self
+        seed = _whole_number("seed", seed, at_least=0)
         chosen = np.sort(np.random.default_rng(seed).choice(len(self.images), size=n, replace=False))
         images = self.images.iloc[chosen].reset_index(drop=True)
         ids = set(images["image_id"])

@@ -27,6 +27,7 @@ from .datasets import Dataset, read_image
 from .errors import ParameterError
 from .files import atomic_write
 from .heatmaps import HEATMAP_KINDS, check_kinds, check_similarity, heatmaps, map_source
+from .versions import library_sha256, versions
 
 DETECTION_COLUMNS = ("image_id", "label", "xmin", "ymin", "xmax", "ymax", "score", "kind")
 SHARD_IMAGES = 256
@@ -195,11 +196,14 @@ def _identity(clip: SurgeryCLIP, dataset: Dataset, settings: DetectionSettings) 
         stat = Path(path).stat()
         files.update(f"{image_id}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return {
+        "library_sha256": library_sha256(),
+        "versions": versions(),
+        "device": clip.device.type,
         "weights_sha256": clip.weights.sha256,
         "model": clip.name,
         "depth": clip.depth,
         "image_size": clip.image_size,
-        "dataset_sha256": dataset.fingerprint(),
+        "annotations_sha256": dataset.fingerprint(),
         "files_sha256": files.hexdigest(),
         "classes": list(dataset.classes),
         **asdict(settings),

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .locations import EMBEDDED, dataset_folder
+from .locations import EMBEDDED, checkpoint_file, dataset_folder
 from .parameters import SET_BY_RUNNER, notebook_parameters
-from .versions import versions
+from .versions import library_sha256, versions
 
 
 def notebook_keys(notebooks: Iterable[Path], settings: Mapping[str, Any], root: Path) -> dict[Path, str]:
@@ -20,11 +20,13 @@ def notebook_keys(notebooks: Iterable[Path], settings: Mapping[str, Any], root: 
     shared = {"library": library_sha256(), "versions": versions()}
     if "dataset" in settings:
         shared["dataset"] = _folder_fingerprint(dataset_folder(settings["dataset"], root)[0])
-    if settings.get("model") == EMBEDDED:
+    model = settings.get("model", "")
+    if model == EMBEDDED:
         shared["model"] = _folder_fingerprint(root / "data" / "embedded")
-    checkpoint = settings.get("checkpoint")
-    if checkpoint and (root / checkpoint).is_file():
-        shared["checkpoint"] = file_sha256(root / checkpoint)
+    elif model.startswith("local-dir:"):
+        shared["model"] = _folder_fingerprint(Path(model.removeprefix("local-dir:")))
+    if weights := checkpoint_file(settings.get("checkpoint"), root):
+        shared["checkpoint"] = file_sha256(weights)
     keys: dict[Path, str] = {}
     chain = json.dumps(shared, sort_keys=True)
     for path in notebooks:
@@ -50,16 +52,6 @@ def _folder_fingerprint(folder: Path) -> str:
             with contextlib.suppress(OSError):  # a link to nowhere
                 stat = path.stat()
                 digest.update(f"{path.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def library_sha256() -> str:
-    """A hash over the source of this package, templates included."""
-    package = Path(__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*")):
-        if path.suffix in (".py", ".j2", ".css", ".js"):
-            digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 

@@ -56,17 +56,16 @@ def evaluate(
     image, truth_image, images = _common_codes(detections, ground_truth, "image_id")
     label, truth_label, labels = _common_codes(detections, ground_truth, "label")
 
-    if not all(isinstance(name, str) for name in labels):
-        raise ParameterError(f"label holds {labels[0]!r}, which is no text; use class names, not numbers")
     names = tuple(dict.fromkeys([*(classes or ()), *sorted(labels)]))
-    # two spellings of one class would match nowhere, and both would score 0 without a word
-    check_classes(names)
+    if not pd.api.types.is_numeric_dtype(labels):
+        # two spellings of one class would match nowhere, and both would score 0 without a word
+        check_classes(names)
     place = pd.Index(names).get_indexer(labels)
     label, truth_label = place[label], place[truth_label]
 
     order = np.argsort(-boxes[:, 4], kind="stable")
     if max_detections is not None:
-        order = _best_of_image(order, image[order], max_detections)
+        order = _best_of_group(order, (image * len(names) + label)[order], max_detections)
     order = order[np.argsort(label[order], kind="stable")]
     boxes, image, label = boxes[order, :4], image[order], label[order]
 
@@ -141,11 +140,11 @@ def _common_codes(
     return codes[: len(detections)], codes[len(detections) :], pd.Index(values)
 
 
-def _best_of_image(order: np.ndarray, image: np.ndarray, max_detections: int) -> np.ndarray:
-    """Leaves the first `max_detections` of each image; `order` is by score, `image` the codes in that order."""
-    by_image = np.argsort(image, kind="stable")
-    starts = np.flatnonzero(np.diff(image[by_image], prepend=-1))
-    sizes = np.diff(starts, append=len(image))
+def _best_of_group(order: np.ndarray, group: np.ndarray, max_detections: int) -> np.ndarray:
+    """Leaves the first `max_detections` of each group; `order` is by score, `group` the codes in that order."""
+    by_group = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.diff(group[by_group], prepend=-1))
+    sizes = np.diff(starts, append=len(group))
     keep = np.zeros(len(order), dtype=bool)
-    keep[by_image] = np.arange(len(order)) - np.repeat(starts, sizes) < max_detections
+    keep[by_group] = np.arange(len(order)) - np.repeat(starts, sizes) < max_detections
     return order[keep]

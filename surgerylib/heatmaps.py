@@ -60,6 +60,9 @@ def heatmaps(
         raise ParameterError(f"text must be [C, {patches.shape[-1]}] for these tokens, got {list(text.shape)}")
     if redundant is not None and similarity != "surgery":
         raise ParameterError('redundant is used by similarity="surgery" only: leave it out or change the similarity')
+    if redundant is not None and redundant.shape not in ((text.shape[1],), (1, text.shape[1])):
+        raise ParameterError(f"redundant must be [{text.shape[1]}], one feature, got {list(redundant.shape)}")
+    text = text.to(patches.dtype)
     if similarity == "cosine":
         maps = patches.mean(dim=0) @ text.T  # the mean over layers of a linear map is the map of the mean: [B, N, C]
     elif redundant is not None:
@@ -83,11 +86,13 @@ def upsample(maps: Tensor, size_hw: tuple[int, int]) -> Tensor:
 
 
 def check_kinds(kinds: list[str] | tuple[str, ...]) -> None:
-    """Raise a `ParameterError` that lists the four kinds unless all of `kinds` are known and there is one."""
-    unknown = [kind for kind in kinds if kind not in _PATHS]
-    if unknown or not kinds or isinstance(kinds, str):
-        seen = repr(unknown[0]) if unknown and not isinstance(kinds, str) else repr(kinds)
-        raise ParameterError(f"unknown heatmap kind {seen}; the kinds are {', '.join(HEATMAP_KINDS)}")
+    """Raise a `ParameterError` that lists the four kinds unless `kinds` names some of them, each once."""
+    listed = not isinstance(kinds, str) and len(kinds) > 0
+    unknown = [kind for kind in kinds if kind not in HEATMAP_KINDS] if listed else [kinds]
+    if unknown:
+        raise ParameterError(f"unknown heatmap kind {unknown[0]!r}; the kinds are {', '.join(HEATMAP_KINDS)}")
+    if len(set(kinds)) < len(kinds):
+        raise ParameterError(f"kinds names one kind twice: {list(kinds)}; name each once")
 
 
 def check_similarity(similarity: str) -> None:

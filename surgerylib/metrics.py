@@ -62,7 +62,7 @@ def average_precision(
         ground_truth: frame with image_id, label, xmin, ymin, xmax, ymax.
         iou_thresholds: each in (0, 1].
         interpolation: one of `INTERPOLATIONS`.
-        max_detections: only so many of an image's detections, all classes together, those with the highest scores.
+        max_detections: only so many detections of a class in an image, those with the highest scores (COCO's maxDets).
         classes: also listed, besides every label that occurs.
 
     Returns:
@@ -341,7 +341,7 @@ def _class_frame(classes: Sequence[str], iou_thresholds: Sequence[float], **colu
     """A row for each class and threshold; each column is [C, T]."""
     frame = pd.DataFrame({name: values.ravel() for name, values in columns.items()})
     labels = np.repeat(np.array(classes, dtype=object), len(iou_thresholds))
-    frame.insert(0, "label", pd.Series(labels, dtype="str"))
+    frame.insert(0, "label", pd.Series(labels).infer_objects())
     frame.insert(1, "iou_threshold", np.tile(iou_thresholds, len(classes)))
     return frame
 

@@ -21,13 +21,13 @@ from matplotlib.patches import Rectangle
 
 from .boxes import box_iou, extract_boxes, mask_rectangles, resize_map, threshold_mask
 from .files import atomic_write
+from .frames import BOX_COLUMNS
 
 KIND_COLOURS = {"standard": "#0072B2", "vv_qk": "#56B4E9", "vv_vv": "#E69F00", "vv_mixed": "#D55E00"}
 KIND_LINES = {"standard": "-", "vv_qk": (0, (2, 2)), "vv_vv": (0, (2, 2)), "vv_mixed": "-"}
 KIND_MARKERS = {"standard": "o", "vv_qk": "s", "vv_vv": "s", "vv_mixed": "o"}
 TRUTH, PREDICTION = "#00B140", "#E60000"
 _LABELLED = 4  # boxes whose score is printed: more would cover the image
-BOX_COLUMNS = ["xmin", "ymin", "xmax", "ymax"]
 
 _STYLE = {
     "figure.dpi": 110,
@@ -42,6 +42,7 @@ _STYLE = {
     "grid.color": "#e4e4e4",
     "axes.axisbelow": True,
     "legend.frameon": False,
+    "text.parse_math": False,  # a $ in a file name is a $
 }
 # as a decorator: each call draws in the house style and leaves matplotlib's settings as they were
 _styled = matplotlib.rc_context(_STYLE)
@@ -110,10 +111,10 @@ def map_curves(summary: pd.DataFrame, protocol_titles: Mapping[str, str]) -> Fig
 
 @_styled
 def class_bars(frame: pd.DataFrame, value: str, title: str, xlabel: str) -> Figure:
-    """One bar a class and kind, longest first; classes without ground truth say so instead of showing 0.
+    """One bar a class and kind with its interval, longest first; classes without ground truth say so, never 0.
 
     Args:
-        frame: rows with label, kind, n_ground_truth and `value` (NaN where the class has no box).
+        frame: rows with label, kind, n_ground_truth, low, high and `value` (NaN where the class has no box).
         value: the column to draw.
         title: the finding.
         xlabel: the quantity.
@@ -128,6 +129,9 @@ def class_bars(frame: pd.DataFrame, value: str, title: str, xlabel: str) -> Figu
     for offset, kind in enumerate(reversed(kinds)):
         at = np.arange(len(table)) + (offset - (len(kinds) - 1) / 2) * height
         axis.barh(at, table[kind].fillna(0), height=height, color=KIND_COLOURS[kind], label=kind)
+        rows = frame[frame["kind"] == kind].set_index("label").loc[table.index]
+        known = rows["low"].notna().to_numpy()
+        axis.hlines(at[known], rows["low"][known], rows["high"][known], color="#333333", linewidth=0.8)
     for row, label in enumerate(table.index):
         if table.loc[label].isna().all():
             axis.text(0, row, " no boxes in this split", va="center", fontsize=8, color="#666666")
@@ -239,7 +243,7 @@ def extraction_steps(
     fig.colorbar(drawn, ax=similarity, shrink=0.8)
     drawn = upsampled.imshow(resized, cmap="viridis")
     upsampled.contour(resized, levels=[threshold], colors="white", linewidths=1)
-    upsampled.set_title(f"3  bilinear to {working_size}, line: {percentile:g} %")
+    upsampled.set_title(f"3  bilinear to {working_size}, line: percentile {percentile:g}")
     fig.colorbar(drawn, ax=upsampled, shrink=0.8)
     masked.imshow(mask, cmap="gray_r", vmin=0, vmax=1.6)
     masked.set_title(f"4  mask ≥ {threshold:.3f}, closed, opened")
@@ -267,12 +271,10 @@ def photo_axis(axis: Axes, image: np.ndarray) -> None:
     axis.spines[:].set_visible(False)
 
 
-def overlay(axis: Axes, heatmap: np.ndarray, image_size_wh: tuple[int, int], opacity: float = 0.5) -> None:
+def overlay(axis: Axes, heatmap: np.ndarray, image_size_wh: tuple[int, int]) -> None:
     """Lay a heatmap over a shown image in the jet map; its colours span this map alone."""
     width, height = image_size_wh
-    axis.imshow(
-        resize_map(heatmap, 224), cmap="jet", alpha=opacity, extent=(0, width, height, 0), interpolation="bilinear"
-    )
+    axis.imshow(resize_map(heatmap, 224), cmap="jet", alpha=0.5, extent=(0, width, height, 0), interpolation="bilinear")
 
 
 def draw_boxes(

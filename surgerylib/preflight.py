@@ -9,8 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError, ImageReadError, OutputError, ParameterError
-from .locations import EMBEDDED, dataset_folder
+from .locations import EMBEDDED, checkpoint_file, dataset_folder
 from .parameters import find_notebooks, known_parameters, load_config, validate
+
+# parameters that count something -> the least they may be
+_WHOLE_NUMBERS = {
+    "image_size": 1,
+    "depth": 1,
+    "last_layers": 1,
+    "batch_size": 1,
+    "num_images": 1,
+    "num_examples": 0,
+    "seed": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -66,9 +77,21 @@ def check_values(settings: Mapping[str, Any]) -> None:
     for name in ("kinds", "kind", "similarity", "interpolation"):
         if name in settings:
             _check_choice(name, settings[name])
-    image_size = settings.get("image_size")
-    if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int)):
-        raise ParameterError(f"image_size must be a whole number of pixels, or null, not {image_size!r}")
+    for name, least in _WHOLE_NUMBERS.items():
+        value = settings.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise ParameterError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    if (settings.get("last_layers") or 1) > (settings.get("depth") or 1):
+        raise ParameterError(
+            f"last_layers ({settings['last_layers']}) must not exceed depth ({settings.get('depth')}): the value-value "
+            "path runs in the last `depth` blocks only"
+        )
+    thresholds = settings.get("iou_thresholds", [0.5])
+    for value in thresholds or [thresholds]:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+            raise ParameterError(f"iou_thresholds must be numbers above 0 and at most 1, not {value!r}")
+    if len(set(thresholds)) < len(thresholds):
+        raise ParameterError(f"iou_thresholds names a threshold twice: {thresholds!r}")
     checkpoint = settings.get("checkpoint")
     if checkpoint is not None and not isinstance(checkpoint, str):
         raise ParameterError(f"checkpoint must be text, or null, not {checkpoint!r}")
@@ -99,10 +122,13 @@ def _check_choice(name: str, value: Any) -> None:
     from .curves import INTERPOLATIONS
     from .heatmaps import HEATMAP_KINDS, SIMILARITIES
 
+    items = _as_list(value) or [value]
     choices = {"similarity": SIMILARITIES, "interpolation": INTERPOLATIONS}.get(name, HEATMAP_KINDS)
-    for item in _as_list(value) or [value]:
+    for item in items:
         if item not in choices:
             raise ParameterError(f"unknown {name.removesuffix('s')} {item!r}; there are: {', '.join(choices)}")
+    if len(set(items)) < len(items):
+        raise ParameterError(f"{name} names one of them twice: {items}; name each once")
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -129,14 +155,12 @@ def _check_dataset(settings: Mapping[str, Any], root: Path) -> list[str]:
 def _check_model(settings: Mapping[str, Any], root: Path, device: str) -> list[str]:
     from .clip import load_clip
 
-    checkpoint = settings.get("checkpoint")
-    if checkpoint and (root / checkpoint).is_file():
-        checkpoint = str(root / checkpoint)
+    checkpoint = checkpoint_file(settings.get("checkpoint"), root) or settings.get("checkpoint")
     options = {name: settings[name] for name in ("image_size", "depth") if name in settings}
     clip = load_clip(settings["model"], checkpoint, device=device, **options)
     rows, columns = clip.grid
     return [
         f"model: {clip.name}, weights from {clip.weights.source} (sha256 {clip.weights.sha256[:12]}), "
         f"{clip.image_size} pixels, {rows} x {columns} patches",
-        f"self-check: the QK path equals stock encode_image to {clip.self_check_error:.1e} (relative)",
+        f"self-check: the QK path equals stock open_clip to {clip.self_check_error:.1e} (relative)",
     ]

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import torch
+from tqdm import tqdm
 
 from .clip import SurgeryCLIP
 from .datasets import Dataset
 from .versions import versions
+
+
+def images_sha256(dataset: Dataset) -> str:
+    """A hash over the bytes of all image files, in the split's order."""
+
+    def of_file(path: str) -> bytes:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+
+    paths = dataset.images["path"]
+    whole = hashlib.sha256()
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter lock
+        for digest in tqdm(pool.map(of_file, paths), total=len(paths), desc="hashing images", delay=2, leave=False):
+            whole.update(digest)
+    return whole.hexdigest()
 
 
 def provenance(clip: SurgeryCLIP, dataset: Dataset, *, seed: int, seconds: float) -> dict:
@@ -29,7 +49,8 @@ def provenance(clip: SurgeryCLIP, dataset: Dataset, *, seed: int, seconds: float
         "dataset": dataset.name,
         "layout": dataset.layout,
         "split": dataset.split,
-        "dataset_sha256": dataset.fingerprint(),
+        "annotations_sha256": dataset.fingerprint(),
+        "images_sha256": images_sha256(dataset),
         "classes": list(dataset.classes),
         "device": device,
         "threads": torch.get_num_threads(),

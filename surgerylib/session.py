@@ -9,7 +9,7 @@ from pathlib import Path
 from .clip import SurgeryCLIP, load_clip
 from .datasets import Dataset, load_dataset
 from .errors import OutputError
-from .locations import PROJECT_ROOT, dataset_folder
+from .locations import PROJECT_ROOT, checkpoint_file, dataset_folder
 from .provenance import provenance
 from .scenes import write_scenes
 from .summary import warnings_for
@@ -29,9 +29,7 @@ class Session:
     def warnings(self) -> list[str]:
         """What a reader must know before believing a number."""
         weights = self.clip.weights
-        return warnings_for(
-            n_images=len(self.dataset.images), saw_dior=weights.saw_dior, random_weights="random" in weights.source
-        )
+        return warnings_for(n_images=len(self.dataset.images), saw_dior=weights.saw_dior, random_weights=weights.random)
 
     def provenance(self) -> dict:
         """What is needed to repeat the notebook, with the seconds since it started."""
@@ -58,7 +56,7 @@ def open_session(
             on first use.
         split: train, val, test or trainval.
         model: as in `load_clip`.
-        checkpoint: as in `load_clip`.
+        checkpoint: as in `load_clip`; a file relative to the project is found from anywhere.
         out_dir: folder for the notebook's files, made here.
         image_size: as in `load_clip`.
         num_images: this many images, drawn at random with the seed; None takes all.
@@ -74,7 +72,9 @@ def open_session(
     if embedded:
         write_scenes(source)
     data = load_dataset(source, split).sample(num_images, seed)
-    clip = load_clip(model, checkpoint, device=device, image_size=image_size, depth=depth)
+    clip = load_clip(
+        model, checkpoint_file(checkpoint) or checkpoint, device=device, image_size=image_size, depth=depth
+    )
     folder = PROJECT_ROOT / out_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def open_session(
         f"model: {clip.name}, weights from {clip.weights.source}, {clip.image_size} pixels, "
         f"{clip.grid[0]} x {clip.grid[1]} patches, on {clip.device}"
     )
-    print(f"self-check: QK path against stock encode_image, relative difference {clip.self_check_error:.1e}")
+    print(f"self-check: QK path against stock open_clip, relative difference {clip.self_check_error:.1e}")
     for note in session.warnings:
         print(f"note: {note}")
     return session

@@ -57,6 +57,7 @@ def evaluate_kinds(
     *,
     image_ids: Sequence[str],
     classes: Sequence[str],
+    kinds: Sequence[str] = HEATMAP_KINDS,
     iou_thresholds: Sequence[float] = IOU_THRESHOLDS,
     interpolation: str = "11point",
     compared: tuple[str, str] = ("vv_mixed", "standard"),
@@ -70,15 +71,15 @@ def evaluate_kinds(
         ground_truth: frame of boxes.
         image_ids: all images evaluated, those without boxes too.
         classes: the whole class list.
+        kinds: those that were asked for; one without a single box scores 0.
         iou_thresholds: each in (0, 1].
         interpolation: as in `average_precision`.
         compared: kinds whose paired difference is taken.
         n_resamples: of the bootstrap over images.
         seed: of the bootstrap.
     """
-    found = set(detections["kind"])
-    kinds = [kind for kind in HEATMAP_KINDS if kind in found]
     truth_counts = ground_truth["label"].value_counts()
+    images_with = ground_truth.groupby("label")["image_id"].nunique()
     summaries, by_class, differences = [], [], []
     for protocol in PROTOCOLS:
         results: dict[str, BootstrapResult] = {}
@@ -105,6 +106,8 @@ def evaluate_kinds(
             summaries.append(result.summary().assign(protocol=protocol, kind=kind))
             rows = result.class_summary().assign(protocol=protocol, kind=kind)
             rows["n_ground_truth"] = rows["label"].map(truth_counts).fillna(0).astype(int)
+            # resampling one image tells nothing of how much the next one would differ
+            rows.loc[rows["label"].map(images_with).fillna(0) < 2, ["low", "high"]] = math.nan
             rows["n_detections"] = rows["label"].map(boxes["label"].value_counts()).fillna(0).astype(int)
             by_class.append(rows)
         if all(kind in results for kind in compared):
@@ -166,9 +169,7 @@ def class_table(evaluation: KindEvaluation, kind: str, iou_threshold: float) -> 
 
 def finding(evaluation: KindEvaluation) -> str:
     """One sentence that answers the notebook's question with its figures."""
-    if evaluation.summary.empty:
-        return "No kind gave a single box: nothing can be measured."
-    threshold = float(evaluation.summary["iou_threshold"].iloc[0])
+    threshold = float(evaluation.summary["iou_threshold"].min())
     at_first = evaluation.summary[evaluation.summary["iou_threshold"] == threshold]
     if at_first["map"].isna().all():
         return "No image of this split holds a box of the class list: nothing can be measured."
@@ -183,12 +184,17 @@ def finding(evaluation: KindEvaluation) -> str:
         pair = [evaluation.value(protocol, kind, threshold)["map"] for kind in (a, b)]
         difference = with_interval(*decided.loc[protocol, ["difference", "low", "high"]])
         parts.append(f"{pair[0]:.3f} against {pair[1]:.3f} under {protocol} (difference {difference})")
-    if (decided["low"] > 0).all():
-        verdict = f"{a} localises better than {b}"
-    elif (decided["high"] < 0).all():
-        verdict = f"{a} localises worse than {b}"
+    better = [protocol for protocol in PROTOCOLS if decided.loc[protocol, "low"] > 0]
+    worse = [protocol for protocol in PROTOCOLS if decided.loc[protocol, "high"] < 0]
+    if len(better) == len(PROTOCOLS):
+        verdict = f"{a} scores higher than {b}"
+    elif len(worse) == len(PROTOCOLS):
+        verdict = f"{a} scores lower than {b}"
+    elif better or worse:
+        words = [f"higher under {p}" for p in better] + [f"lower under {p}" for p in worse]
+        verdict = f"{a} against {b}: {' and '.join(words)}, not told apart otherwise"
     else:
-        verdict = f"{a} and {b} cannot be told apart under both protocols"
+        verdict = f"{a} and {b} cannot be told apart on these images"
     return f"{verdict}: mAP@{threshold:.2f} " + ", ".join(parts) + "."
 
 
@@ -200,7 +206,8 @@ def warnings_for(*, n_images: int, saw_dior: bool, random_weights: bool) -> list
     if saw_dior:
         notes.append("RemoteCLIP's pre-training data holds DIOR: nothing here is zero-shot.")
     if n_images < FEW_IMAGES:
-        notes.append(f"Only {n_images} images (fewer than {FEW_IMAGES}): the intervals are wide.")
+        images = "1 image" if n_images == 1 else f"{n_images} images"
+        notes.append(f"Only {images} (fewer than {FEW_IMAGES}): intervals are wide, and less exact than their name.")
     return notes
 
 
@@ -250,7 +257,7 @@ def markdown_report(results: Mapping) -> str:
         f"Model {provenance['model']} ({provenance['weights']}), {provenance['image_size']} pixels; data "
         f"{provenance['dataset']}, split {provenance['split']}: {results['n_images']:,} images, "
         f"{results['n_boxes']:,} boxes, {results['n_classes']} classes.",
-        f"Similarity {results['similarity']}, threshold at the {results['percentile']:g} % percentile, average "
+        f"Similarity {results['similarity']}, threshold at percentile {results['percentile']:g}, average "
         f"precision {results['interpolation']}, mean over the classes with ground truth; in brackets the 95 % "
         "bootstrap interval over images.",
         "",
@@ -286,3 +293,12 @@ def _records(frame: pd.DataFrame, columns: list[str], **match: str) -> list[dict
 
 def _joined(frames: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
+
+
+def average_precision_text(interpolation: str) -> str:
+    """How the average precision of a table is defined, for its caption."""
+    return {
+        "11point": "average precision at 11 recall points (VOC 2007), VOC matching",
+        "area": "average precision as the area under the curve (VOC 2010), VOC matching",
+        "coco101": "average precision at 101 recall points, COCO matching",
+    }[interpolation]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from contextlib import suppress
 from importlib import metadata
+from pathlib import Path
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pandas", "opencv-python-headless", "matplotlib")
 
@@ -16,3 +18,12 @@ def versions() -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
+
+
+def library_sha256() -> str:
+    """A hash over everything in this package that shapes a result or a page: source and templates."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parent
+    for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".j2", ".css", ".js", ".json")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

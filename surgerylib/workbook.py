@@ -31,7 +31,7 @@ from traitlets import default
 from . import report
 from .errors import OutputError, ParameterError
 from .files import atomic_write
-from .fingerprints import file_sha256, library_sha256, notebook_keys
+from .fingerprints import file_sha256, notebook_keys
 from .locations import dataset_folder
 from .parameters import (
     SET_BY_RUNNER,
@@ -43,7 +43,7 @@ from .parameters import (
 )
 from .preflight import check, check_output, check_values
 from .run_index import index_html
-from .versions import versions
+from .versions import library_sha256, versions
 
 DEFAULT_TIME_LIMIT = 4 * 3600.0
 
@@ -130,14 +130,14 @@ def run_workbook(
     out = Path(out_dir).expanduser().resolve()
     check_output(out)
 
+    check_values(settings)
     keys = notebook_keys(notebooks, settings, root)
     run = _previous_run(out)
     # the look at the input comes second: it imports torch, which takes longer than to see that nothing has changed
     if force or any(not _up_to_date(run, path, keys[path], out) for path in chosen):
-        check_values(settings)
+        check(given, notebooks_dir=notebooks_dir)
         if _draw_embedded_scenes(settings, root):
             keys = notebook_keys(notebooks, settings, root)
-        check(given, notebooks_dir=notebooks_dir)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

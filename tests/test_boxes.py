@@ -41,9 +41,16 @@ def test_overlap_broadcasts_to_all_pairs_and_to_none():
     boxes = np.array([A, A + 5])
     assert box_iou(boxes[:, None], boxes[None]).shape == (2, 2)
     assert box_iou(boxes[:0, None], boxes[None]).shape == (0, 2)
-    empty = np.zeros(4)
-    assert box_iou(empty, empty) == 0
-    assert box_giou(empty, empty) == 0
+    for empty in (np.zeros(4), np.zeros(4, np.float32), torch.zeros(4), torch.zeros(4, dtype=torch.float16)):
+        assert box_iou(empty, empty) == 0
+        assert box_giou(empty, empty) == 0
+
+
+def test_overlap_of_whole_number_boxes():
+    rows = [[0, 0, 10, 10], [20, 0, 30, 10]]
+    for boxes in (np.array(rows, np.uint8), torch.tensor(rows)):
+        assert box_iou(boxes[0], boxes[1]) == 0
+        assert float(box_giou(boxes[0], boxes[1])) == pytest.approx(-1 / 3)
 
 
 def rectangle_map(size: int, rows: slice, columns: slice, inside: float = 1.0, outside: float = 0.0) -> np.ndarray:
@@ -108,9 +115,9 @@ def test_the_five_steps_written_out():
 
 
 def test_constant_map_gives_no_box():
-    for value in (0.0, 0.3, -1.0):
-        found = extract_boxes(np.full((7, 7), value, np.float32), (800, 800))
-        assert found.shape == (0, 5)
+    for value in (0.0, 0.3, -1.0, *np.random.default_rng(0).normal(size=20)):
+        for shape in ((7, 7), (1, 1), (1, 7), (14, 3)):  # interpolating a constant rounds, and noise is no box
+            assert extract_boxes(np.full(shape, value, np.float32), (800, 800)).shape == (0, 5)
 
 
 @pytest.mark.parametrize("percentile", [0, 100, -3, 120, float("nan")])

@@ -7,7 +7,7 @@ import torch
 from surgerylib.boxes import resize_map
 from surgerylib.clip import ImageTokens
 from surgerylib.errors import ParameterError
-from surgerylib.heatmaps import HEATMAP_KINDS, heatmaps, map_source, upsample
+from surgerylib.heatmaps import HEATMAP_KINDS, check_kinds, heatmaps, map_source, upsample
 
 
 def unit(x: torch.Tensor) -> torch.Tensor:
@@ -116,6 +116,11 @@ def test_bad_arguments(tokens, text):
         heatmaps(tokens, text, similarity="dot")
     with pytest.raises(ParameterError, match=r"\[C, 16\]"):
         heatmaps(tokens, text[:, :8])
+    with pytest.raises(ParameterError, match="one feature"):
+        heatmaps(tokens, text, similarity="surgery", redundant=text[:3])
+    with pytest.raises(ParameterError, match="twice"):
+        check_kinds(["vv_vv", "vv_vv"])
+    assert heatmaps(tokens, text.double()).dtype == torch.float32
 
 
 def test_no_images(tokens, text):

@@ -373,8 +373,14 @@ def test_known_error_12_two_spellings_of_a_class_are_an_error_not_a_zero(written
         average_precision(detections, truth)
     with pytest.raises(ParameterError, match="are the same; keep one spelling"):
         average_precision(detection_frame(), truth, classes=[written])
-    with pytest.raises(ParameterError, match="class names, not numbers"):
-        average_precision(detections.assign(label=3), truth.assign(label=3))
+
+
+def test_labels_may_be_numbers():
+    truth = truth_frame(("7", "ship", 0, 0, 9, 9)).assign(label=3)
+    detections = detection_frame(("7", "ship", 0, 0, 9, 9, 0.9)).assign(label=3)
+    result = average_precision(detections, truth)
+    assert (result["label"] == 3).all()
+    assert (result["ap"] == 1).all()
 
 
 def test_known_error_13_cap_of_100_detections():
@@ -388,14 +394,14 @@ def test_known_error_13_cap_of_100_detections():
     assert capped["ap"].tolist() == pytest.approx([0.4] * 6)
 
 
-def test_max_detections_counts_all_classes_of_an_image():
+def test_max_detections_is_per_class_and_image_as_in_coco():
     detections = detection_frame(
         ("1", "ship", 0, 0, 10, 10, 0.9),
         ("1", "dam", 0, 0, 10, 10, 0.8),
         ("1", "ship", 0, 0, 10, 10, 0.7),
         ("2", "dam", 0, 0, 10, 10, 0.1),
     )
-    result = average_precision(detections, truth_frame(), max_detections=2, iou_thresholds=[0.5])
+    result = average_precision(detections, truth_frame(), max_detections=1, iou_thresholds=[0.5])
     assert dict(zip(result["label"], result["n_detections"], strict=True)) == {"dam": 2, "ship": 1}
 
 

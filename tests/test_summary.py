@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -63,7 +64,7 @@ def test_equal_kinds_get_equal_numbers_and_the_difference_is_real(evaluated):
     differences = evaluated.differences.set_index(["protocol", "iou_threshold"])
     assert (differences["low"] > 0).all()
     assert differences["excludes_zero"].all()
-    assert "vv_mixed localises better than standard" in summary.finding(evaluated)
+    assert "vv_mixed scores higher than standard" in summary.finding(evaluated)
 
 
 def test_paired_difference_of_a_kind_with_itself_is_exactly_zero():
@@ -95,8 +96,38 @@ def test_no_detections_at_all():
     truth, found = frames(4)
     kept = found[found["kind"] == "standard"].iloc[:1]
     result = evaluate_kinds(kept, truth, image_ids=sorted(truth["image_id"].unique()), classes=CLASSES, n_resamples=10)
+    assert (result.summary[result.summary["kind"] == "vv_mixed"]["map"] == 0).all()
+    assert len(result.differences) == 12
+
+
+def test_one_kind_has_no_difference_and_the_finding_names_it():
+    truth, found = frames(4)
+    ids = sorted(truth["image_id"].unique())
+    result = evaluate_kinds(found, truth, image_ids=ids, classes=CLASSES, kinds=["vv_vv"], n_resamples=10)
+    assert set(result.summary["kind"]) == {"vv_vv"}
     assert result.differences.empty
-    assert "best of the kinds asked for is standard" in summary.finding(result)
+    assert "best of the kinds asked for is vv_vv" in summary.finding(result)
+
+
+def test_finding_names_the_protocol_where_the_two_differ(evaluated):
+    rows = evaluated.differences.copy()
+    rows.loc[rows["protocol"] == "all", ["low", "high"]] = -1.0, 1.0
+    mixed = dataclasses.replace(evaluated, differences=rows)
+    assert "higher under present, not told apart otherwise" in summary.finding(mixed)
+    rows.loc[rows["protocol"] == "all", ["low", "high"]] = -1.0, -0.5
+    both = dataclasses.replace(evaluated, differences=rows)
+    assert "higher under present and lower under all" in summary.finding(both)
+
+
+def test_class_in_one_image_has_no_interval():
+    truth, found = frames(6)
+    truth.loc[len(truth)] = ["000", "airport", 0, 0, 9, 9]
+    ids = sorted(truth["image_id"].unique())
+    result = evaluate_kinds(found, truth, image_ids=ids, classes=CLASSES, n_resamples=50)
+    rows = result.by_class.set_index("label")
+    assert rows.loc["airport", "ap"].notna().all()
+    assert rows.loc["airport", "low"].isna().all()
+    assert rows.loc["ship", "low"].notna().all()
 
 
 def test_class_without_boxes_is_nan_and_never_zero(evaluated):

@@ -1,0 +1,105 @@
+"""The project's own notebooks, executed as a user's run does, on a tiny model and tiny scenes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+from surgerylib.heatmaps import HEATMAP_KINDS
+from surgerylib.locations import PROJECT_ROOT
+from surgerylib.scenes import write_scenes
+from surgerylib.workbook import RunResult, run_workbook
+
+NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture(scope="module")
+def parameters(tmp_path_factory, tiny_folder) -> dict:
+    scenes = write_scenes(tmp_path_factory.mktemp("data") / "scenes", num_train=1, num_val=1, num_test=6, size=96)
+    return {
+        "dataset": str(scenes),
+        "model": f"local-dir:{tiny_folder}",
+        "checkpoint": str(tiny_folder / "model.safetensors"),
+        "depth": 4,
+        "num_examples": 2,
+        "device": "cpu",
+    }
+
+
+@pytest.fixture(scope="module")
+def run(parameters, tmp_path_factory) -> RunResult:
+    return run_workbook(parameters, tmp_path_factory.mktemp("run"))
+
+
+def test_the_run_ends_well_and_leaves_what_it_promises(run):
+    assert run.ok, run.notebooks
+    folder = run.index.parent
+    names = {"detections.parquet", "ground_truth.parquet", "map_results.json", "evaluation_report.md", "run.json"}
+    assert names <= {path.name for path in folder.iterdir()}
+    for kind in HEATMAP_KINDS:
+        assert len(list((folder / "figures" / kind).glob("*.png"))) == 2
+    detections = pd.read_parquet(folder / "detections.parquet")
+    truth = pd.read_parquet(folder / "ground_truth.parquet")
+    assert list(truth.columns) == ["image_id", "label", "xmin", "ymin", "xmax", "ymax"]
+    assert set(truth.columns) | {"score", "kind"} == set(detections.columns)
+    assert set(detections["kind"]) == set(HEATMAP_KINDS)
+
+
+def test_the_numbers_of_the_page_are_those_of_the_file(run):
+    folder = run.index.parent
+    results = json.loads((folder / "map_results.json").read_text())
+    html = (folder / "01_heatmap_generation.html").read_text()
+    assert results["finding"].split(":")[0] in html
+    for protocol in ("present", "all"):
+        for cell in results["protocols"][protocol]["vv_mixed"]:
+            assert f"{cell['map']:.3f}" in html
+    assert "Only 6 images" in html
+    index = run.index.read_text()
+    assert f"{results['protocols']['all']['vv_mixed'][0]['map']:.3f}" in index
+    assert "01_heatmap_generation.html" in index
+    assert results["n_images"] == 6
+
+
+def test_every_image_of_the_page_says_what_it_shows(run):
+    html = (run.index.parent / "01_heatmap_generation.html").read_text()
+    alts = re.findall(r"<img[^>]*alt=\"([^\"]*)\"", html)
+    assert len(alts) == html.count("<img") == 6
+    assert all(len(alt) > 20 for alt in alts)
+
+
+def test_a_second_run_executes_nothing(run, parameters):
+    again = run_workbook(parameters, run.index.parent)
+    assert all(notebook.up_to_date for notebook in again.notebooks)
+
+
+def test_fewer_kinds_surgery_and_a_split_without_a_single_box(parameters, tmp_path):
+    folder = tmp_path / "empty"
+    for name in ("JPEGImages-test", "ImageSets/Main", "Annotations/Horizontal Bounding Boxes"):
+        (folder / name).mkdir(parents=True)
+    source = Path(parameters["dataset"])
+    image = next((source / "JPEGImages-test").iterdir())
+    (folder / "JPEGImages-test" / image.name).write_bytes(image.read_bytes())
+    (folder / "ImageSets" / "Main" / "test.txt").write_text(image.stem)
+    (folder / "Annotations" / "Horizontal Bounding Boxes" / f"{image.stem}.xml").write_text("<annotation></annotation>")
+    given = {**parameters, "dataset": str(folder), "kinds": ["vv_vv"], "similarity": "surgery", "last_layers": 2}
+    result = run_workbook(given, tmp_path / "out")
+    assert result.ok, result.notebooks
+    assert "nothing can be measured" in (tmp_path / "out" / "map_results.json").read_text()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_short_and_opens_with_a_question(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert len(notebook.cells) <= 25
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown"
+    assert re.match(r"# .+\?$", first.source.splitlines()[0])
+    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    lines = [line for line in tagged[0].source.splitlines() if line]
+    assert all(re.match(r"\w+ = .+  # .+", line) for line in lines)
