@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from .errors import CheckpointError, ParameterError, SurgeryWarning, nearest
 from .locations import EMBEDDED, EMBEDDED_MODEL
 
 _RANDOM = "random weights (seed 0)"
+_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,13 @@ def load_weights(model: nn.Module, name: str, checkpoint: str | os.PathLike[str]
     elif ":" not in name and open_clip.pretrained.is_pretrained_cfg(name, checkpoint):
         source, path = f"open_clip tag {checkpoint}", None
         model = _pretrained(name, checkpoint)
+    elif Path(checkpoint).suffix in _SUFFIXES or any(separator in checkpoint for separator in "/\\"):
+        raise CheckpointError(f"checkpoint file not found: {checkpoint}; check the path, or give hf:owner/repo/file")
     else:
         tags = open_clip.list_pretrained_tags_by_model(name)
+        near = ", ".join(get_close_matches(checkpoint, tags, n=3, cutoff=0.0)) or "none"
         raise CheckpointError(
-            f"checkpoint {checkpoint!r} is neither a file nor a pretrained tag of {name} "
-            f"({'tags: ' + nearest(checkpoint, tags) if tags else 'it has no tags'}): "
+            f"checkpoint {checkpoint!r} is neither a file nor a pretrained tag of {name} (nearest tags: {near}): "
             "give a file, a tag, or hf:owner/repo/file"
         )
     if path is not None:
@@ -119,7 +123,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"checkpoint file not found: {path}")
     try:
-        state = open_clip.factory.load_state_dict(str(path), device="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch's, on pickles that it refuses a moment later
+            state = open_clip.factory.load_state_dict(str(path), device="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is not a plain weights file: it is damaged, or holds pickled code, which is never run; "

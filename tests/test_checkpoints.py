@@ -40,15 +40,15 @@ def test_every_form_of_one_checkpoint_gives_the_same_model(tiny_folder, state, t
 
 
 def test_missing_file(tiny_folder, tmp_path):
-    with pytest.raises(CheckpointError, match=r"nowhere\.pt") as error:
+    with pytest.raises(CheckpointError, match=r"file not found: .*nowhere\.pt") as error:
         load(tiny_folder, tmp_path / "nowhere.pt")
     one_line(error)
 
 
 def test_unknown_tag_lists_the_nearest():
-    with pytest.raises(CheckpointError, match="laion2b_s34b_b79k") as error:
+    with pytest.raises(CheckpointError, match=r"nearest tags: laion2b_s34b_b79k") as error:
         load_clip("ViT-B-32", "laion2b_s34b", device="cpu")
-    one_line(error)
+    assert len(one_line(error)) < 250
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -71,6 +71,7 @@ class Payload:
         return Path.touch, (self.target,)
 
 
+@pytest.mark.filterwarnings("error")  # one line on the screen, without torch's own
 @pytest.mark.parametrize("save", [torch.save, lambda obj, path: path.write_bytes(pickle.dumps(obj))])
 def test_pickle_with_code_never_runs(tiny_folder, tmp_path, save):
     target = tmp_path / "created-by-the-pickle"
