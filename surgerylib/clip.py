@@ -313,7 +313,7 @@ def _pick_device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ParameterError(f"device {device!r} cannot be used ({reason}): use auto, cuda, mps or cpu") from error
     return chosen

@@ -78,8 +78,6 @@ def evaluate_kinds(
         n_resamples: of the bootstrap over images.
         seed: of the bootstrap.
     """
-    truth_counts = ground_truth["label"].value_counts()
-    images_with = ground_truth.groupby("label")["image_id"].nunique()
     summaries, by_class, differences = [], [], []
     for protocol in PROTOCOLS:
         results: dict[str, BootstrapResult] = {}
@@ -104,12 +102,7 @@ def evaluate_kinds(
                 seen.append((boxes, result))
             results[kind] = result
             summaries.append(result.summary().assign(protocol=protocol, kind=kind))
-            rows = result.class_summary().assign(protocol=protocol, kind=kind)
-            rows["n_ground_truth"] = rows["label"].map(truth_counts).fillna(0).astype(int)
-            # resampling one image tells nothing of how much the next one would differ
-            rows.loc[rows["label"].map(images_with).fillna(0) < 2, ["low", "high"]] = math.nan
-            rows["n_detections"] = rows["label"].map(boxes["label"].value_counts()).fillna(0).astype(int)
-            by_class.append(rows)
+            by_class.append(_class_rows(result, boxes, ground_truth).assign(protocol=protocol, kind=kind))
         if all(kind in results for kind in compared):
             difference = paired_difference(results[compared[0]], results[compared[1]]).summary()
             differences.append(difference.assign(protocol=protocol))
@@ -124,6 +117,17 @@ def evaluate_kinds(
         interpolation=interpolation,
         n_images=len(image_ids),
     )
+
+
+def _class_rows(result: BootstrapResult, boxes: pd.DataFrame, ground_truth: pd.DataFrame) -> pd.DataFrame:
+    """AP by class with the numbers of boxes; no interval for a class with boxes in fewer than two images."""
+    rows = result.class_summary()
+    n_images = rows["label"].map(ground_truth.groupby("label")["image_id"].nunique()).fillna(0)
+    # resampling one image tells nothing of how much the next one would differ
+    rows.loc[n_images < 2, ["low", "high"]] = math.nan
+    rows["n_ground_truth"] = rows["label"].map(ground_truth["label"].value_counts()).fillna(0).astype(int)
+    rows["n_detections"] = rows["label"].map(boxes["label"].value_counts()).fillna(0).astype(int)
+    return rows
 
 
 def with_interval(value: float, low: float, high: float, digits: int = 3) -> str:
