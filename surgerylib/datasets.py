@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .annotations import Annotation, read_annotation
 from .classes import DIOR_CLASSES, PROMPT_TEMPLATES, canonical_class, check_classes, prompt_names

@@ -263,7 +263,7 @@ def markdown_report(results: Mapping) -> str:
         f"{results['n_boxes']:,} boxes, {results['n_classes']} classes.",
         f"Similarity {results['similarity']}, threshold at percentile {results['percentile']:g}, average "
         f"precision {results['interpolation']}, mean over the classes with ground truth; in brackets the 95 % "
-        "bootstrap interval over images.",
+        "basic bootstrap interval over images.",
         "",
     ]
     for protocol, title in PROTOCOLS.items():

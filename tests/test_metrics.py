@@ -639,3 +639,46 @@ def test_bad_bootstrap_input(change, message):
     with pytest.raises(ParameterError, match=message) as error:
         bootstrap_map(detections, truth, **{"image_ids": image_ids(), "n_resamples": 2, **change})
     assert "\n" not in str(error.value)
+
+
+def test_intervals_are_basic_and_stay_in_the_range_of_average_precision():
+    detections, truth = random_frames(8, n_images=30)
+    result = bootstrap_map(detections, truth, image_ids=image_ids(30), n_resamples=200)
+    low, high = np.quantile(result.map_samples, [0.025, 0.975], axis=0)
+    summary = result.summary()
+    expected_low, expected_high = (
+        np.minimum(2 * result.map - high, result.map),
+        np.maximum(2 * result.map - low, result.map),
+    )
+    np.testing.assert_allclose(summary["low"], np.clip(expected_low, 0, 1), atol=1e-12)
+    np.testing.assert_allclose(summary["high"], np.clip(expected_high, 0, 1), atol=1e-12)
+    by_class = result.class_summary()
+    assert (by_class["low"] >= 0).all()
+    assert (by_class["high"] <= 1).all()
+    assert ((by_class["low"] <= by_class["ap"]) & (by_class["ap"] <= by_class["high"])).all()
+
+
+def test_known_bias_percentile_intervals_of_few_images_lay_above_the_value_of_many():
+    """Average precision of few images is biased upward; the intervals of the mean over many draws must not be."""
+    rng = np.random.default_rng(0)
+    truth_rows, found_rows = [], []
+    for i in range(600):
+        for label in "abcdefgh":
+            if rng.random() < 0.08:
+                truth_rows.append((f"im{i}", label, 0, 0, 10, 10))
+                if rng.random() < 0.5:
+                    found_rows.append((f"im{i}", label, 0, 0, 10, 10, rng.normal(0.6)))
+            found_rows.append((f"im{i}", label, 30, 0, 40, 10, rng.normal(0)))
+    truth, found = truth_frame(*truth_rows), detection_frame(*found_rows)
+    many = mean_average_precision(average_precision(found, truth, iou_thresholds=[0.5]))["map"].iloc[0]
+    held_basic, held_percentile, draws = 0, 0, 40
+    for draw in range(draws):
+        ids = [f"im{i}" for i in rng.choice(600, 60, replace=False)]
+        few = [frame[frame["image_id"].isin(ids)] for frame in (found, truth)]
+        result = bootstrap_map(*few, image_ids=ids, iou_thresholds=[0.5], n_resamples=300, seed=draw)
+        low, high = result.summary().loc[0, ["low", "high"]]
+        held_basic += low <= many <= high
+        low, high = np.quantile(result.map_samples, [0.025, 0.975])
+        held_percentile += low <= many <= high
+    assert held_basic / draws >= 0.85
+    assert held_percentile < held_basic
