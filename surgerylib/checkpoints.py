@@ -58,7 +58,7 @@ def build_model(name: str) -> tuple[nn.Module, object]:
             )
     elif ":" not in name and open_clip.get_model_config(name) is None:
         raise ParameterError(f"open_clip knows no model {name!r}; near names: {nearest(name, open_clip.list_models())}")
-    with torch.random.fork_rng(devices=[]), _quiet_root_logger():
+    with torch.random.fork_rng(devices=[]), _quiet_logging():
         torch.manual_seed(0)  # so that `random` means the same weights every time
         try:
             model = open_clip.create_model(identifier, load_weights=False, pretrained_text=False)
@@ -175,7 +175,7 @@ def fill_model(model: nn.Module, state: dict[str, Tensor], name: str, path: Path
 
 def _pretrained(name: str, tag: str) -> nn.Module:
     try:
-        with _quiet_root_logger(logging.ERROR):
+        with _quiet_logging(logging.ERROR):
             return open_clip.create_model(name, pretrained=tag, weights_only=True)
     except (RuntimeError, OSError) as error:
         raise CheckpointError(
@@ -193,7 +193,8 @@ def _download(checkpoint: str) -> Path:
         raise CheckpointError(f"checkpoint {checkpoint!r} is not of the form hf:owner/repo/file")
     owner, repo, file = parts
     try:
-        return Path(hf_hub_download(f"{owner}/{repo}", file))
+        with _quiet_logging():
+            return Path(hf_hub_download(f"{owner}/{repo}", file))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"{checkpoint} could not be fetched ({_first_line(error)}): check the name and the network, or download "
@@ -246,8 +247,8 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet_root_logger(level: int = logging.WARNING) -> Iterator[None]:
-    """open_clip tells the root logger what is said here in one line: that weights are random, or can't be had."""
+def _quiet_logging(level: int = logging.WARNING) -> Iterator[None]:
+    """Libraries log what is said here in one line: that weights are random, or that they can't be fetched."""
     before = logging.root.manager.disable
     logging.disable(level)
     try:
