@@ -98,8 +98,11 @@ def _stated_size(path: Path, root: Element) -> tuple[int, int] | None:
     if texts == (None, None):
         return None
     try:
-        width, height = (int(text or "") for text in texts)
-    except ValueError:
+        sides = [float(text or "") for text in texts]
+        width, height = map(int, sides)
+        if [width, height] != sides:
+            raise ValueError("a fraction of a pixel")
+    except (ValueError, OverflowError):
         raise AnnotationError(
             f"{path} states the size {texts[0]!r} x {texts[1]!r}; both must be whole numbers"
         ) from None

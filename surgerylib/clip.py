@@ -299,13 +299,14 @@ def load_clip(
         UnsupportedModelError: not a plain ViT, or the self-check failed.
         ParameterError: unknown model, device, size or depth.
     """
-    target = _pick_device(device)
+    target = pick_device(device)
     bare, tokenizer = build_model(model)
     weights, bare = load_weights(bare, model, checkpoint)
     return SurgeryCLIP(bare, tokenizer, weights, name=model, device=target, image_size=image_size, depth=depth)
 
 
-def _pick_device(device: str) -> torch.device:
+def pick_device(device: str) -> torch.device:
+    """The torch device that `load_clip`'s argument means; a `ParameterError` when it cannot be used here."""
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

@@ -44,9 +44,8 @@ def evaluate(
     Raises:
         ParameterError: as documented there.
     """
-    thresholds = _checked_thresholds(iou_thresholds)
-    if interpolation not in INTERPOLATIONS:
-        raise ParameterError(f"interpolation is {interpolation!r}; it must be one of {', '.join(INTERPOLATIONS)}")
+    thresholds = checked_thresholds(iou_thresholds)
+    check_interpolation(interpolation)
     if max_detections is not None and (
         isinstance(max_detections, bool) or not isinstance(max_detections, int | np.integer) or max_detections < 1
     ):
@@ -86,9 +85,19 @@ def evaluate(
     )
 
 
-def _checked_thresholds(iou_thresholds: Sequence[float]) -> np.ndarray:
+def check_interpolation(interpolation: str) -> None:
+    """Raises a `ParameterError` that lists the interpolations unless this is one."""
+    if interpolation not in INTERPOLATIONS:
+        raise ParameterError(f"interpolation is {interpolation!r}; it must be one of {', '.join(INTERPOLATIONS)}")
+
+
+def checked_thresholds(iou_thresholds: Sequence[float]) -> np.ndarray:
+    """IoU thresholds as float64 [T]; a `ParameterError` unless there are some, each in (0, 1] and named once."""
     try:
-        thresholds = np.array(iou_thresholds, dtype=np.float64).reshape(-1)
+        thresholds = np.array(iou_thresholds).reshape(-1)
+        # text would convert without a word, and true would be 1
+        numeric = np.issubdtype(thresholds.dtype, np.number)
+        thresholds = thresholds.astype(np.float64) if numeric else np.empty(0)
     except (TypeError, ValueError):
         thresholds = np.empty(0)
     if not len(thresholds) or not ((thresholds > 0) & (thresholds <= 1)).all():

@@ -70,28 +70,25 @@ def check_values(settings: Mapping[str, Any]) -> None:
     Raises:
         ParameterError: Names the parameter, the value seen and what it may be.
     """
-    for name in ("percentile", "percentiles"):
-        for value in _as_list(settings.get(name)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 100:
-                raise ParameterError(f"{name} must lie between 0 and 100, without the ends, not {value!r}")
-    for name in ("kinds", "kind", "similarity", "interpolation"):
+    # these import torch, which takes seconds that a mere `import preflight` need not spend
+    from .boxes import check_percentile
+    from .frames import check_interpolation, checked_thresholds
+    from .heatmaps import check_kinds, check_similarity
+
+    checks = {
+        "percentile": check_percentile,
+        "kinds": check_kinds,
+        "similarity": check_similarity,
+        "interpolation": check_interpolation,
+        "iou_thresholds": checked_thresholds,
+    }
+    for name, check_value in checks.items():
         if name in settings:
-            _check_choice(name, settings[name])
+            check_value(settings[name])
     for name, least in _WHOLE_NUMBERS.items():
         value = settings.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ParameterError(f"{name} must be a whole number of at least {least}, not {value!r}")
-    if (settings.get("last_layers") or 1) > (settings.get("depth") or 1):
-        raise ParameterError(
-            f"last_layers ({settings['last_layers']}) must not exceed depth ({settings.get('depth')}): the value-value "
-            "path runs in the last `depth` blocks only"
-        )
-    thresholds = settings.get("iou_thresholds", [0.5])
-    for value in thresholds or [thresholds]:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
-            raise ParameterError(f"iou_thresholds must be numbers above 0 and at most 1, not {value!r}")
-    if len(set(thresholds)) < len(thresholds):
-        raise ParameterError(f"iou_thresholds names a threshold twice: {thresholds!r}")
     checkpoint = settings.get("checkpoint")
     if checkpoint is not None and not isinstance(checkpoint, str):
         raise ParameterError(f"checkpoint must be text, or null, not {checkpoint!r}")
@@ -117,26 +114,6 @@ def check_output(out_dir: Path) -> None:
         raise OutputError(f"{out_dir} holds an index.html but no run.json, so it is no run's folder; choose another")
 
 
-def _check_choice(name: str, value: Any) -> None:
-    # these import torch, which takes seconds: only where there is something to check
-    from .curves import INTERPOLATIONS
-    from .heatmaps import HEATMAP_KINDS, SIMILARITIES
-
-    items = _as_list(value) or [value]
-    choices = {"similarity": SIMILARITIES, "interpolation": INTERPOLATIONS}.get(name, HEATMAP_KINDS)
-    for item in items:
-        if item not in choices:
-            raise ParameterError(f"unknown {name.removesuffix('s')} {item!r}; there are: {', '.join(choices)}")
-    if len(set(items)) < len(items):
-        raise ParameterError(f"{name} names one of them twice: {items}; name each once")
-
-
-def _as_list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
 def _check_dataset(settings: Mapping[str, Any], root: Path) -> list[str]:
     from . import datasets
 
@@ -153,11 +130,18 @@ def _check_dataset(settings: Mapping[str, Any], root: Path) -> list[str]:
 
 
 def _check_model(settings: Mapping[str, Any], root: Path, device: str) -> list[str]:
-    from .clip import load_clip
+    from .clip import load_clip, pick_device
 
     checkpoint = checkpoint_file(settings.get("checkpoint"), root) or settings.get("checkpoint")
     options = {name: settings[name] for name in ("image_size", "depth") if name in settings}
     clip = load_clip(settings["model"], checkpoint, device=device, **options)
+    if "device" in settings:
+        pick_device(settings["device"])  # where the notebooks will run
+    if settings.get("last_layers", 1) > clip.depth:
+        raise ParameterError(
+            f"last_layers must be at most {clip.depth}, the blocks of {clip.name} in which the value-value path runs, "
+            f"not {settings['last_layers']}"
+        )
     rows, columns = clip.grid
     return [
         f"model: {clip.name}, weights from {clip.weights.source} (sha256 {clip.weights.sha256[:12]}), "

@@ -10,6 +10,7 @@ and runs on whole scenes (14 x 14 patches) afterwards.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import sys
@@ -22,15 +23,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from .clip import SurgeryCLIP, interpolate_positions, load_clip, open_clip
 from .datasets import DIOR_CLASSES, PROMPT_TEMPLATES, load_dataset, prompt_names, read_image
-from .errors import OutputError, ParameterError, SurgeryError
+from .errors import ParameterError, SurgeryError
+from .files import atomic_write
 from .locations import EMBEDDED_MODEL
 from .scene_crops import IMAGE_SIZE, ScenePool, render_pool, sample_crops
 from .scenes import VERSION as SCENES_VERSION
@@ -178,8 +180,9 @@ def _keep(checkpoint: Path, step: int, settings: Settings, model, optimizers, ge
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "generator": generator.get_state(),
     }
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    _replace(checkpoint, lambda path: torch.save(state, path))
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    atomic_write(checkpoint, buffer.getvalue())
 
 
 def _resume(checkpoint: Path, settings: Settings, model, optimizers, generator) -> int:
@@ -232,31 +235,19 @@ def enlarge(small: open_clip.CLIP, used: Tensor) -> open_clip.CLIP:
 
 def save(model: open_clip.CLIP, out_dir: Path, settings: Settings) -> Path:
     """Write `model.safetensors` (fp16) and `open_clip_config.json`; each appears whole or not at all."""
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        config = {
-            "model_cfg": {**MODEL_CONFIG, "init_logit_bias": -4.0},
-            "preprocess_cfg": {
-                "mean": list(open_clip.OPENAI_DATASET_MEAN),
-                "std": list(open_clip.OPENAI_DATASET_STD),
-                "resize_mode": "squash",
-            },
-        }
-        _replace(out_dir / "open_clip_config.json", lambda p: p.write_text(json.dumps(config, indent=2) + "\n"))
-        state = {n: (t.half() if t.is_floating_point() else t).contiguous() for n, t in model.state_dict().items()}
-        about = {**asdict(settings), "scenes_version": SCENES_VERSION, "license": "Apache-2.0", "format": "pt"}
-        metadata = {name: str(value) for name, value in about.items()}
-        _replace(out_dir / "model.safetensors", lambda p: save_file(state, p, metadata=metadata))
-    except OSError as error:
-        raise OutputError(f"cannot write the model to {out_dir} ({error.strerror}); choose another --out") from error
-    return out_dir / "model.safetensors"
-
-
-def _replace(path: Path, write) -> None:
-    partial_path = path.with_name(f".{path.name}.partial")
-    write(partial_path)
-    partial_path.chmod(0o644)  # safetensors lets only the owner read what it writes
-    partial_path.replace(path)
+    config = {
+        "model_cfg": {**MODEL_CONFIG, "init_logit_bias": -4.0},
+        "preprocess_cfg": {
+            "mean": list(open_clip.OPENAI_DATASET_MEAN),
+            "std": list(open_clip.OPENAI_DATASET_STD),
+            "resize_mode": "squash",
+        },
+    }
+    atomic_write(out_dir / "open_clip_config.json", json.dumps(config, indent=2) + "\n")
+    state = {n: (t.half() if t.is_floating_point() else t).contiguous() for n, t in model.state_dict().items()}
+    about = {**asdict(settings), "scenes_version": SCENES_VERSION, "license": "Apache-2.0", "format": "pt"}
+    metadata = {name: str(value) for name, value in about.items()}
+    return atomic_write(out_dir / "model.safetensors", safetensors.torch.save(state, metadata=metadata))
 
 
 @torch.no_grad()

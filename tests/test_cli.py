@@ -30,6 +30,10 @@ similarity = "cosine"
 percentile = 75.0
 num_images = None
 interpolation = "11point"
+iou_thresholds = [0.05, 0.5]
+batch_size = 16
+last_layers = 1
+device = "auto"
 seed = 0
 depth = 3
 out_dir = "reports/x\""""
@@ -102,6 +106,14 @@ def test_the_embedded_dataset_is_drawn_when_a_run_asks_for_it(tmp_path: Path) ->
     assert locations.dataset_folder("embedded", tmp_path) == (tmp_path / "data" / "scenes", True)
     assert locations.dataset_folder("data/scenes", tmp_path) == (tmp_path / "data" / "scenes", True)
     assert locations.dataset_folder("data/DIOR", tmp_path) == (tmp_path / "data" / "DIOR", False)
+
+
+def test_checkpoint_that_is_a_number_in_the_configuration(project: Project, capsys: pytest.CaptureFixture) -> None:
+    (project.root / "number.yaml").write_text(f"dataset: {project.data}\nmodel: {project.model}\ncheckpoint: 5\n")
+    for command in ("run", "check"):
+        assert main([command, "--config", str(project.root / "number.yaml")]) == 2
+        assert "checkpoint must be text, or null, not 5" in capsys.readouterr().err
+    assert not (project.root / "reports").exists()
 
 
 class _Code:
@@ -177,6 +189,18 @@ BAD_INPUT: dict[str, tuple[Callable[[Project], object], list[str], str]] = {
     "no kind": (lambda p: None, ["-p", "kinds=[]"], "standard, vv_qk, vv_vv, vv_mixed"),
     "similarity unknown": (lambda p: None, ["-p", "similarity=dot"], "dot.*cosine, surgery"),
     "interpolation unknown": (lambda p: None, ["-p", "interpolation=12point"], "12point.*11point"),
+    "kind twice": (lambda p: None, ["-p", "kinds=[vv_vv, vv_vv]"], "twice"),
+    "IoU threshold of 0": (lambda p: None, ["-p", "iou_thresholds=[0]"], r"iou_thresholds is \[0\]"),
+    "IoU threshold of text": (lambda p: None, ["-p", "iou_thresholds=['0.5']"], "iou_thresholds"),
+    "no IoU threshold": (lambda p: None, ["-p", "iou_thresholds=[]"], "iou_thresholds"),
+    "device unknown": (lambda p: None, ["-p", "device=gpu"], "device 'gpu'"),
+    "more layers than the value-value path has": (
+        lambda p: None,
+        ["-p", "last_layers=5"],
+        "last_layers must be at most",
+    ),
+    "batch of nothing": (lambda p: None, ["-p", "batch_size=0"], "batch_size.*at least 1.*0"),
+    "seed negative": (lambda p: None, ["-p", "seed=-1"], "seed.*at least 0.*-1"),
     "number of images negative": (lambda p: None, ["-p", "num_images=-1"], "-1"),
     "parameter unknown": (lambda p: None, ["-p", "percentil=3"], "percentil.*nearest: percentile"),
     "parameter without a value": (lambda p: None, ["-p", "percentile"], "name=value"),

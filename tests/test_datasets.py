@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import time
 from pathlib import Path
 
@@ -338,6 +339,17 @@ def test_image_that_is_there_twice(root):
     image_file(root, "test", "11727", suffix=".png").write_bytes(b"")
     with pytest.raises(DatasetError, match="there twice"):
         load_dataset(root, "test")
+
+
+def test_size_written_with_a_decimal_point(root):
+    path = next(annotation_dir(root).glob("*.xml"))
+    text = path.read_text()
+    width = re.search(r"<width>(\d+)</width>", text)[1]
+    path.write_text(text.replace(f"<width>{width}</width>", f"<width>{width}.0</width>"))
+    assert read_annotation(path).size_wh[0] == int(width)
+    path.write_text(text.replace(f"<width>{width}</width>", f"<width>{width}.5</width>"))
+    with pytest.raises(AnnotationError, match="whole numbers"):
+        read_annotation(path)
 
 
 def test_image_that_is_not_of_the_stated_size(root):
