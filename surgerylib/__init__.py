@@ -1,15 +1,41 @@
 """Do the class heatmaps of a frozen CLIP localise objects in aerial images, and what holds localisation back?"""
 
-from .boxes import box_giou, box_iou, extract_boxes, nms
-from .classes import DIOR_CLASSES, PROMPT_TEMPLATES, prompt_names
-from .clip import ImageTokens, SurgeryCLIP, load_clip
-from .datasets import Dataset, load_dataset, read_image
-from .detection import DetectionSettings, detect
-from .errors import SurgeryError, SurgeryWarning
-from .heatmaps import HEATMAP_KINDS, heatmaps, upsample
-from .metrics import average_precision
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .boxes import box_giou, box_iou, extract_boxes, nms
+    from .classes import DIOR_CLASSES, PROMPT_TEMPLATES, prompt_names
+    from .clip import ImageTokens, SurgeryCLIP, load_clip
+    from .datasets import Dataset, load_dataset, read_image
+    from .detection import DetectionSettings, detect
+    from .errors import SurgeryError, SurgeryWarning
+    from .heatmaps import HEATMAP_KINDS, heatmaps, upsample
+    from .metrics import average_precision
+    from .workbook import run_workbook
 
 __version__ = "0.1.0"
+
+# each name is imported on first use: worker processes, `--help` and notebooks take only what they need of torch,
+# open_clip and papermill, which take seconds
+_HOMES = {
+    "boxes": ("box_giou", "box_iou"),
+    "classes": ("DIOR_CLASSES", "PROMPT_TEMPLATES", "prompt_names"),
+    "clip": ("ImageTokens", "SurgeryCLIP", "load_clip"),
+    "datasets": ("Dataset", "load_dataset"),
+    "detection": ("DetectionSettings", "detect"),
+    "errors": ("SurgeryError", "SurgeryWarning"),
+    "extraction": ("extract_boxes", "nms"),
+    "heatmaps": ("HEATMAP_KINDS", "heatmaps", "upsample"),
+    "images": ("read_image",),
+    "metrics": ("average_precision",),
+    "workbook": ("run_workbook",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "DIOR_CLASSES",
@@ -38,9 +64,22 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """`run_workbook` on first use: papermill and nbconvert take time that a notebook's own import need not spend."""
-    if name == "run_workbook":
-        from .workbook import run_workbook
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
 
-        return run_workbook
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: object) -> None:
+        # importing the submodule `heatmaps` would put it in the place of the function that has its name
+        is_submodule = isinstance(value, ModuleType) and name in _HOME_OF
+        super().__setattr__(name, getattr(value, name) if is_submodule else value)
+
+
+sys.modules[__name__].__class__ = _Package

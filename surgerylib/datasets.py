@@ -29,6 +29,7 @@ __all__ = [
     "Annotation",
     "Dataset",
     "canonical_class",
+    "check_disjoint",
     "check_images",
     "load_dataset",
     "prompt_names",
@@ -341,6 +342,16 @@ def _mend_boxes(
     repairs = frame.loc[dropped | clipped, ["image_id", "label"]].reset_index(drop=True)
     repairs["repair"] = pd.Series(np.where(dropped[dropped | clipped], "dropped", "clipped"), dtype="str")
     return frame[~dropped].reset_index(drop=True), repairs
+
+
+def check_disjoint(reported: Dataset, chosen_on: Dataset) -> None:
+    """Raise a `ParameterError` when two splits share an image: what is chosen on images is reported on others."""
+    shared = set(reported.images["image_id"]) & set(chosen_on.images["image_id"])
+    if shared:
+        raise ParameterError(
+            f"the splits {reported.split} and {chosen_on.split} share {_count(len(shared), 'image')}, {min(shared)!r} "
+            "for one; a setting must be reported on images that it was not chosen on: set split or choose_split"
+        )
 
 
 def check_images(dataset: Dataset) -> list[tuple[str, str]]:

@@ -49,6 +49,10 @@ class OutputError(SurgeryError):
     """An output folder or file cannot be written."""
 
 
+class CacheError(SurgeryError):
+    """A file of stored intermediate results that was made of something else, or is damaged."""
+
+
 class SurgeryWarning(UserWarning):
     """Something a reader of the results must know, but that does not stop the work."""
 

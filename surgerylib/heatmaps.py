@@ -12,17 +12,17 @@ from torch import Tensor
 
 from .clip import ImageTokens
 from .errors import ParameterError
+from .kinds import HEATMAP_KINDS, KIND_PATHS, SIMILARITIES, check_kinds, check_similarity, map_source
 
-# kind -> path that the CLS token comes from, path that the patch tokens come from. `standard` is the stock model and
-# `vv_qk` the QK path: the same tensors, because the load-time self-check has proven the QK path to be the stock model.
-_PATHS = {
-    "standard": ("qk", "qk"),
-    "vv_qk": ("qk", "qk"),
-    "vv_vv": ("vv", "vv"),
-    "vv_mixed": ("qk", "vv"),
-}
-HEATMAP_KINDS: tuple[str, ...] = tuple(_PATHS)
-SIMILARITIES = ("cosine", "surgery")
+__all__ = [
+    "HEATMAP_KINDS",
+    "SIMILARITIES",
+    "check_kinds",
+    "check_similarity",
+    "heatmaps",
+    "map_source",
+    "upsample",
+]
 
 
 def heatmaps(
@@ -72,33 +72,9 @@ def heatmaps(
     return maps.transpose(1, 2).reshape(maps.shape[0], len(text), *tokens.grid)
 
 
-def map_source(kind: str, similarity: str) -> tuple[str, ...]:
-    """What a kind's maps depend on: kinds with the same source have the same maps under this similarity."""
-    check_kinds([kind])
-    check_similarity(similarity)
-    cls, patches = _PATHS[kind]
-    return (patches,) if similarity == "cosine" else (cls, patches)
-
-
 def upsample(maps: Tensor, size_hw: tuple[int, int]) -> Tensor:
     """Bilinear upsampling of [B, C, h, w] to [B, C, H, W], half-pixel centres (as `boxes.extract_boxes` does)."""
     return F.interpolate(maps, size=size_hw, mode="bilinear", align_corners=False)
-
-
-def check_kinds(kinds: list[str] | tuple[str, ...]) -> None:
-    """Raise a `ParameterError` that lists the four kinds unless `kinds` names some of them, each once."""
-    listed = not isinstance(kinds, str) and len(kinds) > 0
-    unknown = [kind for kind in kinds if kind not in HEATMAP_KINDS] if listed else [kinds]
-    if unknown:
-        raise ParameterError(f"unknown heatmap kind {unknown[0]!r}; the kinds are {', '.join(HEATMAP_KINDS)}")
-    if len(set(kinds)) < len(kinds):
-        raise ParameterError(f"kinds names one kind twice: {list(kinds)}; name each once")
-
-
-def check_similarity(similarity: str) -> None:
-    """Raise a `ParameterError` unless `similarity` is known."""
-    if similarity not in SIMILARITIES:
-        raise ParameterError(f"unknown similarity {similarity!r}; choose from {', '.join(SIMILARITIES)}")
 
 
 def _surgery(tokens: ImageTokens, text: Tensor, kind: str) -> Tensor:
@@ -118,5 +94,5 @@ def _surgery(tokens: ImageTokens, text: Tensor, kind: str) -> Tensor:
 def _tokens_of(tokens: ImageTokens, kind: str) -> tuple[Tensor, Tensor]:
     """CLS [L, B, D] and patch tokens [L, B, N, D] that a kind uses."""
     check_kinds([kind])
-    cls_path, patch_path = _PATHS[kind]
+    cls_path, patch_path = KIND_PATHS[kind]
     return getattr(tokens, cls_path)[:, :, 0], getattr(tokens, patch_path)[:, :, 1:]

@@ -21,8 +21,10 @@ import yaml
 from .errors import ParameterError, nearest
 from .locations import PROJECT_ROOT
 
-PATH_PARAMETERS = ("dataset", "checkpoint")
+PATH_PARAMETERS = ("dataset", "checkpoint", "cache_dir")
 SET_BY_RUNNER = "out_dir"
+# may be a number, a list or a word: `preflight.check_values` alone judges them
+OF_SEVERAL_TYPES = ("percentile",)
 
 
 class _Anything:
@@ -208,6 +210,8 @@ def _fitted(name: str, value: Any, default: Any) -> Any:
             value = float(value)  # YAML takes 1e-3 for text
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if name in OF_SEVERAL_TYPES:
+        return value
     if isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
         return value
     seen = "nothing (null)" if value is None else f"{value!r}"

@@ -19,9 +19,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from .boxes import box_iou, extract_boxes, mask_rectangles, resize_map, threshold_mask
+from .boxes import box_iou
+from .extraction import (
+    BoxSettings,
+    extract_many,
+    keep_sides,
+    mask_rectangles,
+    resize_map,
+    threshold_levels,
+    threshold_mask,
+)
 from .files import atomic_write
 from .frames import BOX_COLUMNS
+from .settings import SCORE_NAMES
 
 KIND_COLOURS = {"standard": "#0072B2", "vv_qk": "#56B4E9", "vv_vv": "#E69F00", "vv_mixed": "#D55E00"}
 KIND_LINES = {"standard": "-", "vv_qk": (0, (2, 2)), "vv_vv": (0, (2, 2)), "vv_mixed": "-"}
@@ -45,7 +55,7 @@ _STYLE = {
     "text.parse_math": False,  # a $ in a file name is a $
 }
 # as a decorator: each call draws in the house style and leaves matplotlib's settings as they were
-_styled = matplotlib.rc_context(_STYLE)
+styled = matplotlib.rc_context(_STYLE)
 
 
 def show(fig: Figure, alt: str, path: str | Path | None = None, *, photo: bool = False) -> None:
@@ -63,7 +73,7 @@ def show(fig: Figure, alt: str, path: str | Path | None = None, *, photo: bool =
     display({mime: figure_bytes(fig, form)}, raw=True, metadata={mime: {"alt": alt}})
 
 
-@_styled
+@styled
 def figure_bytes(fig: Figure, form: str, description: str = "") -> bytes:
     """The figure as an image file of the given format; a PNG carries the description, and no date."""
     buffer = io.BytesIO()
@@ -74,14 +84,14 @@ def figure_bytes(fig: Figure, form: str, description: str = "") -> bytes:
     return buffer.getvalue()
 
 
-@_styled
+@styled
 def new_figure(rows: int = 1, columns: int = 1, *, size: tuple[float, float], **options) -> tuple[Figure, np.ndarray]:
     """A figure in the house style with its axes as an array [rows, columns]; nothing is left open behind it."""
     fig = Figure(figsize=size, layout="constrained")
     return fig, fig.subplots(rows, columns, squeeze=False, **options)
 
 
-@_styled
+@styled
 def map_curves(summary: pd.DataFrame, protocol_titles: Mapping[str, str]) -> Figure:
     """mAP by IoU threshold, a line a kind with its 95 % interval, a panel a protocol.
 
@@ -109,7 +119,7 @@ def map_curves(summary: pd.DataFrame, protocol_titles: Mapping[str, str]) -> Fig
     return fig
 
 
-@_styled
+@styled
 def class_bars(frame: pd.DataFrame, value: str, title: str, xlabel: str) -> Figure:
     """One bar a class and kind with its interval, longest first; classes without ground truth say so, never 0.
 
@@ -143,7 +153,7 @@ def class_bars(frame: pd.DataFrame, value: str, title: str, xlabel: str) -> Figu
     return fig
 
 
-@_styled
+@styled
 def three_columns(
     image: np.ndarray, heatmap: np.ndarray, truth: pd.DataFrame, detections: pd.DataFrame, label: str, title: str
 ) -> Figure:
@@ -179,7 +189,7 @@ def three_columns(
     return fig
 
 
-@_styled
+@styled
 def kinds_grid(
     image: np.ndarray,
     maps: Mapping[str, np.ndarray],
@@ -215,19 +225,25 @@ def kinds_grid(
     return fig
 
 
-@_styled
+@styled
 def extraction_steps(
-    image: np.ndarray, heatmap: np.ndarray, truth: pd.DataFrame, *, label: str, percentile: float, patch_size: int,
-    working_size: int = 224, min_side: int = 5,
+    image: np.ndarray, heatmap: np.ndarray, truth: pd.DataFrame, *, label: str, patch_size: int,
+    boxes: BoxSettings | None = None,
 ) -> Figure:  # fmt: skip
-    """How one heatmap becomes boxes, panel by panel: patches, similarity, upsampled map, mask, components, boxes."""
+    """How one heatmap becomes boxes, panel by panel: patches, similarity, upsampled map, mask, components, boxes.
+
+    Of several thresholds, the first is shown; the last panel holds the boxes of all.
+    """
+    settings = boxes or BoxSettings()
     height, width = image.shape[:2]
     rows, columns = heatmap.shape
-    resized = resize_map(heatmap, working_size)
-    mask = threshold_mask(resized, percentile)
-    mask = np.zeros((working_size, working_size), np.uint8) if mask is None else mask
-    threshold = np.percentile(resized, percentile)
-    boxes = extract_boxes(heatmap, (width, height), percentile=percentile, working_size=working_size, min_side=min_side)
+    size, min_side = settings.working_size, settings.min_side
+    resized = resize_map(heatmap, size)
+    first = settings.thresholds[0]
+    threshold = threshold_levels(resized, [first])[first]
+    # a constant map lies at its threshold everywhere, and has no box
+    mask = threshold_mask(resized, threshold) * (resized.min() < resized.max())
+    found = extract_many(heatmap, (width, height), [settings])[0].boxes
     fig, axes = new_figure(2, 3, size=(9.6, 6.3))
     grid, similarity, upsampled, masked, components, result = axes.flat
 
@@ -243,18 +259,19 @@ def extraction_steps(
     fig.colorbar(drawn, ax=similarity, shrink=0.8)
     drawn = upsampled.imshow(resized, cmap="viridis")
     upsampled.contour(resized, levels=[threshold], colors="white", linewidths=1)
-    upsampled.set_title(f"3  bilinear to {working_size}, line: percentile {percentile:g}")
+    line = "Otsu's threshold" if first == "otsu" else f"percentile {first:g}"
+    upsampled.set_title(f"3  bilinear to {size}, line: {line}")
     fig.colorbar(drawn, ax=upsampled, shrink=0.8)
     masked.imshow(mask, cmap="gray_r", vmin=0, vmax=1.6)
     masked.set_title(f"4  mask ≥ {threshold:.3f}, closed, opened")
     components.imshow(mask, cmap="gray_r", vmin=0, vmax=1.6)
-    for x, y, w, h in mask_rectangles(mask, min_side):
-        components.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=PREDICTION, linestyle="--", linewidth=1.5))
+    rectangles = keep_sides(mask_rectangles(mask), min_side, settings.max_side)
+    draw_boxes(components, pd.DataFrame(rectangles, columns=BOX_COLUMNS), colour=PREDICTION, style="--", width=1.5)
     components.set_title(f"5  rectangles with sides > {min_side}")
     photo_axis(result, image)
     draw_boxes(result, truth[truth["label"] == label], colour=TRUTH)
-    draw_boxes(result, pd.DataFrame(boxes, columns=[*BOX_COLUMNS, "score"]), colour=PREDICTION, style="--", scores=True)
-    result.set_title("6  scored with the mean inside")
+    draw_boxes(result, pd.DataFrame(found, columns=[*BOX_COLUMNS, "score"]), colour=PREDICTION, style="--", scores=True)
+    result.set_title(f"6  scored with the {SCORE_NAMES[settings.score]} inside")
     for axis in (similarity, upsampled, masked, components):
         axis.set(xticks=[], yticks=[])
         axis.grid(visible=False)

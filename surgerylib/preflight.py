@@ -19,7 +19,10 @@ _WHOLE_NUMBERS = {
     "last_layers": 1,
     "batch_size": 1,
     "num_images": 1,
+    "num_choice_images": 1,
     "num_examples": 0,
+    "min_side": 0,
+    "max_side": 1,
     "seed": 0,
 }
 
@@ -71,24 +74,33 @@ def check_values(settings: Mapping[str, Any]) -> None:
         ParameterError: Names the parameter, the value seen and what it may be.
     """
     # these import torch, which takes seconds that a mere `import preflight` need not spend
-    from .boxes import check_percentile
+    from .extraction import check_box_score, check_nms_iou, check_percentile
     from .frames import check_interpolation, checked_thresholds
-    from .heatmaps import check_kinds, check_similarity
+    from .kinds import check_kinds, check_similarity
+    from .settings import chosen_kind
 
     checks = {
         "percentile": check_percentile,
         "kinds": check_kinds,
+        "kind": lambda kind: check_kinds([kind]),
         "similarity": check_similarity,
         "interpolation": check_interpolation,
         "iou_thresholds": checked_thresholds,
+        "box_score": check_box_score,
+        "nms_iou": check_nms_iou,
     }
     for name, check_value in checks.items():
-        if name in settings:
+        if settings.get(name) is not None:
             check_value(settings[name])
     for name, least in _WHOLE_NUMBERS.items():
         value = settings.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ParameterError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    if settings.get("kind") is not None and "kinds" in settings:
+        chosen_kind(settings["kind"], settings["kinds"])
+    if settings.get("max_side") is not None and settings["max_side"] <= settings.get("min_side", 0):
+        raise ParameterError(f"max_side must be above min_side ({settings['min_side']}), not {settings['max_side']}")
+    _check_sweep(settings)
     checkpoint = settings.get("checkpoint")
     if checkpoint is not None and not isinstance(checkpoint, str):
         raise ParameterError(f"checkpoint must be text, or null, not {checkpoint!r}")
@@ -97,6 +109,26 @@ def check_values(settings: Mapping[str, Any]) -> None:
             f"the model {settings['model']!r} needs a checkpoint: a file, an open_clip tag (openai) or "
             "hf:owner/repo/file; without one its weights would be random"
         )
+
+
+def _check_sweep(settings: Mapping[str, Any]) -> None:
+    """The lists of the threshold sweep, where a notebook has them."""
+    if "percentiles" not in settings:
+        return
+    from .extraction import BoxSettings
+    from .settings import Criterion, Setting, post_processing_variants, setting_grid
+
+    plain = BoxSettings(
+        min_side=settings["min_side"], max_side=settings["max_side"], score=settings["box_score"],
+        nms_iou=settings["nms_iou"],
+    )  # fmt: skip
+    setting_grid(
+        kinds=settings["kinds"], similarities=settings["similarities"], last_layers=settings["layer_counts"],
+        percentiles=settings["percentiles"],
+    )  # fmt: skip
+    names = ("nms_ious", "min_sides", "max_sides", "box_scores", "unions")
+    post_processing_variants(Setting(boxes=plain), **{name: settings[name] for name in names})
+    Criterion(settings["choose_protocol"], settings["choose_iou"]).check(settings["iou_thresholds"])
 
 
 def check_output(out_dir: Path) -> None:
@@ -121,12 +153,19 @@ def _check_dataset(settings: Mapping[str, Any], root: Path) -> list[str]:
     if embedded and not folder.exists():
         return [f"dataset: the embedded scenes are not in {folder} yet; the first run draws them"]
     dataset = datasets.load_dataset(folder, settings.get("split", "test"))
-    dataset = dataset.sample(settings.get("num_images"), settings.get("seed", 0))
-    damaged = datasets.check_images(dataset)
-    if damaged:
-        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
-        raise ImageReadError(f"{damaged[0][1]}{more}")
-    return [f"dataset: {dataset.describe()}", f"images: all {len(dataset.images)} can be read"]
+    parts = [dataset.sample(settings.get("num_images"), settings.get("seed", 0))]
+    if choice := settings.get("choose_split"):
+        other = datasets.load_dataset(folder, choice)
+        datasets.check_disjoint(dataset, other)
+        parts.append(other.sample(settings.get("num_choice_images"), settings.get("seed", 0)))
+    lines = []
+    for part in parts:
+        damaged = datasets.check_images(part)
+        if damaged:
+            more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+            raise ImageReadError(f"{damaged[0][1]}{more}")
+        lines += [f"dataset: {part.describe()}", f"images: all {len(part.images)} can be read"]
+    return lines
 
 
 def _check_model(settings: Mapping[str, Any], root: Path, device: str) -> list[str]:
@@ -137,11 +176,15 @@ def _check_model(settings: Mapping[str, Any], root: Path, device: str) -> list[s
     clip = load_clip(settings["model"], checkpoint, device=device, **options)
     if "device" in settings:
         pick_device(settings["device"])  # where the notebooks will run
-    if settings.get("last_layers", 1) > clip.depth:
-        raise ParameterError(
-            f"last_layers must be at most {clip.depth}, the blocks of {clip.name} in which the value-value path runs, "
-            f"not {settings['last_layers']}"
-        )
+    for name, counts in (
+        ("last_layers", [settings.get("last_layers", 1)]),
+        ("layer_counts", settings.get("layer_counts", [])),
+    ):
+        if max(counts, default=1) > clip.depth:
+            raise ParameterError(
+                f"{name} must be at most {clip.depth}, the blocks of {clip.name} in which the value-value path runs, "
+                f"not {max(counts)}"
+            )
     rows, columns = clip.grid
     return [
         f"model: {clip.name}, weights from {clip.weights.source} (sha256 {clip.weights.sha256[:12]}), "

@@ -39,6 +39,7 @@ def index_html(run_dir: Path) -> str:
         results=results,
         provenance=results.get("provenance", {}),
         tables=_map_tables(results),
+        recommendation=_recommendation(run_dir, owners),
         outdated=results and owners["map_results.json"]["status"] == "outdated",
         figures=_key_figures(run_dir, sorted(owners)),
         files=_file_groups(run_dir, run),
@@ -87,6 +88,50 @@ def _map_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             rows.append({"name": f"{paired['a']} − {paired['b']}", "cells": cells, "difference": True})
         tables.append({"caption": captions.get(protocol, protocol), "thresholds": thresholds, "rows": rows})
     return tables
+
+
+def _recommendation(run_dir: Path, owners: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The setting that the sweep chose beside the default, on the split of the report; empty without a sweep."""
+    name = "multi_iou_results.json"
+    found = read_json(run_dir / name) if name in owners else {}
+    report = found.get("report") or {}
+    if not report:
+        return {}
+    thresholds = report.get("iou_thresholds") or []
+    same = report["default"]["parameters"] == report["recommended"]["parameters"]
+    tables = []
+    for protocol in report["recommended"]["protocols"]:
+        rows = {"default": (report["default"]["protocols"][protocol], "map")}
+        if not same:
+            rows["recommended"] = (report["recommended"]["protocols"][protocol], "map")
+            rows["recommended − default"] = (report["difference"][protocol], "difference")
+        tables.append({
+            "corner": "setting",
+            "caption": f"On {report.get('split')} (protocol “{protocol}”)",
+            "thresholds": [*thresholds, None],
+            "rows": [_recommendation_row(row, *of_row, [*thresholds, None]) for row, of_row in rows.items()],
+        })  # fmt: skip
+    return {
+        "finding": found.get("finding"),
+        "warnings": found.get("warnings") or [],
+        "tables": tables,
+        "outdated": owners[name]["status"] == "outdated",
+        "file": "recommended.yaml" if "recommended.yaml" in owners else None,
+    }
+
+
+def _recommendation_row(
+    name: str, entries: Iterable[Mapping[str, Any]], field: str, thresholds: Iterable[float | None]
+) -> dict[str, Any]:
+    by_threshold = {entry["iou_threshold"]: entry for entry in entries}
+    difference = field == "difference"
+    cells = []
+    for threshold in thresholds:
+        entry = by_threshold.get(threshold) or {}
+        known = entry.get("low") is not None and entry.get("high") is not None
+        sure = difference and known and (entry["low"] > 0 or entry["high"] < 0)
+        cells.append(_cell(entry, field, sign=difference) | {"strong": sure})
+    return {"name": name, "difference": difference, "cells": cells}
 
 
 def _cell(entry: Mapping[str, Any] | None, field: str, *, sign: bool = False) -> dict[str, Any]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from IPython.display import display
 
 from .clip import SurgeryCLIP, load_clip
-from .datasets import Dataset, load_dataset
+from .datasets import Dataset, check_disjoint, load_dataset
 from .errors import OutputError
 from .locations import PROJECT_ROOT, checkpoint_file, dataset_folder
 from .provenance import provenance
@@ -22,14 +27,40 @@ class Session:
     dataset: Dataset
     clip: SurgeryCLIP
     out_dir: Path
+    cache_dir: Path
     seed: int
     started: float
+    source: Path
+    whole_split: Dataset
+
+    def other_split(self, split: str, num_images: int | None = None) -> Dataset:
+        """Another split of the same dataset, to choose on; it must not share an image with the session's own.
+
+        Args:
+            split: train, val, test or trainval.
+            num_images: this many images, drawn at random with the seed; None takes all.
+
+        Raises:
+            ParameterError: the two splits share an image.
+        """
+        chosen_on = load_dataset(self.source, split)
+        check_disjoint(self.whole_split, chosen_on)  # samples of the two may miss what they share
+        chosen_on = chosen_on.sample(num_images, self.seed)
+        print(f"to choose on: {chosen_on.describe()}")
+        return chosen_on
 
     @property
     def warnings(self) -> list[str]:
         """What a reader must know before believing a number."""
         weights = self.clip.weights
         return warnings_for(n_images=len(self.dataset.images), saw_dior=weights.saw_dior, random_weights=weights.random)
+
+    def show_provenance(self, provenance: Mapping[str, Any]) -> None:
+        """The last cell of a notebook: what `provenance` gave, as a table."""
+        rows = {**provenance, **provenance["versions"], "classes": ", ".join(provenance["classes"])}
+        rows.pop("versions")
+        with pd.option_context("display.max_colwidth", None):
+            display(pd.DataFrame({"value": pd.Series(rows, dtype=object).astype(str)}))
 
     def provenance(self) -> dict:
         """What is needed to repeat the notebook, with the seconds since it started."""
@@ -48,6 +79,7 @@ def open_session(
     depth: int = 6,
     device: str = "auto",
     seed: int = 0,
+    cache_dir: str | None = None,
 ) -> Session:
     """Load dataset and model as a notebook's parameters name them, and say in a few lines what was found.
 
@@ -63,6 +95,7 @@ def open_session(
         depth: as in `load_clip`.
         device: as in `load_clip`.
         seed: of the sample, and of the bootstrap later.
+        cache_dir: folder for computed heatmaps; None takes `cache` in `out_dir`.
 
     Raises:
         SurgeryError: whatever is wrong with the parameters, as one line.
@@ -71,16 +104,18 @@ def open_session(
     source, embedded = dataset_folder(dataset)
     if embedded:
         write_scenes(source)
-    data = load_dataset(source, split).sample(num_images, seed)
+    whole = load_dataset(source, split)
+    data = whole.sample(num_images, seed)
     clip = load_clip(
         model, checkpoint_file(checkpoint) or checkpoint, device=device, image_size=image_size, depth=depth
     )
     folder = PROJECT_ROOT / out_dir
+    cache = PROJECT_ROOT / cache_dir if cache_dir else folder / "cache"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"the folder {folder} cannot be made: {error.strerror}; choose another out_dir") from error
-    session = Session(data, clip, folder, seed, started)
+    session = Session(data, clip, folder, cache, seed, started, source, whole)
     print(f"data: {data.name}, {data.describe()}")
     print(
         f"model: {clip.name}, weights from {clip.weights.source}, {clip.image_size} pixels, "

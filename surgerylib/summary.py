@@ -8,13 +8,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from .heatmaps import HEATMAP_KINDS
+from .kinds import HEATMAP_KINDS, PROTOCOLS
 from .metrics import IOU_THRESHOLDS, BootstrapResult, bootstrap_map, paired_difference
 
-PROTOCOLS = {
-    "present": "present: only the classes annotated in an image are asked for (image labels given)",
-    "all": "all: every class is asked for on every image, false boxes counted",
-}
 FEW_IMAGES = 50
 
 
@@ -261,8 +257,8 @@ def markdown_report(results: Mapping) -> str:
         f"Model {provenance['model']} ({provenance['weights']}), {provenance['image_size']} pixels; data "
         f"{provenance['dataset']}, split {provenance['split']}: {results['n_images']:,} images, "
         f"{results['n_boxes']:,} boxes, {results['n_classes']} classes.",
-        f"Similarity {results['similarity']}, threshold at percentile {results['percentile']:g}, average "
-        f"precision {results['interpolation']}, mean over the classes with ground truth; in brackets the 95 % "
+        f"Boxes by {results['description']}, the other kinds likewise; average precision {results['interpolation']}, "
+        "mean over the classes with ground truth; in brackets the 95 % "
         "basic bootstrap interval over images.",
         "",
     ]

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from surgerylib import detection as detection_module
+from surgerylib import store as store_module
 from surgerylib.boxes import extract_boxes
 from surgerylib.classes import prompt_names
 from surgerylib.datasets import load_dataset, read_image
@@ -53,7 +53,7 @@ def test_kinds_of_one_source_share_their_boxes(tiny, data):
 
 
 def test_a_rerun_continues_behind_the_last_whole_shard(tiny, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(detection_module, "SHARD_IMAGES", 2)
+    monkeypatch.setattr(store_module, "SHARD_IMAGES", 2)
     undisturbed = detect(tiny, data, batch_size=2)
     encode, calls = tiny.encode_image, []
 
@@ -76,8 +76,8 @@ def test_a_rerun_continues_behind_the_last_whole_shard(tiny, data, tmp_path, mon
 
 def test_another_setting_or_another_image_is_not_taken_from_the_cache(tiny, scenes, data, tmp_path):
     detect(tiny, data, cache_dir=tmp_path)
-    detect(tiny, data, DetectionSettings(percentile=80), cache_dir=tmp_path)
-    assert len(list(tmp_path.glob("detections-*"))) == 2
+    detect(tiny, data, DetectionSettings(templates=("{}",)), cache_dir=tmp_path)
+    assert len(list(tmp_path.glob("heatmaps-*"))) == 2
     path = Path(data.images["path"].iloc[0])
     before = path.read_bytes()
     try:
@@ -85,7 +85,7 @@ def test_another_setting_or_another_image_is_not_taken_from_the_cache(tiny, scen
         detect(tiny, load_dataset(scenes, "test"), cache_dir=tmp_path)
     finally:
         path.write_bytes(before)
-    assert len(list(tmp_path.glob("detections-*"))) == 3
+    assert len(list(tmp_path.glob("heatmaps-*"))) == 3
 
 
 def test_batch_size_and_workers_do_not_change_the_result(tiny, data):

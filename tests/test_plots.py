@@ -45,7 +45,7 @@ def test_figures_draw_with_boxes_and_without(image, heatmap):
 def test_steps_of_a_constant_map_too(image, heatmap, constant):
     heatmap = np.zeros_like(heatmap) if constant else heatmap
     truth = boxes().astype(dict.fromkeys(BOX, float))
-    figure = plots.extraction_steps(image, heatmap, truth, label="ship", percentile=75, patch_size=32)
+    figure = plots.extraction_steps(image, heatmap, truth, label="ship", patch_size=32)
     assert len(figure.axes) >= 6
     assert rendered(figure).std() > 5
 

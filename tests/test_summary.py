@@ -140,7 +140,7 @@ def test_class_without_boxes_is_nan_and_never_zero(evaluated):
 def test_results_are_plain_json_and_the_report_repeats_them(evaluated):
     results = summary.map_results(
         evaluated,
-        settings={"similarity": "cosine", "percentile": 75.0, "last_layers": 1},
+        settings={"similarity": "cosine", "description": "vv_mixed, cosine, percentile 75"},
         counts={"n_images": 40, "n_boxes": 80, "n_classes": 2},
         notes=["Only 40 images."],
         provenance={"model": "m", "weights": "w", "image_size": 224, "dataset": "d", "split": "test"},

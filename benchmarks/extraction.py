@@ -1,0 +1,99 @@
+"""Boxes of one image under many settings against the CLIP forward of that image, alternating in one run.
+
+    python benchmarks/extraction.py [--model ViT-B-32] [--images 16] [--rounds 10]
+
+20 classes asked on every image, 4 kinds, 5 percentiles; random weights, smooth random images. Printed are the median
+ratio and its quartiles, in one process and with the work spread over the CPU's cores (whose processes are started
+before, as a data set of any size does once). Boxes are first compared with `extract_boxes` called one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from surgerylib import DIOR_CLASSES, HEATMAP_KINDS, extract_boxes, load_clip, prompt_names
+from surgerylib.extraction import BoxSettings
+from surgerylib.map_shards import MapShard, MapSource, boxes_of
+
+PERCENTILES = (50.0, 70.0, 75.0, 80.0, 90.0)
+SIZE_WH = (800, 800)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="ViT-B-32")
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=10)
+    options = parser.parse_args()
+
+    clip = load_clip(options.model, "random", device="cpu")
+    coarse = torch.randn(options.images, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = torch.nn.functional.interpolate(coarse, size=(clip.image_size,) * 2, mode="bicubic")
+    text = clip.encode_text(prompt_names(DIOR_CLASSES))
+    settings = [BoxSettings(percentile=percentile) for percentile in PERCENTILES]
+
+    @torch.no_grad()
+    def forward() -> None:
+        for batch in images.split(8):
+            clip.model.encode_image(batch)
+
+    with tempfile.TemporaryDirectory() as folder:
+        shard = _store(clip, images, text, Path(folder))
+        for similarity in ("cosine", "surgery"):
+            sources = [MapSource(kind, similarity) for kind in HEATMAP_KINDS]
+            distinct = list({source.key: source for source in sources}.values())
+            _check(shard, distinct[-1], settings)
+            for workers in dict.fromkeys((1, os.cpu_count())):
+
+                def boxes(distinct: list = distinct, workers: int = workers) -> None:
+                    boxes_of([shard], distinct, settings, workers=workers)
+
+                boxes()  # starts the processes
+                ratios = _ratios(forward, boxes, options.rounds)
+                low, _, high = statistics.quantiles(ratios, n=4)
+                print(
+                    f"{similarity}, {len(distinct)} different maps a class, {workers} process(es): "
+                    f"{statistics.median(ratios):.2f} x the forward (quartiles {low:.2f} to {high:.2f})"
+                )
+
+
+def _store(clip, images: torch.Tensor, text: torch.Tensor, folder: Path) -> MapShard:
+    tokens = clip.encode_image(images)
+    both = torch.stack([tokens.qk, tokens.vv]) @ text.T
+    path = folder / "maps.npy"
+    np.save(path, both.permute(2, 1, 0, 4, 3).contiguous().numpy())
+    return MapShard(str(path), clip.grid, 0, (SIZE_WH,) * len(images))
+
+
+def _check(shard: MapShard, source: MapSource, settings: list[BoxSettings]) -> None:
+    maps = shard.maps(source)
+    tables = boxes_of([shard], [source], settings, workers=1)[source]
+    for setting, table in zip(settings, tables, strict=True):
+        for image, label in ((0, 0), (len(maps) - 1, 19)):
+            alone = extract_boxes(maps[image, label], SIZE_WH, percentile=setting.percentile)
+            np.testing.assert_array_equal(table.boxes[(table.image == image) & (table.label == label)], alone)
+
+
+def _ratios(reference: Callable[[], None], call: Callable[[], None], rounds: int) -> list[float]:
+    ratios = []
+    for _ in range(rounds):
+        seconds = []
+        for side in (reference, call):
+            start = time.perf_counter()
+            side()
+            seconds.append(time.perf_counter() - start)
+        ratios.append(seconds[1] / seconds[0])
+    return ratios
+
+
+if __name__ == "__main__":
+    main()

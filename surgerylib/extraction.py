@@ -1,0 +1,319 @@
+"""Heatmap -> boxes: one map under one setting, or under many at once with their work shared.
+
+NumPy and OpenCV alone, so that a worker process starts in a moment. Boxes are xyxy, width = xmax - xmin, no +1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import cv2
+import numpy as np
+
+from .errors import ParameterError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# a percentile of the raw map, several (their boxes are united), or "otsu"
+Threshold = float | Sequence[float] | str
+
+OTSU = "otsu"
+BOX_SCORES = ("mean", "max", "mean_sqrt_area")
+_KERNEL = np.ones((3, 3), np.uint8)
+
+
+@dataclass(frozen=True)
+class BoxSettings:
+    """How boxes are cut out of a map. The defaults are the plain five steps of `extract_boxes`.
+
+    Attributes:
+        percentile: threshold of the raw map: a percentile between 0 and 100 (both excluded), several, whose boxes are
+            united (exact duplicates once), or `otsu`.
+        working_size: side in pixels at which the boxes are found.
+        min_side: a box is dropped when a side is at most this, in working pixels.
+        max_side: a box is dropped when a side is more than this, in working pixels; None keeps all.
+        score: `mean` or `max` of the raw map inside, or `mean_sqrt_area`: the mean times the square root of the box's
+            share of the image.
+        nms_iou: a box is dropped when its IoU with a better one of the same map exceeds this; None keeps all.
+    """
+
+    percentile: Threshold = 75.0
+    working_size: int = 224
+    min_side: int = 5
+    max_side: int | None = None
+    score: str = "mean"
+    nms_iou: float | None = None
+
+    def __post_init__(self) -> None:
+        check_percentile(self.percentile)
+        # one form for each meaning: equal settings compare, hash and print alike
+        values = sorted(v if isinstance(v, str) else float(v) for v in _values(self.percentile))
+        object.__setattr__(self, "percentile", tuple(values) if len(values) > 1 else values[0])
+        check_working_pixels("working_size", self.working_size, least=1)
+        check_working_pixels("min_side", self.min_side, least=0)
+        if self.max_side is not None:
+            check_working_pixels("max_side", self.max_side, least=self.min_side + 1)
+        check_box_score(self.score)
+        check_nms_iou(self.nms_iou)
+
+    @property
+    def thresholds(self) -> tuple[float | str, ...]:
+        """The single thresholds whose boxes are united."""
+        return self.percentile if isinstance(self.percentile, tuple) else (self.percentile,)
+
+
+class FoundBoxes(NamedTuple):
+    """The boxes of one map under one setting."""
+
+    boxes: np.ndarray  # float64 [K, 5]: xmin, ymin, xmax, ymax in original pixels, score; highest score first
+    activated: float  # share of the map in the mask (of several thresholds: in the largest)
+
+
+def extract_boxes(
+    heatmap: np.ndarray | Tensor,
+    image_size_wh: tuple[int, int],
+    *,
+    percentile: Threshold = 75.0,
+    working_size: int = 224,
+    min_side: int = 5,
+    max_side: int | None = None,
+    score: str = "mean",
+    nms_iou: float | None = None,
+) -> np.ndarray:
+    """Boxes around the strongest responses of one heatmap, in five steps.
+
+    (1) bilinear to `working_size`²; (2) threshold at the percentile of the raw values, without min-max; (3) mask
+    >= threshold, closing then opening, 3x3; (4) external contours; (5) bounding rectangles, dropped when a side is
+    <= `min_side`, scaled to the original image, scored with the mean of the raw values inside. The other arguments
+    add to these steps or change one of them, and are described in `BoxSettings`.
+
+    Args:
+        heatmap: [h, w] raw similarities of one class.
+        image_size_wh: width and height of the original image in pixels.
+        percentile: between 0 and 100, both excluded; several of them; or `otsu` (Otsu 1979, "A threshold selection
+            method from gray-level histograms", on 256 levels).
+        working_size: side in pixels at which the boxes are found.
+        min_side: in working pixels.
+        max_side: in working pixels.
+        score: one of `BOX_SCORES`.
+        nms_iou: IoU in (0, 1].
+
+    Returns:
+        float64 [K, 5]: xmin, ymin, xmax, ymax in original pixels, score; highest score first. A constant map gives
+        [0, 5].
+
+    Raises:
+        ParameterError: an argument outside what it may be; a map that is not [h, w] or not finite.
+    """
+    setting = BoxSettings(percentile, working_size, min_side, max_side, score, nms_iou)
+    return extract_many(heatmap, image_size_wh, [setting])[0].boxes
+
+
+def extract_many(
+    heatmap: np.ndarray | Tensor, image_size_wh: tuple[int, int], settings: Sequence[BoxSettings]
+) -> list[FoundBoxes]:
+    """`extract_boxes` under several settings: the same boxes, with resizing, sorting, masks and contours shared.
+
+    Args:
+        heatmap: [h, w] raw similarities of one class.
+        image_size_wh: width and height of the original image in pixels.
+        settings: S of them.
+
+    Returns:
+        S results, in the order of the settings.
+    """
+    found: list[FoundBoxes | None] = [None] * len(settings)
+    for working_size in dict.fromkeys(setting.working_size for setting in settings):
+        members = [index for index, setting in enumerate(settings) if setting.working_size == working_size]
+        resized = resize_map(heatmap, working_size)
+        wanted = dict.fromkeys(t for index in members for t in settings[index].thresholds)
+        regions = _regions(resized, wanted)
+        sums = cv2.integral(resized, sdepth=cv2.CV_64F)
+        for index in members:
+            found[index] = _cut(resized, sums, regions, image_size_wh, settings[index])
+    return found
+
+
+def resize_map(heatmap: np.ndarray | Tensor, working_size: int) -> np.ndarray:
+    """Step 1: [h, w] -> float32 [working_size, working_size], bilinear, pixel centres aligned at half a pixel."""
+    if not isinstance(heatmap, np.ndarray) and hasattr(heatmap, "detach"):
+        heatmap = heatmap.detach().float().cpu().numpy()
+    values = np.asarray(heatmap, np.float32)
+    if values.ndim != 2 or values.size == 0:
+        raise ParameterError(f"a heatmap must be [h, w], got {list(values.shape)}")
+    if not np.isfinite(values).all():
+        raise ParameterError("the heatmap holds NaN or infinite values")
+    if values.min() == values.max():  # interpolation would add rounding noise, and the noise would make boxes
+        return np.full((working_size, working_size), values.flat[0])
+    return cv2.resize(values, (working_size, working_size), interpolation=cv2.INTER_LINEAR)
+
+
+def threshold_levels(resized: np.ndarray, thresholds: Collection[float | str]) -> dict[float | str, float]:
+    """Step 2: the raw value that a pixel must reach, for each percentile (or `otsu`).
+
+    A percentile p of n sorted values stands at place (n - 1)·p/100 between two of them; the values at or above it are
+    those at or above the next one up, which is the level given here. All percentiles share one partition: each next
+    one only looks at the values above the one before.
+    """
+    levels: dict[float | str, float] = {}
+    values, below = resized.ravel(), 0
+    last = values.size - 1
+    for percentile in sorted(t for t in thresholds if t != OTSU):
+        place = math.ceil(last * percentile / 100) - below
+        values = np.partition(values, place)
+        levels[percentile] = float(values[place])
+        values, below = values[place:], below + place
+    if OTSU in thresholds:
+        levels[OTSU] = _otsu_level(resized)
+    return levels
+
+
+def threshold_mask(resized: np.ndarray, level: float) -> np.ndarray:
+    """Step 3: uint8 [S, S] of 0 and 1, values at or above the level, after closing and opening."""
+    mask = (resized >= np.float32(level)).view(np.uint8)
+    # closing is dilation and erosion, opening erosion and dilation: the two erosions go in one call
+    return cv2.dilate(cv2.erode(cv2.dilate(mask, _KERNEL), _KERNEL, iterations=2), _KERNEL)
+
+
+def mask_rectangles(mask: np.ndarray) -> np.ndarray:
+    """Step 4: int [K, 4], xmin, ymin, xmax, ymax in working pixels of each external contour."""
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    rectangles = np.array([cv2.boundingRect(contour) for contour in contours], dtype=np.int64).reshape(-1, 4)
+    rectangles[:, 2:] += rectangles[:, :2]
+    return rectangles
+
+
+def keep_sides(rectangles: np.ndarray, min_side: int, max_side: int | None = None) -> np.ndarray:
+    """Step 5's choice: those of [K, 4] whose sides are both above `min_side` and at most `max_side`."""
+    sides = rectangles[:, 2:] - rectangles[:, :2]
+    keep = (sides > min_side).all(axis=1)
+    if max_side is not None:
+        keep &= (sides <= max_side).all(axis=1)
+    return rectangles[keep]
+
+
+def nms(boxes: np.ndarray, iou_threshold: float) -> np.ndarray:
+    """Greedy non-maximum suppression (OpenCV's) of the boxes of one image and one class.
+
+    Args:
+        boxes: [K, 5] xyxy + score.
+        iou_threshold: a box is dropped when its IoU with a better kept one exceeds this.
+
+    Returns:
+        [K', 5], highest score first.
+    """
+    if iou_threshold is None:
+        raise ParameterError("the NMS threshold must lie in (0, 1], got None")
+    check_nms_iou(iou_threshold)
+    if len(boxes) == 0:
+        return np.empty((0, 5))
+    order = np.argsort(-boxes[:, 4], kind="stable")
+    xywh = np.column_stack([boxes[order, :2], boxes[order, 2:4] - boxes[order, :2]])
+    # ranks in place of scores: OpenCV drops scores below a threshold, ours may be negative, and ties stay stable
+    ranks = np.arange(len(order), 0, -1, dtype=np.float32)
+    keep = cv2.dnn.NMSBoxes(xywh.tolist(), ranks.tolist(), score_threshold=0.0, nms_threshold=float(iou_threshold))
+    return boxes[order[np.sort(np.asarray(keep, dtype=np.int64).ravel())]]
+
+
+def check_percentile(percentile: Threshold) -> None:
+    """Raise a `ParameterError` unless this is a percentile in (0, 100), a list of different ones, or `otsu`."""
+    if isinstance(percentile, str):
+        if percentile != OTSU:
+            raise ParameterError(
+                f"percentile must lie between 0 and 100 (both excluded), or be {OTSU!r}, got {percentile!r}"
+            )
+        return
+    values = _values(percentile)
+    if not values:
+        raise ParameterError("percentile is an empty list: give one percentile between 0 and 100, several, or 'otsu'")
+    for value in values:
+        number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+        if not (number and 0 < value < 100):
+            raise ParameterError(f"percentile must lie between 0 and 100 (both excluded), got {value!r}")
+    if len(set(values)) < len(values):
+        raise ParameterError(f"percentile names one value twice: {values}; name each once")
+
+
+def _values(percentile: Threshold) -> list:
+    return list(percentile) if _is_list(percentile) else [percentile]
+
+
+def _is_list(percentile: Threshold) -> bool:
+    return isinstance(percentile, list | tuple) or getattr(percentile, "ndim", 0) == 1
+
+
+def check_box_score(score: str) -> None:
+    """Raise a `ParameterError` that lists the scores unless this is one."""
+    if score not in BOX_SCORES:
+        raise ParameterError(f"unknown box score {score!r}; choose from {', '.join(BOX_SCORES)}")
+
+
+def check_nms_iou(nms_iou: float | None) -> None:
+    """Raise a `ParameterError` unless this is an IoU in (0, 1], or None."""
+    numeric = isinstance(nms_iou, int | float | np.number) and not isinstance(nms_iou, bool)
+    if nms_iou is not None and not (numeric and 0 < nms_iou <= 1):
+        raise ParameterError(f"the NMS threshold must lie in (0, 1], got {nms_iou!r}")
+
+
+def check_working_pixels(name: str, value: int, least: int) -> None:
+    """Raise a `ParameterError` unless `value` is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ParameterError(f"{name} must be a whole number of at least {least} working pixels, got {value!r}")
+
+
+def _regions(resized: np.ndarray, thresholds: Collection[float | str]) -> dict[float | str, tuple[np.ndarray, float]]:
+    """threshold -> rectangles int [K, 4] of its mask, of any size, and the mask's share of the map."""
+    nothing = (np.empty((0, 4), np.int64), 0.0)
+    low, high, _, _ = cv2.minMaxLoc(resized)
+    if low == high:
+        return dict.fromkeys(thresholds, nothing)
+    regions = {}
+    for threshold, level in threshold_levels(resized, thresholds).items():
+        mask = threshold_mask(resized, level)
+        regions[threshold] = (mask_rectangles(mask), cv2.countNonZero(mask) / mask.size)
+    return regions
+
+
+def _cut(
+    resized: np.ndarray, sums: np.ndarray, regions: dict, image_size_wh: tuple[int, int], setting: BoxSettings
+) -> FoundBoxes:
+    """Step 5 under one setting, from what is shared: the integral image `sums` and the thresholds' rectangles."""
+    parts = [regions[threshold] for threshold in setting.thresholds]
+    activated = max(share for _, share in parts)
+    rectangles = parts[0][0]
+    if len(parts) > 1:
+        rectangles = np.concatenate([rectangles for rectangles, _ in parts])
+        _, first = np.unique(rectangles, axis=0, return_index=True)
+        rectangles = rectangles[np.sort(first)]
+    rectangles = keep_sides(rectangles, setting.min_side, setting.max_side)
+    if not len(rectangles):
+        return FoundBoxes(np.empty((0, 5)), activated)
+    boxes = np.empty((len(rectangles), 5))
+    boxes[:, :4] = rectangles * np.tile(image_size_wh, 2) / setting.working_size  # divided last: 224 gives the border
+    boxes[:, 4] = _scores(resized, sums, rectangles, setting.score)
+    boxes = boxes[np.argsort(-boxes[:, 4], kind="stable")]
+    return FoundBoxes(boxes if setting.nms_iou is None else nms(boxes, setting.nms_iou), activated)
+
+
+def _scores(resized: np.ndarray, sums: np.ndarray, rectangles: np.ndarray, score: str) -> np.ndarray:
+    """float64 [K], one of `BOX_SCORES`; the means from the integral image."""
+    x1, y1, x2, y2 = rectangles.T
+    if score == "max":
+        return np.array([resized[b:d, a:c].max() for a, b, c, d in rectangles.tolist()], dtype=np.float64)
+    area = (x2 - x1) * (y2 - y1)
+    mean = (sums[y2, x2] - sums[y1, x2] - sums[y2, x1] + sums[y1, x1]) / area
+    return mean if score == "mean" else mean * np.sqrt(area / resized.size)
+
+
+def _otsu_level(resized: np.ndarray) -> float:
+    """The lowest raw value that Otsu's method counts as foreground, on 256 levels between minimum and maximum."""
+    low, high = float(resized.min()), float(resized.max())
+    if low == high:
+        return low
+    levels = np.rint((resized - low) * (255 / (high - low))).astype(np.uint8)
+    background, _ = cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    return float(resized[levels > background].min())

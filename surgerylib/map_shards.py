@@ -1,0 +1,185 @@
+"""Stored similarities -> heatmaps -> boxes: what worker processes do, in NumPy alone.
+
+A shard holds, for some images, the similarity of every token to every class. All kinds, both similarities and every
+number of layers are made of these numbers, as `heatmaps.heatmaps` makes them of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .errors import CacheError, ParameterError
+from .extraction import BoxSettings, extract_many
+from .kinds import KIND_PATHS, check_kinds, check_similarity, map_source
+from .parallel import in_processes
+
+PATHS = ("qk", "vv")
+_PIECE = 16  # images a worker takes at a time
+
+
+@dataclass(frozen=True)
+class MapSource:
+    """Which heatmap of an image: the arguments of `heatmaps.heatmaps`, and how many of the last layers it averages."""
+
+    kind: str = "vv_mixed"
+    similarity: str = "cosine"
+    last_layers: int = 1
+
+    def __post_init__(self) -> None:
+        check_kinds([self.kind])
+        check_similarity(self.similarity)
+        layers = self.last_layers
+        if isinstance(layers, bool) or not isinstance(layers, int | np.integer) or layers < 1:
+            raise ParameterError(f"last_layers must be a whole number of at least 1, got {layers!r}")
+
+    @property
+    def key(self) -> tuple:
+        """Equal for sources with the same maps."""
+        return (*map_source(self.kind, self.similarity), self.similarity, self.last_layers)
+
+
+@dataclass(frozen=True)
+class MapShard:
+    """Some consecutive images of a heatmap store.
+
+    Attributes:
+        path: npy file, float32 [n, L, 2, C, 1 + h * w]: similarity of the tokens (CLS first) of the QK and the VV path
+            to C classes, for the last L layers, the deepest last.
+        grid: (h, w).
+        first: place of the shard's first image in the data set.
+        sizes_wh: [n] (width, height) in pixels.
+        offset: the first image's row in the file.
+    """
+
+    path: str
+    grid: tuple[int, int]
+    first: int
+    sizes_wh: tuple[tuple[int, int], ...]
+    offset: int = 0
+
+    def pieces(self, n_images: int) -> list[MapShard]:
+        """The same images, at most `n_images` each."""
+        return [
+            replace(self, first=self.first + k, sizes_wh=self.sizes_wh[k : k + n_images], offset=self.offset + k)
+            for k in range(0, len(self.sizes_wh), n_images)
+        ]
+
+    def maps(self, source: MapSource) -> np.ndarray:
+        """Raw heatmaps of every image and class: float32 [n, C, h, w].
+
+        Raises:
+            ParameterError: more layers than the shard holds, or `surgery` with one class.
+            CacheError: the file is not there, or damaged.
+        """
+        similarities = open_shard(self.path)[self.offset : self.offset + len(self.sizes_wh)]
+        n_layers = similarities.shape[1]
+        check_classes_suffice([source], similarities.shape[3])
+        if source.last_layers > n_layers:
+            raise ParameterError(f"last_layers must be at most {n_layers}, which are stored, got {source.last_layers}")
+        cls_path, patch_path = (PATHS.index(path) for path in KIND_PATHS[source.kind])
+        layers = slice(n_layers - source.last_layers, None)
+        patches = np.asarray(similarities[:, layers, patch_path, :, 1:])  # [n, l, C, N]
+        if source.similarity == "surgery":
+            patches = _surgery(np.asarray(similarities[:, layers, cls_path, :, 0]), patches)
+        maps = patches.mean(axis=1, dtype=np.float32)
+        return maps.reshape(*maps.shape[:2], *self.grid)
+
+
+def open_shard(path: str | Path) -> np.ndarray:
+    """A shard's file, mapped into memory: only what is looked at is read.
+
+    Raises:
+        CacheError: it is not there, cut short, or no npy file.
+    """
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError as error:
+        raise CacheError(f"there are no heatmaps in {path}; compute the store first") from error
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise CacheError(f"{path} is not a shard of heatmaps ({reason}); delete it") from error
+
+
+class BoxTable(NamedTuple):
+    """Boxes of some images under one setting; rows by image, then class, then score."""
+
+    image: np.ndarray  # int32 [K] place in the data set
+    label: np.ndarray  # int16 [K] place in the class list
+    boxes: np.ndarray  # float64 [K, 5] xyxy in original pixels, score
+    activated: np.ndarray  # float32 [n, C] share of each map in the mask
+
+
+def shard_boxes(shard: MapShard, source: MapSource, settings: Sequence[BoxSettings]) -> list[BoxTable]:
+    """The boxes of every image and class of a shard: a table for each setting."""
+    found = [
+        [extract_many(heatmap, size_wh, settings) for heatmap in maps]
+        for maps, size_wh in zip(shard.maps(source), shard.sizes_wh, strict=True)
+    ]
+    return [_table(shard.first, [[by_class[s] for by_class in image] for image in found]) for s in range(len(settings))]
+
+
+def check_classes_suffice(sources: Iterable[MapSource], n_classes: int) -> None:
+    """Raise a `ParameterError` where `surgery` similarity would be asked of fewer than two classes."""
+    if n_classes < 2 and any(source.similarity == "surgery" for source in sources):
+        raise ParameterError(
+            f"surgery similarity needs at least two classes, got {n_classes}: pass the whole class list"
+        )
+
+
+def boxes_of(
+    shards: Sequence[MapShard],
+    sources: Sequence[MapSource],
+    settings: Sequence[BoxSettings],
+    *,
+    workers: int | None = None,
+    description: str = "boxes",
+) -> dict[MapSource, list[BoxTable]]:
+    """Boxes of all images and classes for each source, in worker processes: source -> a table for each setting."""
+    tables: dict[MapSource, list[list[BoxTable]]] = {source: [] for source in sources}  # each source once
+    work = partial(_all_boxes, sources=tuple(tables), settings=tuple(settings))
+    pieces = [piece for shard in shards for piece in shard.pieces(_PIECE)]
+    for found in in_processes(work, pieces, workers=workers, description=description, unit=f"{_PIECE} images"):
+        for source, of_settings in zip(tables, found, strict=True):
+            tables[source].append(of_settings)
+    empty = BoxTable(np.empty(0, np.int32), np.empty(0, np.int16), np.empty((0, 5)), np.empty((0, 0), np.float32))
+    if not pieces:
+        return {source: [empty] * len(settings) for source in tables}
+    return {source: [_joined(of_pieces, s) for s in range(len(settings))] for source, of_pieces in tables.items()}
+
+
+def _all_boxes(shard: MapShard, sources: Sequence[MapSource], settings: Sequence[BoxSettings]) -> list[list[BoxTable]]:
+    return [shard_boxes(shard, source, settings) for source in sources]
+
+
+def _joined(pieces: list[list[BoxTable | None]], number: int) -> BoxTable:
+    """The table of one setting; it is taken out of the pieces, so that memory holds it once."""
+    tables = [piece[number] for piece in pieces]
+    for piece in pieces:
+        piece[number] = None
+    return BoxTable(*(np.concatenate(column) for column in zip(*tables, strict=True)))
+
+
+def _table(first: int, found: list) -> BoxTable:
+    """`found`: [n][C] of `FoundBoxes`."""
+    counts = np.array([[len(of_class.boxes) for of_class in image] for image in found], dtype=np.int64)
+    image, label = np.divmod(np.repeat(np.arange(counts.size), counts.ravel()), max(counts.shape[-1], 1))
+    return BoxTable(
+        (image + first).astype(np.int32),
+        label.astype(np.int16),
+        np.concatenate([np.empty((0, 5)), *(of_class.boxes for image in found for of_class in image)]),
+        np.array([[of_class.activated for of_class in image] for image in found], dtype=np.float32),
+    )
+
+
+def _surgery(cls: np.ndarray, patches: np.ndarray) -> np.ndarray:
+    """CLS similarities [n, l, C], patch similarities [n, l, C, N] -> [n, l, C, N], see `heatmaps.heatmaps`."""
+    weights = np.exp(2 * (cls - cls.max(axis=-1, keepdims=True)))
+    weights /= weights.mean(axis=-1, keepdims=True)  # the softmax's own divisor cancels
+    weighted = weights[..., None] * patches
+    return weighted - weighted.mean(axis=2, keepdims=True)

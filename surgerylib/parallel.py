@@ -1,0 +1,60 @@
+"""Work spread over processes, with a progress bar, its results in order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from .errors import OutputError, ParameterError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def in_processes(
+    function: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    *,
+    workers: int | None = None,
+    description: str,
+    unit: str = "step",
+) -> Iterator[Result]:
+    """`function(task)` for each task, in the order of the tasks; results wait in memory until they are asked for.
+
+    Args:
+        function: a module's own function; what it imports is loaded once in each worker.
+        tasks: picklable arguments.
+        workers: processes; None takes the CPU's cores. 1, or a single task, stays in this process.
+        description: of the progress bar, which appears after two seconds.
+        unit: what one task is.
+
+    Raises:
+        OutputError: a worker process was killed.
+        ParameterError: `workers` is no whole number of at least 1.
+    """
+    # joblib's processes start without the caller's __main__, which a notebook or a script without a guard can't give,
+    # and are not forked: a fork after torch has started its threads hangs
+    from joblib import Parallel, delayed
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    pool = Parallel(n_jobs=min(worker_count(workers), max(len(tasks), 1)), backend="loky", return_as="generator")
+    try:
+        results = pool(delayed(function)(task) for task in tasks)
+        yield from tqdm(results, total=len(tasks), desc=description, unit=unit, delay=2, leave=False)
+    except TerminatedWorkerError as error:
+        raise OutputError(
+            f"a worker process died during: {description}; the usual cause is that memory ran out: use fewer workers"
+        ) from error
+
+
+def worker_count(workers: int | None) -> int:
+    """`workers`, or the CPU's cores for None; a `ParameterError` unless it is a whole number of at least 1."""
+    if workers is None:
+        return os.cpu_count() or 1
+    if isinstance(workers, bool) or not isinstance(workers, int | np.integer) or workers < 1:
+        raise ParameterError(f"workers must be a whole number of at least 1, or None for all cores, got {workers!r}")
+    return int(workers)

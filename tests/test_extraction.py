@@ -1,0 +1,491 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from fractions import Fraction
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from surgerylib.boxes import box_iou
+from surgerylib.errors import ParameterError
+from surgerylib.extraction import (
+    BOX_SCORES,
+    BoxSettings,
+    extract_boxes,
+    extract_many,
+    keep_sides,
+    mask_rectangles,
+    resize_map,
+    threshold_levels,
+    threshold_mask,
+)
+
+PERCENTILES = (10.0, 40.0, 60.0, 70.0, 75.0, 80.0, 90.0, 95.0, 99.0)
+GRIDS = ((7, 7), (14, 14), (28, 28), (5, 9), (1, 6))
+SIZE_WH = (800, 613)
+KERNEL = np.ones((3, 3), np.uint8)
+
+
+def random_map(seed: int, grid: tuple[int, int] = (14, 14), levels: int | None = None) -> np.ndarray:
+    """A map of similarities; with `levels`, only so many different values, so that most of them tie."""
+    heatmap = np.random.default_rng(seed).normal(0.2, 0.05, grid).astype(np.float32)
+    if levels is None:
+        return heatmap
+    low, high = heatmap.min(), heatmap.max()
+    return (np.rint((heatmap - low) / (high - low) * (levels - 1)) / levels).astype(np.float32)
+
+
+def blocks(values: list[list[float]], side: int) -> np.ndarray:
+    """Each value as a square of `side` pixels."""
+    return np.kron(np.array(values, np.float32), np.ones((side, side), np.float32))
+
+
+def written_out(heatmap: np.ndarray, size_wh: tuple[int, int], setting: BoxSettings) -> tuple[np.ndarray, float]:
+    """The five steps with NumPy and OpenCV's own functions, one percentile: boxes [K, 5] and the activated share."""
+    side = setting.working_size
+    up = cv2.resize(heatmap, (side, side), interpolation=cv2.INTER_LINEAR)
+    mask = (up >= np.percentile(up.astype(np.float64), setting.percentile)).astype(np.uint8)
+    mask = cv2.morphologyEx(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, KERNEL), cv2.MORPH_OPEN, KERNEL)
+    rows = []
+    for contour in cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]:
+        x, y, w, h = cv2.boundingRect(contour)
+        longest = np.inf if setting.max_side is None else setting.max_side
+        if min(w, h) > setting.min_side and max(w, h) <= longest:
+            inside = up[y : y + h, x : x + w].astype(np.float64)
+            score = {
+                "mean": inside.mean(),
+                "max": inside.max(),
+                "mean_sqrt_area": inside.mean() * np.sqrt(w * h / side**2),
+            }[setting.score]
+            corners = np.array([x, y, x + w, y + h]) * np.tile(size_wh, 2) / side
+            rows.append([*corners, score])
+    return np.array(sorted(rows, key=lambda row: -row[4])).reshape(-1, 5), float(mask.mean())
+
+
+# ---------------------------------------------------------------------------------------- many settings at once
+
+
+def many_settings() -> list[BoxSettings]:
+    plain = [BoxSettings(percentile) for percentile in PERCENTILES]
+    return [
+        *plain,
+        *(replace(setting, min_side=12, max_side=100) for setting in plain),
+        *(replace(setting, score="max", nms_iou=0.3) for setting in plain),
+        *(replace(setting, score="mean_sqrt_area", working_size=96) for setting in plain),
+        BoxSettings((60, 75, 90)),
+        BoxSettings((90, 60), nms_iou=0.5, min_side=0),
+        BoxSettings("otsu", score="max"),
+        BoxSettings("otsu", working_size=96),
+        BoxSettings(75.0),  # asked for twice
+    ]
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("levels", [None, 3, 6])
+def test_many_settings_give_the_boxes_of_each_alone_bit_for_bit(grid, levels):
+    asked = many_settings()
+    for seed in range(2):
+        heatmap = random_map(seed, grid, levels)
+        together = extract_many(heatmap, SIZE_WH, asked)
+        assert len(together) == len(asked)
+        for setting, found in zip(asked, together, strict=True):
+            arguments = asdict(setting)
+            alone = extract_boxes(heatmap, SIZE_WH, **arguments)
+            np.testing.assert_array_equal(found.boxes, alone, err_msg=str(setting))
+            assert found.boxes.dtype == np.float64
+
+
+def test_the_order_of_the_settings_does_not_matter():
+    heatmap, asked = random_map(5), many_settings()
+    forward, backward = extract_many(heatmap, SIZE_WH, asked), extract_many(heatmap, SIZE_WH, asked[::-1])
+    for a, b in zip(forward, backward[::-1], strict=True):
+        np.testing.assert_array_equal(a.boxes, b.boxes)
+        assert a.activated == b.activated
+
+
+@pytest.mark.parametrize("value", [0.0, -0.7, 0.1, 3e-5])
+@pytest.mark.parametrize("grid", [(7, 7), (1, 1), (3, 14)])
+def test_constant_maps_give_no_box_under_any_setting(value, grid):
+    for found in extract_many(np.full(grid, value, np.float32), SIZE_WH, many_settings()):
+        assert found.boxes.shape == (0, 5)
+        assert found.activated == 0
+
+
+def test_no_settings_and_a_tensor():
+    heatmap = random_map(0)
+    assert extract_many(heatmap, SIZE_WH, []) == []
+    tensor = torch.from_numpy(heatmap).requires_grad_()
+    np.testing.assert_array_equal(extract_boxes(tensor, SIZE_WH), extract_boxes(heatmap, SIZE_WH))
+    half = torch.from_numpy(heatmap).half()
+    np.testing.assert_array_equal(extract_boxes(half, SIZE_WH), extract_boxes(half.float().numpy(), SIZE_WH))
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"min_side": 0},
+        {"min_side": 20, "max_side": 60},
+        {"max_side": 40},
+        {"score": "max"},
+        {"score": "mean_sqrt_area"},
+        {"working_size": 97, "score": "mean_sqrt_area"},
+    ],
+)
+def test_against_the_steps_written_out(grid, change):
+    asked = [BoxSettings(percentile, **change) for percentile in PERCENTILES]
+    n_boxes = 0
+    for seed in range(3):
+        heatmap = random_map(seed, grid)
+        for setting, found in zip(asked, extract_many(heatmap, SIZE_WH, asked), strict=True):
+            boxes, activated = written_out(heatmap, SIZE_WH, setting)
+            np.testing.assert_allclose(found.boxes, boxes, rtol=1e-9, err_msg=str(setting))
+            assert found.activated == pytest.approx(activated, abs=1e-12)
+            n_boxes += len(boxes)
+    assert n_boxes > 0 or 1 in grid  # stripes from border to border are too long for `max_side`
+
+
+# -------------------------------------------------------------------------------------------------- thresholds
+
+
+@pytest.mark.parametrize(
+    "side", [16, 96, 224]
+)  # (n - 1) * p / 100 is whole at 60 and 80, the values are those of a place
+@pytest.mark.parametrize("levels", [None, 2, 5])
+def test_thresholds_against_numpy_in_float64(side, levels):
+    percentiles = (0.1, 1, 20, 33.3, 60, 75, 80, 99, 99.9)
+    if side == 224:
+        assert all((side**2 - 1) * p % 100 == 0 for p in (60, 80))
+    for seed in range(3):
+        for resized in (resize_map(random_map(seed, levels=levels), side), random_map(seed, (side, side), levels)):
+            found = threshold_levels(resized, percentiles)
+            assert set(found) == set(percentiles)
+            for percentile, level in found.items():
+                expected = resized >= np.percentile(resized.astype(np.float64), percentile)
+                np.testing.assert_array_equal(resized >= np.float32(level), expected, err_msg=f"{percentile}")
+
+
+def test_a_threshold_is_the_value_at_its_place_or_the_next_above():
+    values = np.random.default_rng(0).permutation(np.arange(101, dtype=np.float32)).reshape(1, 101)
+    percentiles = [0.1, 1, 59.5, 60, 60.2, 80, 99, 99.9]
+    assert threshold_levels(values, percentiles) == {
+        p: float(-(-Fraction(str(p)).numerator // Fraction(str(p)).denominator)) for p in percentiles
+    }
+
+
+@pytest.mark.parametrize("order", [(90, 10, 60), (10, 60, 90), (60,)])
+def test_thresholds_in_any_order_are_those_of_each_alone(order):
+    resized = resize_map(random_map(1), 64)
+    assert threshold_levels(resized, order) == {p: threshold_levels(resized, [p])[p] for p in order}
+
+
+def test_thresholds_leave_the_map_as_it_is():
+    resized = resize_map(random_map(1), 64)
+    before = resized.copy()
+    threshold_levels(resized, (75.0, 90.0, "otsu"))
+    np.testing.assert_array_equal(resized, before)
+
+
+@pytest.mark.parametrize("density", [0.02, 0.2, 0.5, 0.8, 0.98])
+def test_the_merged_erosion_is_closing_and_then_opening(density):
+    rng = np.random.default_rng(int(density * 100))
+    for shape in ((224, 224), (40, 40), (5, 7), (1, 1), (2, 9)):
+        coarse = rng.random((max(shape[0] // 4, 1), max(shape[1] // 4, 1))).astype(np.float32)
+        for field in (rng.random(shape).astype(np.float32), cv2.resize(coarse, shape[::-1])):
+            mask = (field >= np.float32(1 - density)).astype(np.uint8)
+            expected = cv2.morphologyEx(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, KERNEL), cv2.MORPH_OPEN, KERNEL)
+            found = threshold_mask(field, 1 - density)
+            assert found.dtype == np.uint8
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_activated_is_the_share_of_the_mask():
+    heatmap = blocks([[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0.5], [0, 0, 0, 0]], side=56)
+    (high,) = extract_many(heatmap, SIZE_WH, [BoxSettings(95)])
+    assert high.activated == pytest.approx(1 / 16)
+    both = extract_many(heatmap, SIZE_WH, [BoxSettings(percentile) for percentile in (90, (95, 90), (90, 95))])
+    assert [found.activated for found in both] == pytest.approx([2 / 16] * 3)  # of the larger mask
+
+
+# ------------------------------------------------------------------------------------------- several percentiles
+
+
+@pytest.mark.parametrize("percentiles", [(60, 75, 90), (90, 75, 60), (75,), (1, 99)])
+def test_several_percentiles_unite_the_boxes_of_each(percentiles):
+    for seed in range(4):
+        heatmap = random_map(seed)
+        found = extract_boxes(heatmap, SIZE_WH, percentile=percentiles)
+        each = np.concatenate([extract_boxes(heatmap, SIZE_WH, percentile=p) for p in percentiles])
+        expected = np.unique(each, axis=0)
+        np.testing.assert_array_equal(np.unique(found, axis=0), expected)
+        assert len(found) == len(expected)  # none twice
+        assert (np.diff(found[:, 4]) <= 0).all()
+
+
+def test_exact_duplicates_of_several_percentiles_are_listed_once():
+    heatmap = np.zeros((224, 224), np.float32)
+    heatmap[40:100, 20:180] = 1  # 19 % of the map: the same mask at 85, 90 and 95
+    found = extract_boxes(heatmap, (224, 224), percentile=[85, 90, 95])
+    np.testing.assert_array_equal(found, [[20, 40, 180, 100, 1]])
+
+
+# ---------------------------------------------------------------------------------------------- sides and scores
+
+
+def test_sides_at_the_border_of_what_is_kept():
+    rectangles = np.array([[0, 0, 5, 50], [0, 0, 6, 6], [10, 10, 50, 50], [0, 0, 41, 10], [3, 3, 4, 4]])
+    assert keep_sides(rectangles, 5).tolist() == rectangles[1:4].tolist()
+    assert keep_sides(rectangles, 5, 40).tolist() == rectangles[1:3].tolist()
+    assert keep_sides(rectangles, 0).tolist() == rectangles.tolist()
+    assert keep_sides(rectangles, 41).shape == (0, 4)
+    assert keep_sides(rectangles[:0], 5, 40).shape == (0, 4)
+    assert mask_rectangles(np.zeros((9, 9), np.uint8)).shape == (0, 4)
+
+
+def test_max_side_keeps_a_side_of_just_that():
+    heatmap = np.zeros((224, 224), np.float32)
+    heatmap[10:50, 10:50] = 1
+    heatmap[100:141, 100:140] = 1
+    found = extract_boxes(heatmap, (224, 224), percentile=95, max_side=40)
+    np.testing.assert_array_equal(found, [[10, 10, 50, 50, 1]])
+
+
+@pytest.mark.parametrize("score", BOX_SCORES)
+def test_scores_against_slices(score):
+    for seed in range(4):
+        heatmap = random_map(seed)
+        up = resize_map(heatmap, 224)
+        found = extract_boxes(heatmap, (224, 224), percentile=80, score=score)  # working pixels are image pixels
+        assert len(found) > 2
+        for x1, y1, x2, y2, value in found:
+            inside = up[int(y1) : int(y2), int(x1) : int(x2)].astype(np.float64)
+            expected = {
+                "mean": inside.mean(),
+                "max": inside.max(),
+                "mean_sqrt_area": inside.mean() * np.sqrt(inside.size / 224**2),
+            }[score]
+            assert value == pytest.approx(expected, rel=1e-9)
+
+
+def test_scores_of_negative_maps_and_their_order():
+    heatmap = np.full((224, 224), -5, np.float32)
+    heatmap[10:30, 10:30], heatmap[100:180, 100:180] = -1, -1.5
+    of = {score: extract_boxes(heatmap, (224, 224), percentile=90, score=score) for score in BOX_SCORES}
+    assert of["max"][:, 4].tolist() == of["mean"][:, 4].tolist() == [-1, -1.5]
+    np.testing.assert_allclose(of["mean_sqrt_area"][:, 4], [-1 * 20 / 224, -1.5 * 80 / 224])
+
+
+@pytest.mark.parametrize("nms_iou", [0.05, 0.2, 0.5, 1])
+def test_nms_of_one_map_against_the_definition(nms_iou):
+    dropped = 0
+    for seed in range(4):
+        heatmap = random_map(seed)
+        every = extract_boxes(heatmap, SIZE_WH, percentile=(50, 60, 70, 80, 90))
+        found = extract_boxes(heatmap, SIZE_WH, percentile=(50, 60, 70, 80, 90), nms_iou=nms_iou)
+        kept: list[np.ndarray] = []
+        for box in every:  # highest score first
+            # OpenCV compares in float32: an IoU of just the threshold must not hang on the last bit of float64
+            if all(box_iou(box[:4], better[:4]) <= nms_iou + 1e-6 for better in kept):
+                kept.append(box)
+        np.testing.assert_array_equal(found, np.array(kept))
+        dropped += len(every) - len(found)
+    assert (dropped > 0) == (nms_iou < 1)
+
+
+# ---------------------------------------------------------------------------------------------------------- Otsu
+
+
+def slow_otsu(resized: np.ndarray) -> float:
+    """The lowest value of the foreground of the split of 256 levels with the largest between-class variance."""
+    low, high = float(resized.min()), float(resized.max())
+    levels = np.rint((resized - low) * (255 / (high - low))).astype(int)
+    counts = np.bincount(levels.ravel(), minlength=256) / levels.size
+    values = np.arange(256)
+    best, best_level = -1.0, None
+    for t in range(255):
+        below, above = counts[: t + 1].sum(), counts[t + 1 :].sum()
+        if below > 0 and above > 0:
+            means = (counts[: t + 1] @ values[: t + 1]) / below, (counts[t + 1 :] @ values[t + 1 :]) / above
+            between = below * above * (means[0] - means[1]) ** 2
+            if between > best * (1 + 1e-12):
+                best, best_level = between, t
+    return float(resized[levels > best_level].min())
+
+
+@pytest.mark.parametrize("grid", [(7, 7), (14, 14), (28, 28)])
+def test_otsu_against_its_definition(grid):
+    for seed in range(5):
+        for resized in (resize_map(random_map(seed, grid), 96), resize_map(random_map(seed, grid, 4) - 3, 96)):
+            assert threshold_levels(resized, ["otsu"])["otsu"] == slow_otsu(resized)
+
+
+def test_otsu_parts_two_heaps_of_values():
+    rng = np.random.default_rng(0)
+    heatmap = rng.normal(-0.2, 0.01, (224, 224)).astype(np.float32)
+    heatmap[30:90, 60:200] = rng.normal(0.1, 0.01, (60, 140))
+    (found,) = extract_many(heatmap, (448, 224), [BoxSettings("otsu")])
+    np.testing.assert_allclose(found.boxes, [[120, 30, 400, 90, 0.1]], atol=1e-3)
+    assert found.activated == pytest.approx(60 * 140 / 224**2)
+    heatmap[:20] = 0.1  # more of the map stands out, and the split stays where it was
+    corners = extract_boxes(heatmap, (224, 224), percentile="otsu")[:, :4]
+    assert sorted(corners.tolist()) == [[0, 0, 224, 20], [60, 30, 200, 90]]
+
+
+def test_otsu_of_a_single_pixel_that_stands_out():
+    for value in (1.0, -1.0):
+        resized = np.zeros((64, 64), np.float32)
+        resized[5, 5] = value
+        assert threshold_levels(resized, ["otsu"])["otsu"] == max(value, 0)
+
+
+# ---------------------------------------------------------------------------------------------------- the image
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(1, 20),
+    columns=st.integers(1, 20),
+    size_wh=st.tuples(st.integers(1, 3000), st.integers(1, 3000)),
+    percentile=st.one_of(
+        st.floats(0.01, 99.99),
+        st.just("otsu"),
+        st.lists(st.integers(1, 99), min_size=1, max_size=4, unique=True),
+    ),
+    working_size=st.integers(1, 256),
+    min_side=st.integers(0, 30),
+    extra=st.one_of(st.none(), st.integers(1, 200)),
+    score=st.sampled_from(BOX_SCORES),
+    nms_iou=st.one_of(st.none(), st.floats(0.01, 1)),
+    levels=st.sampled_from([None, 2, 5]),
+)
+def test_boxes_lie_in_the_image(
+    seed, rows, columns, size_wh, percentile, working_size, min_side, extra, score, nms_iou, levels
+):
+    max_side = None if extra is None else min_side + extra
+    with np.errstate(invalid="ignore"):  # a single value can't be spread over levels
+        heatmap = np.nan_to_num(random_map(seed, (rows, columns), levels))
+    setting = BoxSettings(percentile, working_size, min_side, max_side, score, nms_iou)
+    (found,) = extract_many(heatmap, size_wh, [setting])
+    width, height = size_wh
+    boxes = found.boxes
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, 2] <= width).all()  # exactly: no rounding carries a box over the border
+    assert (boxes[:, 3] <= height).all()
+    sides = (boxes[:, 2:4] - boxes[:, :2]) * working_size / np.array(size_wh)
+    assert (sides > min_side + 1e-6).all()
+    assert (sides <= (working_size if max_side is None else max_side) + 1e-6).all()
+    assert (np.diff(boxes[:, 4]) <= 0).all()
+    assert np.isfinite(boxes).all()
+    assert 0 <= found.activated <= 1
+
+
+@pytest.mark.parametrize("width", [29, 225, 450])  # 224 * (width / 224) is a little more than the width
+def test_a_box_over_the_whole_image_ends_at_its_border(width):
+    assert 224 * (width / 224) > width
+    heatmap = np.array([[0, 1, 1], [1, 1, 1], [1, 1, 1]], np.float32)
+    ((_, _, xmax, ymax, _),) = extract_boxes(heatmap, (width, width), percentile=10)
+    assert (xmax, ymax) == (width, width)
+
+
+# -------------------------------------------------------------------------------------------------- the settings
+
+
+@pytest.mark.parametrize(
+    ("bad", "match"),
+    [
+        ({"percentile": []}, "percentile is an empty list"),
+        ({"percentile": ()}, "percentile is an empty list"),
+        ({"percentile": np.array([])}, "percentile is an empty list"),
+        ({"percentile": 0}, "between 0 and 100"),
+        ({"percentile": 100}, "between 0 and 100"),
+        ({"percentile": -1.0}, "between 0 and 100"),
+        ({"percentile": "high"}, "or be 'otsu', got 'high'"),
+        ({"percentile": "75"}, "got '75'"),
+        ({"percentile": True}, "got True"),
+        ({"percentile": np.True_}, "got np.True_"),
+        ({"percentile": None}, "got None"),
+        ({"percentile": 1j}, "got 1j"),
+        ({"percentile": np.complex64(75)}, "between 0 and 100"),
+        ({"percentile": float("nan")}, "got nan"),
+        ({"percentile": np.float32("nan")}, "nan"),
+        ({"percentile": float("inf")}, "got inf"),
+        ({"percentile": object()}, "between 0 and 100"),
+        ({"percentile": [75, float("nan")]}, "got nan"),
+        ({"percentile": [75, 100]}, "got 100"),
+        ({"percentile": [75, True]}, "got True"),
+        ({"percentile": [75, "otsu"]}, "got 'otsu'"),
+        ({"percentile": [[75]]}, "between 0 and 100"),
+        ({"percentile": (p for p in (75, 90))}, "between 0 and 100"),
+        ({"percentile": np.array(75.0)}, "between 0 and 100"),
+        ({"percentile": [75, 75]}, "twice"),
+        ({"percentile": [75, 90, 75.0]}, "twice"),
+        ({"min_side": -1}, "min_side must be a whole number of at least 0"),
+        ({"min_side": True}, "min_side"),
+        ({"min_side": 5.0}, "min_side"),
+        ({"max_side": 5}, "max_side must be a whole number of at least 6 working pixels, got 5"),
+        ({"min_side": 30, "max_side": 20}, "at least 31"),
+        ({"max_side": 0, "min_side": 0}, "at least 1"),
+        ({"max_side": float("nan")}, "max_side"),
+        ({"working_size": 0}, "working_size must be a whole number of at least 1"),
+        ({"working_size": 224.0}, "working_size"),
+        ({"working_size": "224"}, "working_size"),
+        ({"score": "median"}, "unknown box score 'median'; choose from mean, max, mean_sqrt_area"),
+        ({"score": None}, "unknown box score None"),
+        ({"nms_iou": -0.1}, "got -0.1"),
+        ({"nms_iou": 0}, "NMS threshold must lie in"),
+        ({"nms_iou": 1.5}, "got 1.5"),
+        ({"nms_iou": True}, "got True"),
+        ({"nms_iou": float("nan")}, "got nan"),
+        ({"nms_iou": "0.5"}, "got '0.5'"),
+    ],
+)
+def test_values_that_cannot_be(bad, match):
+    if "percentile" in bad and hasattr(bad["percentile"], "__next__"):
+        makers = [BoxSettings]  # a generator can be asked only once
+    else:
+        makers = [BoxSettings, lambda **given: extract_boxes(random_map(0), SIZE_WH, **given)]
+    for make in makers:
+        with pytest.raises(ParameterError, match=match) as raised:
+            make(**bad)
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (75, 75),
+        (np.float64(75), 75),
+        (np.float32(75), 75),
+        (np.int64(75), 75),
+        ([60, 75.5], (60, 75.5)),
+        ((60, 75.5), (60, 75.5)),
+        (np.array([60, 75.5]), (60, 75.5)),
+        ([np.float32(60), np.int8(75)], (60, 75)),
+        ([75], 75),
+        ((90, 60), (60, 90)),  # the order says nothing
+        ("otsu", "otsu"),
+    ],
+)
+def test_ways_to_write_a_percentile(given, kept):
+    setting = BoxSettings(given)
+    assert setting.percentile == kept
+    assert hash(setting) == hash(BoxSettings(kept))
+    json.dumps(asdict(setting))  # Python's own numbers
+    assert setting.thresholds == (kept if isinstance(kept, tuple) else (kept,))
+    heatmap = random_map(0)
+    found = extract_boxes(heatmap, SIZE_WH, percentile=given)
+    np.testing.assert_array_equal(found, extract_boxes(heatmap, SIZE_WH, percentile=kept))
+    assert len(found)
+
+
+@pytest.mark.parametrize("bad", [np.zeros(7), np.zeros((2, 7, 7)), np.zeros((0, 7)), np.full((2, 2), np.nan)])
+def test_maps_that_are_none_under_many_settings(bad):
+    with pytest.raises(ParameterError, match="heatmap"):
+        extract_many(bad, SIZE_WH, many_settings())
