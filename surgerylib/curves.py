@@ -28,7 +28,7 @@ def class_curves(is_tp: np.ndarray, images: np.ndarray) -> ClassCurves:
 
 def weighted_average_precision(
     curves: ClassCurves, weights: np.ndarray, n_truth: np.ndarray, interpolation: str
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """AP of one class when image i counts weights[r, i] times.
 
     A detection that counts m times is m detections in a row. While they are true positives precision rises, so one
@@ -41,7 +41,8 @@ def weighted_average_precision(
         interpolation: one of `INTERPOLATIONS`.
 
     Returns:
-        float64 [R, T]; NaN where `n_truth` is 0.
+        AP, float64 [R, T], NaN where `n_truth` is 0; and what the level at recall 0 contributes to it under `11point`,
+        [R, T]: 0 under the others, where it counts nothing or next to nothing.
     """
     n_resamples, n_places = len(weights), len(curves.places)
     weight = np.take(weights.astype(np.float64), curves.images, axis=1)
@@ -61,6 +62,7 @@ def weighted_average_precision(
     np.subtract(running[1:], np.repeat(base, (end - start).ravel()), out=precision[:-1])
     precision[:-1] /= rank.ravel()
 
+    at_zero = np.zeros((n_resamples, len(curves.bounds) - 1))
     if interpolation == "area":
         ap = _area(precision, tp_weight, curves.bounds, start, end) / np.maximum(n_truth, 1)[:, None]
     else:
@@ -72,8 +74,11 @@ def weighted_average_precision(
         between = np.concatenate([found, end[:, :, None]], axis=2)
         best = np.maximum.reduceat(precision, between.ravel()).reshape(between.shape)[:, :, :-1]
         best = np.where(reached, best, 0.0)
-        ap = np.maximum.accumulate(best[:, :, ::-1], axis=2).mean(axis=2)
-    return np.where(n_truth[:, None] > 0, ap, np.nan)
+        levels = np.maximum.accumulate(best[:, :, ::-1], axis=2)
+        ap = levels.mean(axis=2)
+        if interpolation == "11point":
+            at_zero = levels[:, :, -1] / levels.shape[2]
+    return np.where(n_truth[:, None] > 0, ap, np.nan), at_zero
 
 
 def _area(

@@ -1,4 +1,4 @@
-"""How good detections are: average precision with VOC's or COCO's rules, and its bootstrap intervals over images.
+"""How good detections are: average precision with VOC's or COCO's rules, and its intervals over images.
 
 Frames are pandas. Ground truth: image_id, label, xmin, ymin, xmax, ymax; detections add score. Boxes are float xyxy
 pixels, width = xmax - xmin. Scores are compared over all images as they are given, never rescaled per image.
@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +19,9 @@ import pandas as pd
 from .curves import INTERPOLATIONS, ClassCurves, class_curves, weighted_average_precision
 from .errors import ParameterError
 from .frames import BOX_COLUMNS, Evaluation, evaluate
+from .intervals import basic_interval as _interval  # noqa: F401
+from .intervals import bootstrap_weights as _resample_weights  # noqa: F401
+from .intervals import degrees_of_freedom, half_samples, interval, keep_mean_at_zero
 
 __all__ = [
     "INTERPOLATIONS",
@@ -73,7 +76,7 @@ def average_precision(
         ParameterError: a column is missing, a score or box is not a finite number, an argument is out of range.
     """
     run = evaluate(detections, ground_truth, iou_thresholds, interpolation, max_detections, classes)
-    ap = _point_estimate(run)
+    ap, _ = _point_estimate(run)
     return _class_frame(
         run.classes,
         run.iou_thresholds,
@@ -108,33 +111,45 @@ def _class_curves(run: Evaluation) -> list[ClassCurves]:
 
 
 def _point_estimate(run: Evaluation) -> np.ndarray:
-    """AP [C, T]: every image counts once."""
-    once = np.ones((1, len(run.images)), dtype=np.uint16)
-    ap = [
-        weighted_average_precision(curve, once, n_truth, run.interpolation)[0]
-        for curve, n_truth in zip(_class_curves(run), run.n_ground_truth[:, None], strict=True)
-    ]
-    return np.array(ap).reshape(len(run.classes), len(run.iou_thresholds))
+    """AP, and the part of it at recall 0: [2, C, T]; every image counts once."""
+    once = np.ones((1, len(run.images)), dtype=np.uint8)
+    estimates = np.empty((2, len(run.classes), len(run.iou_thresholds)))
+    for c, (curve, n_truth) in enumerate(zip(_class_curves(run), run.n_ground_truth[:, None], strict=True)):
+        ap, at_zero = weighted_average_precision(curve, once, n_truth, run.interpolation)
+        estimates[:, c] = ap[0], at_zero[0]
+    return estimates
 
 
 @dataclass(frozen=True)
 class BootstrapResult:
     """Average precision with its 95 % intervals over images; R resamples, C classes, T thresholds.
 
-    Intervals are basic bootstrap intervals, [2 x - q(97.5 %), 2 x - q(2.5 %)] of the resamples' quantiles q (Davison
-    and Hinkley 1997, Bootstrap Methods and their Application, section 5.2). Average precision of few boxes is biased
-    upward, and a resample, which holds fewer different images, more so: percentile intervals repeat the bias where
-    these take it off (and are widened, where they must be, to hold x itself). `benchmarks/interval_coverage.py`
-    measures both.
+    Intervals (`intervals.interval`) rest on half-samples of the images. Average precision is biased upward, more so on
+    half the images; how much more tells the bias, which is taken off, so the value often stands near the upper end.
+
+    95 % intervals of mAP and of paired differences were simulated for 13 populations of known value: 50 to 500 images,
+    3 or 20 classes, good to bad detectors, the embedded scenes, 300 to 400 draws each, on which the constants were
+    chosen too. Of their mAPs 13 % under `11point` and 5 % under `area` were held less often than in 92 % of the draws,
+    of the differences 7 % and 3 % (basic bootstrap intervals: down to 22 %); most others lay between 92 and 98 %. Less:
+
+    - 20 classes of about 8 boxes each, where the bias is three standard errors: 82 to 98 %;
+    - `11point` where mAP is below 0.1 or above 0.8, or precision at the top of the ranking still grows at thousands of
+      images: 80 to 91 % in the worst cells, 55 % at mAP 0.004. One of its levels is a maximum that few detections
+      decide. Under `area` the same are held in 91 to 99 %.
+
+    A class with AP exactly 0 or 1 is that in every half-sample: its interval is a point, which says nothing.
 
     Attributes:
         classes: [C] names; a class without ground truth has NaN throughout.
         iou_thresholds: [T].
         interpolation: one of `INTERPOLATIONS`.
         n_images: how many images were evaluated, and resampled.
+        class_images: [C] how many of them hold ground truth of the class.
+        map_degrees: degrees of freedom of the spread of `map`, few where a class is in few images.
         seed: of the resamples.
         ap: [C, T] point estimates, those of `average_precision`.
-        ap_samples: [R, C, T]; NaN where a resample holds no ground truth of the class.
+        ap_samples: [R, C, T] those of the half-samples, the part at recall 0 moved under `11point`; NaN where a
+            half-sample holds no ground truth of the class.
         map: [T] mean of `ap` over classes with ground truth.
         map_samples: [R, T] the same in each resample, over the classes that it has ground truth of.
         data_hash: of image ids and ground truth; what two results must share to be compared.
@@ -144,6 +159,8 @@ class BootstrapResult:
     iou_thresholds: tuple[float, ...]
     interpolation: str
     n_images: int
+    class_images: np.ndarray
+    map_degrees: float
     seed: int
     ap: np.ndarray
     ap_samples: np.ndarray
@@ -153,12 +170,22 @@ class BootstrapResult:
 
     def summary(self) -> pd.DataFrame:
         """Frame iou_threshold, map, low, high; low and high are NaN (not available) with fewer than two images."""
-        low, high = np.clip(_interval(self.map, self.map_samples, self.n_images), 0, 1)
+        low, high = _map_interval(self, self.map, self.map_samples)
         return pd.DataFrame({"iou_threshold": self.iou_thresholds, "map": self.map, "low": low, "high": high})
+
+    def mean_over_thresholds(self) -> tuple[float, float, float]:
+        """mAP averaged over the IoU thresholds, with its own interval: value, low, high."""
+        return _threshold_mean(self)
+
+    def without_classes(self) -> BootstrapResult:
+        """The same without the figures of single classes, whose resamples take twenty times the memory of the rest."""
+        ap, ap_samples = self.ap[:0], np.empty((len(self.map_samples), 0, len(self.iou_thresholds)))
+        return replace(self, classes=(), class_images=self.class_images[:0], ap=ap, ap_samples=ap_samples)
 
     def class_summary(self) -> pd.DataFrame:
         """Frame label, iou_threshold, ap, low, high: a row for each class and threshold."""
-        low, high = np.clip(_interval(self.ap, self.ap_samples, self.n_images), 0, 1)
+        degrees = np.maximum(self.class_images - 1, 1)[:, None]
+        low, high = interval(self.ap, self.ap_samples, degrees, self.n_images, proportion=True)
         return _class_frame(self.classes, self.iou_thresholds, ap=self.ap, low=low, high=high)
 
 
@@ -170,6 +197,8 @@ class PairedDifference:
         classes: [C] those of both results.
         iou_thresholds: [T].
         n_images: how many images both evaluated.
+        class_images: [C] how many of them hold ground truth of the class.
+        map_degrees: degrees of freedom of the spread of `map`.
         ap: [C, T] differences; `ap_samples`: [R, C, T].
         map: [T] differences; `map_samples`: [R, T].
     """
@@ -177,6 +206,8 @@ class PairedDifference:
     classes: tuple[str, ...]
     iou_thresholds: tuple[float, ...]
     n_images: int
+    class_images: np.ndarray
+    map_degrees: float
     ap: np.ndarray
     ap_samples: np.ndarray
     map: np.ndarray
@@ -184,7 +215,7 @@ class PairedDifference:
 
     def summary(self) -> pd.DataFrame:
         """Frame iou_threshold, difference, low, high, excludes_zero (the interval does)."""
-        low, high = _interval(self.map, self.map_samples, self.n_images)
+        low, high = _map_interval(self, self.map, self.map_samples)
         return pd.DataFrame(
             {
                 "iou_threshold": self.iou_thresholds,
@@ -195,9 +226,14 @@ class PairedDifference:
             }
         )
 
+    def mean_over_thresholds(self) -> tuple[float, float, float]:
+        """The difference averaged over the IoU thresholds, with its own interval: value, low, high."""
+        return _threshold_mean(self)
+
     def class_summary(self) -> pd.DataFrame:
         """Frame label, iou_threshold, difference, low, high, excludes_zero."""
-        low, high = _interval(self.ap, self.ap_samples, self.n_images)
+        degrees = np.maximum(self.class_images - 1, 1)[:, None]
+        low, high = interval(self.ap, self.ap_samples, degrees, self.n_images, proportion=False)
         excludes_zero = (low > 0) | (high < 0)
         return _class_frame(
             self.classes, self.iou_thresholds, difference=self.ap, low=low, high=high, excludes_zero=excludes_zero
@@ -216,10 +252,10 @@ def bootstrap_map(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> BootstrapResult:
-    """Resamples images with replacement and evaluates average precision anew each time.
+    """Draws half of the images, without replacement, and evaluates average precision anew each time.
 
-    Detections are matched once: matching stays inside an image, so a resample only changes how often each image
-    counts. The result does not depend on the order of `image_ids`, nor on the number of threads.
+    Detections are matched once: matching stays inside an image, so a resample only changes which images count.
+    The result does not depend on the order of `image_ids`, nor on the number of threads.
 
     Args:
         detections: as for `average_precision`, and so are the arguments not named here.
@@ -240,14 +276,17 @@ def bootstrap_map(
     run = run._replace(
         images=ids, image_of_detection=place[run.image_of_detection], image_of_truth=place[run.image_of_truth]
     )
-    weights = _resample_weights(len(ids), n_resamples, seed)
-    ap_samples = _resampled(run, weights)
-    ap = _point_estimate(run)
+    weights = half_samples(len(ids), n_resamples, int(seed))
+    class_images = _images_of_classes(run)
+    ap, at_zero = _point_estimate(run)
+    ap_samples = _resampled(run, weights, at_zero)
     return BootstrapResult(
         classes=run.classes,
         iou_thresholds=tuple(run.iou_thresholds.tolist()),
         interpolation=interpolation,
         n_images=len(ids),
+        class_images=class_images,
+        map_degrees=degrees_of_freedom(class_images),
         seed=int(seed),
         ap=ap,
         ap_samples=ap_samples,
@@ -278,6 +317,8 @@ def paired_difference(result_a: BootstrapResult, result_b: BootstrapResult) -> P
         classes=classes,
         iou_thresholds=result_a.iou_thresholds,
         n_images=result_a.n_images,
+        class_images=result_a.class_images[rows_a],
+        map_degrees=result_a.map_degrees,
         ap=result_a.ap[rows_a] - result_b.ap[rows_b],
         ap_samples=result_a.ap_samples[:, rows_a] - result_b.ap_samples[:, rows_b],
         map=result_a.map - result_b.map,
@@ -298,26 +339,26 @@ def _checked_ids(image_ids: Iterable[str], used: pd.Index) -> pd.Index:
     return ids.sort_values()
 
 
-def _resample_weights(n_images: int, n_resamples: int, seed: int) -> np.ndarray:
-    """How often each image is drawn: [R, number of images]."""
-    rng = np.random.default_rng(seed)
-    weights = np.zeros((n_resamples, n_images), dtype=np.uint16 if n_images < 1 << 16 else np.uint32)
-    for row in weights if n_images else ():
-        row[:] = np.bincount(rng.integers(n_images, size=n_images), minlength=n_images)
-    return weights
+def _images_of_classes(run: Evaluation) -> np.ndarray:
+    """[C]: how many images hold ground truth of each class."""
+    held = np.unique(run.class_of_truth * len(run.images) + run.image_of_truth)
+    return np.bincount(held // max(len(run.images), 1), minlength=len(run.classes))
 
 
-def _resampled(run: Evaluation, weights: np.ndarray) -> np.ndarray:
-    """AP of every resample: [R, C, T]."""
+def _resampled(run: Evaluation, weights: np.ndarray, at_zero: np.ndarray) -> np.ndarray:
+    """AP of every resample [R, C, T], its part at recall 0 moved to the mean `at_zero` [C, T]."""
     n_resamples, n_classes = len(weights), len(run.classes)
     samples = np.full((n_resamples, n_classes, len(run.iou_thresholds)), np.nan)
+    samples_at_zero = np.zeros_like(samples)
     curves = _class_curves(run)
 
     def work(task: tuple[int, slice]) -> None:
         c, block = task
         truth_images = run.image_of_truth[run.class_of_truth == c]
         n_truth = weights[block][:, truth_images].sum(axis=1, dtype=np.int64)
-        samples[block, c] = weighted_average_precision(curves[c], weights[block], n_truth, run.interpolation)
+        samples[block, c], samples_at_zero[block, c] = weighted_average_precision(
+            curves[c], weights[block], n_truth, run.interpolation
+        )
 
     tasks = []
     for c in np.flatnonzero(run.n_ground_truth):
@@ -326,7 +367,7 @@ def _resampled(run: Evaluation, weights: np.ndarray) -> np.ndarray:
     # numpy lets go of the interpreter lock in these array operations
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(work, tasks))
-    return samples
+    return keep_mean_at_zero(samples, samples_at_zero, at_zero)
 
 
 def _mean_over_classes(ap: np.ndarray) -> np.ndarray:
@@ -336,13 +377,18 @@ def _mean_over_classes(ap: np.ndarray) -> np.ndarray:
         return np.where(known, ap, 0.0).sum(axis=-2) / known.sum(axis=-2)
 
 
-def _interval(point: np.ndarray, samples: np.ndarray, n_images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Basic 95 % interval of `point` [...] from samples [R, ...] without the NaN ones; NaN with nothing to resample."""
-    nothing = np.isnan(samples).all(axis=0) | (n_images < 2)
-    low, high = np.nanquantile(np.where(nothing, 0.0, samples), [0.025, 0.975], axis=0)
-    # where the bias exceeds half the spread the interval would miss its own point: widened to hold it
-    low, high = np.minimum(2 * point - high, point), np.maximum(2 * point - low, point)
-    return np.where(nothing, np.nan, low), np.where(nothing, np.nan, high)
+def _map_interval(
+    result: BootstrapResult | PairedDifference, point: np.ndarray, samples: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the interval of a mean over classes: point [...], samples [R, ...]."""
+    proportion = isinstance(result, BootstrapResult)
+    return interval(point, samples, result.map_degrees, result.n_images, proportion=proportion)
+
+
+def _threshold_mean(result: BootstrapResult | PairedDifference) -> tuple[float, float, float]:
+    value = result.map.mean()
+    low, high = _map_interval(result, value, result.map_samples.mean(axis=1))
+    return float(value), float(low), float(high)
 
 
 def _class_frame(classes: Sequence[str], iou_thresholds: Sequence[float], **columns: np.ndarray) -> pd.DataFrame:

@@ -259,7 +259,7 @@ def markdown_report(results: Mapping) -> str:
         f"{results['n_boxes']:,} boxes, {results['n_classes']} classes.",
         f"Boxes by {results['description']}, the other kinds likewise; average precision {results['interpolation']}, "
         "mean over the classes with ground truth; in brackets the 95 % "
-        "basic bootstrap interval over images.",
+        "interval over images.",
         "",
     ]
     for protocol, title in PROTOCOLS.items():
