@@ -1,0 +1,345 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from surgerylib.boxes import box_iou, resize_map
+from surgerylib.errors import ParameterError
+from surgerylib.quality import (
+    ACCURACIES,
+    BOX_ACC_IOUS,
+    FIGURES,
+    QUALITY_COLUMNS,
+    image_quality,
+    max_box_acc_v2,
+    quality_difference,
+    quality_frame,
+    quality_summary,
+)
+
+SIZE = (70, 70)  # an original pixel is a tenth of a working pixel: boxes below are given in original pixels
+
+
+def block(rows: slice, columns: slice, inside: float = 1.0, outside: float = 0.0) -> np.ndarray:
+    heatmap = np.full((7, 7), outside, dtype=np.float32)
+    heatmap[rows, columns] = inside
+    return heatmap
+
+
+def judged(heatmap: np.ndarray, *boxes: tuple[float, ...], **options):
+    """The one record of one map and its boxes, at 7 x 7."""
+    options = {"working_size": 7, "cam_thresholds": 10, **options}
+    (record,) = image_quality(heatmap[None], np.array(boxes, float), [0] * len(boxes), SIZE, **options)
+    return record
+
+
+def test_no_boxes_no_records_no_figures():
+    assert image_quality(np.zeros((3, 7, 7)), np.empty((0, 4)), [], SIZE) == []
+    assert image_quality(np.zeros((3, 7, 7)), [], np.array([]), SIZE) == []
+    frame = quality_frame(["a", "b"], [[], []], ["airport"])
+    assert list(frame.columns) == list(QUALITY_COLUMNS)
+    assert frame.empty
+    summary = quality_summary(frame, n_resamples=10)
+    assert list(summary["figure"]) == [*FIGURES, *ACCURACIES]
+    assert (summary[["n_pairs", "n_left_out", "n_images"]] == 0).all(axis=None)
+    assert summary[["value", "low", "high", "sd", "minimum", "maximum", "cam_threshold"]].isna().all(axis=None)
+    assert quality_difference(frame, frame, n_resamples=10)["difference"].isna().all()
+    assert np.isnan(max_box_acc_v2(np.empty((0, 10))).value)
+
+
+def test_response_inside_and_outside():
+    heatmap = block(slice(2, 4), slice(1, 4), inside=0.5, outside=-0.25)
+    heatmap[2, 1] = 0.75
+    record = judged(heatmap, (10, 20, 40, 40))
+    assert record.n_boxes == 1
+    assert (record.inside_mean, record.outside_mean) == (0.5 + 0.25 / 6, -0.25)
+    assert (record.inside_max, record.map_min, record.map_max) == (0.75, -0.25, 0.75)
+    assert (record.inverted, record.pointing, record.area) == (0, 1, 6 / 49)
+    assert record.energy == 1  # all that rises above the minimum
+
+
+def test_inverted_map():
+    record = judged(block(slice(2, 4), slice(1, 4), inside=-1, outside=1), (10, 20, 40, 40))
+    assert (record.inside_mean, record.outside_mean, record.inverted) == (-1, 1, 1)
+    assert (record.pointing, record.energy) == (0, 0)
+
+
+def test_energy_has_no_offset_and_a_flat_map_scores_the_area():
+    heatmap = block(slice(0, 7), slice(0, 7), inside=0.5)
+    heatmap[6, 6] = 0  # flat but for one pixel
+    record = judged(heatmap, (0, 0, 70, 10))
+    assert (record.energy, record.area) == (7 / 48, 7 / 49)
+    shifted = judged(heatmap + 8, (0, 0, 70, 10))
+    assert shifted.energy == record.energy
+
+
+def test_inside_is_where_the_centre_lies():
+    ramp = np.arange(49, dtype=np.float32).reshape(7, 7)
+    # centres at 5, 15, 25 ...: an edge on a centre takes it at the low side and leaves it at the high side
+    assert judged(ramp, (5, 5, 15, 15)).inside_mean == 0
+    assert judged(ramp, (5.1, 5, 15.1, 15)).inside_mean == 1
+    assert judged(ramp, (14, 14, 36, 26)).inside_mean == np.mean([8, 9, 10, 15, 16, 17])
+    assert judged(ramp, (-50, -50, 6, 6)).inside_mean == 0  # past the border
+
+
+def test_box_smaller_than_a_pixel_takes_the_pixel_of_its_middle():
+    ramp = np.arange(49, dtype=np.float32).reshape(7, 7)
+    record = judged(ramp, (36, 21, 37, 22))
+    assert (record.inside_mean, record.area) == (2 * 7 + 3, 1 / 49)
+    assert judged(ramp, (70, 70, 70, 70)).inside_mean == 48  # no area, on the corner
+    thin = judged(ramp, (10, 21, 40, 22))  # holds centres along x, none along y
+    assert (thin.inside_mean, thin.area) == (2 * 7 + 2, 3 / 49)
+
+
+def test_boxes_scale_with_each_side():
+    ramp = np.arange(49, dtype=np.float32).reshape(7, 7)
+    (record,) = image_quality(ramp[None], [[200, 10, 300, 20]], [0], (700, 70), working_size=7)
+    assert record.inside_mean == 7 + 2
+
+
+def test_two_boxes_of_one_class_are_one_pair():
+    heatmap = block(slice(0, 1), slice(0, 1))
+    record = judged(heatmap, (0, 0, 10, 10), (0, 0, 20, 10))
+    assert (record.n_boxes, record.area, record.inside_mean) == (2, 2 / 49, 0.5)  # the overlap counts once
+    assert record.best_iou is None
+
+
+def test_classes_are_judged_by_their_own_map_and_boxes():
+    maps = np.stack([block(slice(0, 1), slice(0, 1)), np.zeros((7, 7)), block(slice(6, 7), slice(6, 7))])
+    corner, opposite = [0, 0, 10, 10], [60, 60, 70, 70]
+    records = image_quality(maps, [opposite, corner, opposite], [2, 0, 0], SIZE, working_size=7)
+    assert [(r.class_index, r.n_boxes, r.inside_mean) for r in records] == [(0, 2, 0.5), (2, 1, 1.0)]
+
+
+def test_box_over_the_whole_image_leaves_no_outside():
+    record = judged(block(slice(0, 1), slice(0, 1)), (0, 0, 70, 70))
+    assert np.isnan([record.outside_mean, record.inverted]).all()
+    assert (record.pointing, record.energy, record.area) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -0.3])
+def test_constant_map_has_no_peak_and_no_box(value):
+    (record,) = image_quality(np.full((1, 7, 7), value, np.float32), [[10, 20, 40, 40]], [0], SIZE)
+    assert record.map_min == record.map_max == record.inside_mean == record.outside_mean == np.float32(value)
+    assert record.inverted == 0
+    assert np.isnan([record.pointing, record.energy]).all()
+    assert not record.best_iou.any()
+
+
+def test_first_of_equal_peaks_in_reading_order():
+    heatmap = block(slice(1, 2), slice(5, 6))
+    heatmap[2, 0] = 1
+    assert judged(heatmap, (50, 10, 60, 20)).pointing == 1
+    assert judged(heatmap, (0, 20, 10, 30)).pointing == 0
+
+
+def test_best_iou_at_each_threshold():
+    heatmap = block(slice(1, 5), slice(1, 5), inside=0.5)
+    heatmap[1:3, 1:3] = 1.0
+    record = judged(heatmap, (10, 10, 30, 30))
+    # threshold 0 takes the whole map, up to 0.5 the large block, above it the small one
+    np.testing.assert_array_equal(record.best_iou, [4 / 49, *[4 / 16] * 5, *[1.0] * 4])
+    np.testing.assert_array_equal(judged(heatmap * 4 - 9, (10, 10, 30, 30)).best_iou, record.best_iou)
+
+
+def test_best_iou_takes_the_best_of_all_boxes_and_external_contours_alone():
+    heatmap = block(slice(0, 5), slice(0, 5))
+    heatmap[1:4, 1:4] = 0  # a hole
+    heatmap[2, 2] = 1  # an island in the hole
+    heatmap[6, 6] = 1  # one pixel: no least side, no morphology
+    assert judged(heatmap, (60, 60, 70, 70)).best_iou[5] == 1
+    assert judged(heatmap, (20, 20, 30, 30)).best_iou[5] == 1 / 25
+    assert judged(heatmap, (60, 65, 70, 70)).best_iou[5] == 0.5  # the box is not rounded to pixels
+    assert judged(heatmap, (65, 65, 65, 65)).best_iou[5] == 0
+
+
+def test_max_box_acc_takes_one_threshold_for_all_pairs():
+    best_iou = np.array([[0.3, 0.5, 0.1, 0.0], [0.2, 0.6, 0.8, 0.0], [0.0, 0.0, 0.9, 0.4]])
+    result = max_box_acc_v2(best_iou)
+    np.testing.assert_allclose(result.accuracies, [2 / 3, 2 / 3, 2 / 3])  # 0.3 and 0.5: reached, not exceeded
+    np.testing.assert_array_equal(result.cam_thresholds, [0.25, 0.25, 0.5])
+    assert result.value == pytest.approx(2 / 3)
+    np.testing.assert_allclose(max_box_acc_v2(best_iou, [0.85]).accuracies, [1 / 3])
+
+
+def test_max_box_acc_against_the_definition_in_slow_loops():
+    rng = np.random.default_rng(0)
+    n_pairs, steps = 12, 20
+    maps = rng.normal(size=(n_pairs, 7, 7)).astype(np.float32)
+    low = rng.uniform(0, 400, size=(n_pairs, 2))
+    boxes = np.hstack([low, low + rng.uniform(50, 400, size=(n_pairs, 2))])
+    records = image_quality(maps, boxes, np.arange(n_pairs), (800, 600), working_size=56, cam_thresholds=steps)
+
+    accuracies = []
+    for iou in BOX_ACC_IOUS:
+        of_threshold = []
+        for k in range(steps):
+            hits = 0
+            for heatmap, box in zip(maps, boxes, strict=True):
+                resized = resize_map(heatmap, 56).astype(np.float64)
+                scaled = (resized - resized.min()) / (resized.max() - resized.min())
+                mask = (scaled >= k / steps).astype(np.uint8)
+                contours = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
+                found = []
+                for x, y, w, h in map(cv2.boundingRect, contours):
+                    corners = np.array([x * 800, y * 600, (x + w) * 800, (y + h) * 600]) / 56
+                    found.append(box_iou(corners, box))  # in original pixels
+                hits += max(found) >= iou
+            of_threshold.append(hits / n_pairs)
+        accuracies.append(max(of_threshold))
+    result = max_box_acc_v2(np.stack([record.best_iou for record in records]))
+    np.testing.assert_array_equal(result.accuracies, accuracies)
+    assert len(set(accuracies)) > 1
+    assert result.value == pytest.approx(np.mean(accuracies))
+
+
+def random_pairs(n_images: int = 12, seed: int = 0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    boxes_rng = np.random.default_rng(99)  # the same boxes under every seed
+    qualities = []
+    for _ in range(n_images):
+        low = boxes_rng.uniform(0, 400, size=(4, 2))
+        boxes = np.hstack([low, low + boxes_rng.uniform(50, 400, size=(4, 2))])
+        classes = boxes_rng.integers(3, size=4)
+        maps = rng.normal(size=(3, 7, 7)).astype(np.float32)
+        qualities.append(image_quality(maps, boxes, classes, (800, 800), working_size=28, cam_thresholds=10))
+    return quality_frame([f"{i:05d}" for i in range(n_images)], qualities, ["ship", "dam", "airport"])
+
+
+def test_summary_holds_the_means_over_pairs():
+    pairs = random_pairs()
+    summary = quality_summary(pairs, n_resamples=50).set_index("figure")
+    for name in FIGURES:
+        row = summary.loc[name]
+        assert row["value"] == pytest.approx(pairs[name].mean())
+        assert row["sd"] == pytest.approx(pairs[name].std(ddof=1))
+        assert (row["minimum"], row["maximum"]) == (pairs[name].min(), pairs[name].max())
+        assert (row["n_pairs"], row["n_left_out"], row["n_images"]) == (len(pairs), 0, 12)
+    single = pairs[pairs["n_boxes"] == 1]
+    expected = max_box_acc_v2(np.stack(single["best_iou"]))
+    np.testing.assert_allclose(summary.loc[list(ACCURACIES), "value"], [*expected.accuracies, expected.value])
+    np.testing.assert_array_equal(summary.loc[list(ACCURACIES[:-1]), "cam_threshold"], expected.cam_thresholds)
+    assert (
+        summary.loc["max_box_acc_v2", ["n_pairs", "n_left_out", "n_images"]]
+        == [len(single), len(pairs) - len(single), single["image_id"].nunique()]
+    ).all()
+    assert (summary["low"] <= summary["value"] + 1e-12).all()
+    assert (summary["value"] <= summary["high"] + 1e-12).all()
+    assert (summary.loc["inside_mean", "low"], summary.loc["outside_mean", "low"]) < (0, 0)  # no share: not cut at 0
+
+
+def test_pairs_left_out_are_counted():
+    peak, flat = block(slice(0, 1), slice(0, 1)), np.zeros((7, 7), np.float32)
+    whole, corner = [0, 0, 70, 70], [0, 0, 10, 10]
+    qualities = [
+        image_quality(np.stack([peak, flat]), [whole, corner], [0, 1], SIZE, working_size=7),
+        image_quality(np.stack([peak, flat]), [corner, corner], [0, 0], SIZE, working_size=7),
+    ]
+    summary = quality_summary(quality_frame(["a", "b"], qualities, ["ship", "dam"])).set_index("figure")
+    left_out = summary["n_left_out"].to_dict()
+    assert {name: left_out[name] for name in ("inside_mean", "outside_mean", "inverted", "pointing", "energy")} == {
+        "inside_mean": 0,
+        "outside_mean": 1,
+        "inverted": 1,
+        "pointing": 1,
+        "energy": 1,
+    }
+    assert summary.loc["pointing", "value"] == 1
+    assert summary.loc["inverted", "value"] == 0
+    assert (left_out["max_box_acc_v2"], summary.loc["max_box_acc_v2", "n_images"]) == (1, 1)
+    assert np.isnan(summary.loc["max_box_acc_v2", "low"])  # from one image there is nothing to resample
+
+
+def test_one_image_has_no_interval():
+    summary = quality_summary(random_pairs(n_images=1), n_resamples=20)
+    assert summary["value"].notna().all()
+    assert summary[["low", "high"]].isna().all(axis=None)
+
+
+def test_intervals_follow_the_seed_and_not_the_order():
+    pairs = random_pairs()
+    first = quality_summary(pairs, n_resamples=100, seed=3)
+    pd.testing.assert_frame_equal(first, quality_summary(pairs, n_resamples=100, seed=3))
+    shuffled = pairs.sample(frac=1, random_state=1)
+    pd.testing.assert_frame_equal(first, quality_summary(shuffled, n_resamples=100, seed=3), check_exact=True)
+    assert not first["low"].equals(quality_summary(pairs, n_resamples=100, seed=4)["low"])
+
+
+def test_intervals_are_those_of_resampled_images():
+    """Images drawn one by one and evaluated anew: the same quantiles as the weighted sums."""
+    pairs = random_pairs(n_images=8)
+    result = quality_summary(pairs, n_resamples=200, seed=5).set_index("figure")
+    ids, rng, drawn = sorted(pairs["image_id"].unique()), np.random.default_rng(5), []
+    for _ in range(200):
+        sample = pd.concat([pairs[pairs["image_id"] == ids[i]] for i in rng.integers(8, size=8)])
+        accuracy = max_box_acc_v2(np.stack(sample["best_iou"].dropna())).value
+        drawn.append([sample["inside_mean"].mean(), sample["pointing"].mean(), accuracy])
+    names = ["inside_mean", "pointing", "max_box_acc_v2"]
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    value = result.loc[names, "value"].to_numpy()
+    expected_low, expected_high = np.minimum(2 * value - high, value), np.maximum(2 * value - low, value)
+    expected_low[1:], expected_high[1:] = expected_low[1:].clip(0, 1), expected_high[1:].clip(0, 1)
+    np.testing.assert_allclose(result.loc[names, "low"], expected_low)
+    np.testing.assert_allclose(result.loc[names, "high"], expected_high)
+
+
+def test_difference_of_kinds_is_paired():
+    pairs, others = random_pairs(), random_pairs(seed=1)
+    same = quality_difference(pairs, pairs.sample(frac=1, random_state=0), n_resamples=50)
+    assert (same[["difference", "low", "high"]] == 0).all(axis=None)
+    assert not same["excludes_zero"].any()
+    shifted = quality_difference(pairs.assign(inside_mean=pairs["inside_mean"] + 1), pairs, n_resamples=50)
+    np.testing.assert_allclose(shifted.loc[0, ["difference", "low", "high"]].astype(float), 1)
+    assert shifted.loc[0, "excludes_zero"]
+    values = [quality_summary(frame, n_resamples=5)["value"] for frame in (pairs, others)]
+    np.testing.assert_allclose(quality_difference(pairs, others, n_resamples=5)["difference"], values[0] - values[1])
+    with pytest.raises(ParameterError, match="not a paired comparison"):
+        quality_difference(pairs, pairs.iloc[1:])
+
+
+def test_frame_survives_a_parquet_file(tmp_path):
+    pairs = random_pairs()
+    pairs.to_parquet(tmp_path / "pairs.parquet", index=False)
+    read = pd.read_parquet(tmp_path / "pairs.parquet")
+    pd.testing.assert_frame_equal(quality_summary(read, n_resamples=20), quality_summary(pairs, n_resamples=20))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"maps": np.zeros((7, 7))}, r"maps must be \[classes, h, w\], got \[7, 7\]"),
+        ({"maps": np.full((2, 7, 7), np.nan)}, "NaN"),
+        ({"boxes_xyxy": [[0, 0, 1, 1, 0.5]]}, r"boxes are \[1, 5\]"),
+        ({"boxes_xyxy": [[5, 0, 1, 1]]}, "xmin <= xmax"),
+        ({"boxes_xyxy": [[0, 0, np.inf, 1]]}, "finite"),
+        ({"class_indices": [2]}, r"class indices are \[2\]; give whole numbers from 0 to 1"),
+        ({"class_indices": [-1]}, "class indices"),
+        ({"class_indices": [0.5]}, "whole numbers"),
+        ({"class_indices": [0, 1]}, "2 class indices"),
+        ({"image_size_wh": (0, 70)}, "width and height"),
+        ({"working_size": 0}, "working_size is 0"),
+        ({"cam_thresholds": 0}, "cam_thresholds is 0"),
+    ],
+)
+def test_arguments_that_cannot_be(changed, message):
+    arguments = {"maps": np.eye(7)[None].repeat(2, axis=0), "boxes_xyxy": [[0, 0, 1, 1]], "class_indices": [0]}
+    arguments = {**arguments, "image_size_wh": SIZE, **changed}
+    with pytest.raises(ParameterError, match=message):
+        image_quality(**arguments)
+
+
+def test_frames_that_cannot_be():
+    pairs = random_pairs(n_images=2)
+    with pytest.raises(ParameterError, match="one kind at a time"):
+        quality_summary(pd.concat([pairs, pairs]))
+    with pytest.raises(ParameterError, match="lacks the column energy"):
+        quality_summary(pairs.drop(columns="energy"))
+    with pytest.raises(ParameterError, match="n_resamples is 0"):
+        quality_summary(pairs, n_resamples=0)
+    with pytest.raises(ParameterError, match=r"pairs, thresholds\], got \[3\]"):
+        max_box_acc_v2(np.zeros(3))
+    pairs["best_iou"] = [np.zeros(3 + row % 2) for row in range(len(pairs))]
+    with pytest.raises(ParameterError, match=r"different cam_thresholds: \[3, 4\]"):
+        quality_summary(pairs)
