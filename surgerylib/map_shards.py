@@ -6,11 +6,13 @@ number of layers are made of these numbers, as `heatmaps.heatmaps` makes them of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -115,6 +117,9 @@ class BoxTable(NamedTuple):
     activated: np.ndarray  # float32 [n, C] share of each map in the mask
 
 
+NO_BOXES = BoxTable(np.empty(0, np.int32), np.empty(0, np.int16), np.empty((0, 5)), np.empty((0, 0), np.float32))
+
+
 def shard_boxes(shard: MapShard, source: MapSource, settings: Sequence[BoxSettings]) -> list[BoxTable]:
     """The boxes of every image and class of a shard: a table for each setting."""
     found = [
@@ -147,10 +152,41 @@ def boxes_of(
     for found in in_processes(work, pieces, workers=workers, description=description, unit=f"{_PIECE} images"):
         for source, of_settings in zip(tables, found, strict=True):
             tables[source].append(of_settings)
-    empty = BoxTable(np.empty(0, np.int32), np.empty(0, np.int16), np.empty((0, 5)), np.empty((0, 0), np.float32))
     if not pieces:
-        return {source: [empty] * len(settings) for source in tables}
+        return {source: [NO_BOXES] * len(settings) for source in tables}
     return {source: [_joined(of_pieces, s) for s in range(len(settings))] for source, of_pieces in tables.items()}
+
+
+@contextmanager
+def boxes_on_disk(
+    shards: Sequence[MapShard], source: MapSource, settings: Sequence[BoxSettings], *, workers: int | None = None
+) -> Iterator[Iterator[BoxTable]]:
+    """As `boxes_of` for one source, but a table at a time: the others wait in temporary files, not in memory.
+
+    Yields:
+        An iterator over the tables, in the order of the settings.
+    """
+    work = partial(_all_boxes, sources=(source,), settings=tuple(settings))
+    pieces = [piece for shard in shards for piece in shard.pieces(_PIECE)]
+    with ExitStack() as stack:
+        files = [[stack.enter_context(tempfile.TemporaryFile()) for _ in NO_BOXES] for _ in settings]
+        widths = [array.shape[1:] for array in NO_BOXES]
+        for (tables,) in in_processes(work, pieces, workers=workers, description="boxes", unit=f"{_PIECE} images"):
+            for table, of_setting in zip(tables, files, strict=True):
+                widths = [array.shape[1:] for array in table]
+                for array, file in zip(table, of_setting, strict=True):
+                    array.tofile(file)
+        yield (_read(of_setting, widths) for of_setting in files)
+
+
+def _read(files: Sequence[BinaryIO], widths: Sequence[tuple[int, ...]]) -> BoxTable:
+    """The columns of a table from the files that its pieces were written to."""
+    arrays = []
+    for file, width, like in zip(files, widths, NO_BOXES, strict=True):
+        file.seek(0)
+        values = np.fromfile(file, like.dtype)
+        arrays.append(values.reshape(-1, *width) if 0 not in width else like)
+    return BoxTable(*arrays)
 
 
 def _all_boxes(shard: MapShard, sources: Sequence[MapSource], settings: Sequence[BoxSettings]) -> list[list[BoxTable]]:

@@ -41,6 +41,7 @@ def check(
     config: Mapping[str, Any] | str | Path | None = None,
     *,
     device: str = "cpu",
+    only: str | None = None,
     notebooks_dir: str | Path | None = None,
 ) -> CheckReport:
     """Read everything that a run with this configuration reads, run the model's self-check, change nothing.
@@ -48,6 +49,7 @@ def check(
     Args:
         config: As in `run_workbook`.
         device: Where the self-check runs; the CPU leaves a GPU's memory to the notebooks.
+        only: Notebooks to check for, as in `run_workbook`.
         notebooks_dir: As in `run_workbook`.
 
     Raises:
@@ -57,6 +59,8 @@ def check(
     known = known_parameters(notebooks)
     settings = {name: parameter.default for name, parameter in known.items()}
     settings |= validate(load_config(config), known)
+    of_chosen = known_parameters(find_notebooks(notebooks_dir, only))
+    settings = {name: value for name, value in settings.items() if name in of_chosen}
     root = notebooks[0].resolve().parent.parent
     check_values(settings)
     lines = []

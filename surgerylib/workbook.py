@@ -135,7 +135,7 @@ def run_workbook(
     run = _previous_run(out)
     # the look at the input comes second: it imports torch, which takes longer than to see that nothing has changed
     if force or any(not _up_to_date(run, path, keys[path], out) for path in chosen):
-        check(given, notebooks_dir=notebooks_dir)
+        check(given, only=only, notebooks_dir=notebooks_dir)
         if _draw_embedded_scenes(settings, root):
             keys = notebook_keys(notebooks, settings, root)
     try:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
+import yaml
 
+from surgerylib.errors import DatasetError
 from surgerylib.heatmaps import HEATMAP_KINDS
 from surgerylib.locations import PROJECT_ROOT
 from surgerylib.scenes import write_scenes
@@ -20,7 +24,7 @@ NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
 
 @pytest.fixture(scope="module")
 def parameters(tmp_path_factory, tiny_folder) -> dict:
-    scenes = write_scenes(tmp_path_factory.mktemp("data") / "scenes", num_train=1, num_val=1, num_test=6, size=96)
+    scenes = write_scenes(tmp_path_factory.mktemp("data") / "scenes", num_train=1, num_val=5, num_test=6, size=96)
     return {
         "dataset": str(scenes),
         "model": f"local-dir:{tiny_folder}",
@@ -28,6 +32,8 @@ def parameters(tmp_path_factory, tiny_folder) -> dict:
         "depth": 4,
         "num_examples": 2,
         "device": "cpu",
+        "percentiles": [60, 75, 90],
+        "unions": [[60, 90]],
     }
 
 
@@ -65,10 +71,11 @@ def test_the_numbers_of_the_page_are_those_of_the_file(run):
     assert results["n_images"] == 6
 
 
-def test_every_image_of_the_page_says_what_it_shows(run):
-    html = (run.index.parent / "01_heatmap_generation.html").read_text()
+@pytest.mark.parametrize(("name", "count"), [("01_heatmap_generation", 6), ("02_threshold_sweep", 5)])
+def test_every_image_of_the_page_says_what_it_shows(run, name, count):
+    html = (run.index.parent / f"{name}.html").read_text()
     alts = re.findall(r"<img[^>]*alt=\"([^\"]*)\"", html)
-    assert len(alts) == html.count("<img") == 6
+    assert len(alts) == html.count("<img") == count
     assert all(len(alt) > 20 for alt in alts)
 
 
@@ -77,19 +84,65 @@ def test_a_second_run_executes_nothing(run, parameters):
     assert all(notebook.up_to_date for notebook in again.notebooks)
 
 
-def test_fewer_kinds_surgery_and_a_split_without_a_single_box(parameters, tmp_path):
+def test_fewer_kinds_surgery_and_splits_without_a_single_box(parameters, tmp_path):
     folder = tmp_path / "empty"
     for name in ("JPEGImages-test", "ImageSets/Main", "Annotations/Horizontal Bounding Boxes"):
         (folder / name).mkdir(parents=True)
     source = Path(parameters["dataset"])
-    image = next((source / "JPEGImages-test").iterdir())
-    (folder / "JPEGImages-test" / image.name).write_bytes(image.read_bytes())
-    (folder / "ImageSets" / "Main" / "test.txt").write_text(image.stem)
-    (folder / "Annotations" / "Horizontal Bounding Boxes" / f"{image.stem}.xml").write_text("<annotation></annotation>")
+    for split, image in zip(("test", "val"), sorted((source / "JPEGImages-test").iterdir()), strict=False):
+        (folder / "JPEGImages-test" / image.name).write_bytes(image.read_bytes())
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(image.stem)
+        path = folder / "Annotations" / "Horizontal Bounding Boxes" / f"{image.stem}.xml"
+        path.write_text("<annotation></annotation>")
     given = {**parameters, "dataset": str(folder), "kinds": ["vv_vv"], "similarity": "surgery", "last_layers": 2}
     result = run_workbook(given, tmp_path / "out")
     assert result.ok, result.notebooks
     assert "nothing can be measured" in (tmp_path / "out" / "map_results.json").read_text()
+    assert "nothing can be confirmed" in (tmp_path / "out" / "multi_iou_results.json").read_text()
+
+
+def test_a_dataset_with_one_split_is_enough_for_the_first_notebook(parameters, tmp_path):
+    folder = tmp_path / "scenes"
+    shutil.copytree(parameters["dataset"], folder)
+    (folder / "ImageSets" / "Main" / "val.txt").unlink()
+    given = {**parameters, "dataset": str(folder)}
+    with pytest.raises(DatasetError, match="no split 'val'"):
+        run_workbook(given, tmp_path / "out")
+    assert run_workbook(given, tmp_path / "out", only="01").ok
+
+
+def test_the_sweep_leaves_what_it_promises_and_the_index_shows_it(run, parameters):
+    folder = run.index.parent
+    frame = pd.read_parquet(folder / "sweep.parquet")
+    grid = frame[(frame["role"] == "choice") & (frame["box_score"] == "mean") & frame["percentile"].notna()]
+    assert set(grid["percentile"]) == {60, 75, 90}
+    assert set(frame["split"]) == {"val", "test"}
+    results = json.loads((folder / "multi_iou_results.json").read_text())
+    index, page = run.index.read_text(), (folder / "02_threshold_sweep.html").read_text()
+    for setting in ("default", "recommended"):
+        for protocol, cells in results["report"][setting]["protocols"].items():
+            for cell in cells:
+                assert f"{cell['map']:.3f}" in index, (setting, protocol)
+                assert f"{cell['map']:.3f}" in page
+    assert html.escape(results["finding"], quote=False) in index
+    analysis = json.loads((folder / "heatmap_quality_analysis.json").read_text())
+    assert set(analysis["kinds"]) == set(HEATMAP_KINDS)
+    assert len(analysis["by_percentile"]["rows"]) == 3
+    # the default's figures are those of the first notebook: same boxes, same images, same resamples
+    first = json.loads((folder / "map_results.json").read_text())
+    assert results["report"]["default"]["protocols"]["all"][:-1] == first["protocols"]["all"]["vv_mixed"]
+    assert results["report"]["default"]["protocols"]["present"][:-1] == first["protocols"]["present"]["vv_mixed"]
+
+
+def test_the_recommended_setting_runs_the_workbook(run, parameters, tmp_path):
+    folder = run.index.parent
+    given = parameters | yaml.safe_load((folder / "recommended.yaml").read_text())
+    result = run_workbook(given, tmp_path / "out", only="01")
+    assert result.ok, result.notebooks
+    kind = given["kind"]
+    first = json.loads((tmp_path / "out" / "map_results.json").read_text())
+    recommended = json.loads((folder / "multi_iou_results.json").read_text())["report"]["recommended"]
+    assert first["protocols"]["all"][kind] == recommended["protocols"]["all"][:-1]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

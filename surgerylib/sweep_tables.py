@@ -1,0 +1,185 @@
+"""What a sweep says, as tables: the best settings, curves by percentile, changes of the extraction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .kinds import PROTOCOLS
+from .settings import Criterion, Setting
+from .summary import with_interval
+from .sweep import Sweep
+
+
+def candidates_table(sweep: Sweep, criterion: Criterion, count: int = 10) -> pd.DataFrame:
+    """The best settings by the criterion, each with its paired difference to the best, a row each.
+
+    Settings with the same boxes (such as `vv_vv` and `vv_mixed` under cosine similarity) stand in one row.
+    """
+    where = (criterion.protocol, criterion.iou_threshold)
+    names: dict[tuple, list[str]] = {}
+    first: dict[tuple, Setting] = {}
+    for setting in sweep.settings:
+        names.setdefault(setting.key, []).append(setting.source.kind)
+        first.setdefault(setting.key, setting)
+    best = sweep.best(*where)
+    ranked = sorted(first.values(), key=lambda setting: -np.nan_to_num(sweep.value(setting, *where)[0], nan=-1.0))
+    # the best of equals leads, as `best` has it
+    ranked = [best, *(setting for setting in ranked if setting.key != best.key)][:count]
+    rows = []
+    for setting in ranked:
+        own = setting.key == best.key
+        kinds = " = ".join(dict.fromkeys(names[setting.key]))
+        rows.append(
+            {
+                "setting": setting.describe().replace(setting.source.kind, kinds, 1),
+                f"{criterion.name} ({criterion.protocol})": with_interval(*sweep.value(setting, *where)),
+                "difference to the best": "" if own else with_interval(*sweep.difference(setting, best, *where)),
+            }
+        )
+    return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="rank"))
+
+
+def changes_table(sweep: Sweep, plain: Setting, variants: Mapping[str, Setting], criterion: Criterion) -> pd.DataFrame:
+    """Each change of the extraction beside the plain five steps: name, value, difference, low, high, boxes an image.
+
+    Columns: name, map (`value [low, high]`), difference, low, high (paired, numbers), boxes_per_image.
+    """
+    where = (criterion.protocol, criterion.iou_threshold)
+    boxes = sweep.frame[sweep.frame["protocol"] == criterion.protocol].drop_duplicates("setting").set_index("setting")
+    number_of = {setting.key: number for number, setting in enumerate(sweep.settings)}
+    rows = []
+    for name, setting in {"plain five steps": plain, **variants}.items():
+        difference = (math.nan,) * 3 if setting.key == plain.key else sweep.difference(setting, plain, *where)
+        rows.append(
+            {
+                "name": name,
+                "map": with_interval(*sweep.value(setting, *where)),
+                **dict(zip(("difference", "low", "high"), difference, strict=True)),
+                "boxes_per_image": boxes.loc[number_of[setting.key], "boxes_per_image"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def changes_title(changes: pd.DataFrame) -> str:
+    """What `changes_table` says in one line: how many changes help, harm, or can't be told from none."""
+    rows = changes[changes["difference"].notna()]
+    helping, harming = (rows["low"] > 0).sum(), (rows["high"] < 0).sum()
+    others = len(rows) - helping - harming
+    return f"{helping} of {len(rows)} changes help, {harming} harm, {others} make no clear difference"
+
+
+def combined(sweep: Sweep, plain: Setting, variants: Mapping[str, Setting], criterion: Criterion) -> Setting | None:
+    """All changes together that help by themselves: of each argument the best value whose interval lies above 0.
+
+    None when fewer than two arguments have one.
+    """
+    best: dict[str, tuple[float, Any]] = {}
+    for setting in variants.values():
+        value, low, _ = sweep.difference(setting, plain, criterion.protocol, criterion.iou_threshold)
+        changed = [name for name, own in vars(setting.boxes).items() if own != getattr(plain.boxes, name)]
+        # a union of thresholds changes two arguments and counts as a change of its first
+        name = next((name for name in changed if name == "percentile"), changed[0])
+        if low > 0 and value > best.get(name, (0.0,))[0]:
+            best[name] = (value, {name: getattr(setting.boxes, name) for name in changed})
+    if len(best) < 2:
+        return None
+    changes: dict[str, Any] = {}
+    for _, change in sorted(best.values(), key=lambda entry: entry[0]):
+        changes |= change
+    return replace(plain, boxes=replace(plain.boxes, **changes))
+
+
+def curve_titles(curves: pd.DataFrame) -> dict[str, str]:
+    """A title for each protocol's panel of `curves`: what is best there."""
+    titles = {}
+    for protocol, asked in {"present": "Image labels given (present)", "all": "Every class asked (all)"}.items():
+        rows = curves[(curves["protocol"] == protocol) & curves["value"].notna()]
+        titles[protocol] = asked
+        if len(rows):
+            best = rows.loc[rows["value"].idxmax()]
+            titles[protocol] += f": best {best['kind']} at {best['percentile']:g}"
+    return titles
+
+
+def curves(sweep: Sweep, setting: Setting, criterion: Criterion) -> pd.DataFrame:
+    """The criterion's mAP by percentile for every kind: protocol, kind, percentile, value, low, high.
+
+    Args:
+        sweep: with several percentiles and kinds.
+        setting: gives similarity, layers and the extraction's other arguments.
+        criterion: gives the IoU threshold; both protocols are listed.
+    """
+    rows = []
+    for protocol in PROTOCOLS:
+        seen = set()
+        for own in sweep.settings:
+            point = (own.source.kind, own.boxes.percentile)
+            alike = replace(setting, source=replace(setting.source, kind=own.source.kind))
+            if point not in seen and differs_by_percentile(own, alike):
+                seen.add(point)
+                values = dict(
+                    zip(("value", "low", "high"), sweep.value(own, protocol, criterion.iou_threshold), strict=True)
+                )
+                rows.append({"protocol": protocol, "kind": point[0], "percentile": point[1], **values})
+    frame = pd.DataFrame(rows, columns=["protocol", "kind", "percentile", "value", "low", "high"])
+    return frame.sort_values("percentile", kind="stable", ignore_index=True)
+
+
+def marks(default: Setting, best: Setting) -> dict[str, tuple[float, str]]:
+    """Points of `curves` for `best`: name -> (percentile, kind); the default where it lies on one of the curves."""
+    points = {"best": (best.boxes.percentile, best.source.kind)}
+    if differs_by_percentile(default, replace(best, source=replace(best.source, kind=default.source.kind))):
+        points = {"default": (default.boxes.percentile, default.source.kind), **points}
+    return points
+
+
+def percentile_table(sweep: Sweep, setting: Setting, protocol: str = "present") -> pd.DataFrame:
+    """Boxes by percentile for one map: mean and maximum IoU, boxes an image, activated share, false boxes.
+
+    Args:
+        sweep: with this map at several percentiles.
+        setting: its map, and everything but the percentile.
+        protocol: under which boxes are counted; the false boxes are those of `all` always.
+    """
+    rows = sweep.frame.drop_duplicates(["setting", "protocol"])
+    rows = rows[[differs_by_percentile(sweep.settings[number], setting) for number in rows["setting"]]]
+    own = rows[rows["protocol"] == protocol].set_index("threshold")
+    every = rows[rows["protocol"] == "all"].set_index("threshold")
+    table = own[["mean_iou", "max_iou", "mean_best_iou", "boxes_per_image", "activated_share"]].copy()
+    table["false_box_rate"] = every["false_box_rate"]
+    table["boxes_per_absent_class"] = every["boxes_per_absent_class"]
+    return table.rename_axis("percentile")
+
+
+PERCENTILE_COLUMNS = {
+    "mean_iou": "mean IoU",
+    "max_iou": "max IoU",
+    "mean_best_iou": "mean best IoU",
+    "boxes_per_image": "boxes an image",
+    "activated_share": "activated share",
+    "false_box_rate": "absent classes with a box",
+    "boxes_per_absent_class": "boxes an absent class",
+}
+
+
+def map_by_percentile(sweep: Sweep, setting: Setting, protocol: str) -> pd.DataFrame:
+    """mAP of one map: a row for each percentile, a column for each IoU threshold."""
+    rows = sweep.frame[sweep.frame["protocol"] == protocol]
+    rows = rows[[differs_by_percentile(sweep.settings[number], setting) for number in rows["setting"]]]
+    return rows.pivot_table(index="percentile", columns="iou_threshold", values="map", sort=True, dropna=False)
+
+
+def differs_by_percentile(setting: Setting, other: Setting) -> bool:
+    """Whether two settings agree but for a plain percentile."""
+    return (
+        isinstance(setting.boxes.percentile, int | float)
+        and setting.source == other.source
+        and replace(setting.boxes, percentile=75.0) == replace(other.boxes, percentile=75.0)
+    )

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from surgerylib import recommendation as module
+from surgerylib import sweep_tables
+from surgerylib.diagnosis import joint_names, map_quality, quality_by_kind, quality_table
+from surgerylib.extraction import BoxSettings
+from surgerylib.map_shards import MapSource
+from surgerylib.metrics import bootstrap_map
+from surgerylib.parameters import find_notebooks, known_parameters, validate
+from surgerylib.preflight import check_values
+from surgerylib.quality import image_quality
+from surgerylib.settings import Criterion, Setting
+from surgerylib.sweep import Sweep, _tidy
+
+MEANS = Criterion("all", None)
+COLUMNS = ["image_id", "label", "xmin", "ymin", "xmax", "ymax"]
+MEASURES = {
+    "boxes_per_image": 3.0, "mean_iou": 0.2, "max_iou": 0.9, "mean_best_iou": 0.4, "activated_share": 0.25,
+    "false_box_rate": 1.0, "boxes_per_absent_class": 2.0,
+}  # fmt: skip
+
+
+def fake_sweep(hits: dict[Setting, float], n_images: int = 60, seed: int = 0) -> Sweep:
+    """Settings that find a given share of the boxes, the easiest first, with false boxes of lower score."""
+    rng = np.random.default_rng(seed)
+    ease = rng.permutation(n_images) / n_images
+    truth = pd.DataFrame(
+        [(f"{i:03d}", label, 0.0, 0.0, 10.0, 10.0) for i in range(n_images) for label in ("ship", "dam")],
+        columns=COLUMNS,
+    )
+    results, measures = {}, {}
+    for setting, share in hits.items():
+        found = truth.assign(score=np.repeat(ease, 2))
+        miss = np.repeat(ease, 2) >= share
+        found.loc[miss, ["xmin", "xmax"]] += 50.0
+        for protocol in ("present", "all"):
+            results[setting.key, protocol] = bootstrap_map(
+                found, truth, image_ids=truth["image_id"].unique(), iou_thresholds=(0.1, 0.5), n_resamples=100
+            ).without_classes()
+            measures[setting.key, protocol] = MEASURES
+    return Sweep(tuple(hits), _tidy(tuple(hits), results, measures), results)
+
+
+def with_percentile(percentile: float, **boxes) -> Setting:
+    return Setting(MapSource("vv_mixed"), BoxSettings(percentile, **boxes))
+
+
+DEFAULT, BETTER, ALIKE = with_percentile(75.0), with_percentile(90.0), with_percentile(92.0)
+
+
+@pytest.fixture(scope="module")
+def choice() -> Sweep:
+    return fake_sweep({DEFAULT: 0.3, BETTER: 0.8, ALIKE: 0.8, with_percentile(95.0): 0.5})
+
+
+def recommend(choice: Sweep, report: Sweep, chosen: Setting = BETTER) -> module.Recommendation:
+    return module.Recommendation(DEFAULT, chosen, chosen, MEANS, choice, report, "val", "test")
+
+
+@pytest.fixture(scope="module")
+def confirmed(choice) -> module.Recommendation:
+    return recommend(choice, fake_sweep({DEFAULT: 0.3, BETTER: 0.7}, seed=1))
+
+
+def test_the_sentence_says_what_was_chosen_from_how_many_and_what_the_other_split_says(choice, confirmed):
+    assert choice.best("all") == BETTER
+    text = module.finding(confirmed)
+    assert "percentile 90" in text
+    assert "best of 4 different settings on val (1 of them not told apart from it)" in text
+    assert "which confirms it" in text
+    worse = recommend(choice, fake_sweep({DEFAULT: 0.8, BETTER: 0.2}, seed=1))
+    assert "which contradicts it" in module.finding(worse)
+    open_ended = recommend(choice, fake_sweep({DEFAULT: 0.5, BETTER: 0.5}, seed=1))
+    assert "not told apart from the default" in module.finding(open_ended)
+    assert module.finding(recommend(choice, choice, DEFAULT)).startswith(
+        "The default (vv_mixed, cosine, percentile 75)"
+    )
+
+
+def test_nothing_to_measure_is_said(choice):
+    empty = fake_sweep({DEFAULT: 0.0, BETTER: 0.0}, n_images=0)
+    assert "nothing can be confirmed" in module.finding(recommend(choice, empty))
+
+
+def test_the_answer_has_both_settings_their_difference_and_the_mean(confirmed):
+    table = module.answer_table(confirmed)
+    assert list(table.index) == ["mAP@0.10", "mAP@0.50", "mean mAP"]
+    assert list(table.columns[3:]) == ["default (all)", "recommended (all)", "paired difference (all)"]
+    value = confirmed.report.value(BETTER, "all")[0] - confirmed.report.value(DEFAULT, "all")[0]
+    assert table.loc["mean mAP", "paired difference (all)"].startswith(f"{value:.3f} [")
+    same = module.answer_table(recommend(confirmed.choice, confirmed.report, DEFAULT))
+    assert list(same.columns) == ["default (present)", "default (all)"]
+
+
+def test_a_choice_at_the_border_of_what_was_tried_is_noted(choice, confirmed):
+    assert module.notes(confirmed) == []
+    at_the_end = replace(confirmed, plain=with_percentile(95.0))
+    assert "95, is the highest tried" in module.notes(at_the_end)[0]
+
+
+def test_candidates_are_ranked_with_their_paired_differences(choice):
+    table = sweep_tables.candidates_table(choice, MEANS, count=3)
+    assert ["percentile 90" in table.loc[1, "setting"], "percentile 92" in table.loc[2, "setting"]] == [True, True]
+    assert len(table) == 3
+    assert table.loc[1, "difference to the best"] == ""
+    assert table.loc[3, "difference to the best"].startswith("-0.")
+
+
+def test_changes_that_help_are_combined_one_value_an_argument():
+    plain = with_percentile(90.0)
+    variants = {
+        "small": with_percentile(90.0, min_side=10),
+        "large": with_percentile(90.0, min_side=20),
+        "max": with_percentile(90.0, score="max"),
+        "nms": with_percentile(90.0, nms_iou=0.3),
+    }
+    changed = fake_sweep(dict(zip([plain, *variants.values()], [0.3, 0.6, 0.8, 0.7, 0.1], strict=True)))
+    assert sweep_tables.combined(changed, plain, variants, MEANS) == with_percentile(90.0, min_side=20, score="max")
+    table = sweep_tables.changes_table(changed, plain, variants, MEANS)
+    assert table["name"].tolist() == ["plain five steps", *variants]
+    assert sweep_tables.changes_title(table) == "3 of 4 changes help, 1 harm, 0 make no clear difference"
+    only = {"max": variants["max"], "nms": variants["nms"]}
+    assert sweep_tables.combined(changed, plain, only, MEANS) is None
+
+
+def test_a_union_that_helps_brings_its_suppression_along():
+    plain = with_percentile(90.0)
+    union, score = with_percentile((75.0, 90.0), nms_iou=0.5), with_percentile(90.0, score="max")
+    changed = fake_sweep({plain: 0.2, union: 0.6, score: 0.7})
+    together = sweep_tables.combined(changed, plain, {"union": union, "score": score}, MEANS)
+    assert together == with_percentile((75.0, 90.0), nms_iou=0.5, score="max")
+
+
+def test_curves_hold_plain_percentiles_of_one_map_under_both_protocols(choice):
+    frame = sweep_tables.curves(choice, BETTER, MEANS)
+    assert len(frame) == 2 * 4
+    assert frame["percentile"].is_monotonic_increasing
+    assert (frame["low"] <= frame["value"]).all()
+    assert (frame["value"] <= frame["high"]).all()
+    assert sweep_tables.curve_titles(frame)["all"].endswith("best vv_mixed at 90")
+    assert sweep_tables.marks(DEFAULT, BETTER) == {"default": (75.0, "vv_mixed"), "best": (90.0, "vv_mixed")}
+    assert list(sweep_tables.marks(replace(DEFAULT, source=MapSource(similarity="surgery")), BETTER)) == ["best"]
+    table = sweep_tables.map_by_percentile(choice, BETTER, "all")
+    assert table.index.tolist() == [75.0, 90.0, 92.0, 95.0]
+    assert table.loc[90.0, 0.1] == choice.value(BETTER, "all", 0.1)[0]
+    assert len(sweep_tables.percentile_table(choice, BETTER)) == 4
+
+
+def test_recommended_yaml_is_taken_by_the_workbook(confirmed):
+    chosen = with_percentile((75.0, 90.0), nms_iou=0.5, min_side=9, max_side=99, score="max")
+    report = fake_sweep({DEFAULT: 0.3, chosen: 0.7})
+    parameters = {"dataset": "data/DIOR", "split": "test", "choose_split": "val", "model": "ViT-B-32",
+                  "checkpoint": "openai", "image_size": None, "depth": 6}  # fmt: skip
+    text = module.recommended_yaml(replace(confirmed, chosen=chosen, report=report), parameters)
+    values = yaml.safe_load(text)
+    assert values == {**parameters, **chosen.parameters()}
+    known = known_parameters(find_notebooks())
+    settings = {name: parameter.default for name, parameter in known.items()} | validate(values, known)
+    check_values(settings)
+    assert settings["percentile"] == [75.0, 90.0]
+    assert "best of 4 different settings on val" in text.splitlines()[1]
+
+
+def test_the_file_of_results_is_plain_json(confirmed):
+    results = module.results(confirmed, ["a note"], {"seed": 0})
+    again = json.loads(json.dumps(results, allow_nan=False))
+    assert again["choice"]["n_distinct_settings"] == 4
+    assert again["report"]["recommended"]["parameters"]["percentile"] == 90
+    assert [entry["iou_threshold"] for entry in again["report"]["difference"]["all"]] == [0.1, 0.5, None]
+    assert (
+        again["choice"]["by_percentile"]["all"]["vv_mixed"]["90"]["0.1"]
+        == confirmed.choice.value(BETTER, "all", 0.1)[0]
+    )
+    frame = module.sweep_frame(confirmed)
+    assert frame.groupby("role")["setting"].nunique().to_dict() == {"choice": 4, "report": 2}
+
+
+def test_quality_of_a_store_is_image_quality_of_its_maps(tiny, tmp_path):
+    from surgerylib.datasets import load_dataset
+    from surgerylib.scenes import write_scenes
+    from surgerylib.store import HeatmapStore
+
+    data = load_dataset(write_scenes(tmp_path / "scenes", num_train=0, num_val=0, num_test=5, size=96), "test")
+    store = HeatmapStore(tiny, data, tmp_path / "cache").compute()
+    sources = {kind: MapSource(kind, "cosine", 2) for kind in ("standard", "vv_qk", "vv_mixed")}
+    found = map_quality(store, list(sources.values()), workers=2)
+    pairs = {kind: found[source] for kind, source in sources.items()}
+    assert list(joint_names(pairs)) == ["standard = vv_qk", "vv_mixed"]
+    assert len(pairs["standard"]) == len(data.boxes.groupby(["image_id", "label"]))
+    row = pairs["vv_mixed"].iloc[-1]
+    position = data.images["image_id"].tolist().index(row["image_id"])
+    boxes = data.boxes[data.boxes["image_id"] == row["image_id"]]
+    labels = [data.classes.index(label) for label in boxes["label"]]
+    alone = image_quality(
+        store.maps(position, sources["vv_mixed"]), boxes[COLUMNS[2:]].to_numpy(), labels,
+        tuple(data.images[["width", "height"]].iloc[position]),
+    )  # fmt: skip
+    own = next(record for record in alone if data.classes[record.class_index] == row["label"])
+    assert row["inside_mean"] == own.inside_mean
+    quality = quality_by_kind(pairs, n_resamples=20)
+    table = quality_table(quality)
+    assert list(table.columns) == ["standard = vv_qk", "vv_mixed"]
+    by_percentile = pd.DataFrame({"mean_iou": [0.1, np.nan]}, index=["75", "90"])
+    results = module.quality_results(quality, by_percentile, Setting(), "val", {})
+    assert json.loads(json.dumps(results, allow_nan=False))["kinds"]["vv_qk"]["pointing"]["n_images"] == 5

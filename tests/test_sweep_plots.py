@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import io
+from itertools import pairwise
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from surgerylib import plots, sweep_plots
+from surgerylib.extraction import BoxSettings, extract_boxes
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+KINDS = ("standard", "vv_qk", "vv_vv", "vv_mixed")
+PERCENTILES = (30, 50, 60, 70, 75, 80, 85, 90, 95)
+TITLES = {"present": "labels given", "all": "every class asked"}
+BOX = ["xmin", "ymin", "xmax", "ymax"]
+
+
+def rendered(figure: Figure) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(plots.figure_bytes(figure, "png"))).convert("RGB"))
+
+
+def texts(axis) -> list[str]:
+    return [text.get_text() for text in axis.texts]
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def sweep_rows(percentiles=PERCENTILES, kinds=KINDS, scale: float = 1.0, interval: float = 0.02) -> pd.DataFrame:
+    """`vv_qk` equals `standard` and `vv_vv` equals `vv_mixed`, as under cosine similarity."""
+    rows = []
+    for protocol in TITLES:
+        for kind in kinds:
+            for percentile in percentiles:
+                value = scale * (0.1 + percentile / 1000 + (kind in KINDS[2:]) * 0.05 - (protocol == "all") * 0.05)
+                rows.append((protocol, kind, percentile, value, value - interval, value + interval))
+    return pd.DataFrame(rows, columns=["protocol", "kind", "percentile", "value", "low", "high"])
+
+
+def overlap_of_texts(axis) -> bool:
+    boxes = [Text.get_window_extent(text) for text in axis.texts]  # without the line to the point
+    return any(a.overlaps(b) for place, a in enumerate(boxes) for b in boxes[:place])
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        sweep_rows(),
+        sweep_rows(percentiles=[75]),
+        sweep_rows(kinds=["vv_mixed"]),
+        sweep_rows(percentiles=np.linspace(2.5, 99, 20)),
+        sweep_rows(scale=0, interval=0),
+        sweep_rows(interval=np.nan),
+        sweep_rows(scale=np.nan),
+        sweep_rows().iloc[:0],
+    ],
+    ids=["normal", "one percentile", "one kind", "twenty", "zero", "no interval", "no value", "nothing"],
+)
+def test_curves_of_anything(rows):
+    figure = sweep_plots.percentile_curves(rows, TITLES, value_label="mAP", marks={"default": (75, "vv_mixed")})
+    assert [axis.get_title(loc="left") for axis in figure.axes] == list(TITLES.values())
+    assert figure.axes[0].get_ylabel().startswith("mAP")
+    assert figure.axes[0].get_ylim()[0] == 0
+    assert rendered(figure).std() > 5
+
+
+def test_kinds_with_the_same_values_stay_readable():
+    figure = sweep_plots.percentile_curves(sweep_rows(), TITLES, value_label="mAP", marks={})
+    assert legend(figure) == ["standard", "vv_qk (same as standard)", "vv_vv (same as vv_mixed)", "vv_mixed"]
+    lines = {to_hex(line.get_color()).upper(): line for line in figure.axes[0].lines}
+    solid, dashed = lines[plots.KIND_COLOURS["vv_mixed"]], lines[plots.KIND_COLOURS["vv_vv"]]
+    assert solid.get_linestyle() == "-" != dashed.get_linestyle()
+    assert dashed.get_zorder() > solid.get_zorder()
+
+
+def test_marks_stand_on_their_points_and_labels_never_meet():
+    marks = {
+        "the default": (75, "vv_mixed"),
+        "same point": (75, "vv_vv"),
+        "chosen, its neighbour": (80, "vv_mixed"),
+        "first": (30, "standard"),
+        "last": (95, "vv_qk"),
+        "second of all": (50, "vv_qk"),
+        "otsu": ("otsu", "vv_mixed"),
+        "union": ((60, 75), "vv_mixed"),
+        "nothing": (float("nan"), "vv_mixed"),
+        "not measured": (12, "vv_mixed"),
+    }
+    rows = sweep_rows()
+    figure = sweep_plots.percentile_curves(rows, TITLES, value_label="mAP", marks=marks)
+    rendered(figure)
+    wanted = {"the default = same point", "chosen, its neighbour", "first", "last", "second of all"}
+    for axis, protocol in zip(figure.axes, TITLES, strict=True):
+        assert set(texts(axis)) == wanted
+        assert not overlap_of_texts(axis)
+        highest = rows.loc[rows["protocol"] == protocol, "high"].max()
+        assert all(
+            axis.transData.inverted().transform(Text.get_window_extent(text))[0, 1] > highest for text in axis.texts
+        )
+        rings = {
+            (line.get_xdata()[0], round(line.get_ydata()[0], 9)) for line in axis.lines if len(line.get_xdata()) == 1
+        }
+        values = rows[rows["protocol"] == protocol].set_index(["percentile", "kind"])["value"].round(9)
+        assert rings == {(at[0], values[at]) for at in list(marks.values())[:6]}
+
+
+def table(percentiles=PERCENTILES, ious=(0.1, 0.3, 0.5)) -> pd.DataFrame:
+    values = [[percentile / 200 - iou / 4 for iou in ious] for percentile in percentiles]
+    return pd.DataFrame(values, index=percentiles, columns=ious)
+
+
+def test_grid_writes_all_numbers_and_outlines_the_best():
+    tables = {"present": table(), "all": table() / 2}
+    marks = {"default": 75, "chosen": 90, "best": 90}
+    figure = sweep_plots.percentile_iou_grid(tables, TITLES, marks=marks)
+    left, right, bar = figure.axes
+    assert texts(left) == [f"{value:.3f}" for value in table().to_numpy().ravel()]
+    assert [label.get_text() for label in left.get_yticklabels()][4:8] == [
+        "default  75",
+        "80",
+        "85",
+        "chosen = best  90",
+    ]
+    assert not any(label.get_text() for label in right.get_yticklabels())
+    assert left.collections[0].norm.vmax == right.collections[0].norm.vmax == table().to_numpy().max()
+    assert [(patch.get_x() // 1, patch.get_y() // 1) for patch in left.patches] == [(0, 8), (1, 8), (2, 8)]
+    assert bar.get_ylabel() == "mAP"
+    assert {text.get_color() for text in left.texts} == {"white", "black"}
+    assert rendered(figure).std() > 5
+
+
+@pytest.mark.parametrize(
+    ("tables", "dashes", "outlined"),
+    [
+        ({"present": table([75], [0.1])}, 0, 0),
+        ({"present": table() * 0, "all": table() * np.nan}, 27, 0),
+        ({"present": table(np.linspace(5, 95, 20), np.arange(0.5, 1, 0.05)), "all": table([75])}, 0, 10),
+    ],
+    ids=["one cell", "zero and nothing", "many"],
+)
+def test_grid_of_anything(tables, dashes, outlined):
+    figure = sweep_plots.percentile_iou_grid(tables, {protocol: TITLES[protocol] for protocol in tables})
+    rendered(figure)
+    assert sum(texts(axis).count("–") for axis in figure.axes) == dashes
+    assert sum(len(axis.patches) for axis in figure.axes[: len(tables)]) == outlined
+    assert not any(overlap_of_texts(axis) for axis in figure.axes)
+
+
+@pytest.fixture
+def scene() -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
+    """An image, a map with one bright blob, and the ground truth round it."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (80, 120, 3), dtype=np.uint8)
+    y, x = np.mgrid[:14, :14]
+    heatmap = np.exp(-((x - 4) ** 2 + (y - 5) ** 2) / 8) + rng.normal(0, 0.02, (14, 14))
+    truth = pd.DataFrame([("ship", 20, 15, 60, 50), ("dam", 70, 10, 90, 30)], columns=["label", *BOX])
+    return image, heatmap.astype(np.float32), truth
+
+
+def test_multiples_say_what_each_percentile_finds(scene):
+    image, heatmap, truth = scene
+    setting = BoxSettings(percentile=10, min_side=20, nms_iou=0.5)
+    figure = sweep_plots.percentile_multiples(
+        image, heatmap, truth, "ship", PERCENTILES, title="finding", boxes=setting
+    )
+    assert len(figure.axes) == 2 + len(PERCENTILES)
+    assert figure.get_suptitle() == "finding"
+    assert figure.axes[0].get_title(loc="left") == "image\n1 ground truth box"
+    for axis, percentile in zip(figure.axes[2:], PERCENTILES, strict=True):
+        found = extract_boxes(heatmap, (120, 80), percentile=percentile, min_side=20, nms_iou=0.5)
+        best = plots.best_iou(truth.iloc[:1], pd.DataFrame(found, columns=[*BOX, "score"])).max()
+        count = "1 box" if len(found) == 1 else f"{len(found)} boxes"
+        assert axis.get_title(loc="left") == f"percentile {percentile}:\n{count}, best IoU {best:.2f}"
+        colours = [to_hex(patch.get_edgecolor()).upper() for patch in axis.patches]
+        assert colours == [plots.TRUTH] + [plots.PREDICTION] * len(found)
+        tinted = axis.images[1].get_array()[..., 3] > 0
+        assert 0 < tinted.mean() < 1.05 - percentile / 100
+    assert legend(figure) == ["ground truth: ship", "prediction", "mask, closed and opened", "other classes"]
+    assert rendered(figure).std() > 5
+
+
+@pytest.mark.parametrize("case", ["constant", "absent", "wide", "one", "many", "none"])
+def test_multiples_of_anything(scene, case):
+    image, heatmap, truth = scene
+    percentiles = {"one": [75], "none": [], "many": np.linspace(2.5, 99.5, 20)}.get(case, [50, 95])
+    label = "Expressway-Service-area " * 5 if case == "absent" else "ship"
+    heatmap = np.zeros_like(heatmap) if case == "constant" else heatmap
+    image = np.tile(image, (1, 3, 1)) if case == "wide" else image
+    figure = sweep_plots.percentile_multiples(image, heatmap, truth, label, percentiles, title="a title " * 30)
+    assert len(figure.axes) == 2 + len(percentiles)
+    width = rendered(figure).shape[1]
+    assert width < 1250  # nothing sticks out at the side
+    last = figure.axes[-1].get_title(loc="left")
+    if case == "constant":
+        assert last == "percentile 95:\n0 boxes, best IoU 0.00"
+        assert not figure.axes[-1].images[1].get_array()[..., 3].any()
+    if case == "absent":
+        assert last.endswith("no ground truth")
+
+
+def pairs(count: int, shift: float) -> pd.DataFrame:
+    rng = np.random.default_rng(count)
+    outside = rng.normal(0.2, 0.02, count)
+    return pd.DataFrame({"outside_mean": outside, "inside_mean": outside + shift})
+
+
+def test_pairs_below_the_line_are_counted():
+    unknown = pd.DataFrame({"outside_mean": [0.1, np.nan], "inside_mean": [np.nan, 0.2]})
+    mixed = pd.concat([pairs(300, -0.01), pairs(100, 0.01), unknown])
+    given = {"standard = vv_qk": mixed, "vv_vv": pairs(13_000, -0.01), "vv_mixed": pairs(1, 0.0)}
+    figure = sweep_plots.inside_outside(given, {"vv_vv": "finding"})
+    assert [axis.get_title(loc="left") for axis in figure.axes[:3]] == ["standard = vv_qk", "finding", "vv_mixed"]
+    assert texts(figure.axes[0]) == ["inverted: 75 %\nof 400 pairs"]
+    assert texts(figure.axes[1]) == ["inverted: 100 %\nof 13,000 pairs"]
+    assert texts(figure.axes[2]) == ["inverted: 0 %\nof 1 pair"]
+    assert all(axis.get_xlim() == axis.get_ylim() for axis in figure.axes[:3])
+    assert figure.axes[1].collections[-1].get_array().sum() == 13_000
+    assert figure.axes[3].get_xlabel() == "pairs in a hexagon"
+    assert rendered(figure).std() > 5
+
+
+@pytest.mark.parametrize("count", [0, 10, 600])
+def test_pairs_of_anything(count):
+    zero = pd.DataFrame({"outside_mean": np.zeros(count), "inside_mean": np.zeros(count)})
+    panels = {0: 1, 10: 4, 600: 5}[count]
+    figure = sweep_plots.inside_outside(dict.fromkeys(map(str, range(panels)), zero))
+    assert len(figure.axes) == panels + (count > 500)
+    assert texts(figure.axes[0]) == [f"inverted: 0 %\nof {count} pairs" if count else "no pairs"]
+    assert rendered(figure).std() > 5
+
+
+DIFFERENCES = pd.DataFrame(
+    [
+        ("NMS at 0.5", 0.012, 0.004, 0.02),
+        ("sides > 10", -0.015, -0.022, -0.008),
+        ("Otsu", 0.001, -0.002, 0.004),
+        ("no interval", 0.003, np.nan, np.nan),
+        ("not known", np.nan, np.nan, np.nan),
+        ("equal", 0.0, 0.0, 0.0),
+    ],
+    columns=["name", "difference", "low", "high"],
+)
+
+
+def test_differences_that_exclude_zero_stand_out():
+    axis = sweep_plots.difference_bars(DIFFERENCES, title="finding", xlabel="mAP").axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == DIFFERENCES["name"].tolist()
+    assert axis.get_ylim()[0] > axis.get_ylim()[1]  # the first on top
+    assert axis.get_xlabel() == "mAP"
+    points = [line for line in axis.lines if line.get_marker() == "o"]
+    assert [line.get_markerfacecolor() != "white" for line in points] == [True, True, False, False, False, False]
+    assert texts(axis)[:4] == [
+        "+0.012 [+0.004, +0.020]",
+        "−0.015 [−0.022, −0.008]",
+        "+0.001 [−0.002, +0.004]",
+        "+0.003 [–, –]",
+    ]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        DIFFERENCES,
+        DIFFERENCES.iloc[:0],
+        DIFFERENCES.iloc[:1],
+        DIFFERENCES.iloc[[5] * 20],
+        DIFFERENCES.assign(name="a change with a name that goes on and on " * 3),
+    ],
+    ids=["normal", "none", "one", "twenty of nothing", "long names"],
+)
+def test_differences_of_anything(rows):
+    figure = sweep_plots.difference_bars(rows, title="a long title " * 20, xlabel="mAP")
+    width = rendered(figure).shape[1]
+    assert width < 1150
+    names = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    assert not any(a.overlaps(b) for a, b in pairwise(names))
+
+
+def test_the_settings_of_matplotlib_stay_as_they_were(scene):
+    before = dict(matplotlib.rcParams)
+    sweep_plots.percentile_curves(sweep_rows(), TITLES, value_label="mAP")
+    sweep_plots.percentile_iou_grid({"present": table(), "all": table()}, TITLES)
+    sweep_plots.percentile_multiples(*scene, "ship", [75], title="t")
+    sweep_plots.inside_outside({"standard": pairs(9, 0)})
+    sweep_plots.difference_bars(DIFFERENCES, title="t", xlabel="x")
+    assert dict(matplotlib.rcParams) == before
