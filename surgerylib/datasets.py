@@ -109,6 +109,10 @@ class Dataset:
         """Boxes left out because they have no area inside the image."""
         return int((self.repairs["repair"] == "dropped").sum())
 
+    def count_images(self) -> str:
+        """`1 image`, `1,234 images`."""
+        return _count(len(self.images), "image")
+
     def describe(self) -> str:
         """One line: layout, split, sizes and what was mended."""
         text = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -98,10 +99,12 @@ def _quality_row(of: pd.DataFrame) -> dict[str, str]:
     """`of`: one kind's figures by name."""
 
     def spread(figure: str) -> str:
-        return f"{of.loc[figure, 'value']:.3f} ± {of.loc[figure, 'sd']:.3f}"
+        value, sd = of.loc[figure, ["value", "sd"]]
+        return f"{value:.3f}" if math.isnan(sd) else f"{value:.3f} ± {sd:.3f}"
 
     def share(figure: str) -> str:
-        return with_interval(*of.loc[figure, ["value", "low", "high"]])
+        value, low, high = of.loc[figure, ["value", "low", "high"]]
+        return "no such pair" if math.isnan(value) else with_interval(value, low, high)
 
     return {
         "pairs": f"{of.loc['inside_mean', 'n_pairs']:,}",

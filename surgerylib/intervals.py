@@ -54,11 +54,16 @@ def degrees_of_freedom(class_images: np.ndarray) -> float:
 
     Args:
         class_images: [C] images with ground truth of the class; those without any are left out.
+
+    Returns:
+        0 where no class is in two images: nothing tells how much the next image would differ.
     """
     known = np.asarray(class_images, dtype=np.float64)
     known = known[known > 0]
     each = np.maximum(known - 1, 1)
-    return float((1 / known).sum() ** 2 / (1 / (known**2 * each)).sum()) if len(known) else 1.0
+    if not (known > 1).any():
+        return 0.0
+    return float((1 / known).sum() ** 2 / (1 / (known**2 * each)).sum())
 
 
 def interval(
@@ -69,7 +74,7 @@ def interval(
     Args:
         point: [...] the value on all images.
         samples: [R, ...] the value in each half-sample; NaN ones are left out.
-        degrees: [...] or one number, of freedom of their spread: `degrees_of_freedom`.
+        degrees: [...] or one number, of freedom of their spread: `degrees_of_freedom`; no interval where it is 0.
         n_images: with fewer than two there is nothing to resample, and no interval.
         proportion: a value in [0, 1], whose variance falls towards both ends as p (1 - p); the interval holds the p
             that `point` is compatible with (Wilson 1927). Otherwise a difference of two such values, and symmetric.
@@ -77,8 +82,9 @@ def interval(
     Returns:
         low, high, each [...]; NaN where there is no interval.
     """
-    nothing = np.isnan(samples).all(axis=0) | (n_images < 2)
+    nothing = np.isnan(samples).all(axis=0) | (n_images < 2) | (np.asarray(degrees) == 0)
     samples = np.where(nothing, 0.0, samples)
+    degrees = np.maximum(degrees, 1)
     excess = np.nanmean(samples, axis=0) - point
     centre = point - _BIAS_FACTOR * excess
     spread = _SPREAD_FACTOR * _student(degrees) * np.nanstd(samples, axis=0)

@@ -15,6 +15,8 @@ KIND_PATHS = {
     "vv_mixed": ("qk", "vv"),
 }
 HEATMAP_KINDS: tuple[str, ...] = tuple(KIND_PATHS)
+# between kinds with equal figures: the paper's choice, then the stock model
+KIND_PREFERENCE = ("vv_mixed", "standard", "vv_vv", "vv_qk")
 SIMILARITIES = ("cosine", "surgery")
 PROTOCOLS = {
     "present": "present: only the classes annotated in an image are asked for (image labels given)",

@@ -169,7 +169,7 @@ class BootstrapResult:
     data_hash: str
 
     def summary(self) -> pd.DataFrame:
-        """Frame iou_threshold, map, low, high; low and high are NaN (not available) with fewer than two images."""
+        """Frame iou_threshold, map, low, high; low and high are NaN (not available) unless a class is in two images."""
         low, high = _map_interval(self, self.map, self.map_samples)
         return pd.DataFrame({"iou_threshold": self.iou_thresholds, "map": self.map, "low": low, "high": high})
 
@@ -184,7 +184,7 @@ class BootstrapResult:
 
     def class_summary(self) -> pd.DataFrame:
         """Frame label, iou_threshold, ap, low, high: a row for each class and threshold."""
-        degrees = np.maximum(self.class_images - 1, 1)[:, None]
+        degrees = np.maximum(self.class_images - 1, 0)[:, None]
         low, high = interval(self.ap, self.ap_samples, degrees, self.n_images, proportion=True)
         return _class_frame(self.classes, self.iou_thresholds, ap=self.ap, low=low, high=high)
 
@@ -232,7 +232,7 @@ class PairedDifference:
 
     def class_summary(self) -> pd.DataFrame:
         """Frame label, iou_threshold, difference, low, high, excludes_zero."""
-        degrees = np.maximum(self.class_images - 1, 1)[:, None]
+        degrees = np.maximum(self.class_images - 1, 0)[:, None]
         low, high = interval(self.ap, self.ap_samples, degrees, self.n_images, proportion=False)
         excludes_zero = (low > 0) | (high < 0)
         return _class_frame(

@@ -12,9 +12,11 @@ import yaml
 
 from .kinds import PROTOCOLS
 from .settings import Criterion, Setting, threshold_text
-from .summary import with_interval
+from .summary import FEW_IMAGES, with_interval
 from .sweep import Sweep
 from .sweep_tables import map_by_percentile
+
+FEWEST_IMAGES = 10  # below, an interval over images says too little for a verdict
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,13 @@ def finding(recommendation: Recommendation) -> str:
         )
     difference, low, high = report.difference(chosen, default, *where)
     before = report.value(default, *where)[0]
-    verdict = (
-        "which confirms it" if low > 0 else "which contradicts it" if high < 0 else "not told apart from the default"
-    )
+    n_images = int(report.frame["n_images"].iloc[0])
+    if n_images < FEWEST_IMAGES:
+        verdict = f"on {n_images} images, too few to confirm or contradict it"
+    elif low > 0:
+        verdict = "which confirms it"
+    else:
+        verdict = "which contradicts it" if high < 0 else "not told apart from the default"
     return (
         f"Recommended: {chosen.describe()}: {tried}; on {recommendation.report_split} {criterion.name} {value} against "
         f"{before:.3f} of the default under {criterion.protocol}, paired difference "
@@ -97,6 +103,12 @@ def finding(recommendation: Recommendation) -> str:
 def notes(recommendation: Recommendation) -> list[str]:
     """What a reader must know about the choice: that it stands at the border of what was tried."""
     plain, found = recommendation.plain, []
+    n_images = int(recommendation.choice.frame["n_images"].iloc[0])
+    if n_images < FEW_IMAGES:
+        found.append(
+            f"Chosen on only {n_images} image{'s' if n_images > 1 else ''} (fewer than {FEW_IMAGES}): other images may "
+            "give another setting."
+        )
     tried = sorted({
         setting.boxes.percentile for setting in recommendation.choice.settings
         if isinstance(setting.boxes.percentile, int | float)

@@ -23,6 +23,7 @@ from .datasets import Dataset
 from .errors import CacheError, ParameterError
 from .files import atomic_write
 from .frames import BOX_COLUMNS, check_interpolation, checked_thresholds
+from .kinds import KIND_PREFERENCE
 from .map_shards import NO_BOXES, BoxTable, boxes_on_disk
 from .measures import MEASURES, measure_boxes, present_pairs, truth_codes
 from .metrics import IOU_THRESHOLDS, BootstrapResult, bootstrap_map, paired_difference
@@ -101,12 +102,11 @@ class Sweep:
 
         Of equals: the paper's kind, then fewer layers, then the first asked for.
         """
-        order = ("vv_mixed", "standard", "vv_vv", "vv_qk")
 
         def rank(setting: Setting) -> tuple:
             value = self.value(setting, protocol, iou_threshold)[0]
             worth = -np.inf if np.isnan(value) else value
-            return (-worth, order.index(setting.source.kind), setting.source.last_layers)
+            return (-worth, KIND_PREFERENCE.index(setting.source.kind), setting.source.last_layers)
 
         return min(self.settings, key=rank)
 

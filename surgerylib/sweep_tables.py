@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .kinds import PROTOCOLS
+from .kinds import KIND_PREFERENCE, PROTOCOLS
 from .settings import Criterion, Setting
 from .summary import with_interval
 from .sweep import Sweep
@@ -103,7 +103,8 @@ def curve_titles(curves: pd.DataFrame) -> dict[str, str]:
         rows = curves[(curves["protocol"] == protocol) & curves["value"].notna()]
         titles[protocol] = asked
         if len(rows):
-            best = rows.loc[rows["value"].idxmax()]
+            rows = rows[rows["value"] == rows["value"].max()]
+            best = rows.loc[rows["kind"].map(KIND_PREFERENCE.index).idxmin()]
             titles[protocol] += f": best {best['kind']} at {best['percentile']:g}"
     return titles
 

@@ -156,4 +156,18 @@ def test_degrees_of_freedom_are_those_of_the_rare_classes():
     assert degrees_of_freedom(np.array([11])) == pytest.approx(10)
     assert degrees_of_freedom(np.array([11, 11, 0])) == pytest.approx(20)
     assert degrees_of_freedom(np.array([1000, 3])) == pytest.approx(2, rel=0.01)
-    assert degrees_of_freedom(np.array([0, 0])) == 1
+    assert degrees_of_freedom(np.array([0, 0])) == 0
+    assert degrees_of_freedom(np.array([1, 1, 0])) == 0
+
+
+def test_classes_in_one_image_each_have_no_interval():
+    columns = ["image_id", "label", "xmin", "ymin", "xmax", "ymax"]
+    truth = pd.DataFrame([(i, f"class {i}", 0, 0, 9, 9) for i in range(12)], columns=columns)
+    found = truth.assign(score=np.linspace(1, 0, 12))
+    result = bootstrap_map(found, truth, image_ids=range(12), n_resamples=50)
+    assert result.summary()[["low", "high"]].isna().all(axis=None)
+    assert np.isnan(result.mean_over_thresholds()[1:]).all()
+    assert result.class_summary()[["low", "high"]].isna().all(axis=None)
+    nothing = paired_difference(result, result).summary()
+    assert nothing[["low", "high"]].isna().all(axis=None)
+    assert not nothing["excludes_zero"].any()

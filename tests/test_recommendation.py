@@ -85,6 +85,13 @@ def test_the_sentence_says_what_was_chosen_from_how_many_and_what_the_other_spli
     )
 
 
+def test_few_images_confirm_nothing_and_choose_with_a_note(choice):
+    report = fake_sweep({DEFAULT: 0.2, BETTER: 0.9}, n_images=6)
+    assert "on 6 images, too few to confirm or contradict it" in module.finding(recommend(choice, report))
+    few = fake_sweep({DEFAULT: 0.2, BETTER: 0.9}, n_images=20)
+    assert "Chosen on only 20 images (fewer than 50)" in module.notes(recommend(few, report, BETTER))[0]
+
+
 def test_nothing_to_measure_is_said(choice):
     empty = fake_sweep({DEFAULT: 0.0, BETTER: 0.0}, n_images=0)
     assert "nothing can be confirmed" in module.finding(recommend(choice, empty))
