@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from alternating import ratio
 
 from surgerylib import DIOR_CLASSES, HEATMAP_KINDS, extract_boxes, load_clip, prompt_names
 from surgerylib.extraction import BoxSettings
@@ -57,12 +55,11 @@ def main() -> None:
                 def boxes(distinct: list = distinct, workers: int = workers) -> None:
                     boxes_of([shard], distinct, settings, workers=workers)
 
-                boxes()  # starts the processes
-                ratios = _ratios(forward, boxes, options.rounds)
-                low, _, high = statistics.quantiles(ratios, n=4)
+                # the call that warms up starts the processes
+                median, low, high = ratio(forward, boxes, options.rounds)
                 print(
                     f"{similarity}, {len(distinct)} different maps a class, {workers} process(es): "
-                    f"{statistics.median(ratios):.2f} x the forward (quartiles {low:.2f} to {high:.2f})"
+                    f"{median:.2f} x the forward (quartiles {low:.2f} to {high:.2f})"
                 )
 
 
@@ -81,18 +78,6 @@ def _check(shard: MapShard, source: MapSource, settings: list[BoxSettings]) -> N
         for image, label in ((0, 0), (len(maps) - 1, 19)):
             alone = extract_boxes(maps[image, label], SIZE_WH, percentile=setting.percentile)
             np.testing.assert_array_equal(table.boxes[(table.image == image) & (table.label == label)], alone)
-
-
-def _ratios(reference: Callable[[], None], call: Callable[[], None], rounds: int) -> list[float]:
-    ratios = []
-    for _ in range(rounds):
-        seconds = []
-        for side in (reference, call):
-            start = time.perf_counter()
-            side()
-            seconds.append(time.perf_counter() - start)
-        ratios.append(seconds[1] / seconds[0])
-    return ratios
 
 
 if __name__ == "__main__":

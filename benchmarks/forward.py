@@ -9,10 +9,9 @@ both sides computed the same.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 
 import torch
+from alternating import ratio
 
 from surgerylib import HEATMAP_KINDS, heatmaps, load_clip
 
@@ -46,17 +45,8 @@ def main() -> None:
     torch.testing.assert_close(clip.encode_image(images).qk[0, :, 0], expected, rtol=1e-4, atol=1e-5)
     print(f"{options.model}, batch {options.batch}, {torch.get_num_threads()} threads, {options.rounds} rounds")
     for name, call in ours.items():
-        call()
-        ratios = []
-        for _ in range(options.rounds):
-            seconds = []
-            for side in (stock, call):
-                start = time.perf_counter()
-                side()
-                seconds.append(time.perf_counter() - start)
-            ratios.append(seconds[1] / seconds[0])
-        low, _, high = statistics.quantiles(ratios, n=4)
-        print(f"{name:45s} {statistics.median(ratios):.3f} x stock encode_image (quartiles {low:.3f} to {high:.3f})")
+        median, low, high = ratio(stock, call, options.rounds)
+        print(f"{name:45s} {median:.3f} x stock encode_image (quartiles {low:.3f} to {high:.3f})")
 
 
 if __name__ == "__main__":

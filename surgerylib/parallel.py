@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -54,7 +53,9 @@ def in_processes(
 def worker_count(workers: int | None) -> int:
     """`workers`, or the CPU's cores for None; a `ParameterError` unless it is a whole number of at least 1."""
     if workers is None:
-        return os.cpu_count() or 1
+        from joblib import cpu_count  # those this process may use, in a container too
+
+        return cpu_count()
     if isinstance(workers, bool) or not isinstance(workers, int | np.integer) or workers < 1:
         raise ParameterError(f"workers must be a whole number of at least 1, or None for all cores, got {workers!r}")
     return int(workers)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -12,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 from .datasets import DIOR_CLASSES
+from .parallel import in_processes
 from .scenes import Scene, render_scene, scene_rng
 
 IMAGE_SIZE = 224
@@ -41,7 +39,6 @@ class ScenePool:
 
 
 def _render(index: int, seed: int, stream: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    cv2.setNumThreads(1)  # the processes already use every core
     scene: Scene = render_scene(scene_rng(seed, stream, index))
     factor = IMAGE_SIZE / len(scene.image)
     small = cv2.resize(scene.image, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA)
@@ -53,13 +50,11 @@ def render_pool(count: int, *, seed: int, stream: str = "pretrain", workers: int
     images = torch.empty(count, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8)
     boxes, labels = [], []
     draw = partial(_render, seed=seed, stream=stream)
-    # a forked process inherits the locks of torch's threads, held by nobody, and waits for them for ever
-    with ProcessPoolExecutor(max(1, workers), mp_context=multiprocessing.get_context("spawn")) as pool:
-        drawn = pool.map(draw, range(count), chunksize=16)
-        for i, (image, scene_boxes, scene_labels) in enumerate(tqdm(drawn, total=count, desc="rendering scenes")):
-            images[i] = torch.from_numpy(image)
-            boxes.append(torch.tensor(scene_boxes, dtype=torch.float32).view(-1, 4))
-            labels.append(torch.tensor(scene_labels, dtype=torch.int64))
+    drawn = in_processes(draw, range(count), workers=workers, description="rendering scenes", unit="scene")
+    for i, (image, scene_boxes, scene_labels) in enumerate(drawn):
+        images[i] = torch.from_numpy(image)
+        boxes.append(torch.tensor(scene_boxes, dtype=torch.float32).view(-1, 4))
+        labels.append(torch.tensor(scene_labels, dtype=torch.int64))
     return ScenePool(
         images,
         pad_sequence(boxes, batch_first=True),
