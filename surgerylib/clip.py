@@ -9,6 +9,7 @@ Images enter as RGB uint8 [H, W, 3] through `SurgeryCLIP.preprocess`, and from t
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -90,6 +91,26 @@ class SurgeryCLIP:
         self._std = torch.tensor(config.get("std") or open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
         self._check_size((self.image_size, self.image_size))
         self.self_check_error = self._self_check()
+
+    @property
+    def identity(self) -> dict:
+        """What decides tokens and text embeddings, beside images and prompts: plain values.
+
+        The weights alone don't: with other heads, activations or pixel statistics the same ones give other tokens.
+        """
+        towers = (self.model.visual.transformer, getattr(self.model, "transformer", None))
+        heads = [block.attn.num_heads for tower in towers if tower is not None for block in tower.resblocks]
+        architecture = f"{self.model!r} heads {heads}"
+        return {
+            "model": self.name,
+            "weights_sha256": self.weights.sha256,
+            "architecture_sha256": hashlib.sha256(architecture.encode()).hexdigest(),
+            "mean": self._mean.flatten().tolist(),
+            "std": self._std.flatten().tolist(),
+            "depth": self.depth,
+            "image_size": self.image_size,
+            "device": self.device.type,
+        }
 
     @property
     def grid(self) -> tuple[int, int]:

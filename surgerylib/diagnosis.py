@@ -55,8 +55,9 @@ def map_quality(
     distinct = {source.key: source for source in sources}
     found: dict[tuple, list[list[PairQuality]]] = {key: [] for key in distinct}
     work = partial(_quality_of_piece, sources=tuple(distinct.values()))
+    sizes = [len(task.boxes) for task in tasks]
     for of_sources in in_processes(
-        work, tasks, workers=workers, description="heatmap quality", unit=f"{_PIECE} images"
+        work, tasks, workers=workers, description="heatmap quality", unit="image", sizes=sizes
     ):  # fmt: skip
         for key, of_images in zip(distinct, of_sources, strict=True):
             found[key] += of_images

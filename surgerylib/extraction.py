@@ -37,7 +37,7 @@ class BoxSettings:
         min_side: a box is dropped when a side is at most this, in working pixels.
         max_side: a box is dropped when a side is more than this, in working pixels; None keeps all.
         score: `mean` or `max` of the raw map inside, or `mean_sqrt_area`: the mean times the square root of the box's
-            share of the image.
+            share of the image (of two boxes with the same negative mean, the larger one then ranks lower).
         nms_iou: a box is dropped when its IoU with a better one of the same map exceeds this; None keeps all.
     """
 
@@ -248,7 +248,7 @@ def _is_list(percentile: Threshold) -> bool:
 
 def check_box_score(score: str) -> None:
     """Raise a `ParameterError` that lists the scores unless this is one."""
-    if score not in BOX_SCORES:
+    if not isinstance(score, str) or score not in BOX_SCORES:
         raise ParameterError(f"unknown box score {score!r}; choose from {', '.join(BOX_SCORES)}")
 
 

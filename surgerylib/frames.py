@@ -94,9 +94,9 @@ def check_interpolation(interpolation: str) -> None:
 def checked_thresholds(iou_thresholds: Sequence[float]) -> np.ndarray:
     """IoU thresholds as float64 [T]; a `ParameterError` unless there are some, each in (0, 1] and named once."""
     try:
-        thresholds = np.array(iou_thresholds).reshape(-1)
-        # text would convert without a word, and true would be 1
-        numeric = np.issubdtype(thresholds.dtype, np.number)
+        thresholds = np.atleast_1d(np.array(iou_thresholds))
+        # text would convert without a word, true would be 1, and a table one long list
+        numeric = np.issubdtype(thresholds.dtype, np.number) and thresholds.ndim == 1
         thresholds = thresholds.astype(np.float64) if numeric else np.empty(0)
     except (TypeError, ValueError):
         thresholds = np.empty(0)

@@ -7,8 +7,8 @@ number of layers are made of these numbers, as `heatmaps.heatmaps` makes them of
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,13 +16,14 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from .errors import CacheError, ParameterError
+from .errors import CacheError, OutputError, ParameterError
 from .extraction import BoxSettings, extract_many
 from .kinds import KIND_PATHS, check_kinds, check_similarity, map_source
 from .parallel import in_processes
 
 PATHS = ("qk", "vv")
 _PIECE = 16  # images a worker takes at a time
+_OPEN_FILES = 64
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,8 @@ def boxes_of(
     tables: dict[MapSource, list[list[BoxTable]]] = {source: [] for source in sources}  # each source once
     work = partial(_all_boxes, sources=tuple(tables), settings=tuple(settings))
     pieces = [piece for shard in shards for piece in shard.pieces(_PIECE)]
-    for found in in_processes(work, pieces, workers=workers, description=description, unit=f"{_PIECE} images"):
+    sizes = [len(piece.sizes_wh) for piece in pieces]
+    for found in in_processes(work, pieces, workers=workers, description=description, unit="image", sizes=sizes):
         for source, of_settings in zip(tables, found, strict=True):
             tables[source].append(of_settings)
     if not pieces:
@@ -157,36 +159,57 @@ def boxes_of(
     return {source: [_joined(of_pieces, s) for s in range(len(settings))] for source, of_pieces in tables.items()}
 
 
-@contextmanager
-def boxes_on_disk(
-    shards: Sequence[MapShard], source: MapSource, settings: Sequence[BoxSettings], *, workers: int | None = None
-) -> Iterator[Iterator[BoxTable]]:
-    """As `boxes_of` for one source, but a table at a time: the others wait in temporary files, not in memory.
+def boxes_one_by_one(
+    shards: Sequence[MapShard],
+    source: MapSource,
+    settings: Sequence[BoxSettings],
+    *,
+    workers: int | None = None,
+    scratch_dir: str | Path | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Iterator[BoxTable]:
+    """As `boxes_of` for one source, but a table at a time: the others wait in nameless files, not in memory.
 
-    Yields:
-        An iterator over the tables, in the order of the settings.
+    Args:
+        shards, source, settings, workers: as for `boxes_of`.
+        scratch_dir: where the files lie while this runs; None takes the system's folder.
+        progress: called with numbers of images, of `len(settings)` times all of them, as they are done.
+
+    Raises:
+        OutputError: the files cannot be written.
     """
-    work = partial(_all_boxes, sources=(source,), settings=tuple(settings))
     pieces = [piece for shard in shards for piece in shard.pieces(_PIECE)]
-    with ExitStack() as stack:
-        files = [[stack.enter_context(tempfile.TemporaryFile()) for _ in NO_BOXES] for _ in settings]
-        widths = [array.shape[1:] for array in NO_BOXES]
-        for (tables,) in in_processes(work, pieces, workers=workers, description="boxes", unit=f"{_PIECE} images"):
-            for table, of_setting in zip(tables, files, strict=True):
-                widths = [array.shape[1:] for array in table]
-                for array, file in zip(table, of_setting, strict=True):
-                    array.tofile(file)
-        yield (_read(of_setting, widths) for of_setting in files)
+    sizes = [len(piece.sizes_wh) for piece in pieces]
+    for start in range(0, len(settings), _OPEN_FILES):  # a process may hold a limited number of files open
+        group = settings[start : start + _OPEN_FILES]
+        work = partial(_all_boxes, sources=(source,), settings=tuple(group))
+        units = [size * len(group) for size in sizes]
+        with ExitStack() as stack:
+            files = [stack.enter_context(_nameless_file(scratch_dir)) for _ in group]
+            for (tables,) in in_processes(
+                work, pieces, workers=workers, description="boxes", sizes=units, progress=progress
+            ):
+                for table, file in zip(tables, files, strict=True):
+                    _append(file, table)
+            for file in files:
+                file.seek(0)
+                tables = [BoxTable(*(np.load(file) for _ in NO_BOXES)) for _ in pieces]
+                yield BoxTable(*map(np.concatenate, zip(*tables, strict=True))) if tables else NO_BOXES
 
 
-def _read(files: Sequence[BinaryIO], widths: Sequence[tuple[int, ...]]) -> BoxTable:
-    """The columns of a table from the files that its pieces were written to."""
-    arrays = []
-    for file, width, like in zip(files, widths, NO_BOXES, strict=True):
-        file.seek(0)
-        values = np.fromfile(file, like.dtype)
-        arrays.append(values.reshape(-1, *width) if 0 not in width else like)
-    return BoxTable(*arrays)
+def _nameless_file(folder: str | Path | None) -> BinaryIO:
+    try:
+        return tempfile.TemporaryFile(dir=folder)
+    except OSError as error:
+        raise OutputError(f"no file can be made in {folder or tempfile.gettempdir()}: {error.strerror}") from error
+
+
+def _append(file: BinaryIO, table: BoxTable) -> None:
+    try:
+        for array in table:
+            np.save(file, array)
+    except OSError as error:
+        raise OutputError(f"boxes cannot be kept on disk ({error.strerror or error}): free it") from error
 
 
 def _all_boxes(shard: MapShard, sources: Sequence[MapSource], settings: Sequence[BoxSettings]) -> list[list[BoxTable]]:

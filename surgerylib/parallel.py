@@ -21,6 +21,8 @@ def in_processes(
     workers: int | None = None,
     description: str,
     unit: str = "step",
+    sizes: Sequence[int] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Iterator[Result]:
     """`function(task)` for each task, in the order of the tasks; results wait in memory until they are asked for.
 
@@ -29,7 +31,9 @@ def in_processes(
         tasks: picklable arguments.
         workers: processes; None takes the CPU's cores. 1, or a single task, stays in this process.
         description: of the progress bar, which appears after two seconds.
-        unit: what one task is.
+        unit: what the bar counts.
+        sizes: how many units each task is; one each when None.
+        progress: called with a task's units when it is done, in place of a bar.
 
     Raises:
         OutputError: a worker process was killed.
@@ -40,14 +44,19 @@ def in_processes(
     from joblib import Parallel, delayed
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+    sizes = [1] * len(tasks) if sizes is None else sizes
     pool = Parallel(n_jobs=min(worker_count(workers), max(len(tasks), 1)), backend="loky", return_as="generator")
-    try:
-        results = pool(delayed(function)(task) for task in tasks)
-        yield from tqdm(results, total=len(tasks), desc=description, unit=unit, delay=2, leave=False)
-    except TerminatedWorkerError as error:
-        raise OutputError(
-            f"a worker process died during: {description}; the usual cause is that memory ran out: use fewer workers"
-        ) from error
+    with tqdm(total=sum(sizes), desc=description, unit=unit, delay=2, leave=False, disable=progress is not None) as bar:
+        done = progress or bar.update
+        try:
+            for result, size in zip(pool(delayed(function)(task) for task in tasks), sizes, strict=True):
+                done(size)
+                yield result
+        except TerminatedWorkerError as error:
+            raise OutputError(
+                f"a worker process died during: {description}; the usual cause is that memory ran out: use fewer "
+                "workers"
+            ) from error
 
 
 def worker_count(workers: int | None) -> int:

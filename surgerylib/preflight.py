@@ -94,7 +94,7 @@ def check_values(settings: Mapping[str, Any]) -> None:
         "nms_iou": check_nms_iou,
     }
     for name, check_value in checks.items():
-        if settings.get(name) is not None:
+        if name in settings and (settings[name] is not None or name == "percentile"):
             check_value(settings[name])
     for name, least in _WHOLE_NUMBERS.items():
         value = settings.get(name)
@@ -105,10 +105,13 @@ def check_values(settings: Mapping[str, Any]) -> None:
     if settings.get("max_side") is not None and settings["max_side"] <= settings.get("min_side", 0):
         raise ParameterError(f"max_side must be above min_side ({settings['min_side']}), not {settings['max_side']}")
     _check_sweep(settings)
-    checkpoint = settings.get("checkpoint")
-    if checkpoint is not None and not isinstance(checkpoint, str):
-        raise ParameterError(f"checkpoint must be text, or null, not {checkpoint!r}")
-    if "model" in settings and settings["model"] != EMBEDDED and not checkpoint:
+    for name in ("checkpoint", "cache_dir"):
+        value = settings.get(name)
+        if value is not None and (not isinstance(value, str) or not value):
+            raise ParameterError(f"{name} must be text, or null, not {value!r}")
+    if not settings.get("choose_split", "val"):
+        raise ParameterError("choose_split is empty; name the split that the setting is chosen on, such as val")
+    if "model" in settings and settings["model"] != EMBEDDED and not settings.get("checkpoint"):
         raise CheckpointError(
             f"the model {settings['model']!r} needs a checkpoint: a file, an open_clip tag (openai) or "
             "hf:owner/repo/file; without one its weights would be random"
@@ -119,19 +122,14 @@ def _check_sweep(settings: Mapping[str, Any]) -> None:
     """The lists of the threshold sweep, where a notebook has them."""
     if "percentiles" not in settings:
         return
-    from .extraction import BoxSettings
     from .settings import Criterion, Setting, post_processing_variants, setting_grid
 
-    plain = BoxSettings(
-        min_side=settings["min_side"], max_side=settings["max_side"], score=settings["box_score"],
-        nms_iou=settings["nms_iou"],
-    )  # fmt: skip
     setting_grid(
         kinds=settings["kinds"], similarities=settings["similarities"], last_layers=settings["layer_counts"],
         percentiles=settings["percentiles"],
     )  # fmt: skip
     names = ("nms_ious", "min_sides", "max_sides", "box_scores", "unions")
-    post_processing_variants(Setting(boxes=plain), **{name: settings[name] for name in names})
+    post_processing_variants(Setting(), **{name: settings[name] for name in names})
     Criterion(settings["choose_protocol"], settings["choose_iou"]).check(settings["iou_thresholds"])
 
 

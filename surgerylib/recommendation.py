@@ -42,6 +42,11 @@ class Recommendation:
     choice_split: str
     report_split: str
 
+    def __post_init__(self) -> None:
+        where = (self.criterion.protocol, self.criterion.iou_threshold)
+        if self.choice.value(self.default, *where)[0] >= self.choice.value(self.chosen, *where)[0]:
+            object.__setattr__(self, "chosen", self.default)  # of equals, what the user has stays
+
     @property
     def is_default(self) -> bool:
         """Whether nothing better than the default was found."""
@@ -73,12 +78,14 @@ def finding(recommendation: Recommendation) -> str:
     criterion, default, chosen = recommendation.criterion, recommendation.default, recommendation.chosen
     where = (criterion.protocol, criterion.iou_threshold)
     choice, report = recommendation.choice, recommendation.report
-    alike = len(choice.not_told_apart(chosen, *where))
-    tried = f"best of {choice.n_distinct:,} different settings on {recommendation.choice_split}"
-    tried += f" ({alike:,} of them not told apart from it)" if alike else ""
-    value = with_interval(*report.value(chosen, *where))
+    if math.isnan(choice.value(chosen, *where)[0]):
+        return f"No image of {recommendation.choice_split} holds a box of the class list: nothing can be chosen."
     if math.isnan(report.value(chosen, *where)[0]):
         return f"No image of {recommendation.report_split} holds a box of the class list: nothing can be confirmed."
+    alike = len(choice.not_told_apart(chosen, *where))
+    tried = f"best of {choice.n_distinct:,} different settings on {recommendation.choice_split}"
+    tried += f" (at least {alike:,} other{'s' if alike > 1 else ''} can't be told apart from it)" if alike else ""
+    value = with_interval(*report.value(chosen, *where))
     if recommendation.is_default:
         return (
             f"The default ({default.describe()}) stays: {tried}; on {recommendation.report_split} {criterion.name} "
@@ -106,8 +113,8 @@ def notes(recommendation: Recommendation) -> list[str]:
     n_images = int(recommendation.choice.frame["n_images"].iloc[0])
     if n_images < FEW_IMAGES:
         found.append(
-            f"Chosen on only {n_images} image{'s' if n_images > 1 else ''} (fewer than {FEW_IMAGES}): other images may "
-            "give another setting."
+            f"Chosen on only {n_images} image{'s' if n_images != 1 else ''} (fewer than {FEW_IMAGES}): "
+            "other images may give another setting."
         )
     tried = sorted({
         setting.boxes.percentile for setting in recommendation.choice.settings
@@ -190,6 +197,7 @@ def results(recommendation: Recommendation, notes: Sequence[str], provenance: Ma
             "iou_threshold": criterion.iou_threshold,
             "n_settings": len(choice.settings),
             "n_distinct_settings": choice.n_distinct,
+            "default_stays": recommendation.is_default,
             "not_told_apart": [setting.parameters() for setting in not_told_apart],
             "by_percentile": by_percentile,
         },

@@ -14,8 +14,9 @@ import jinja2
 from PIL import Image
 
 from .report import TEMPLATES, content_security_policy, read_json, readable_date, readable_seconds
+from .summary import INTERVAL_NOTE
 
-MAX_KEY_FIGURES = 4
+MAX_KEY_FIGURES = 8
 
 
 def index_html(run_dir: Path) -> str:
@@ -43,6 +44,7 @@ def index_html(run_dir: Path) -> str:
         outdated=results and owners["map_results.json"]["status"] == "outdated",
         figures=_key_figures(run_dir, sorted(owners)),
         files=_file_groups(run_dir, run),
+        interval_note=INTERVAL_NOTE,
         csp=content_security_policy(),
     )
 
@@ -98,7 +100,7 @@ def _recommendation(run_dir: Path, owners: Mapping[str, Mapping[str, Any]]) -> d
     if not report:
         return {}
     thresholds = report.get("iou_thresholds") or []
-    same = report["default"]["parameters"] == report["recommended"]["parameters"]
+    same = (found.get("choice") or {}).get("default_stays")
     tables = []
     for protocol in report["recommended"]["protocols"]:
         rows = {"default": (report["default"]["protocols"][protocol], "map")}

@@ -94,7 +94,7 @@ def open_session(
         num_images: this many images, drawn at random with the seed; None takes all.
         depth: as in `load_clip`.
         device: as in `load_clip`.
-        seed: of the sample, and of the bootstrap later.
+        seed: of the sample, and of the resamples later.
         cache_dir: folder for computed heatmaps; None takes `cache` in `out_dir`.
 
     Raises:

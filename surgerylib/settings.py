@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from .errors import ParameterError
-from .extraction import OTSU, BoxSettings, Threshold
+from .extraction import (
+    OTSU,
+    BoxSettings,
+    Threshold,
+    check_box_score,
+    check_nms_iou,
+    check_percentile,
+    check_working_pixels,
+)
 from .kinds import PROTOCOLS
 from .map_shards import MapSource
 
@@ -122,6 +130,10 @@ def setting_grid(
             raise ParameterError(f"{name} is {values!r}; give a list of one or more")
         if any(value in values[:place] for place, value in enumerate(values)):
             raise ParameterError(f"{name} names one value twice: {list(values)}; name each once")
+    for percentile in percentiles:
+        check_percentile(percentile)
+        if isinstance(percentile, str | list | tuple):
+            raise ParameterError(f"percentiles holds {percentile!r}; each must be one number between 0 and 100")
     boxes = boxes or BoxSettings()
     return [
         Setting(MapSource(kind, similarity, layers), replace(boxes, percentile=percentile))
@@ -148,16 +160,37 @@ def post_processing_variants(
         unions: lists of percentiles whose boxes are united and go through non-maximum suppression.
         union_nms_iou: its threshold.
         otsu: also try Otsu's threshold in the percentile's place.
+
+    Raises:
+        ParameterError: a list, or a value in it, that cannot be.
     """
+    lists = {"nms_ious": nms_ious, "min_sides": min_sides, "max_sides": max_sides, "box_scores": box_scores}
+    for name, values in {**lists, "unions": unions}.items():
+        if not isinstance(values, list | tuple) or any(value is None for value in values):
+            raise ParameterError(f"{name} is {values!r}; give a list, an empty one to try none")
     changes: dict[str, dict[str, Any]] = {}
-    changes |= {f"NMS at {value:g}": {"nms_iou": value} for value in nms_ious}
-    changes |= {f"sides > {value}": {"min_side": value} for value in min_sides}
-    changes |= {f"sides ≤ {value}": {"max_side": value} for value in max_sides}
-    changes |= {f"score {SCORE_NAMES.get(value, value)}": {"score": value} for value in box_scores}
+    for value in nms_ious:
+        check_nms_iou(value)
+        changes[f"NMS at {value:g}"] = {"nms_iou": value}
+    for value in min_sides:
+        check_working_pixels("each of min_sides", value, least=0)
+        changes[f"sides > {value}"] = {"min_side": value}
+    for value in max_sides:
+        check_working_pixels("each of max_sides", value, least=plain.boxes.min_side + 1)
+        changes[f"sides ≤ {value}"] = {"max_side": value}
+    for value in box_scores:
+        check_box_score(value)
+        changes[f"score {SCORE_NAMES[value]}"] = {"score": value}
     for percentiles in unions:
+        if not isinstance(percentiles, list | tuple):
+            raise ParameterError(f"unions holds {percentiles!r}; each must be a list of percentiles")
+        check_percentile(percentiles)
         name = f"percentiles {threshold_text(percentiles)}, NMS at {union_nms_iou:g}"
         changes[name] = {"percentile": tuple(percentiles), "nms_iou": union_nms_iou}
     if otsu:
-        changes["Otsu's threshold"] = {"percentile": "otsu"}
+        changes["Otsu's threshold"] = {"percentile": OTSU}
+    limit = plain.boxes.max_side
+    if limit is not None:  # a least side at or above the plain setting's greatest would leave no box
+        changes = {name: change for name, change in changes.items() if change.get("min_side", 0) < limit}
     variants = {name: replace(plain, boxes=replace(plain.boxes, **change)) for name, change in changes.items()}
     return {name: setting for name, setting in variants.items() if setting.key != plain.key}

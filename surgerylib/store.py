@@ -255,18 +255,14 @@ def _identity(clip: SurgeryCLIP, dataset: Dataset, layers: int, templates: tuple
             raise ImageReadError(f"no image file {path}; add it or take it out of the split") from error
         images.update(f"{image_id}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return {
-        "model": clip.name,
-        "weights_sha256": clip.weights.sha256,
-        "depth": clip.depth,
+        **clip.identity,
         "layers": layers,
         "paths": list(PATHS),
-        "image_size": clip.image_size,
         "classes": list(dataset.classes),
         "templates": list(templates),
         "n_images": len(dataset.images),
         "images_sha256": images.hexdigest(),
         "shard_images": SHARD_IMAGES,
-        "device": clip.device.type,
         "code_sha256": source_sha256(_CODE),
         "versions": {name: versions().get(name) for name in ("torch", "open_clip_torch", "opencv-python-headless")},
     }

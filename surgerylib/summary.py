@@ -12,11 +12,16 @@ from .kinds import HEATMAP_KINDS, PROTOCOLS
 from .metrics import IOU_THRESHOLDS, BootstrapResult, bootstrap_map, paired_difference
 
 FEW_IMAGES = 50
+# stands under every table of intervals: the reader of a page alone has no other place to learn it
+INTERVAL_NOTE = (
+    "Average precision on few images is biased upward; the intervals have this bias taken off, so a value may stand at "
+    "the upper end of its own."
+)
 
 
 @dataclass(frozen=True)
 class KindEvaluation:
-    """Average precision of each kind under both protocols, with 95 % bootstrap intervals over images.
+    """Average precision of each kind under both protocols, with 95 % intervals over images.
 
     Attributes:
         summary: protocol, kind, iou_threshold, map, low, high.
@@ -71,8 +76,8 @@ def evaluate_kinds(
         iou_thresholds: each in (0, 1].
         interpolation: as in `average_precision`.
         compared: kinds whose paired difference is taken.
-        n_resamples: of the bootstrap over images.
-        seed: of the bootstrap.
+        n_resamples: half-samples of the images.
+        seed: of the half-samples.
     """
     summaries, by_class, differences = [], [], []
     for protocol in PROTOCOLS:
@@ -259,7 +264,7 @@ def markdown_report(results: Mapping) -> str:
         f"{results['n_boxes']:,} boxes, {results['n_classes']} classes.",
         f"Boxes by {results['description']}, the other kinds likewise; average precision {results['interpolation']}, "
         "mean over the classes with ground truth; in brackets the 95 % "
-        "interval over images.",
+        f"interval over images. {INTERVAL_NOTE}",
         "",
     ]
     for protocol, title in PROTOCOLS.items():

@@ -24,7 +24,7 @@ from .errors import CacheError, ParameterError
 from .files import atomic_write
 from .frames import BOX_COLUMNS, check_interpolation, checked_thresholds
 from .kinds import KIND_PREFERENCE
-from .map_shards import NO_BOXES, BoxTable, boxes_on_disk
+from .map_shards import NO_BOXES, BoxTable, boxes_one_by_one
 from .measures import MEASURES, measure_boxes, present_pairs, truth_codes
 from .metrics import IOU_THRESHOLDS, BootstrapResult, bootstrap_map, paired_difference
 from .settings import Setting, threshold_text
@@ -70,11 +70,16 @@ class Sweep:
         return len({setting.key for setting in self.settings})
 
     def joined(self, other: Sweep) -> Sweep:
-        """Both together, a setting of both once; they must have been measured alike."""
+        """Both together, a setting of both once.
+
+        Raises:
+            ParameterError: they were not measured alike.
+        """
+        paired_difference(next(iter(self.results.values())), next(iter(other.results.values())))
         new = [number for number, setting in enumerate(other.settings) if setting not in self.settings]
         number_of = {number: len(self.settings) + place for place, number in enumerate(new)}
         added = other.frame[other.frame["setting"].isin(new)]
-        added = added.assign(setting=added["setting"].map(number_of))
+        added = added.assign(setting=added["setting"].map(number_of).astype("int64"))
         frame = pd.concat([self.frame, added], ignore_index=True)
         settings = self.settings + tuple(other.settings[number] for number in new)
         return Sweep(settings, frame, {**self.results, **other.results})
@@ -143,7 +148,7 @@ def sweep(
         store: computed, of the split to measure on.
         settings: any; those with the same boxes are evaluated once.
         iou_thresholds, interpolation: as in `average_precision`.
-        n_resamples, seed: of the bootstrap over images.
+        n_resamples, seed: of the half-samples of the images.
         cache_dir: where finished figures are kept; None keeps nothing.
         workers: processes that extract boxes; None takes the CPU's cores.
 
@@ -171,7 +176,9 @@ def sweep(
         folder = Path(cache_dir) / f"sweep-{key[:16]}"
     results: dict[tuple, BootstrapResult] = {}
     measures: dict[tuple, dict[str, float]] = {}
-    with tqdm(total=sum(map(len, by_source.values())), unit="setting", desc="sweep", delay=2) as progress:
+    total = sum(map(len, by_source.values()))
+    bar = "{desc}: {percentage:3.0f}%|{bar}| of {total} settings [{elapsed}<{remaining}]"
+    with tqdm(total=total, desc="sweep", bar_format=bar, delay=2) as progress:
         for members in by_source.values():
             figures = _figures_of_source(store, list(members.values()), evaluation, folder, workers, progress)
             for setting, of_setting in zip(members.values(), figures, strict=True):
@@ -234,11 +241,17 @@ def _figures_of_source(
         if path.is_file():
             progress.update(len(members))
             return _load(path, evaluation, len(members))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
     figures = []
-    with boxes_on_disk(store.shards, members[0].source, [s.boxes for s in members], workers=workers) as tables:
-        for table in tables:
-            figures.append(evaluation.figures(table))
-            progress.update()
+    # finding the boxes is counted as half of a setting's work, measuring them as the other half
+    share = 0.5 / max(len(store.dataset.images), 1)
+    for table in boxes_one_by_one(
+        store.shards, members[0].source, [setting.boxes for setting in members], workers=workers,
+        scratch_dir=None if path is None else path.parent, progress=lambda images: progress.update(images * share),
+    ):  # fmt: skip
+        figures.append(evaluation.figures(table))
+        progress.update(0.5)
     if path is not None:
         _save(path, figures)
     return figures

@@ -109,6 +109,18 @@ def curve_titles(curves: pd.DataFrame) -> dict[str, str]:
     return titles
 
 
+def grid_titles(tables: Mapping[str, pd.DataFrame], setting: Setting) -> dict[str, str]:
+    """A title for each protocol's `map_by_percentile`: whose map it is, and which percentile is best where."""
+    titles = {}
+    for protocol, table in tables.items():
+        titles[protocol] = f"{setting.source.kind}, {protocol}"
+        best = table.loc[:, table.max() > table.min()].idxmax().value_counts()
+        if len(best):
+            times = f"{best.iloc[0]} of {table.shape[1]}"
+            titles[protocol] += f": percentile {best.index[0]:g} is best at {times} IoU thresholds"
+    return titles
+
+
 def curves(sweep: Sweep, setting: Setting, criterion: Criterion) -> pd.DataFrame:
     """The criterion's mAP by percentile for every kind: protocol, kind, percentile, value, low, high.
 

@@ -74,7 +74,7 @@ def test_the_sentence_says_what_was_chosen_from_how_many_and_what_the_other_spli
     assert choice.best("all") == BETTER
     text = module.finding(confirmed)
     assert "percentile 90" in text
-    assert "best of 4 different settings on val (1 of them not told apart from it)" in text
+    assert "best of 4 different settings on val (at least 1 other can't be told apart from it)" in text
     assert "which confirms it" in text
     worse = recommend(choice, fake_sweep({DEFAULT: 0.8, BETTER: 0.2}, seed=1))
     assert "which contradicts it" in module.finding(worse)
@@ -90,6 +90,22 @@ def test_few_images_confirm_nothing_and_choose_with_a_note(choice):
     assert "on 6 images, too few to confirm or contradict it" in module.finding(recommend(choice, report))
     few = fake_sweep({DEFAULT: 0.2, BETTER: 0.9}, n_images=20)
     assert "Chosen on only 20 images (fewer than 50)" in module.notes(recommend(few, report, BETTER))[0]
+
+
+def test_of_equals_the_default_stays(choice):
+    """A setting with the same maps, or the same value, is no reason to change anything."""
+    twin = replace(DEFAULT, source=MapSource("vv_vv"))
+    equal = fake_sweep({DEFAULT: 0.5, BETTER: 0.5, twin: 0.5})
+    for chosen in (BETTER, twin):
+        kept = recommend(equal, equal, chosen)
+        assert kept.is_default
+        assert kept.chosen == DEFAULT
+        assert module.results(kept, [], {})["choice"]["default_stays"]
+
+
+def test_no_ground_truth_to_choose_on_is_said(choice):
+    empty = fake_sweep({DEFAULT: 0.0, BETTER: 0.0}, n_images=0)
+    assert "nothing can be chosen" in module.finding(recommend(empty, choice))
 
 
 def test_nothing_to_measure_is_said(choice):
@@ -156,6 +172,9 @@ def test_curves_hold_plain_percentiles_of_one_map_under_both_protocols(choice):
     assert sweep_tables.marks(DEFAULT, BETTER) == {"default": (75.0, "vv_mixed"), "best": (90.0, "vv_mixed")}
     assert list(sweep_tables.marks(replace(DEFAULT, source=MapSource(similarity="surgery")), BETTER)) == ["best"]
     table = sweep_tables.map_by_percentile(choice, BETTER, "all")
+    assert sweep_tables.grid_titles({"all": table}, BETTER)["all"] == (
+        "vv_mixed, all: percentile 90 is best at 2 of 2 IoU thresholds"
+    )
     assert table.index.tolist() == [75.0, 90.0, 92.0, 95.0]
     assert table.loc[90.0, 0.1] == choice.value(BETTER, "all", 0.1)[0]
     assert len(sweep_tables.percentile_table(choice, BETTER)) == 4
@@ -166,14 +185,15 @@ def test_recommended_yaml_is_taken_by_the_workbook(confirmed):
     report = fake_sweep({DEFAULT: 0.3, chosen: 0.7})
     parameters = {"dataset": "data/DIOR", "split": "test", "choose_split": "val", "model": "ViT-B-32",
                   "checkpoint": "openai", "image_size": None, "depth": 6}  # fmt: skip
-    text = module.recommended_yaml(replace(confirmed, chosen=chosen, report=report), parameters)
+    own = replace(confirmed, chosen=chosen, choice=report.joined(confirmed.choice), report=report)
+    text = module.recommended_yaml(own, parameters)
     values = yaml.safe_load(text)
     assert values == {**parameters, **chosen.parameters()}
     known = known_parameters(find_notebooks())
     settings = {name: parameter.default for name, parameter in known.items()} | validate(values, known)
     check_values(settings)
     assert settings["percentile"] == [75.0, 90.0]
-    assert "best of 4 different settings on val" in text.splitlines()[1]
+    assert "best of 5 different settings on val" in text.splitlines()[1]
 
 
 def test_the_file_of_results_is_plain_json(confirmed):

@@ -9,6 +9,7 @@ import sys
 import tracemalloc
 from collections import namedtuple
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -705,3 +706,22 @@ def test_a_killed_worker_is_an_error_of_one_line_and_the_next_work_goes_on():
         list(in_processes(killed, [0, 1, 2, 3], workers=2, description="boxes of all maps"))
     one_line(raised)
     assert list(in_processes(abs, [-1, -2, -3], workers=2, description="x")) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("change", ["mean", "head_width", "quick_gelu"])
+def test_bug_a_model_of_another_configuration_took_the_maps_of_one_with_the_same_weights(change, data, tmp_path):
+    folder = write_model(tmp_path / "model")
+    load = partial(
+        load_clip, f"local-dir:{folder}", str(folder / "model.safetensors"), device="cpu", depth=3
+    )  # fmt: skip
+    first = HeatmapStore(load(), data, tmp_path / "cache")
+    path = folder / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    if change == "mean":
+        config["preprocess_cfg"] = {"mean": [0.5, 0.5, 0.5]}
+    elif change == "head_width":
+        config["model_cfg"]["vision_cfg"]["head_width"] = 32
+    else:
+        config["model_cfg"]["quick_gelu"] = True
+    path.write_text(json.dumps(config))
+    assert HeatmapStore(load(), data, tmp_path / "cache").folder != first.folder

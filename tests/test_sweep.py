@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,7 @@ from surgerylib import sweep as sweep_module
 from surgerylib.boxes import extract_boxes
 from surgerylib.datasets import load_dataset
 from surgerylib.detection import DetectionSettings, detect, detections_frame
-from surgerylib.errors import CacheError, ParameterError
+from surgerylib.errors import CacheError, OutputError, ParameterError
 from surgerylib.extraction import BoxSettings
 from surgerylib.map_shards import BoxTable, MapSource, boxes_of
 from surgerylib.measures import MEASURES, measure_boxes, present_pairs
@@ -146,7 +148,7 @@ def test_a_rerun_takes_finished_figures_from_the_cache(store, grid, swept, tmp_p
     def not_again(*args, **kwargs):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(sweep_module, "boxes_on_disk", not_again)
+    monkeypatch.setattr(sweep_module, "boxes_one_by_one", not_again)
     again = sweep(store, grid, cache_dir=tmp_path, **FAST)
     pd.testing.assert_frame_equal(again.frame, first.frame)
     assert again.difference(grid[0], grid[5], "all") == first.difference(grid[0], grid[5], "all")
@@ -156,7 +158,7 @@ def test_a_rerun_takes_finished_figures_from_the_cache(store, grid, swept, tmp_p
 
 
 def test_an_interrupted_sweep_goes_on_behind_the_last_whole_map(store, grid, swept, tmp_path, monkeypatch):
-    real, calls = sweep_module.boxes_on_disk, []
+    real, calls = sweep_module.boxes_one_by_one, []
 
     def killed_at_the_fourth(*args, **kwargs):
         calls.append(1)
@@ -164,7 +166,7 @@ def test_an_interrupted_sweep_goes_on_behind_the_last_whole_map(store, grid, swe
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(sweep_module, "boxes_on_disk", killed_at_the_fourth)
+    monkeypatch.setattr(sweep_module, "boxes_one_by_one", killed_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         sweep(store, grid, cache_dir=tmp_path, **FAST)
     pd.testing.assert_frame_equal(sweep(store, grid, cache_dir=tmp_path, **FAST).frame, swept.frame)
@@ -186,6 +188,7 @@ def test_joined_sweeps_hold_every_setting_once(store, grid, swept):
     both = swept.joined(changed)
     assert len(both.settings) == len(set(both.settings)) == len(grid) + len(variants)
     assert both.frame["setting"].nunique() == len(both.settings)
+    pd.testing.assert_frame_equal(both.joined(changed).frame, both.frame)  # nothing new
     for number, setting in enumerate(both.settings):
         row = both.frame[both.frame["setting"] == number].iloc[0]
         assert (row["kind"], row["box_score"]) == (setting.source.kind, setting.boxes.score)
@@ -302,10 +305,58 @@ def test_a_grid_of_values_that_cannot_be(bad, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("bad", [[0], [1.2], [], ["0.5"], [0.5, 0.5], [float("nan")]])
+@pytest.mark.parametrize("bad", [[0], [1.2], [], ["0.5"], [0.5, 0.5], [float("nan")], [[0.1, 0.2], [0.3, 0.4]]])
 def test_iou_thresholds_that_cannot_be(store, grid, bad):
     with pytest.raises(ParameterError, match="iou_thresholds"):
         sweep(store, grid[:1], iou_thresholds=bad, **FAST)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"unions": [75, 85]}, "each must be a list of percentiles"),
+        ({"unions": [["a"]]}, "between 0 and 100"),
+        ({"unions": [[75, 101]]}, "between 0 and 100"),
+        ({"unions": 75}, "unions is 75"),
+        ({"nms_ious": ["x"]}, "NMS threshold"),
+        ({"nms_ious": [None]}, "nms_ious is"),
+        ({"nms_ious": [0]}, "NMS threshold"),
+        ({"box_scores": [["a"]]}, "unknown box score"),
+        ({"min_sides": [-1]}, "each of min_sides"),
+        ({"max_sides": [2]}, "each of max_sides"),
+    ],
+)
+def test_bug_lists_of_what_cannot_be_tried_ended_in_a_traceback(bad, message):
+    with pytest.raises(ParameterError, match=message) as error:
+        post_processing_variants(Setting(), **bad)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("bad", [["otsu", 75], [[75, 85], 90], [None]])
+def test_bug_a_grid_took_what_is_no_percentile(bad):
+    with pytest.raises(ParameterError, match="percentile"):
+        setting_grid(kinds=KINDS, similarities=["cosine"], last_layers=[1], percentiles=bad)
+
+
+def test_bug_many_percentiles_needed_more_open_files_than_a_process_may_have(store):
+    percentiles = np.linspace(1, 99, 150).round(3).tolist()
+    settings = setting_grid(kinds=["vv_mixed"], similarities=["cosine"], last_layers=[1], percentiles=percentiles)
+    few = HeatmapStore(store.clip, store.dataset.sample(1), store.folder.parent).compute()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 100, hard))
+    try:
+        assert len(sweep(few, settings, **FAST).settings) == 150
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_boxes_that_cannot_be_kept_are_one_line(store, grid, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OutputError, match="No space left"):
+        sweep(store, grid[:1], cache_dir=tmp_path, **FAST)
 
 
 def test_no_settings_an_unknown_criterion_and_a_kind_that_is_not_compared(store):
