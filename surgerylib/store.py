@@ -107,7 +107,7 @@ class HeatmapStore:
         there = sum(len(shard.sizes_wh) for shard in shards if Path(shard.path).is_file())
         text = (
             f"heatmaps of {there:,} of {len(self.dataset.images):,} images, {self.layers} layers, "
-            f"{self.nbytes / 1e6:,.1f} MB, in {self.folder}"
+            f"{self.nbytes / 1e6:,.1f} MB, in {self.folder.parent.name}/{self.folder.name}"
         )
         strangers = []
         for path in sorted(self.folder.parent.glob(f"heatmaps-*/{_IDENTITY}")):
