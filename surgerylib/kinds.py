@@ -34,6 +34,8 @@ def map_source(kind: str, similarity: str) -> tuple[str, ...]:
 
 def check_kinds(kinds: Sequence[str]) -> None:
     """Raise a `ParameterError` that lists the four kinds unless `kinds` names some of them, each once."""
+    if isinstance(kinds, list | tuple) and not kinds:
+        raise ParameterError(f"kinds is {kinds!r}; name one or more of {', '.join(HEATMAP_KINDS)}")
     listed = not isinstance(kinds, str) and len(kinds) > 0
     unknown = [kind for kind in kinds if kind not in HEATMAP_KINDS] if listed else [kinds]
     if unknown:

@@ -41,6 +41,11 @@ class MapSource:
         if isinstance(layers, bool) or not isinstance(layers, int | np.integer) or layers < 1:
             raise ParameterError(f"last_layers must be a whole number of at least 1, got {layers!r}")
 
+    def describe(self) -> str:
+        """`surgery similarity, last layer`: what two kinds' maps have in common."""
+        layers = "last layer" if self.last_layers == 1 else f"mean of the last {self.last_layers} layers"
+        return f"{self.similarity} similarity, {layers}"
+
     @property
     def key(self) -> tuple:
         """Equal for sources with the same maps."""

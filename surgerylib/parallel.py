@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from .errors import OutputError, ParameterError
 
+_IDLE_SECONDS = 60
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -45,7 +46,9 @@ def in_processes(
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     sizes = [1] * len(tasks) if sizes is None else sizes
-    pool = Parallel(n_jobs=min(worker_count(workers), max(len(tasks), 1)), backend="loky", return_as="generator")
+    n_jobs = min(worker_count(workers), max(len(tasks), 1))
+    # idle workers wait for the next call, or for the end of a parent that was killed
+    pool = Parallel(n_jobs=n_jobs, backend="loky", return_as="generator", idle_worker_timeout=_IDLE_SECONDS)
     with tqdm(total=sum(sizes), desc=description, unit=unit, delay=2, leave=False, disable=progress is not None) as bar:
         done = progress or bar.update
         try:

@@ -176,7 +176,8 @@ def apply_overrides(
             value = raw
         if name in PATH_PARAMETERS and isinstance(value, str) and value != "embedded":
             path = Path(value).expanduser()
-            value = str(path.resolve()) if path.exists() else value
+            # a cache folder need not be there yet; all else that isn't may be a tag, or relative to the project
+            value = str(path.resolve()) if path.exists() or name == "cache_dir" else value
         merged[name] = value
     return merged
 

@@ -125,12 +125,28 @@ def _check_sweep(settings: Mapping[str, Any]) -> None:
     from .settings import Criterion, Setting, post_processing_variants, setting_grid
 
     setting_grid(
-        kinds=settings["kinds"], similarities=settings["similarities"], last_layers=settings["layer_counts"],
+        kinds=settings["kinds"], similarities=settings["similarities"], layer_counts=settings["layer_counts"],
         percentiles=settings["percentiles"],
     )  # fmt: skip
     names = ("nms_ious", "min_sides", "max_sides", "box_scores", "unions")
     post_processing_variants(Setting(), **{name: settings[name] for name in names})
     Criterion(settings["choose_protocol"], settings["choose_iou"]).check(settings["iou_thresholds"])
+
+
+def check_cache(settings: Mapping[str, Any], root: Path) -> None:
+    """Whether the folder for computed heatmaps, where one is named, can be made or written to.
+
+    Raises:
+        OutputError: It cannot.
+    """
+    if not settings.get("cache_dir"):
+        return
+    folder = root / settings["cache_dir"]
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise OutputError(f"cache_dir {folder} cannot be a folder: {existing} is a file; choose another")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"cache_dir {folder} cannot be written: no permission in {existing}; choose another")
 
 
 def check_output(out_dir: Path) -> None:

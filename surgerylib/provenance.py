@@ -29,6 +29,17 @@ def images_sha256(dataset: Dataset) -> str:
     return whole.hexdigest()
 
 
+def data_provenance(dataset: Dataset) -> dict:
+    """Which images and boxes were used: plain values."""
+    return {
+        "dataset": dataset.name,
+        "layout": dataset.layout,
+        "split": dataset.split,
+        "annotations_sha256": dataset.fingerprint(),
+        "images_sha256": images_sha256(dataset),
+    }
+
+
 def provenance(clip: SurgeryCLIP, dataset: Dataset, *, seed: int, seconds: float) -> dict:
     """Plain values for a notebook's last cell and for the JSON files.
 
@@ -46,11 +57,7 @@ def provenance(clip: SurgeryCLIP, dataset: Dataset, *, seed: int, seconds: float
         "depth": clip.depth,
         "image_size": clip.image_size,
         "self_check_error": clip.self_check_error,
-        "dataset": dataset.name,
-        "layout": dataset.layout,
-        "split": dataset.split,
-        "annotations_sha256": dataset.fingerprint(),
-        "images_sha256": images_sha256(dataset),
+        **data_provenance(dataset),
         "classes": list(dataset.classes),
         "device": device,
         "threads": torch.get_num_threads(),

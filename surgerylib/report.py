@@ -23,7 +23,7 @@ from nbconvert.exporters import HTMLExporter
 from nbconvert.filters import strip_ansi
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor, Preprocessor
 
-from .parameters import parse_assignments, tagged_source
+from .parameters import SET_BY_RUNNER, parse_assignments, tagged_source
 
 TEMPLATES = Path(__file__).parent / "templates"
 # what a page may hold of the types a notebook offers; widgets, scripts and LaTeX need JavaScript from elsewhere
@@ -267,7 +267,8 @@ def _parameter_rows(notebook: nbformat.NotebookNode) -> list[dict[str, Any]]:
     given = parse_assignments(tagged_source(notebook, "injected-parameters"))
     rows = []
     for name, parameter in {**defaults, **given}.items():
-        changed = name not in defaults or parameter.default != defaults[name].default
+        by_user = name != SET_BY_RUNNER
+        changed = by_user and (name not in defaults or parameter.default != defaults[name].default)
         comment = defaults[name].comment if name in defaults else ""
         rows.append({"name": name, "value": _shown(parameter.default), "comment": comment, "changed": changed})
     return rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
@@ -115,30 +115,46 @@ def setting_grid(
     *,
     kinds: Sequence[str],
     similarities: Sequence[str],
-    last_layers: Sequence[int],
+    layer_counts: Sequence[int],
     percentiles: Sequence[float],
     boxes: BoxSettings | None = None,
 ) -> list[Setting]:
-    """Every combination of map and percentile; `boxes` gives the other arguments of the extraction.
+    """Every combination of map and percentile.
+
+    Args:
+        kinds, similarities: of the maps.
+        layer_counts: how many of the last layers a map averages.
+        percentiles: thresholds.
+        boxes: gives the other arguments of the extraction.
 
     Raises:
         ParameterError: a list is empty or holds a value that cannot be.
     """
-    lists = {"kinds": kinds, "similarities": similarities, "last_layers": last_layers, "percentiles": percentiles}
+    lists = {"kinds": kinds, "similarities": similarities, "layer_counts": layer_counts, "percentiles": percentiles}
     for name, values in lists.items():
         if not isinstance(values, list | tuple) or not len(values):
             raise ParameterError(f"{name} is {values!r}; give a list of one or more")
         if any(value in values[:place] for place, value in enumerate(values)):
             raise ParameterError(f"{name} names one value twice: {list(values)}; name each once")
     for percentile in percentiles:
-        check_percentile(percentile)
         if isinstance(percentile, str | list | tuple):
             raise ParameterError(f"percentiles holds {percentile!r}; each must be one number between 0 and 100")
+        _named("percentiles", check_percentile, percentile)
+    for count in layer_counts:
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+            raise ParameterError(f"layer_counts holds {count!r}; each must be a whole number of at least 1")
     boxes = boxes or BoxSettings()
     return [
         Setting(MapSource(kind, similarity, layers), replace(boxes, percentile=percentile))
-        for kind, similarity, layers, percentile in product(kinds, similarities, last_layers, percentiles)
+        for kind, similarity, layers, percentile in product(kinds, similarities, layer_counts, percentiles)
     ]
+
+
+def at_percentiles(setting: Setting, percentiles: Sequence[float]) -> list[Setting]:
+    """The setting at each of some percentiles; none where its threshold is no plain percentile."""
+    if not isinstance(setting.boxes.percentile, int | float):
+        return []
+    return [replace(setting, boxes=replace(setting.boxes, percentile=percentile)) for percentile in percentiles]
 
 
 def post_processing_variants(
@@ -170,7 +186,7 @@ def post_processing_variants(
             raise ParameterError(f"{name} is {values!r}; give a list, an empty one to try none")
     changes: dict[str, dict[str, Any]] = {}
     for value in nms_ious:
-        check_nms_iou(value)
+        _named("nms_ious", check_nms_iou, value)
         changes[f"NMS at {value:g}"] = {"nms_iou": value}
     for value in min_sides:
         check_working_pixels("each of min_sides", value, least=0)
@@ -179,12 +195,12 @@ def post_processing_variants(
         check_working_pixels("each of max_sides", value, least=plain.boxes.min_side + 1)
         changes[f"sides ≤ {value}"] = {"max_side": value}
     for value in box_scores:
-        check_box_score(value)
+        _named("box_scores", check_box_score, value)
         changes[f"score {SCORE_NAMES[value]}"] = {"score": value}
     for percentiles in unions:
         if not isinstance(percentiles, list | tuple):
             raise ParameterError(f"unions holds {percentiles!r}; each must be a list of percentiles")
-        check_percentile(percentiles)
+        _named("unions", check_percentile, percentiles)
         name = f"percentiles {threshold_text(percentiles)}, NMS at {union_nms_iou:g}"
         changes[name] = {"percentile": tuple(percentiles), "nms_iou": union_nms_iou}
     if otsu:
@@ -194,3 +210,11 @@ def post_processing_variants(
         changes = {name: change for name, change in changes.items() if change.get("min_side", 0) < limit}
     variants = {name: replace(plain, boxes=replace(plain.boxes, **change)) for name, change in changes.items()}
     return {name: setting for name, setting in variants.items() if setting.key != plain.key}
+
+
+def _named(name: str, check: Callable[[Any], None], value: Any) -> None:
+    """A check whose error names the list that the value came from."""
+    try:
+        check(value)
+    except ParameterError as error:
+        raise ParameterError(f"{name}: {error}") from error

@@ -69,6 +69,13 @@ class Sweep:
         """Settings that have boxes of their own."""
         return len({setting.key for setting in self.settings})
 
+    def of(self, settings: Sequence[Setting]) -> Sweep:
+        """The same of these settings alone."""
+        numbers = [number for number, setting in enumerate(self.settings) if setting in set(settings)]
+        frame = self.frame[self.frame["setting"].isin(numbers)]
+        frame = frame.assign(setting=frame["setting"].map({old: new for new, old in enumerate(numbers)}))
+        return Sweep(tuple(self.settings[number] for number in numbers), frame.reset_index(drop=True), self.results)
+
     def joined(self, other: Sweep) -> Sweep:
         """Both together, a setting of both once.
 

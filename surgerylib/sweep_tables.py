@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -75,25 +76,39 @@ def changes_title(changes: pd.DataFrame) -> str:
     return f"{helping} of {len(rows)} changes help, {harming} harm, {others} make no clear difference"
 
 
-def combined(sweep: Sweep, plain: Setting, variants: Mapping[str, Setting], criterion: Criterion) -> Setting | None:
-    """All changes together that help by themselves: of each argument the best value whose interval lies above 0.
+def combinations(
+    sweep: Sweep, plain: Setting, variants: Mapping[str, Setting], criterion: Criterion
+) -> dict[str, Setting]:
+    """Every combination of two or more changes that help by themselves: name -> setting.
 
-    None when fewer than two arguments have one.
+    A change helps when its interval lies above 0; of two changes of the same argument a combination holds one.
     """
-    best: dict[str, tuple[float, Any]] = {}
-    for setting in variants.values():
-        value, low, _ = sweep.difference(setting, plain, criterion.protocol, criterion.iou_threshold)
-        changed = [name for name, own in vars(setting.boxes).items() if own != getattr(plain.boxes, name)]
-        # a union of thresholds changes two arguments and counts as a change of its first
-        name = next((name for name in changed if name == "percentile"), changed[0])
-        if low > 0 and value > best.get(name, (0.0,))[0]:
-            best[name] = (value, {name: getattr(setting.boxes, name) for name in changed})
-    if len(best) < 2:
-        return None
-    changes: dict[str, Any] = {}
-    for _, change in sorted(best.values(), key=lambda entry: entry[0]):
-        changes |= change
-    return replace(plain, boxes=replace(plain.boxes, **changes))
+    helping: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for name, setting in variants.items():
+        _, low, _ = sweep.difference(setting, plain, criterion.protocol, criterion.iou_threshold)
+        if low > 0:
+            changed = [field for field, own in vars(setting.boxes).items() if own != getattr(plain.boxes, field)]
+            # a union of thresholds changes two arguments and counts as a change of its percentile
+            argument = "percentile" if "percentile" in changed else changed[0]
+            change = {field: getattr(setting.boxes, field) for field in changed}
+            helping.setdefault(argument, []).append((name, change))
+    found = {}
+    for chosen in product(*([None, *options] for options in helping.values())):
+        parts = [option for option in chosen if option is not None]
+        changes: dict[str, Any] = {}
+        for _, change in parts:
+            changes |= change
+        limit = changes.get("max_side", plain.boxes.max_side)
+        contradicts = limit is not None and limit <= changes.get("min_side", plain.boxes.min_side)
+        if len(parts) > 1 and not contradicts:
+            setting = replace(plain, boxes=replace(plain.boxes, **changes))
+            found[", ".join(name for name, _ in parts)] = setting
+    return found
+
+
+def best_of(settings: Mapping[str, Setting], sweep: Sweep, criterion: Criterion) -> str:
+    """The name of the setting with the highest value."""
+    return max(settings, key=lambda name: sweep.value(settings[name], criterion.protocol, criterion.iou_threshold)[0])
 
 
 def curve_titles(curves: pd.DataFrame) -> dict[str, str]:

@@ -41,7 +41,7 @@ from .parameters import (
     notebook_parameters,
     validate,
 )
-from .preflight import check, check_output, check_values
+from .preflight import check, check_cache, check_output, check_values
 from .run_index import index_html
 from .versions import library_sha256, versions
 
@@ -131,6 +131,7 @@ def run_workbook(
     check_output(out)
 
     check_values(settings)
+    check_cache(settings, root)
     keys = notebook_keys(notebooks, settings, root)
     run = _previous_run(out)
     # the look at the input comes second: it imports torch, which takes longer than to see that nothing has changed

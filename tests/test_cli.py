@@ -18,6 +18,9 @@ from safetensors.torch import load_file
 
 from surgerylib import locations, parameters
 from surgerylib.__main__ import main
+from surgerylib.errors import OutputError
+from surgerylib.parameters import Parameter, apply_overrides
+from surgerylib.preflight import check_cache
 
 PARAMETERS = """\
 dataset = "embedded"
@@ -247,3 +250,19 @@ def test_scenes_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
 def test_it_runs_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "surgerylib", "--help"], capture_output=True, text=True, check=True)
     assert "run" in done.stdout
+
+
+def test_a_cache_folder_that_cannot_be_is_found_before_the_run(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in ("file", "file/below"):
+        with pytest.raises(OutputError, match="is a file"):
+            check_cache({"cache_dir": folder}, tmp_path)
+    check_cache({"cache_dir": "not/there/yet"}, tmp_path)
+    check_cache({"cache_dir": None}, tmp_path)
+    assert not (tmp_path / "not").exists()
+
+
+def test_a_cache_folder_is_meant_from_where_the_user_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    known = {"cache_dir": Parameter("cache_dir", None)}
+    assert apply_overrides({}, ["cache_dir=maps"], known) == {"cache_dir": str(tmp_path / "maps")}

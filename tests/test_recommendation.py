@@ -137,7 +137,7 @@ def test_candidates_are_ranked_with_their_paired_differences(choice):
     assert table.loc[3, "difference to the best"].startswith("-0.")
 
 
-def test_changes_that_help_are_combined_one_value_an_argument():
+def test_changes_that_help_are_combined_in_every_way():
     plain = with_percentile(90.0)
     variants = {
         "small": with_percentile(90.0, min_side=10),
@@ -146,20 +146,31 @@ def test_changes_that_help_are_combined_one_value_an_argument():
         "nms": with_percentile(90.0, nms_iou=0.3),
     }
     changed = fake_sweep(dict(zip([plain, *variants.values()], [0.3, 0.6, 0.8, 0.7, 0.1], strict=True)))
-    assert sweep_tables.combined(changed, plain, variants, MEANS) == with_percentile(90.0, min_side=20, score="max")
+    assert sweep_tables.combinations(changed, plain, variants, MEANS) == {
+        "small, max": with_percentile(90.0, min_side=10, score="max"),
+        "large, max": with_percentile(90.0, min_side=20, score="max"),
+    }
+    assert sweep_tables.best_of(variants, changed, MEANS) == "large"
     table = sweep_tables.changes_table(changed, plain, variants, MEANS)
     assert table["name"].tolist() == ["plain five steps", *variants]
     assert sweep_tables.changes_title(table) == "3 of 4 changes help, 1 harm, 0 make no clear difference"
     only = {"max": variants["max"], "nms": variants["nms"]}
-    assert sweep_tables.combined(changed, plain, only, MEANS) is None
+    assert sweep_tables.combinations(changed, plain, only, MEANS) == {}
 
 
 def test_a_union_that_helps_brings_its_suppression_along():
     plain = with_percentile(90.0)
     union, score = with_percentile((75.0, 90.0), nms_iou=0.5), with_percentile(90.0, score="max")
     changed = fake_sweep({plain: 0.2, union: 0.6, score: 0.7})
-    together = sweep_tables.combined(changed, plain, {"union": union, "score": score}, MEANS)
-    assert together == with_percentile((75.0, 90.0), nms_iou=0.5, score="max")
+    together = sweep_tables.combinations(changed, plain, {"union": union, "score": score}, MEANS)
+    assert together == {"union, score": with_percentile((75.0, 90.0), nms_iou=0.5, score="max")}
+
+
+def test_sides_that_contradict_each_other_are_not_combined():
+    plain = with_percentile(90.0)
+    variants = {"small": with_percentile(90.0, max_side=20), "large": with_percentile(90.0, min_side=30)}
+    changed = fake_sweep({plain: 0.2, variants["small"]: 0.6, variants["large"]: 0.7})
+    assert sweep_tables.combinations(changed, plain, variants, MEANS) == {}
 
 
 def test_curves_hold_plain_percentiles_of_one_map_under_both_protocols(choice):

@@ -20,7 +20,7 @@ from surgerylib.map_shards import BoxTable, MapSource, boxes_of
 from surgerylib.measures import MEASURES, measure_boxes, present_pairs
 from surgerylib.metrics import bootstrap_map, paired_difference
 from surgerylib.scenes import write_scenes
-from surgerylib.settings import Criterion, Setting, chosen_kind, post_processing_variants, setting_grid
+from surgerylib.settings import Criterion, Setting, at_percentiles, chosen_kind, post_processing_variants, setting_grid
 from surgerylib.store import HeatmapStore
 from surgerylib.summary import evaluate_kinds
 from surgerylib.sweep import sweep
@@ -38,7 +38,7 @@ def store(tiny, tmp_path_factory) -> HeatmapStore:
 @pytest.fixture(scope="module")
 def grid() -> list[Setting]:
     return setting_grid(
-        kinds=KINDS, similarities=["cosine", "surgery"], last_layers=[1, 3], percentiles=[30, 60, 75, 90]
+        kinds=KINDS, similarities=["cosine", "surgery"], layer_counts=[1, 3], percentiles=[30, 60, 75, 90]
     )
 
 
@@ -194,6 +194,22 @@ def test_joined_sweeps_hold_every_setting_once(store, grid, swept):
         assert (row["kind"], row["box_score"]) == (setting.source.kind, setting.boxes.score)
 
 
+def test_a_selection_of_settings_keeps_their_figures(grid, swept):
+    few = swept.of(grid[3:5])
+    assert few.settings == tuple(grid[3:5])
+    assert few.frame["setting"].unique().tolist() == [0, 1]
+    assert few.value(grid[4], "all") == swept.value(grid[4], "all")
+    assert few.best("all") in grid[3:5]
+
+
+def test_a_setting_at_other_percentiles():
+    setting = Setting(boxes=BoxSettings(90.0, score="max"))
+    assert [own.boxes for own in at_percentiles(setting, [60, 75])] == [
+        BoxSettings(60.0, score="max"), BoxSettings(75.0, score="max"),
+    ]  # fmt: skip
+    assert at_percentiles(Setting(boxes=BoxSettings("otsu")), [60]) == []
+
+
 def box_table(rows: list[tuple[int, int, float, float, float, float]], shape: tuple[int, int]) -> BoxTable:
     values = np.array(rows, dtype=float).reshape(-1, 6)
     boxes = np.column_stack([values[:, 2:], np.zeros(len(values))])
@@ -293,13 +309,14 @@ def test_a_setting_by_the_names_of_the_notebooks_and_in_words():
         ({"percentiles": [75, 75.0]}, "twice"),
         ({"percentiles": 75}, "percentiles is 75"),
         ({"kinds": ["vv"]}, "unknown heatmap kind"),
+        ({"layer_counts": [1, 1]}, "layer_counts names one value twice"),
         ({"similarities": ["dot"]}, "unknown similarity"),
-        ({"last_layers": [0]}, "last_layers"),
-        ({"last_layers": [True]}, "last_layers"),
+        ({"layer_counts": [0]}, "layer_counts holds 0"),
+        ({"layer_counts": [True]}, "layer_counts holds True"),
     ],
 )
 def test_a_grid_of_values_that_cannot_be(bad, message):
-    lists = {"kinds": KINDS, "similarities": ["cosine"], "last_layers": [1], "percentiles": [75]}
+    lists = {"kinds": KINDS, "similarities": ["cosine"], "layer_counts": [1], "percentiles": [75]}
     with pytest.raises(ParameterError, match=message) as error:
         setting_grid(**{**lists, **bad})
     assert "\n" not in str(error.value)
@@ -335,12 +352,12 @@ def test_bug_lists_of_what_cannot_be_tried_ended_in_a_traceback(bad, message):
 @pytest.mark.parametrize("bad", [["otsu", 75], [[75, 85], 90], [None]])
 def test_bug_a_grid_took_what_is_no_percentile(bad):
     with pytest.raises(ParameterError, match="percentile"):
-        setting_grid(kinds=KINDS, similarities=["cosine"], last_layers=[1], percentiles=bad)
+        setting_grid(kinds=KINDS, similarities=["cosine"], layer_counts=[1], percentiles=bad)
 
 
 def test_bug_many_percentiles_needed_more_open_files_than_a_process_may_have(store):
     percentiles = np.linspace(1, 99, 150).round(3).tolist()
-    settings = setting_grid(kinds=["vv_mixed"], similarities=["cosine"], last_layers=[1], percentiles=percentiles)
+    settings = setting_grid(kinds=["vv_mixed"], similarities=["cosine"], layer_counts=[1], percentiles=percentiles)
     few = HeatmapStore(store.clip, store.dataset.sample(1), store.folder.parent).compute()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 100, hard))
