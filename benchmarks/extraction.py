@@ -1,6 +1,6 @@
 """Boxes of one image under many settings against the CLIP forward of that image, alternating in one run.
 
-    python benchmarks/extraction.py [--model ViT-B-32] [--images 16] [--rounds 10]
+    python benchmarks/extraction.py [--model ViT-B-32] [--images 32] [--rounds 10]
 
 20 classes asked on every image, 4 kinds, 5 percentiles; random weights, smooth random images. Printed are the median
 ratio and its quartiles, in one process and with the work spread over the CPU's cores (whose processes are started
@@ -29,7 +29,7 @@ SIZE_WH = (800, 800)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="ViT-B-32")
-    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
 

@@ -293,7 +293,8 @@ def _cut(
     if not len(rectangles):
         return FoundBoxes(np.empty((0, 5)), activated)
     boxes = np.empty((len(rectangles), 5))
-    boxes[:, :4] = rectangles * np.tile(image_size_wh, 2) / setting.working_size  # divided last: 224 gives the border
+    size = np.array((*image_size_wh, *image_size_wh))
+    boxes[:, :4] = rectangles * size / setting.working_size  # divided last: 224 gives the border
     boxes[:, 4] = _scores(resized, sums, rectangles, setting.score)
     boxes = boxes[np.argsort(-boxes[:, 4], kind="stable")]
     return FoundBoxes(boxes if setting.nms_iou is None else nms(boxes, setting.nms_iou), activated)

@@ -22,7 +22,7 @@ from .kinds import KIND_PATHS, check_kinds, check_similarity, map_source
 from .parallel import in_processes
 
 PATHS = ("qk", "vv")
-_PIECE = 16  # images a worker takes at a time
+_PIECE = 4  # images a worker takes at a time
 _OPEN_FILES = 64
 
 

@@ -183,9 +183,11 @@ def sweep(
         folder = Path(cache_dir) / f"sweep-{key[:16]}"
     results: dict[tuple, BootstrapResult] = {}
     measures: dict[tuple, dict[str, float]] = {}
-    total = sum(map(len, by_source.values()))
-    bar = "{desc}: {percentage:3.0f}%|{bar}| of {total} settings [{elapsed}<{remaining}]"
-    with tqdm(total=total, desc="sweep", bar_format=bar, delay=2) as progress:
+    n_settings = sum(map(len, by_source.values()))
+    bar = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
+    # images count twice for each setting: when their boxes are found, and when they are measured
+    total = 2 * n_settings * len(store.dataset.images)
+    with tqdm(total=total, desc=f"sweep of {n_settings} settings", bar_format=bar, delay=2) as progress:
         for members in by_source.values():
             figures = _figures_of_source(store, list(members.values()), evaluation, folder, workers, progress)
             for setting, of_setting in zip(members.values(), figures, strict=True):
@@ -246,19 +248,17 @@ def _figures_of_source(
         name = "-".join(map(str, members[0].source.key))
         path = folder / f"{name}-{hashlib.sha256(boxes.encode()).hexdigest()[:12]}.npz"
         if path.is_file():
-            progress.update(len(members))
+            progress.update(2 * len(members) * len(store.dataset.images))
             return _load(path, evaluation, len(members))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
     figures = []
-    # finding the boxes is counted as half of a setting's work, measuring them as the other half
-    share = 0.5 / max(len(store.dataset.images), 1)
     for table in boxes_one_by_one(
         store.shards, members[0].source, [setting.boxes for setting in members], workers=workers,
-        scratch_dir=None if path is None else path.parent, progress=lambda images: progress.update(images * share),
+        scratch_dir=None if path is None else path.parent, progress=progress.update,
     ):  # fmt: skip
         figures.append(evaluation.figures(table))
-        progress.update(0.5)
+        progress.update(len(store.dataset.images))
     if path is not None:
         _save(path, figures)
     return figures

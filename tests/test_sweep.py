@@ -181,6 +181,21 @@ def test_a_damaged_figure_file_is_named(store, grid, tmp_path):
         sweep(store, grid[:1], cache_dir=tmp_path, **FAST)
 
 
+def test_the_progress_bar_ends_at_its_total_with_and_without_cache(store, grid, tmp_path, monkeypatch):
+    bars = []
+
+    class Bar(sweep_module.tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            bars.append(self)
+
+    monkeypatch.setattr(sweep_module, "tqdm", Bar)
+    for _ in range(2):
+        sweep(store, grid[:9], cache_dir=tmp_path, **FAST)
+    assert [bar.n for bar in bars] == [bar.total for bar in bars]
+    assert bars[0].total > 0
+
+
 def test_joined_sweeps_hold_every_setting_once(store, grid, swept):
     plain = grid[-1]
     variants = post_processing_variants(plain, nms_ious=[0.5], box_scores=["max"])
