@@ -13,12 +13,22 @@ import pandas as pd
 from .frames import BOX_COLUMNS
 from .map_shards import MapShard, MapSource
 from .parallel import in_processes
-from .quality import PairQuality, image_quality, quality_frame, quality_summary
+from .quality import PairQuality, image_quality, quality_difference, quality_frame, quality_summary
 from .summary import with_interval
 
 if TYPE_CHECKING:  # a worker process has no need of torch
     from .store import HeatmapStore
 
+# rows of the quality table whose paired difference says something
+_COMPARED = {
+    "mean inside (± sd)": "inside_mean",
+    "mean outside (± sd)": "outside_mean",
+    "maximum inside (± sd)": "inside_max",
+    "inverted": "inverted",
+    "pointing": "pointing",
+    "energy inside": "energy",
+    "MaxBoxAccV2": "max_box_acc_v2",
+}
 _PIECE = 16  # images a worker takes at a time
 
 
@@ -94,6 +104,17 @@ def quality_table(quality: pd.DataFrame) -> pd.DataFrame:
         of = frame.set_index("figure")
         columns.setdefault(tuple(_quality_row(of).items()), []).append(str(kind))
     return pd.DataFrame({" = ".join(kinds): dict(cells) for cells, kinds in columns.items()})
+
+
+def difference_column(pairs_a: pd.DataFrame, pairs_b: pd.DataFrame, *, seed: int = 0) -> pd.Series:
+    """One kind's figures minus another's on the same images, for `quality_table`: `difference [low, high]` by row."""
+    of = quality_difference(pairs_a, pairs_b, seed=seed).set_index("figure")
+    cells = {
+        row: with_interval(*of.loc[figure, ["difference", "low", "high"]])
+        for row, figure in _COMPARED.items()
+        if not math.isnan(of.loc[figure, "difference"])
+    }
+    return pd.Series(cells, dtype=object)
 
 
 def _quality_row(of: pd.DataFrame) -> dict[str, str]:

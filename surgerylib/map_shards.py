@@ -149,14 +149,13 @@ def boxes_of(
     settings: Sequence[BoxSettings],
     *,
     workers: int | None = None,
-    description: str = "boxes",
 ) -> dict[MapSource, list[BoxTable]]:
     """Boxes of all images and classes for each source, in worker processes: source -> a table for each setting."""
     tables: dict[MapSource, list[list[BoxTable]]] = {source: [] for source in sources}  # each source once
     work = partial(_all_boxes, sources=tuple(tables), settings=tuple(settings))
     pieces = [piece for shard in shards for piece in shard.pieces(_PIECE)]
     sizes = [len(piece.sizes_wh) for piece in pieces]
-    for found in in_processes(work, pieces, workers=workers, description=description, unit="image", sizes=sizes):
+    for found in in_processes(work, pieces, workers=workers, description="boxes", unit="image", sizes=sizes):
         for source, of_settings in zip(tables, found, strict=True):
             tables[source].append(of_settings)
     if not pieces:

@@ -10,7 +10,7 @@ import yaml
 
 from surgerylib import recommendation as module
 from surgerylib import sweep_tables
-from surgerylib.diagnosis import joint_names, map_quality, quality_by_kind, quality_table
+from surgerylib.diagnosis import difference_column, joint_names, map_quality, quality_by_kind, quality_table
 from surgerylib.extraction import BoxSettings
 from surgerylib.map_shards import MapSource
 from surgerylib.metrics import bootstrap_map
@@ -246,6 +246,11 @@ def test_quality_of_a_store_is_image_quality_of_its_maps(tiny, tmp_path):
     quality = quality_by_kind(pairs, n_resamples=20)
     table = quality_table(quality)
     assert list(table.columns) == ["standard = vv_qk", "vv_mixed"]
+    difference = difference_column(pairs["vv_mixed"], pairs["standard"])
+    assert set(difference.index) <= set(table.index)
+    value = pairs["vv_mixed"]["pointing"].mean() - pairs["standard"]["pointing"].mean()
+    assert difference["pointing"].startswith(f"{value:.3f} [")
+    assert set(difference_column(pairs["standard"], pairs["vv_qk"])) == {"0.000 [0.000, 0.000]"}
     by_percentile = pd.DataFrame({"mean_iou": [0.1, np.nan]}, index=["75", "90"])
     results = module.quality_results(quality, by_percentile, Setting(), "val", {})
     assert json.loads(json.dumps(results, allow_nan=False))["kinds"]["vv_qk"]["pointing"]["n_images"] == 5
