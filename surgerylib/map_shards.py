@@ -99,7 +99,7 @@ class MapShard:
         return maps.reshape(*maps.shape[:2], *self.grid)
 
 
-def open_shard(path: str | Path) -> np.ndarray:
+def open_shard(path: str | Path, what: str = "heatmaps") -> np.ndarray:
     """A shard's file, mapped into memory: only what is looked at is read.
 
     Raises:
@@ -108,10 +108,10 @@ def open_shard(path: str | Path) -> np.ndarray:
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
-        raise CacheError(f"there are no heatmaps in {path}; compute the store first") from error
+        raise CacheError(f"there are no {what} in {path}; compute the store first") from error
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise CacheError(f"{path} is not a shard of heatmaps ({reason}); delete it") from error
+        raise CacheError(f"{path} is not a shard of {what} ({reason}); delete it") from error
 
 
 class BoxTable(NamedTuple):

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from surgerylib.errors import OutputError
-from surgerylib.files import atomic_write
+from surgerylib.files import atomic_write, only_process, written_aside
 
 
 def test_writes_text_and_bytes_and_makes_the_folder(tmp_path):
@@ -31,3 +31,22 @@ def test_a_folder_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
         atomic_write(tmp_path / "file" / "x.json", "")
+
+
+def test_a_block_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(KeyError), written_aside(tmp_path / "x.bin") as file:
+        file.write(b"half")
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_do_not_do_the_same_work(tmp_path):
+    with only_process(tmp_path / "a", "trains"):
+        assert (tmp_path / "a").is_dir()
+        with pytest.raises(OutputError, match="another process trains"), only_process(tmp_path / "a", "trains"):
+            pass
+    with only_process(tmp_path / "a", "trains"):
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"), only_process(tmp_path / "file", "trains"):
+        pass

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_model
+from filelock import FileLock
 
 from surgerylib import map_shards as map_shards_module
 from surgerylib import store as store_module
@@ -127,7 +128,7 @@ def test_a_store_holds_a_file_for_each_shard(store, tiny, data):
         (4, 2, 0),
         (6, 1, 0),
     ]
-    assert sorted(contents(store.folder)) == ["identity.json", *(f"maps-0000{k}.npy" for k in range(4))]
+    assert sorted(contents(store.folder)) == [*(f"heatmaps-0000{k}.npy" for k in range(4)), "identity.json"]
     arrays = [np.load(shard.path) for shard in store.shards]
     assert all(array.dtype == np.float32 for array in arrays)
     assert np.concatenate(arrays).shape == (N_IMAGES, 3, 2, len(data.classes), 17)
@@ -218,7 +219,7 @@ def test_pieces_of_a_shard_are_its_images(store):
 
 def test_only_the_asked_rows_of_a_shard_are_read(tmp_path):
     n, shape = 100_000, (3, 2, 20, 50)  # 2.4 GB, almost all of it a hole in the file
-    path = tmp_path / "maps-00000.npy"
+    path = tmp_path / "heatmaps-00000.npy"
     stored = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(n, *shape))
     row = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     stored[50_000] = row
@@ -275,15 +276,15 @@ def killed(tiny_folder, root, tmp_path_factory) -> dict[str, Path]:
     return caches
 
 
-@pytest.mark.parametrize(("place", "n_whole", "n_parts"), [("forward", 1, 0), ("write", 2, 1)])
+@pytest.mark.parametrize(("place", "n_whole", "n_parts"), [("forward", 1, 1), ("write", 2, 1)])
 def test_a_killed_run_goes_on_behind_the_last_whole_shard(
     killed, tiny, data, kept, monkeypatch, place, n_whole, n_parts
 ):
     cache = killed[place]
     (folder,) = cache.iterdir()
-    whole = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.glob("maps-*.npy")}
+    whole = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.glob("heatmaps-*.npy")}
     assert len(whole) == n_whole
-    assert len(list(folder.glob(".maps-*.part"))) == n_parts  # whole, but without its name
+    assert len(list(folder.glob(".heatmaps-*.part"))) == n_parts  # whole, but without its name
 
     encode, sizes = tiny.encode_image, []
     monkeypatch.setattr(tiny, "encode_image", lambda images, *args: sizes.append(len(images)) or encode(images, *args))
@@ -295,6 +296,14 @@ def test_a_killed_run_goes_on_behind_the_last_whole_shard(
         assert path.read_bytes() == content
     (undisturbed,) = kept.iterdir()
     assert contents(folder) == contents(undisturbed)
+    assert not list(folder.glob(".heatmaps-*.part"))
+
+
+def test_two_processes_do_not_compute_the_same_store(copied):
+    Path(copied.shards[0].path).unlink()
+    with FileLock(copied.folder / ".lock"), pytest.raises(OutputError, match="another process") as raised:
+        copied.compute()
+    one_line(raised)
 
 
 @pytest.mark.usefixtures("no_model")
@@ -328,7 +337,7 @@ def test_a_damaged_image_leaves_the_shards_before_it(tiny, root, data, tmp_path)
         with pytest.raises(ImageReadError, match=path.name) as raised:
             store.compute(batch_size=1)
         one_line(raised)
-        assert sorted(contents(store.folder)) == ["identity.json", "maps-00000.npy", "maps-00001.npy"]
+        assert sorted(contents(store.folder)) == ["heatmaps-00000.npy", "heatmaps-00001.npy", "identity.json"]
     finally:
         path.write_bytes(before)
         os.utime(path, ns=(time, time))
@@ -405,7 +414,7 @@ def test_a_named_folder_is_used_wherever_it_lies(copied, tiny, data, tmp_path):
 
 def test_a_named_folder_that_is_no_store(tiny, data, tmp_path):
     for folder in (tmp_path, tmp_path / "not there"):
-        with pytest.raises(CacheError, match="is no heatmap store") as raised:
+        with pytest.raises(CacheError, match="is no store of heatmaps") as raised:
             HeatmapStore(tiny, data, tmp_path, folder=folder)
         assert str(folder) in one_line(raised)
 

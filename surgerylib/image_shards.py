@@ -1,0 +1,292 @@
+"""A data set through the frozen model once, a record an image, in shard files that a later run goes on from."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, Self
+
+import numpy as np
+from tqdm import tqdm
+
+from .clip import SurgeryCLIP
+from .datasets import Dataset
+from .errors import CacheError, CheckpointError, ImageReadError, OutputError, ParameterError
+from .files import atomic_write, only_process, written_aside
+from .map_shards import open_shard
+from .parallel import worker_count
+from .versions import source_sha256, versions
+
+_IDENTITY = "identity.json"
+
+
+class ImageShards(ABC):
+    """Base of what is computed once for each image of a data set and kept on disk.
+
+    A shard is written aside and renamed when it is whole: after a kill, `compute` goes on behind the last one.
+
+    Attributes:
+        what: what is stored, in the plural; folders begin with it.
+        code: modules of this package that decide the numbers; a change elsewhere leaves a night's work valid.
+        folder: where the shards lie; named after a hash of `identity`.
+        identity: everything the numbers depend on: weights, model, size, images, class list, prompts, code.
+        layers: how many of the last layers are looked at.
+        record: dtype of one image's record.
+        nbytes: size of all shards.
+    """
+
+    what: ClassVar[str]
+    code: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        clip: SurgeryCLIP,
+        dataset: Dataset,
+        cache_dir: str | Path,
+        *,
+        layers: int,
+        templates: Sequence[str],
+        details: Mapping[str, Any],
+        record: np.dtype,
+        shard_images: int,
+        folder: str | Path | None,
+    ) -> None:
+        """Find or prepare the store; nothing is computed yet.
+
+        Args:
+            clip: the frozen model.
+            dataset: its whole class list is stored, in its order.
+            cache_dir: folder of stores, one subfolder each.
+            layers: number of last layers.
+            templates: prompts.
+            details: what else the numbers depend on: plain values.
+            record: dtype of one image's record, perhaps with a shape.
+            shard_images: images a file.
+            folder: this very store, made earlier (and not looked for in `cache_dir`).
+
+        Raises:
+            CacheError: the store in the folder was made of something else; the message says of what.
+            ParameterError: more layers than the value-value path has.
+            ImageReadError: an image file is missing.
+        """
+        if layers > clip.depth:
+            raise ParameterError(f"layers must lie in 1..{clip.depth} (the VV path's depth), got {layers}")
+        self.clip, self.dataset, self.templates, self.layers = clip, dataset, tuple(templates), layers
+        self.record, self.shard_images = record, shard_images
+        self.identity = {
+            **clip.identity,
+            "layers": layers,
+            **details,
+            "classes": list(dataset.classes),
+            "templates": list(templates),
+            "n_images": len(dataset.images),
+            "images_sha256": _images_sha256(dataset),
+            "shard_images": shard_images,
+            "code_sha256": source_sha256(self.code),
+            "versions": {name: versions().get(name) for name in ("torch", "open_clip_torch", "opencv-python-headless")},
+        }
+        self.key = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        self.folder = Path(folder) if folder is not None else Path(cache_dir) / f"{self.what}-{self.key[:16]}"
+        self.nbytes = len(dataset.images) * record.itemsize
+        self._check_folder(must_exist=folder is not None)
+
+    @abstractmethod
+    def _read(self, path: str) -> Any:
+        """What one image file is to the model; called in threads."""
+
+    @abstractmethod
+    def _records(self, images: list[Any], first: int) -> np.ndarray:
+        """What `_read` gave of B images of the shard that begins at `first` -> their records [B]."""
+
+    def path(self, position: int) -> Path:
+        """The shard that holds the image at this place of the data set."""
+        return self.folder / f"{self.what}-{position // self.shard_images:05d}.npy"
+
+    def describe(self) -> str:
+        """One line: how much is stored where, and which other stores lie beside it."""
+        n_images = len(self.dataset.images)
+        there = sum(self._size(first) for first in self._firsts() if self.path(first).is_file())
+        text = (
+            f"{self.what} of {there:,} of {n_images:,} images, {self.layers} layers, "
+            f"{self.nbytes / 1e6:,.1f} MB, in {self.folder.parent.name}/{self.folder.name}"
+        )
+        strangers = []
+        for path in sorted(self.folder.parent.glob(f"{self.what}-*/{_IDENTITY}")):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # damaged: not ours to judge
+                other = json.loads(path.read_text(encoding="utf-8"))
+                if path.parent != self.folder and other.get("weights_sha256") != self.identity["weights_sha256"]:
+                    strangers.append(path.parent.name)
+        return f"{text}; not used, of other weights: {', '.join(strangers)}" if strangers else text
+
+    def compute(self, *, batch_size: int = 16, workers: int | None = None) -> Self:
+        """Run the model over the images whose shards are not there yet.
+
+        Args:
+            batch_size: images a forward.
+            workers: threads that read images; None takes the CPU's cores.
+
+        Raises:
+            ImageReadError: a damaged image (the shards finished before it stay).
+            OutputError: the disk is too small.
+            CacheError: a shard of another shape.
+            CheckpointError: the model gives NaN or infinite values.
+        """
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise ParameterError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+        n_threads = worker_count(workers)
+        missing = [first for first in self._firsts() if not self._is_there(first)]
+        if not missing:
+            return self
+        n_images, n_missing = len(self.dataset.images), sum(map(self._size, missing))
+        self._check_disk(n_missing)
+        with (
+            only_process(self.folder, f"computes the {self.what}"),
+            ThreadPoolExecutor(n_threads) as pool,
+            tqdm(
+                total=n_images, initial=n_images - n_missing, unit="image", desc=f"{self.what} of {self.dataset.split}",
+                delay=2,
+            ) as progress,
+        ):  # fmt: skip
+            atomic_write(self.folder / _IDENTITY, json.dumps(self.identity, indent=1))
+            for part in self.folder.glob(f".{self.what}-*.part"):  # of a process that was killed
+                part.unlink(missing_ok=True)
+            ahead = self._read_ahead(self._batches(missing, batch_size), pool)
+            for first, batches in groupby(ahead, key=lambda batch: batch[0]):
+                with written_aside(self.path(first)) as file:
+                    _write_header(file, self.record, self._size(first))
+                    for _, images in batches:
+                        file.write(np.ascontiguousarray(self._records(images, first)).data)
+                        progress.update(len(images))
+        return self
+
+    def _not_finite(self, first: int) -> CheckpointError:
+        return CheckpointError(
+            f"{self.clip.name} gives NaN or infinite values on images of {self.path(first).name}: its weights are "
+            'damaged, or overflow in half precision; try device "cpu" or another checkpoint'
+        )
+
+    def _firsts(self) -> range:
+        """Places of the shards' first images."""
+        return range(0, len(self.dataset.images), self.shard_images)
+
+    def _size(self, first: int) -> int:
+        """Images of the shard that begins there."""
+        return min(self.shard_images, len(self.dataset.images) - first)
+
+    def _batches(self, firsts: Sequence[int], batch_size: int) -> list[tuple[int, list[str]]]:
+        """(shard, image paths): batches don't cross the border of a shard, so that a rerun forms the same ones."""
+        paths = self.dataset.images["path"].tolist()
+        batches = []
+        for first in firsts:
+            stop = first + self._size(first)
+            for start in range(first, stop, batch_size):
+                batches.append((first, paths[start : min(start + batch_size, stop)]))
+        return batches
+
+    def _read_ahead(
+        self, batches: Sequence[tuple[int, list[str]]], pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[int, list[Any]]]:
+        """(shard, images); the next batch is read while the present one is computed."""
+        ahead = [pool.submit(self._read, path) for path in batches[0][1]] if batches else []
+        for index, (first, _) in enumerate(batches):
+            pending = ahead
+            following = batches[index + 1][1] if index + 1 < len(batches) else ()
+            ahead = [pool.submit(self._read, path) for path in following]
+            yield first, [future.result() for future in pending]
+
+    def _is_there(self, first: int) -> bool:
+        path = self.path(first)
+        if not path.is_file():
+            return False
+        expected = (self._size(first), *self.record.shape)
+        stored = open_shard(path, self.what)
+        if stored.shape != expected or stored.dtype != self.record.base:
+            raise CacheError(
+                f"{path} holds {stored.dtype} {list(stored.shape)}, {self.record.base} {list(expected)} is needed; "
+                "delete it"
+            )
+        return True
+
+    def _check_folder(self, *, must_exist: bool) -> None:
+        """Raise a `CacheError` when the folder is another store, or was named and is none."""
+        path = self.folder / _IDENTITY
+        if not path.is_file():
+            if must_exist:
+                raise CacheError(
+                    f"{self.folder} is no store of {self.what} (it has no {_IDENTITY}); leave it out to make one"
+                )
+            return
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CacheError(f"{path} does not parse ({error}); delete the folder") from error
+        if not isinstance(found, dict):
+            raise CacheError(f"{path} holds no identity of a store; delete the folder")
+        if different := differences(found, self.identity):
+            raise CacheError(
+                f"the {self.what} in {self.folder} were made of something else ({different}); delete them or choose "
+                "another folder"
+            )
+
+    def _check_disk(self, n_images: int) -> None:
+        existing = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+        needed = n_images * self.record.itemsize
+        if needed > free:
+            raise OutputError(
+                f"the {self.what} need {needed / 1e9:.2f} GB in {self.folder}, {free / 1e9:.2f} GB are free; free the "
+                "disk or choose another folder"
+            )
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """What differs between two identities, short, with both values; empty when `there` has all of `here`."""
+    others = [name for name in here if there.get(name) != here[name]]
+    return "; ".join(_difference(name, there.get(name), here[name]) for name in others)
+
+
+def _write_header(file: BinaryIO, record: np.dtype, n_images: int) -> None:
+    """The head of an npy file whose records are written behind it, batch by batch.
+
+    Not through a memory map: a full disk would end the process there, here it is an error.
+    """
+    header = {
+        "descr": np.lib.format.dtype_to_descr(record.base),
+        "fortran_order": False,
+        "shape": (n_images, *record.shape),
+    }
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _images_sha256(dataset: Dataset) -> str:
+    """Ids, sizes and times of the image files: cheap enough for any number of them, unlike their contents."""
+    images = hashlib.sha256()
+    for image_id, path in zip(dataset.images["image_id"], dataset.images["path"], strict=True):
+        try:
+            stat = Path(path).stat()
+        except OSError as error:
+            raise ImageReadError(f"no image file {path}; add it or take it out of the split") from error
+        images.update(f"{image_id}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return images.hexdigest()
+
+
+def _difference(name: str, there: object, here: object) -> str:
+    """Of two lists, the first item that differs."""
+    if isinstance(there, list) and isinstance(here, list):
+        item = next((i for i, pair in enumerate(zip(there, here, strict=False)) if pair[0] != pair[1]), None)
+        if item is None:
+            return f"{name}: {len(there)} items there, {len(here)} here"
+        name, there, here = f"{name}, item {item + 1}", there[item], here[item]
+    return f"{name}: {_short(there)} there, {_short(here)} here"
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:16]}…{text[-16:]}"
