@@ -20,6 +20,7 @@ from .clip import SurgeryCLIP
 from .datasets import Dataset
 from .errors import CacheError, CheckpointError, ImageReadError, OutputError, ParameterError
 from .files import atomic_write, only_process, written_aside
+from .identities import differences
 from .map_shards import open_shard
 from .parallel import worker_count
 from .versions import source_sha256, versions
@@ -160,7 +161,7 @@ class ImageShards(ABC):
             ahead = self._read_ahead(self._batches(missing, batch_size), pool)
             for first, batches in groupby(ahead, key=lambda batch: batch[0]):
                 with written_aside(self.path(first)) as file:
-                    _write_header(file, self.record, self._size(first))
+                    write_shard_head(file, self.record, self._size(first))
                     for _, images in batches:
                         file.write(np.ascontiguousarray(self._records(images, first)).data)
                         progress.update(len(images))
@@ -246,13 +247,7 @@ class ImageShards(ABC):
             )
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """What differs between two identities, short, with both values; empty when `there` has all of `here`."""
-    others = [name for name in here if there.get(name) != here[name]]
-    return "; ".join(_difference(name, there.get(name), here[name]) for name in others)
-
-
-def _write_header(file: BinaryIO, record: np.dtype, n_images: int) -> None:
+def write_shard_head(file: BinaryIO, record: np.dtype, n_images: int) -> None:
     """The head of an npy file whose records are written behind it, batch by batch.
 
     Not through a memory map: a full disk would end the process there, here it is an error.
@@ -275,18 +270,3 @@ def _images_sha256(dataset: Dataset) -> str:
             raise ImageReadError(f"no image file {path}; add it or take it out of the split") from error
         images.update(f"{image_id}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return images.hexdigest()
-
-
-def _difference(name: str, there: object, here: object) -> str:
-    """Of two lists, the first item that differs."""
-    if isinstance(there, list) and isinstance(here, list):
-        item = next((i for i, pair in enumerate(zip(there, here, strict=False)) if pair[0] != pair[1]), None)
-        if item is None:
-            return f"{name}: {len(there)} items there, {len(here)} here"
-        name, there, here = f"{name}, item {item + 1}", there[item], here[item]
-    return f"{name}: {_short(there)} there, {_short(here)} here"
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:16]}…{text[-16:]}"

@@ -34,9 +34,13 @@ def test_a_folder_that_is_a_file(tmp_path):
 
 
 def test_a_block_that_fails_leaves_nothing(tmp_path):
-    with pytest.raises(KeyError), written_aside(tmp_path / "x.bin") as file:
-        file.write(b"half")
-        raise KeyError
+    def fail() -> None:
+        with written_aside(tmp_path / "x.bin") as file:
+            file.write(b"half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert list(tmp_path.iterdir()) == []
 
 
