@@ -1,0 +1,169 @@
+"""Losses of what is trained on frozen features, vectorised over images, boxes and cells.
+
+Boxes are xyxy in [0, 1] of the image, as the localiser gives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .boxes import box_giou, box_iou
+from .errors import ParameterError
+
+ASSIGNERS = ("best_iou", "best_iou_or_center")
+
+
+@dataclass(frozen=True)
+class LocalizationLoss:
+    """The terms of `gt_class_localization_loss`; `terms["giou"]` is `terms.giou`.
+
+    Attributes:
+        total: `l1_weight * l1 + giou_weight * giou`, with gradient; 0 where nothing is positive.
+        l1: mean over positives of the mean absolute difference of the 4 coordinates.
+        giou: mean over positives of 1 - GIoU.
+        num_positives: (box, cell) pairs; a cell that serves two boxes counts twice.
+        has_positive: bool [G], whether each box has any, images and their boxes in order.
+    """
+
+    total: Tensor
+    l1: Tensor
+    giou: Tensor
+    num_positives: int
+    has_positive: Tensor
+
+    def __getitem__(self, term: str) -> Tensor | int:
+        return getattr(self, term)
+
+
+def gt_class_localization_loss(
+    pred_boxes: Tensor,
+    boxes: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    *,
+    radius: float = 1.5,
+    iou_threshold: float = 0.3,
+    l1_weight: float = 1.0,
+    giou_weight: float = 2.0,
+    assign: str = "best_iou",
+) -> LocalizationLoss:
+    """How far the boxes of the positive cells are from the ground truth, its class being given.
+
+    Each ground truth box looks at the cells of its own class's channel, without gradient. Where the best IoU (not
+    GIoU) exceeds `iou_threshold`, all cells within `radius` rows and columns of that best cell are its positives.
+    Otherwise it has none under `best_iou`; under `best_iou_or_center` the cell that holds its centre takes the place
+    of the best one. For P positives with prediction p and ground truth g:
+
+        l1 = 1/P sum mean_4 |p - g|,   giou = 1/P sum (1 - GIoU(p, g)),   total = l1_weight l1 + giou_weight giou
+
+    GIoU: Rezatofighi et al. 2019, arXiv:1902.09630.
+
+    Args:
+        pred_boxes: [B, C, H, W, 4] xyxy in [0, 1].
+        boxes: for each of B images [G_i, 4] xyxy in [0, 1] with area; none is [0, 4].
+        labels: for each image [G_i] whole numbers, the class's place in C.
+        radius: in cells, along rows and columns alike: 1.5 means 3 x 3 cells.
+        iou_threshold: in [0, 1).
+        l1_weight: of the L1 term.
+        giou_weight: of the GIoU term.
+        assign: one of `ASSIGNERS`.
+
+    Raises:
+        ParameterError: shapes that do not fit, a label without a channel, a box that cannot be one, unknown `assign`.
+    """
+    check_assign(assign)
+    image, label, target = flat_targets(boxes, labels, n_images=len(pred_boxes), n_classes=_channels(pred_boxes))
+    image, label, target = (part.to(pred_boxes.device) for part in (image, label, target))
+    candidates = pred_boxes[image, label]  # [G, H, W, 4]
+    positive = assign_cells(
+        candidates.detach(), target.to(pred_boxes.dtype), radius=radius, iou_threshold=iou_threshold, assign=assign
+    )
+    of_box, row, column = positive.nonzero(as_tuple=True)
+    chosen, wanted = candidates[of_box, row, column], target[of_box].to(pred_boxes.dtype)  # [P, 4]
+    count = max(len(of_box), 1)
+    # sums over nothing are 0 and still have a gradient
+    l1 = (chosen - wanted).abs().mean(dim=-1).sum() / count
+    giou = (1 - box_giou(chosen, wanted)).sum() / count
+    total = l1_weight * l1 + giou_weight * giou
+    return LocalizationLoss(total, l1, giou, len(of_box), positive.flatten(1).any(dim=1))
+
+
+@torch.no_grad()
+def assign_cells(
+    candidates: Tensor, target: Tensor, *, radius: float = 1.5, iou_threshold: float = 0.3, assign: str = "best_iou"
+) -> Tensor:
+    """Which cells are positive for which box: bool [G, H, W]. See `gt_class_localization_loss`.
+
+    Args:
+        candidates: [G, H, W, 4] the predictions in the channel of each box's class.
+        target: [G, 4] the boxes.
+        radius: in cells.
+        iou_threshold: in [0, 1).
+        assign: one of `ASSIGNERS`.
+    """
+    n_boxes, height, width = candidates.shape[:3]
+    if not n_boxes:
+        return torch.zeros(0, height, width, dtype=torch.bool, device=candidates.device)
+    best_iou, best = box_iou(candidates, target[:, None, None]).flatten(1).max(dim=1)
+    found = best_iou > iou_threshold
+    row, column = best // width, best % width
+    if assign == "best_iou_or_center":
+        middle = (target[:, :2] + target[:, 2:]) / 2
+        at = (middle * middle.new_tensor([width, height])).long()
+        row = torch.where(found, row, at[:, 1].clamp(0, height - 1))
+        column = torch.where(found, column, at[:, 0].clamp(0, width - 1))
+        found = torch.ones_like(found)
+    near_row = (torch.arange(height, device=row.device) - row[:, None]).abs() <= radius  # [G, H]
+    near_column = (torch.arange(width, device=row.device) - column[:, None]).abs() <= radius  # [G, W]
+    return near_row[:, :, None] & near_column[:, None, :] & found[:, None, None]
+
+
+def flat_targets(
+    boxes: Sequence[Tensor], labels: Sequence[Tensor], *, n_images: int, n_classes: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes and labels by image as flat tensors: image [G] and label [G] (int64), boxes [G, 4], in order.
+
+    Raises:
+        ParameterError: shapes that do not fit, a label outside 0 .. n_classes - 1, a box without area or not finite.
+    """
+    if len(boxes) != n_images or len(labels) != n_images:
+        raise ParameterError(
+            f"boxes and labels hold {len(boxes)} and {len(labels)} images, {n_images} were predicted; give one "
+            "tensor an image, [0, 4] and [0] where there is no box"
+        )
+    of_images = [torch.as_tensor(part).reshape(-1, 4) if len(part) == 0 else torch.as_tensor(part) for part in boxes]
+    names = [torch.as_tensor(part).reshape(-1) for part in labels]
+    for index, (part, name) in enumerate(zip(of_images, names, strict=True)):
+        if part.ndim != 2 or part.shape != (len(name), 4):
+            raise ParameterError(
+                f"image {index} has boxes {list(part.shape)} and {len(name)} labels; give [G, 4] and [G]"
+            )
+    counts = torch.tensor([len(part) for part in of_images], dtype=torch.long)
+    image = torch.repeat_interleave(torch.arange(n_images), counts)
+    if not len(image):
+        return image, image.clone(), torch.empty(0, 4)
+    label, target = torch.cat(names).cpu(), torch.cat(of_images).cpu()
+    if label.is_floating_point() or label.dtype == torch.bool or label.min() < 0 or label.max() >= n_classes:
+        raise ParameterError(f"labels are {label.tolist()[:8]}; give whole numbers from 0 to {n_classes - 1}")
+    usable = target.isfinite().all(dim=1) & (target[:, 2:] > target[:, :2]).all(dim=1)
+    if not usable.all():
+        wrong = int((~usable).nonzero()[0])
+        raise ParameterError(
+            f"box {wrong} (image {int(image[wrong])}) is {target[wrong].tolist()}; it must be finite xyxy with area"
+        )
+    return image, label.long(), target
+
+
+def check_assign(assign: str) -> None:
+    """Raise a `ParameterError` unless `assign` is known."""
+    if assign not in ASSIGNERS:
+        raise ParameterError(f"unknown assign {assign!r}; choose from {', '.join(ASSIGNERS)}")
+
+
+def _channels(pred_boxes: Tensor) -> int:
+    if pred_boxes.ndim != 5 or pred_boxes.shape[-1] != 4:
+        raise ParameterError(f"pred_boxes must be [B, C, H, W, 4], got {list(pred_boxes.shape)}")
+    return pred_boxes.shape[1]

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torchmetrics.functional.detection import intersection_over_union
+
+from surgerylib.errors import ParameterError
+from surgerylib.localization import (
+    BASELINES,
+    baseline_ious,
+    class_mean_boxes,
+    gt_class_localization,
+    localization_difference,
+    localization_summary,
+    peak_localization,
+)
+
+
+def some_boxes(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    low = rng.uniform(0, 0.7, (*shape, 2))
+    return np.concatenate([low, low + rng.uniform(0.05, 0.3, (*shape, 2))], axis=-1)
+
+
+@pytest.fixture
+def case():
+    rng = np.random.default_rng(0)
+    pred = torch.from_numpy(some_boxes(rng, 3, 4, 5, 6))
+    boxes = [torch.from_numpy(some_boxes(rng, n)) for n in (2, 0, 3)]
+    labels = [torch.tensor(part) for part in ([1, 3], [], [0, 0, 2])]
+    labels[1] = labels[1].long()
+    return pred, boxes, labels
+
+
+def test_each_box_has_the_best_cell_of_its_own_class_and_image(case):
+    pred, boxes, labels = case
+    frame = gt_class_localization(pred, boxes, labels)
+    assert list(frame.columns) == ["image_index", "label", "iou", "row", "column"]
+    assert frame["image_index"].tolist() == [0, 0, 2, 2, 2]
+    assert frame["label"].tolist() == [1, 3, 0, 0, 2]
+    for row, target in zip(frame.itertuples(), torch.cat(boxes), strict=True):
+        channel = pred[row.image_index, row.label].reshape(-1, 4)
+        reference = intersection_over_union(channel.float(), target[None].float(), aggregate=False)[:, 0]
+        assert row.iou == pytest.approx(float(reference.max()), abs=1e-6)
+        assert row.row * 6 + row.column == int(reference.argmax())
+
+
+def test_a_perfect_head_scores_one_and_a_nought_scores_nought():
+    boxes, labels = [torch.tensor([[0.1, 0.2, 0.5, 0.9]])], [torch.tensor([0])]
+    assert gt_class_localization(boxes[0].expand(1, 1, 2, 2, 4), boxes, labels)["iou"].tolist() == [1.0]
+    apart = torch.tensor([0.6, 0.0, 0.9, 0.1]).expand(1, 1, 2, 2, 4)
+    assert gt_class_localization(apart, boxes, labels)["iou"].tolist() == [0.0]  # GIoU would be below 0
+
+
+def test_the_oracle_is_never_below_the_peak(case):
+    pred, boxes, labels = case
+    cam = torch.rand(3, 4, 5, 6, generator=torch.Generator().manual_seed(1))
+    oracle, peak = gt_class_localization(pred, boxes, labels), peak_localization(pred, cam, boxes, labels)
+    assert (oracle["iou"] >= peak["iou"]).all()
+    for row in peak.itertuples():
+        assert cam[row.image_index, row.label, row.row, row.column] == cam[row.image_index, row.label].max()
+
+
+def test_no_boxes_and_no_images(case):
+    pred, _, _ = case
+    nothing = [torch.empty(0, 4)] * 3, [torch.empty(0, dtype=torch.long)] * 3
+    assert gt_class_localization(pred, *nothing).empty
+    assert peak_localization(pred, torch.rand(3, 4, 5, 6), *nothing).empty
+    assert gt_class_localization(pred[:0], [], []).empty
+    means = class_mean_boxes(np.empty((0, 4)), np.empty(0, int), 2)
+    assert means.tolist() == [[0, 0, 1, 1]] * 2
+    assert baseline_ious(np.empty((0, 4)), np.empty(0, int), means).empty
+    summary = localization_summary(pd.DataFrame({"oracle": []}), pd.Series([], dtype=str))
+    assert summary["value"].isna().all()
+    assert summary["low"].isna().all()
+
+
+def test_a_cam_of_another_grid(case):
+    pred, boxes, labels = case
+    with pytest.raises(ParameterError, match=r"\[3, 4, 5, 6\]"):
+        peak_localization(pred, torch.rand(3, 4, 7, 7), boxes, labels)
+
+
+def test_the_mean_box_of_a_class_and_of_one_without():
+    boxes = np.array([[0, 0, 0.2, 0.2], [0.2, 0.2, 0.4, 0.6], [0.5, 0.5, 1, 1]])
+    means = class_mean_boxes(boxes, np.array([0, 0, 2]), 3)
+    np.testing.assert_allclose(means, [[0.1, 0.1, 0.3, 0.4], boxes.mean(axis=0), [0.5, 0.5, 1, 1]])
+
+
+def test_baselines_by_hand():
+    target = np.array([[0.25, 0.25, 0.75, 0.75], [0.0, 0.0, 1.0, 0.5]])
+    frame = baseline_ious(target, np.array([0, 1]), np.array([[0, 0, 0.5, 0.5], [0, 0, 1, 0.5]]))
+    assert list(frame.columns) == list(BASELINES)
+    np.testing.assert_allclose(frame["whole_image"], [0.25, 0.5])
+    np.testing.assert_allclose(frame["centre_box"], [1.0, 0.125 / 0.625])
+    np.testing.assert_allclose(frame["class_mean"], [0.0625 / 0.4375, 1.0])
+
+
+@pytest.fixture
+def ious() -> tuple[pd.DataFrame, np.ndarray]:
+    rng = np.random.default_rng(3)
+    images = np.repeat(np.arange(40), rng.integers(1, 6, 40))
+    base = rng.uniform(0, 1, 40)[images] * 0.5
+    frame = pd.DataFrame({"a": base + rng.uniform(0, 0.5, len(images)), "b": base})
+    return frame, images
+
+
+def test_the_summary_is_of_boxes_and_its_interval_of_images(ious):
+    frame, images = ious
+    summary = localization_summary(frame, images).set_index(["method", "figure"])
+    assert summary.loc[("a", "mean"), "value"] == pytest.approx(frame["a"].mean())
+    assert summary.loc[("b", "share>0.30"), "value"] == pytest.approx((frame["b"] > 0.3).mean())
+    assert (summary["low"] <= summary["value"]).all()
+    assert (summary["high"] >= summary["value"]).all()
+    # boxes of an image go together: as if each were drawn alone, the interval would be narrower
+    by_box = localization_summary(frame, np.arange(len(frame))).set_index(["method", "figure"])
+    width, alone = (s.loc[("b", "mean"), "high"] - s.loc[("b", "mean"), "low"] for s in (summary, by_box))
+    assert width > 1.3 * alone
+    assert set(summary["n_images"]) == {40}
+
+
+def test_the_order_of_the_boxes_changes_nothing(ious):
+    frame, images = ious
+    order = np.random.default_rng(1).permutation(len(frame))
+    pd.testing.assert_frame_equal(
+        localization_summary(frame, images), localization_summary(frame.iloc[order], images[order]), rtol=1e-12
+    )
+
+
+def test_every_image_twice_leaves_the_means_and_narrows_the_intervals(ious):
+    frame, images = ious
+    once = localization_summary(frame, images)
+    twice = localization_summary(pd.concat([frame, frame]), np.concatenate([images, images + 100]))
+    np.testing.assert_allclose(twice["value"], once["value"])
+    varied = once["high"] > once["low"]
+    assert varied.sum() > 5
+    assert ((twice["high"] - twice["low"]) < (once["high"] - once["low"]))[varied].all()
+
+
+def test_one_image_has_no_interval():
+    summary = localization_summary(pd.DataFrame({"oracle": [0.2, 0.4]}), pd.Series(["x", "x"]))
+    assert summary["value"].iloc[0] == pytest.approx(0.3)
+    assert summary["low"].isna().all()
+    assert summary["high"].isna().all()
+
+
+def test_a_paired_difference_is_narrower_than_two_intervals_apart(ious):
+    frame, images = ious
+    a, b = (frame[[name]].set_axis(["iou"], axis=1) for name in ("a", "b"))
+    difference = localization_difference(a, b, images).set_index("figure")
+    assert difference.loc["mean", "difference"] == pytest.approx((frame["a"] - frame["b"]).mean())
+    assert difference.loc["mean", "excludes_zero"]
+    apart = localization_summary(frame, images).set_index(["method", "figure"])
+    width = difference.loc["mean", "high"] - difference.loc["mean", "low"]
+    assert width < apart.loc[("a", "mean"), "high"] - apart.loc[("a", "mean"), "low"]
+    nothing = localization_difference(a, a, images)
+    assert not nothing["excludes_zero"].any()
+    assert (nothing[["difference", "low", "high"]] == 0).all(axis=None)
+    with pytest.raises(ParameterError, match="not a paired comparison"):
+        localization_difference(a, b.iloc[1:], images)
