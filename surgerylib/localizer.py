@@ -1,0 +1,296 @@
+"""The trainable head: told the class, where is the box? Frozen CLIP features and the raw image in, boxes out.
+
+CLIP is no part of this module: it is given what CLIP saw as tensors, so that nothing frozen can be trained.
+Images are RGB [B, 3, S, S] in 0..1 (or uint8), boxes xyxy in [0, 1] of the image.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from .clip import SurgeryCLIP
+from .errors import CheckpointError, ParameterError
+from .files import atomic_write
+from .identities import differences
+
+LOCALIZER_INPUTS = ("cam", "features", "image")
+WIDTH = 128  # channels of the image encoder and of the shared map
+CLASS_WIDTH = 64  # channels of a class's own map
+_START_SIDE = 0.25  # width and height of every box before training, as a share of the image
+
+
+class GTClassLocalizer(nn.Module):
+    """Four numbers for each class and cell, from CLIP's maps, its layers' features and the raw image.
+
+    What the image shows is computed once for all classes; what a class adds is its own CAM and an offset of its own
+    that starts at zero. The last convolutions are the same for all classes, so that a class without a single box in
+    training still gets boxes, from its CAM.
+
+    Attributes:
+        num_classes, feature_dim, num_layers, grid, inputs: as given.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        feature_dim: int,
+        num_layers: int = 3,
+        grid: tuple[int, int] = (7, 7),
+        *,
+        inputs: Sequence[str] = LOCALIZER_INPUTS,
+    ) -> None:
+        """Random weights, drawn from torch's generator.
+
+        Args:
+            num_classes: C, length of the class list.
+            feature_dim: W of the layers' features (`SurgeryCLIP.feature_dim`).
+            num_layers: L, number of layers whose features are given.
+            grid: (rows H, columns W) of cells.
+            inputs: which of `LOCALIZER_INPUTS` are looked at; the others are ignored.
+
+        Raises:
+            ParameterError: a size below 1, an unknown input, or none.
+        """
+        super().__init__()
+        for name, value in (("num_classes", num_classes), ("feature_dim", feature_dim), ("num_layers", num_layers)):
+            _whole(name, value)
+        if len(grid) != 2:
+            raise ParameterError(f"grid must be (rows, columns), got {grid!r}")
+        if not inputs or not set(inputs) <= set(LOCALIZER_INPUTS):
+            raise ParameterError(f"inputs must be some of {', '.join(LOCALIZER_INPUTS)}, got {list(inputs)!r}")
+        self.num_classes, self.feature_dim, self.num_layers = num_classes, feature_dim, num_layers
+        self.grid = (_whole("grid", grid[0]), _whole("grid", grid[1]))
+        self.inputs = tuple(name for name in LOCALIZER_INPUTS if name in inputs)
+        shared = []
+        if "image" in self.inputs:
+            self.encoder = ImageEncoder()
+            shared.append(WIDTH)
+        if "features" in self.inputs:
+            self.norm = nn.LayerNorm(feature_dim, elementwise_affine=False)
+            self.project = nn.Linear(num_layers * feature_dim, WIDTH)
+            shared.append(WIDTH)
+        if shared:
+            self.trunk = nn.Sequential(
+                _conv_norm(sum(shared), WIDTH), nn.GELU(), nn.Conv2d(WIDTH, CLASS_WIDTH, 3, padding=1)
+            )
+        if "cam" in self.inputs:
+            self.cam = nn.Sequential(
+                nn.Conv2d(1, CLASS_WIDTH // 2, 5, padding=2),
+                nn.GELU(),
+                nn.Conv2d(CLASS_WIDTH // 2, CLASS_WIDTH, 3, padding=1),
+            )
+        self.class_offset = nn.Parameter(torch.zeros(num_classes, CLASS_WIDTH))
+        self.blocks = nn.ModuleList(_ClassBlock(CLASS_WIDTH) for _ in range(2))
+        self.boxes = nn.Conv2d(CLASS_WIDTH, 4, 1)
+        with torch.no_grad():
+            self.boxes.weight.mul_(0.1)
+            self.boxes.bias.copy_(torch.tensor([0.0, 0.0, *[math.log(_START_SIDE / (1 - _START_SIDE))] * 2]))
+
+    def forward(self, images: Tensor, cam: Tensor, features: Tensor) -> Tensor:
+        """Boxes of every class in every cell.
+
+        Args:
+            images: [B, 3, S, S] RGB in 0..1, or uint8; any S of at least 8.
+            cam: [B, C, h, w] raw class maps.
+            features: [B, L, N, W] the layers' patch tokens, N = h * w.
+
+        Returns:
+            pred_boxes [B, C, H, W, 4], xyxy in [0, 1], xmin <= xmax and ymin <= ymax.
+
+        Raises:
+            ParameterError: a shape that does not fit.
+        """
+        self._check(images, cam, features)
+        parts = []
+        if "image" in self.inputs:
+            parts.append(self.encoder(_unit_range(images), self.grid))
+        if "features" in self.inputs:
+            parts.append(self._features(features, tuple(cam.shape[-2:])))
+        batch, classes = cam.shape[:2]
+        hidden = self.class_offset[None, :, :, None, None]
+        if parts:
+            hidden = hidden + self.trunk(torch.cat(parts, dim=1))[:, None]  # [B, C, K, H, W]
+        if "cam" in self.inputs:
+            own = self.cam(_standardised(cam).flatten(0, 1)[:, None])  # [B*C, K, h, w]
+            hidden = hidden + to_grid(own, self.grid).unflatten(0, (batch, classes))
+        hidden = hidden.expand(batch, classes, CLASS_WIDTH, *self.grid).flatten(0, 1)
+        for block in self.blocks:
+            hidden = block(hidden)
+        raw = self.boxes(hidden).unflatten(0, (batch, classes)).permute(0, 1, 3, 4, 2)  # [B, C, H, W, 4]
+        return decode(raw.float())
+
+    def _features(self, features: Tensor, grid_from: tuple[int, int]) -> Tensor:
+        """[B, L, N, W] -> [B, WIDTH, H, W]."""
+        rows = self.norm(features.to(self.project.weight.dtype)).transpose(1, 2).flatten(2)  # [B, N, L*W]
+        projected = self.project(rows).transpose(1, 2)  # [B, WIDTH, N]
+        return to_grid(projected.unflatten(2, grid_from), self.grid)
+
+    def _check(self, images: Tensor, cam: Tensor, features: Tensor) -> None:
+        batch = len(images)
+        if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < 8:
+            raise ParameterError(f"images must be [B, 3, S, S] with S of at least 8, got {list(images.shape)}")
+        if cam.ndim != 4 or cam.shape[:2] != (batch, self.num_classes):
+            raise ParameterError(f"cam must be [{batch}, {self.num_classes}, h, w], got {list(cam.shape)}")
+        expected = (batch, self.num_layers, cam.shape[2] * cam.shape[3], self.feature_dim)
+        if tuple(features.shape) != expected:
+            raise ParameterError(
+                f"features must be {list(expected)} for a cam of {cam.shape[2]} x {cam.shape[3]}, "
+                f"got {list(features.shape)}"
+            )
+
+
+class ImageEncoder(nn.Module):
+    """The raw image at the grid: a stem of stride 4 and two convolutions, a hundredth of a ViT-B/32's work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 32, 4, stride=4),
+            nn.GroupNorm(8, 32),
+            nn.GELU(),
+            _conv_norm(32, 64, stride=2),
+            nn.GELU(),
+            _conv_norm(64, WIDTH),
+            nn.GELU(),
+        )
+
+    def forward(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[B, 3, S, S] in 0..1 -> [B, WIDTH, H, W]."""
+        return to_grid(self.layers(images * 2 - 1), grid)
+
+
+class _ClassBlock(nn.Module):
+    """A residual block at the grid, the same for all classes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, width)
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.gelu(self.first(F.gelu(self.norm(x)))))
+
+
+def save_localizer(
+    path: str | Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], about: Mapping[str, Any]
+) -> Path:
+    """Write a head's weights as safetensors, with what they belong to as metadata.
+
+    Args:
+        path: the file.
+        config: arguments of `GTClassLocalizer`.
+        weights: its state dict.
+        about: plain values; `belongs_to` is what `load_localizer` compares.
+    """
+    metadata = {"format": "pt", "localizer": json.dumps(config), "about": json.dumps(about)}
+    content = safetensors.torch.save({k: v.contiguous() for k, v in weights.items()}, metadata=metadata)
+    return atomic_write(path, content)
+
+
+def load_localizer(
+    path: str | Path, *, belongs_to: Mapping[str, Any] | None = None
+) -> tuple[GTClassLocalizer, dict[str, Any]]:
+    """A trained head from a file that `save_localizer` wrote, in eval mode on the CPU, and what was written about it.
+
+    Args:
+        path: the file.
+        belongs_to: the CLIP, class list and maps that it will be used with (`clip_and_maps`); None compares nothing.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, or one that belongs to another CLIP, class list or kind of map.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no trained localiser {path}; train one: python -m surgerylib train")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        config, about = json.loads(metadata["localizer"]), json.loads(metadata["about"])
+        model = GTClassLocalizer(**config)
+        model.load_state_dict(weights)
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(f"{path} is not a trained localiser ({reason}); train one again") from error
+    if different := differences(about.get("belongs_to", {}), belongs_to or {}):
+        raise CheckpointError(
+            f"the localiser {path} belongs to something else ({different}); use it with what it was trained on, or "
+            "train another"
+        )
+    return model.eval(), about
+
+
+def clip_and_maps(
+    clip: SurgeryCLIP,
+    classes: Sequence[str],
+    *,
+    layers: int,
+    kind: str,
+    similarity: str,
+    templates: Sequence[str],
+    picture_size: int,
+) -> dict[str, Any]:
+    """What a trained head belongs to: the CLIP, but not the device that it runs on, the class list, and the maps."""
+    own = {name: value for name, value in clip.identity.items() if name != "device"}
+    maps = {"layers": layers, "kind": kind, "similarity": similarity, "templates": list(templates)}
+    return {**own, "classes": list(classes), **maps, "picture_size": picture_size}
+
+
+def to_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Maps [B, C, h, w] brought to [B, C, H, W]: means over areas where the grid is coarser, bilinear where finer."""
+    if tuple(maps.shape[-2:]) == tuple(grid):
+        return maps
+    if maps.shape[-2] >= grid[0] and maps.shape[-1] >= grid[1]:
+        return F.adaptive_avg_pool2d(maps, grid)
+    return F.interpolate(maps, size=grid, mode="bilinear", align_corners=False)
+
+
+def decode(raw: Tensor) -> Tensor:
+    """Four numbers a cell -> boxes: centre = cell centre + 0.5 tanh, width and height by sigmoid, clamped to [0, 1].
+
+    Args:
+        raw: [..., H, W, 4].
+
+    Returns:
+        [..., H, W, 4] xyxy in [0, 1].
+    """
+    height, width = raw.shape[-3:-1]
+    rows = (torch.arange(height, device=raw.device, dtype=raw.dtype) + 0.5) / height
+    columns = (torch.arange(width, device=raw.device, dtype=raw.dtype) + 0.5) / width
+    cells = torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)], dim=-1)  # [H, W, 2]
+    centre = cells + 0.5 * raw[..., :2].tanh()
+    half = raw[..., 2:].sigmoid() / 2
+    return torch.cat([centre - half, centre + half], dim=-1).clamp(0, 1)
+
+
+def _conv_norm(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False), nn.GroupNorm(8, channels_out)
+    )
+
+
+def _standardised(cam: Tensor) -> Tensor:
+    """Each map less its mean, by its standard deviation: models differ in the range of their similarities."""
+    spread, mean = torch.std_mean(cam.float(), dim=(2, 3), keepdim=True, correction=0)
+    return (cam - mean) / spread.clamp(min=1e-6)
+
+
+def _unit_range(images: Tensor) -> Tensor:
+    return images if images.is_floating_point() else images.float() / 255
+
+
+def _whole(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ParameterError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return value

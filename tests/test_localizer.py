@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from surgerylib.errors import CheckpointError, ParameterError
+from surgerylib.localizer import (
+    LOCALIZER_INPUTS,
+    GTClassLocalizer,
+    ImageEncoder,
+    clip_and_maps,
+    decode,
+    load_localizer,
+    save_localizer,
+    to_grid,
+)
+from surgerylib.losses import gt_class_localization_loss
+
+
+def inputs(batch: int = 2, classes: int = 5, side: int = 4, width: int = 24, layers: int = 3, size: int = 32):
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.rand(batch, 3, size, size, generator=generator),
+        torch.rand(batch, classes, side, side, generator=generator),
+        torch.randn(batch, layers, side * side, width, generator=generator),
+    )
+
+
+def head(classes: int = 5, width: int = 24, grid: tuple[int, int] = (7, 7), **options) -> GTClassLocalizer:
+    torch.manual_seed(0)
+    return GTClassLocalizer(classes, width, 3, grid, **options)
+
+
+@pytest.mark.parametrize("grid", [(7, 7), (14, 14), (16, 16), (1, 1), (3, 9)])
+@pytest.mark.parametrize("classes", [1, 5])
+def test_any_grid_and_any_number_of_classes(grid, classes):
+    boxes = head(classes, grid=grid)(*inputs(classes=classes))
+    assert boxes.shape == (2, classes, *grid, 4)
+    assert boxes.min() >= 0
+    assert boxes.max() <= 1
+    assert (boxes[..., 2:] >= boxes[..., :2]).all()
+
+
+def test_the_default_is_three_layers_and_seven_by_seven():
+    model = GTClassLocalizer(20, 24)
+    assert model(*inputs(classes=20)).shape == (2, 20, 7, 7, 4)
+
+
+def test_decoding_starts_at_the_centre_of_the_cell():
+    raw = torch.zeros(2, 4, 4)  # 2 rows, 4 columns: tanh 0, sigmoid 0.5
+    boxes = decode(raw)
+    assert boxes[1, 2].tolist() == [0.625 - 0.25, 0.75 - 0.25, 0.625 + 0.25, 1.0]
+    raw[0, 0] = torch.tensor([100.0, -100.0, -100.0, 100.0])  # centre moved by half an image, no width, all height
+    assert decode(raw)[0, 0].tolist() == pytest.approx([0.625, 0.0, 0.625, 0.25], abs=1e-6)
+
+
+def test_every_trained_parameter_is_the_heads_or_the_encoders(tiny):
+    """The CLIP is no part of the module: what it holds is its own, and nothing of CLIP gets a gradient."""
+    model = head(width=tiny.feature_dim, grid=(4, 4))
+    assert not any(module is part for part in tiny.model.modules() for module in model.modules())
+    mine = {id(p) for p in model.parameters()}
+    assert mine.isdisjoint(id(p) for p in tiny.model.parameters())
+    encoder = {id(p) for p in model.encoder.parameters()}
+    parts = ("trunk", "cam", "blocks", "boxes", "project", "norm")
+    rest = {id(p) for name in parts for p in getattr(model, name).parameters()} | {id(model.class_offset)}
+    assert mine == encoder | rest
+    tokens = tiny.encode_image(torch.rand(2, 3, 32, 32), 3)
+    boxes = model(torch.rand(2, 3, 32, 32), torch.rand(2, 5, 4, 4), tokens.features.transpose(0, 1))
+    target = [torch.tensor([[0.1, 0.1, 0.6, 0.7]])] * 2
+    gt_class_localization_loss(boxes, target, [torch.tensor([1])] * 2, assign="best_iou_or_center").total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in tiny.model.parameters())
+
+
+def test_the_stem_has_stride_four_and_the_encoder_is_cheap():
+    encoder = ImageEncoder()
+    assert encoder.layers[0].stride == (4, 4)
+    assert encoder(torch.rand(1, 3, 64, 64), (7, 7)).shape == (1, 128, 7, 7)
+
+
+@pytest.mark.parametrize("name", LOCALIZER_INPUTS)
+def test_what_is_not_an_input_changes_nothing(name):
+    given = dict(zip(("image", "cam", "features"), inputs(), strict=True))
+    model = head(inputs=[name]).eval()
+    before = model(*given.values())
+    for other in set(given) - {name}:
+        changed = {**given, other: given[other].flip(0) + 1}
+        assert torch.equal(model(*changed.values()), before), other
+    changed = {**given, name: given[name].flip(-1)}
+    assert not torch.equal(model(*changed.values()), before)
+
+
+def test_classes_change_places_with_their_maps():
+    """No class is favoured before training: the boxes of a class follow from its map."""
+    images, cam, features = inputs()
+    model = head().eval()
+    order = torch.tensor([3, 0, 4, 1, 2])
+    torch.testing.assert_close(model(images, cam[:, order], features), model(images, cam, features)[:, order])
+
+
+def test_scale_and_offset_of_the_similarities_change_nothing():
+    images, cam, features = inputs()
+    model = head().eval()
+    torch.testing.assert_close(
+        model(images, 0.02 * cam + 0.3, features), model(images, cam, features), atol=1e-4, rtol=0
+    )
+    assert model(images, torch.zeros_like(cam), features).isfinite().all()
+
+
+def test_bytes_and_floats_are_the_same_image():
+    _, cam, features = inputs()
+    image = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    model = head().eval()
+    assert torch.equal(model(image, cam, features.half().float()), model(image.float() / 255, cam, features.half()))
+
+
+def test_maps_at_the_grid():
+    maps = torch.arange(16.0).view(1, 1, 4, 4)
+    assert to_grid(maps, (4, 4)) is maps
+    assert to_grid(maps, (2, 2)).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert to_grid(maps, (8, 8)).shape == (1, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": torch.rand(2, 1, 32, 32)}, r"images must be \[B, 3, S, S\]"),
+        ({"image": torch.rand(2, 3, 4, 4)}, "at least 8"),
+        ({"cam": torch.rand(2, 4, 4, 4)}, r"cam must be \[2, 5, h, w\]"),
+        ({"features": torch.rand(2, 3, 15, 24)}, r"features must be \[2, 3, 16, 24\]"),
+        ({"features": torch.rand(2, 2, 16, 24)}, r"features must be \[2, 3, 16, 24\]"),
+    ],
+)
+def test_inputs_that_do_not_fit(change, message):
+    given = dict(zip(("image", "cam", "features"), inputs(), strict=True)) | change
+    with pytest.raises(ParameterError, match=message):
+        head()(*given.values())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"num_classes": 0}, {"feature_dim": 2.0}, {"grid": (7,)}, {"grid": (0, 7)}, {"inputs": ()}, {"inputs": ["text"]}],
+)
+def test_sizes_that_cannot_be(arguments):
+    with pytest.raises(ParameterError, match=next(iter(arguments))):
+        GTClassLocalizer(**{"num_classes": 5, "feature_dim": 24, **arguments})
+
+
+# ------------------------------------------------------------------------------------------------------- its file
+
+
+@pytest.fixture
+def saved(tiny, tmp_path):
+    model = head(width=tiny.feature_dim)
+    config = {"num_classes": 5, "feature_dim": tiny.feature_dim, "num_layers": 3, "grid": [7, 7]}
+    about = {"belongs_to": belongs(tiny), "epoch": 3}
+    path = save_localizer(tmp_path / "head.safetensors", config, model.state_dict(), about)
+    return path, model
+
+
+def belongs(clip, classes=("a", "b", "c", "d", "e"), kind="vv_mixed"):
+    return clip_and_maps(
+        clip, classes, layers=3, kind=kind, similarity="cosine", templates=["a {}"], picture_size=32
+    )  # fmt: skip
+
+
+def test_a_saved_head_comes_back_whole(saved, tiny):
+    path, model = saved
+    loaded, about = load_localizer(path, belongs_to=belongs(tiny))
+    assert about["epoch"] == 3
+    assert not loaded.training
+    given = inputs(width=tiny.feature_dim)
+    assert torch.equal(loaded(*given), model.eval()(*given))
+
+
+def test_a_head_of_another_clip_class_list_or_kind_is_refused(saved, tiny):
+    path, _ = saved
+    others = {
+        "weights_sha256": {**belongs(tiny), "weights_sha256": "0" * 64},
+        "classes, item 2": belongs(tiny, ("a", "x", "c", "d", "e")),
+        "kind": belongs(tiny, kind="standard"),
+    }
+    for what, other in others.items():
+        with pytest.raises(CheckpointError, match=what) as raised:
+            load_localizer(path, belongs_to=other)
+        assert "\n" not in str(raised.value)
+    assert "device" not in belongs(tiny)  # trained on a GPU, used on a CPU
+
+
+def test_files_that_are_no_head(saved, tiny, tiny_folder, tmp_path):
+    path, _ = saved
+    with pytest.raises(CheckpointError, match="no trained localiser"):
+        load_localizer(tmp_path / "nothing.safetensors")
+    (tmp_path / "half.safetensors").write_bytes(path.read_bytes()[:-100])
+    (tmp_path / "text.safetensors").write_text("text")
+    for wrong in (tmp_path / "half.safetensors", tmp_path / "text.safetensors", tiny_folder / "model.safetensors"):
+        with pytest.raises(CheckpointError, match="is not a trained localiser") as raised:
+            load_localizer(wrong)
+        assert "\n" not in str(raised.value)
+    config = {"num_classes": 6, "feature_dim": tiny.feature_dim}
+    save_localizer(tmp_path / "other.safetensors", config, head(width=tiny.feature_dim).state_dict(), {})
+    with pytest.raises(CheckpointError, match="is not a trained localiser"):
+        load_localizer(tmp_path / "other.safetensors")
