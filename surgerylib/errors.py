@@ -53,6 +53,10 @@ class CacheError(SurgeryError):
     """A file of stored intermediate results that was made of something else, or is damaged."""
 
 
+class TrainingError(SurgeryError):
+    """A training that cannot go on: nothing to learn from, or a loss that is not a number."""
+
+
 class SurgeryWarning(UserWarning):
     """Something a reader of the results must know, but that does not stop the work."""
 

@@ -1,0 +1,324 @@
+"""What the training loop needs to know of the localiser: batches from the cache, its loss, its validation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from .classes import canonical_class
+from .errors import ParameterError, TrainingError
+from .feature_batches import Batch, BatchReader
+from .features import FeatureCache
+from .localization import (
+    BASELINES,
+    baseline_ious,
+    class_mean_boxes,
+    gt_class_localization,
+    localization_summary,
+    peak_localization,
+)
+from .localizer import LOCALIZER_INPUTS, GTClassLocalizer, clip_and_maps, save_localizer, to_grid
+from .losses import check_assign, gt_class_localization_loss
+from .training import Schedule, Training, fit
+from .versions import source_sha256
+
+METHODS = ("oracle", "cam_peak", *BASELINES)
+# what decides the weights; the cache's identity answers for the rest
+_CODE = ("boxes", "feature_batches", "localization", "localizer", "localizer_training", "losses", "training")
+_EVALUATION_BATCH = 32
+
+
+@dataclass(frozen=True)
+class LocalizerSettings:
+    """What the head is and how its boxes are judged, beside the schedule.
+
+    Attributes:
+        grid_size: rows and columns of cells.
+        inputs: what the head looks at, of `LOCALIZER_INPUTS`.
+        batch_size: images a step.
+        l1_weight, giou_weight, positive_radius, positive_iou, assign: of the loss.
+        augment: flips and quarter turns.
+        seen_classes: only boxes of these are trained on; None takes all classes.
+        seed: of weights, order and symmetries.
+    """
+
+    grid_size: int = 7
+    inputs: tuple[str, ...] = LOCALIZER_INPUTS
+    batch_size: int = 16
+    l1_weight: float = 1.0
+    giou_weight: float = 2.0
+    positive_radius: float = 1.5
+    positive_iou: float = 0.3
+    assign: str = "best_iou_or_center"
+    augment: bool = True
+    seen_classes: tuple[str, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise a `ParameterError` for a value that cannot be."""
+        check_assign(self.assign)
+        for name, least in (("grid_size", 1), ("batch_size", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ParameterError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        for name in ("l1_weight", "giou_weight", "positive_radius"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ParameterError(f"{name} must be at least 0, got {getattr(self, name)!r}")
+        if self.l1_weight == self.giou_weight == 0:
+            raise ParameterError("l1_weight and giou_weight are both 0; nothing would be learned")
+        if not 0 <= self.positive_iou < 1:
+            raise ParameterError(f"positive_iou must lie in [0, 1), got {self.positive_iou!r}")
+        if not self.inputs or not set(self.inputs) <= set(LOCALIZER_INPUTS):
+            raise ParameterError(f"inputs must be some of {', '.join(LOCALIZER_INPUTS)}, got {list(self.inputs)!r}")
+
+
+class LocalizerTask:
+    """A `training.Task`: the localiser on a cache of training images, validated on a cache of others.
+
+    Attributes:
+        model: on the CLIP's device.
+        identity, steps, criterion: as in `training.Task`.
+        seen: places of the classes that are trained on.
+        class_means: [C, 4] mean box of each class in the training images, those not trained on too.
+        ever_positive: bool [G], which boxes of the training targets have had a positive cell.
+    """
+
+    criterion = "val_iou"
+
+    def __init__(self, train: FeatureCache, validation: FeatureCache, settings: LocalizerSettings) -> None:
+        """Both caches computed.
+
+        Raises:
+            ParameterError: a class in `seen_classes` that is not known or has no box in the training images, or an
+                image in both caches.
+            TrainingError: no box to validate on.
+        """
+        self.settings, self.train, self.validation = settings, train, validation
+        clip, classes = train.clip, train.dataset.classes
+        self.seen = _seen(settings.seen_classes, train)
+        self.reader = BatchReader(train, self.seen)
+        self.validation_reader = BatchReader(validation, self.seen)
+        if not len(self.validation_reader.usable):
+            raise TrainingError(
+                f"the split {validation.dataset.split} has no box of the classes that are trained on; choose another"
+            )
+        self.config = {
+            "num_classes": len(classes),
+            "feature_dim": clip.feature_dim,
+            "num_layers": train.layers,
+            "grid": [settings.grid_size] * 2,
+            "inputs": list(settings.inputs),
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.model = GTClassLocalizer(**self.config)
+        self.model.to(clip.device)
+        targets = train.targets
+        self.class_means = class_mean_boxes(targets.boxes_xyxy, targets.label, len(classes))
+        self.ever_positive = torch.zeros(len(targets.label), dtype=torch.bool)
+        self.steps = self.reader.steps(settings.batch_size)
+        self.identity: dict[str, Any] = {
+            "trained": "GTClassLocalizer",
+            "settings": json.loads(json.dumps(asdict(settings))),
+            "train_cache": train.key,
+            "validation_cache": validation.key,
+            "threads": torch.get_num_threads(),
+            "code_sha256": source_sha256(_CODE),
+        }
+
+    @property
+    def key(self) -> str:
+        """A hash of the identity: names the folder of this training."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    def batches(self, epoch: int, first: int) -> Iterator[Batch]:
+        """As in `training.Task`."""
+        chosen = self.settings
+        yield from self.reader.epoch(
+            epoch, batch_size=chosen.batch_size, seed=chosen.seed, augment=chosen.augment, first=first
+        )
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, tuple[float, float]]]:
+        """As in `training.Task`: loss, l1, giou, positives a box, share of boxes without a positive."""
+        chosen = self.settings
+        terms = gt_class_localization_loss(
+            predict(self.model, batch), batch.boxes, batch.labels, radius=chosen.positive_radius,
+            iou_threshold=chosen.positive_iou, l1_weight=chosen.l1_weight, giou_weight=chosen.giou_weight,
+            assign=chosen.assign,
+        )  # fmt: skip
+        has_positive = terms.has_positive.cpu()
+        self.ever_positive[torch.from_numpy(batch.rows)[has_positive]] = True
+        n_boxes, n_positives = len(has_positive), terms.num_positives
+        return terms.total, {
+            "loss": (float(terms.total.detach()), 1),
+            "l1": (float(terms.l1.detach()) * n_positives, n_positives),
+            "giou": (float(terms.giou.detach()) * n_positives, n_positives),
+            "positives_per_box": (n_positives, n_boxes),
+            "share_without_positive": (n_boxes - int(has_positive.sum()), n_boxes),
+        }
+
+    def validate(self) -> dict[str, float]:
+        """As in `training.Task`: mean oracle IoU, share above 0.5, and the mean IoU at the CAM's peak."""
+        ious = localize(self.model, self.validation_reader)
+        return {
+            "val_iou": float(ious["oracle"].mean()),
+            "val_share_50": float((ious["oracle"] > 0.5).mean()),
+            "val_peak_iou": float(ious["cam_peak"].mean()),
+        }
+
+    def describe(self, batch: Batch) -> str:
+        """As in `training.Task`: the images."""
+        ids = self.train.dataset.images["image_id"].iloc[batch.positions].tolist()
+        more = f" and {len(ids) - 4} more" if len(ids) > 4 else ""
+        return f"images {', '.join(ids[:4])}{more}"
+
+    def state(self) -> dict[str, Tensor]:
+        """As in `training.Task`."""
+        return {"ever_positive": self.ever_positive}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """As in `training.Task`."""
+        self.ever_positive = state["ever_positive"]
+
+    def save(self, path: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+        """As in `training.Task`."""
+        names = self.train.dataset.classes
+        what = {
+            "belongs_to": belongs_to(self.train),
+            "settings": self.identity["settings"],
+            "seen_classes": [names[k] for k in self.seen],
+            "class_means": self.class_means.tolist(),
+            "trained_on": {"dataset": self.train.dataset.name, "split": self.train.dataset.split},
+            **about,
+        }
+        save_localizer(path, self.config, weights, what)
+
+
+def train_localizer(
+    train: FeatureCache,
+    validation: FeatureCache,
+    settings: LocalizerSettings,
+    schedule: Schedule,
+    trainings_dir: str | Path,
+    **options: Any,
+) -> tuple[LocalizerTask, Training]:
+    """Train the localiser, or take up where a training of the same settings on the same data stopped.
+
+    Kept are, besides the best and the last weights, those before training and half-way.
+
+    Args:
+        train: computed.
+        validation: computed.
+        settings: of the head and its loss.
+        schedule: how long and how fast.
+        trainings_dir: folder of trainings, a subfolder each.
+        **options: `checkpoint_seconds`, `description` of `fit`.
+    """
+    task = LocalizerTask(train, validation, settings)
+    folder = training_folder(task, schedule, trainings_dir)
+    return task, fit(task, schedule, folder, keep_epochs=kept_epochs(schedule), **options)
+
+
+def kept_epochs(schedule: Schedule) -> tuple[int, ...]:
+    """Before training, half-way, at the end."""
+    return tuple(sorted({0, schedule.epochs // 2, schedule.epochs}))
+
+
+def training_folder(task: LocalizerTask, schedule: Schedule, trainings_dir: str | Path) -> Path:
+    """The folder of a training: named after all that it depends on, so that no two share one."""
+    text = f"{task.key} {json.dumps(asdict(schedule), sort_keys=True)}"
+    return Path(trainings_dir) / f"training-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def belongs_to(cache: FeatureCache) -> dict[str, Any]:
+    """What a head trained on this cache belongs to, for `load_localizer`."""
+    return clip_and_maps(
+        cache.clip, cache.dataset.classes, layers=cache.layers, kind=cache.source.kind,
+        similarity=cache.source.similarity, templates=cache.templates, picture_size=cache.picture_size,
+    )  # fmt: skip
+
+
+def predict(model: GTClassLocalizer, batch: Batch) -> Tensor:
+    """The head on a batch of a cache: [B, C, H, W, 4]."""
+    inputs = batch.to(next(model.parameters()).device)
+    return model(inputs.pictures, inputs.cam, inputs.features)
+
+
+@torch.no_grad()
+def localize(model: GTClassLocalizer, reader: BatchReader, class_means: np.ndarray | None = None) -> pd.DataFrame:
+    """Every box of a cache, its class being given: how well the head's boxes and the baselines' fit it.
+
+    Args:
+        model: in eval mode.
+        reader: of a computed cache.
+        class_means: [C, 4] mean boxes of training images; None leaves the baselines out.
+
+    Returns:
+        Frame image_id, label (name), box_row (of the cache's targets), row, column (of the best cell), oracle,
+        cam_peak, and a column each of `BASELINES`: IoUs.
+    """
+    frames = []
+    dataset = reader.cache.dataset
+    ids, names = dataset.images["image_id"].to_numpy(object), np.array(dataset.classes, dtype=object)
+    for batch in reader.in_order(_EVALUATION_BATCH):
+        boxes = predict(model, batch).float().cpu()
+        cam = to_grid(batch.cam, model.grid)
+        oracle = gt_class_localization(boxes, batch.boxes, batch.labels)
+        peak = peak_localization(boxes, cam, batch.boxes, batch.labels)
+        frame = pd.DataFrame(
+            {
+                "image_id": ids[batch.positions[oracle["image_index"]]],
+                "label": names[oracle["label"]],
+                "box_row": batch.rows,
+                "row": oracle["row"],
+                "column": oracle["column"],
+                "oracle": oracle["iou"],
+                "cam_peak": peak["iou"],
+            }
+        )
+        if class_means is not None:
+            given = np.concatenate([part.numpy() for part in batch.boxes])
+            frame = pd.concat([frame, baseline_ious(given, oracle["label"].to_numpy(), class_means)], axis=1)
+        frames.append(frame)
+    columns = ["image_id", "label", "box_row", "row", "column", *(METHODS if class_means is not None else METHODS[:2])]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
+
+
+def summarise(ious: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """`localization_summary` of a frame of `localize`."""
+    methods = [name for name in METHODS if name in ious.columns]
+    return localization_summary(ious[methods], ious["image_id"], seed=seed)
+
+
+def ablations(settings: LocalizerSettings) -> dict[str, LocalizerSettings]:
+    """The same head with each input alone, and with all three."""
+    alone = {f"{name} only": replace(settings, inputs=(name,)) for name in LOCALIZER_INPUTS}
+    return {**alone, "all three": replace(settings, inputs=LOCALIZER_INPUTS)}
+
+
+def _seen(names: Sequence[str] | None, train: FeatureCache) -> list[int]:
+    """Places of the classes to train on; an error for one without a box."""
+    classes = train.dataset.classes
+    if names is None:
+        return list(range(len(classes)))
+    if isinstance(names, str) or not len(names):
+        raise ParameterError(f"seen_classes must be a list of class names, or None for all, got {names!r}")
+    places = sorted({classes.index(canonical_class(name, classes)) for name in names})
+    counts = np.bincount(train.targets.label, minlength=len(classes))
+    empty = [classes[place] for place in places if not counts[place]]
+    if empty:
+        raise ParameterError(
+            f"seen_classes names {', '.join(empty)}, without a box in the split {train.dataset.split}: "
+            "leave it out or choose another split"
+        )
+    return places
