@@ -30,6 +30,7 @@ __all__ = [
     "Dataset",
     "canonical_class",
     "check_disjoint",
+    "check_have_boxes",
     "check_images",
     "load_dataset",
     "prompt_names",
@@ -349,13 +350,33 @@ def _mend_boxes(
 
 
 def check_disjoint(reported: Dataset, chosen_on: Dataset) -> None:
-    """Raise a `ParameterError` when two splits share an image: what is chosen on images is reported on others."""
+    """Raise a `ParameterError` when two splits share an image: trained, chosen and reported on are different images."""
     shared = set(reported.images["image_id"]) & set(chosen_on.images["image_id"])
     if shared:
         raise ParameterError(
             f"the splits {reported.split} and {chosen_on.split} share {_count(len(shared), 'image')}, {min(shared)!r} "
-            "for one; a setting must be reported on images that it was not chosen on: set split or choose_split"
+            "for one; what is trained or chosen on images must be reported on others: set split, choose_split or "
+            "train_split"
         )
+
+
+def check_have_boxes(dataset: Dataset, names: Sequence[str]) -> tuple[str, ...]:
+    """The classes named, in the spelling and order of the class list; each must have a box in the split.
+
+    Raises:
+        ParameterError: no name, or a class without a box.
+        UnknownClassError: a name that is not in the class list.
+    """
+    if isinstance(names, str) or not len(names):
+        raise ParameterError(f"seen_classes must be a list of class names, or null for all, got {names!r}")
+    asked = {canonical_class(name, dataset.classes) for name in names}
+    empty = sorted(asked - set(dataset.boxes["label"]))
+    if empty:
+        raise ParameterError(
+            f"seen_classes names {', '.join(empty)}, without a box in the split {dataset.split}: leave it out or "
+            "choose another split"
+        )
+    return tuple(name for name in dataset.classes if name in asked)
 
 
 def check_images(dataset: Dataset) -> list[tuple[str, str]]:

@@ -78,6 +78,7 @@ class GTClassLocalizer(nn.Module):
         if "features" in self.inputs:
             self.norm = nn.LayerNorm(feature_dim, elementwise_affine=False)
             self.project = nn.Linear(num_layers * feature_dim, WIDTH)
+            self.project_norm = nn.GroupNorm(8, WIDTH)  # on a par with the encoder's channels
             shared.append(WIDTH)
         if shared:
             self.trunk = nn.Sequential(
@@ -93,6 +94,8 @@ class GTClassLocalizer(nn.Module):
         self.blocks = nn.ModuleList(_ClassBlock(CLASS_WIDTH) for _ in range(2))
         self.boxes = nn.Conv2d(CLASS_WIDTH, 4, 1)
         with torch.no_grad():
+            if shared:
+                self.trunk[-1].weight.mul_(0.2)  # what all classes share must not drown a class's own map at the start
             self.boxes.weight.mul_(0.1)
             self.boxes.bias.copy_(torch.tensor([0.0, 0.0, *[math.log(_START_SIDE / (1 - _START_SIDE))] * 2]))
 
@@ -111,29 +114,47 @@ class GTClassLocalizer(nn.Module):
             ParameterError: a shape that does not fit.
         """
         self._check(images, cam, features)
+        batch, classes = cam.shape[:2]
+        image = torch.arange(batch, device=cam.device).repeat_interleave(classes)
+        label = torch.arange(classes, device=cam.device).repeat(batch)
+        return self._of_pairs(images, cam, features, image, label).unflatten(0, (batch, classes))
+
+    def channels(self, images: Tensor, cam: Tensor, features: Tensor, image: Tensor, label: Tensor) -> Tensor:
+        """The channels of some (image, class) pairs alone: `forward(...)[image, label]`, at a part of its cost.
+
+        Args:
+            images: as in `forward`.
+            cam: as in `forward`.
+            features: as in `forward`.
+            image: [K] whole numbers, each pair's place in B.
+            label: [K], its place in C.
+
+        Returns:
+            [K, H, W, 4], xyxy in [0, 1].
+        """
+        self._check(images, cam, features)
+        return self._of_pairs(images, cam, features, image, label)
+
+    def _of_pairs(self, images: Tensor, cam: Tensor, features: Tensor, image: Tensor, label: Tensor) -> Tensor:
         parts = []
         if "image" in self.inputs:
             parts.append(self.encoder(_unit_range(images), self.grid))
         if "features" in self.inputs:
             parts.append(self._features(features, tuple(cam.shape[-2:])))
-        batch, classes = cam.shape[:2]
-        hidden = self.class_offset[None, :, :, None, None]
+        hidden = self.class_offset[label][:, :, None, None]  # [K, channels, 1, 1]
         if parts:
-            hidden = hidden + self.trunk(torch.cat(parts, dim=1))[:, None]  # [B, C, K, H, W]
+            hidden = hidden + self.trunk(torch.cat(parts, dim=1))[image]
         if "cam" in self.inputs:
-            own = self.cam(_standardised(cam).flatten(0, 1)[:, None])  # [B*C, K, h, w]
-            hidden = hidden + to_grid(own, self.grid).unflatten(0, (batch, classes))
-        hidden = hidden.expand(batch, classes, CLASS_WIDTH, *self.grid).flatten(0, 1)
+            hidden = hidden + to_grid(self.cam(_standardised(cam[image, label])[:, None]), self.grid)
         for block in self.blocks:
             hidden = block(hidden)
-        raw = self.boxes(hidden).unflatten(0, (batch, classes)).permute(0, 1, 3, 4, 2)  # [B, C, H, W, 4]
-        return decode(raw.float())
+        return decode(self.boxes(hidden).permute(0, 2, 3, 1).float())  # [K, H, W, 4]
 
     def _features(self, features: Tensor, grid_from: tuple[int, int]) -> Tensor:
         """[B, L, N, W] -> [B, WIDTH, H, W]."""
         rows = self.norm(features.to(self.project.weight.dtype)).transpose(1, 2).flatten(2)  # [B, N, L*W]
         projected = self.project(rows).transpose(1, 2)  # [B, WIDTH, N]
-        return to_grid(projected.unflatten(2, grid_from), self.grid)
+        return F.gelu(self.project_norm(to_grid(projected.unflatten(2, grid_from), self.grid)))
 
     def _check(self, images: Tensor, cam: Tensor, features: Tensor) -> None:
         batch = len(images)
@@ -282,8 +303,8 @@ def _conv_norm(channels_in: int, channels_out: int, stride: int = 1) -> nn.Seque
 
 def _standardised(cam: Tensor) -> Tensor:
     """Each map less its mean, by its standard deviation: models differ in the range of their similarities."""
-    spread, mean = torch.std_mean(cam.float(), dim=(2, 3), keepdim=True, correction=0)
-    return (cam - mean) / spread.clamp(min=1e-6)
+    centred = cam.float() - cam.float().mean(dim=(-2, -1), keepdim=True)
+    return centred / centred.square().mean(dim=(-2, -1), keepdim=True).sqrt().clamp(min=1e-6)
 
 
 def _unit_range(images: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .classes import canonical_class
+from .datasets import check_have_boxes
 from .errors import ParameterError, TrainingError
 from .feature_batches import Batch, BatchReader
 from .features import FeatureCache
@@ -43,7 +43,7 @@ class LocalizerSettings:
     """What the head is and how its boxes are judged, beside the schedule.
 
     Attributes:
-        grid_size: rows and columns of cells.
+        grid_size: rows and columns of cells; None takes those of the CLIP's patches.
         inputs: what the head looks at, of `LOCALIZER_INPUTS`.
         batch_size: images a step.
         l1_weight, giou_weight, positive_radius, positive_iou, assign: of the loss.
@@ -52,7 +52,7 @@ class LocalizerSettings:
         seed: of weights, order and symmetries.
     """
 
-    grid_size: int = 7
+    grid_size: int | None = None
     inputs: tuple[str, ...] = LOCALIZER_INPUTS
     batch_size: int = 16
     l1_weight: float = 1.0
@@ -69,6 +69,8 @@ class LocalizerSettings:
         check_assign(self.assign)
         for name, least in (("grid_size", 1), ("batch_size", 1), ("seed", 0)):
             value = getattr(self, name)
+            if value is None and name == "grid_size":
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ParameterError(f"{name} must be a whole number of at least {least}, got {value!r}")
         for name in ("l1_weight", "giou_weight", "positive_radius"):
@@ -105,7 +107,8 @@ class LocalizerTask:
         """
         self.settings, self.train, self.validation = settings, train, validation
         clip, classes = train.clip, train.dataset.classes
-        self.seen = _seen(settings.seen_classes, train)
+        names = classes if settings.seen_classes is None else check_have_boxes(train.dataset, settings.seen_classes)
+        self.seen = [classes.index(name) for name in names]
         self.reader = BatchReader(train, self.seen)
         self.validation_reader = BatchReader(validation, self.seen)
         if not len(self.validation_reader.usable):
@@ -116,7 +119,7 @@ class LocalizerTask:
             "num_classes": len(classes),
             "feature_dim": clip.feature_dim,
             "num_layers": train.layers,
-            "grid": [settings.grid_size] * 2,
+            "grid": list(clip.grid) if settings.grid_size is None else [settings.grid_size] * 2,
             "inputs": list(settings.inputs),
         }
         with torch.random.fork_rng(devices=[]):
@@ -249,9 +252,18 @@ def belongs_to(cache: FeatureCache) -> dict[str, Any]:
 
 
 def predict(model: GTClassLocalizer, batch: Batch) -> Tensor:
-    """The head on a batch of a cache: [B, C, H, W, 4]."""
+    """The head on a batch of a cache: [B, C, H, W, 4].
+
+    Only the channels of classes with a box in their image are computed, a fraction of all; nobody looks at the others,
+    which are 0.
+    """
     inputs = batch.to(next(model.parameters()).device)
-    return model(inputs.pictures, inputs.cam, inputs.features)
+    image = torch.repeat_interleave(torch.tensor([len(labels) for labels in batch.labels], dtype=torch.long))
+    pairs = torch.unique(torch.stack([image, torch.cat(batch.labels)]), dim=1).to(inputs.cam.device)
+    found = model.channels(inputs.pictures, inputs.cam, inputs.features, *pairs)  # [K, H, W, 4]
+    boxes = found.new_zeros(*inputs.cam.shape[:2], *found.shape[1:])
+    boxes[pairs[0], pairs[1]] = found
+    return boxes
 
 
 @torch.no_grad()
@@ -294,31 +306,29 @@ def localize(model: GTClassLocalizer, reader: BatchReader, class_means: np.ndarr
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
 
+@torch.no_grad()
+def boxes_on_image(
+    model: GTClassLocalizer, reader: BatchReader, position: int, label: int
+) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """What the head says of one class on one image, in [0, 1] of it.
+
+    Returns:
+        the best cell's box for each ground truth box of the class [G, 4], the box at the CAM's peak [4], and the mean
+        IoU of each with the ground truth.
+    """
+    batch = reader.batch([position])
+    own = batch.labels[0] == label
+    boxes, labels = [batch.boxes[0][own]], [batch.labels[0][own]]
+    pred = predict(model, batch).float().cpu()
+    cam = to_grid(batch.cam, model.grid)
+    best, peak = gt_class_localization(pred, boxes, labels), peak_localization(pred, cam, boxes, labels)
+    rows, columns = (torch.tensor(best[name].tolist(), dtype=torch.long) for name in ("row", "column"))
+    chosen = pred[0, label, rows, columns].numpy()
+    row, column = divmod(int(cam[0, label].argmax()), model.grid[1])
+    return chosen, pred[0, label, row, column].numpy(), float(best["iou"].mean()), float(peak["iou"].mean())
+
+
 def summarise(ious: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """`localization_summary` of a frame of `localize`."""
     methods = [name for name in METHODS if name in ious.columns]
     return localization_summary(ious[methods], ious["image_id"], seed=seed)
-
-
-def ablations(settings: LocalizerSettings) -> dict[str, LocalizerSettings]:
-    """The same head with each input alone, and with all three."""
-    alone = {f"{name} only": replace(settings, inputs=(name,)) for name in LOCALIZER_INPUTS}
-    return {**alone, "all three": replace(settings, inputs=LOCALIZER_INPUTS)}
-
-
-def _seen(names: Sequence[str] | None, train: FeatureCache) -> list[int]:
-    """Places of the classes to train on; an error for one without a box."""
-    classes = train.dataset.classes
-    if names is None:
-        return list(range(len(classes)))
-    if isinstance(names, str) or not len(names):
-        raise ParameterError(f"seen_classes must be a list of class names, or None for all, got {names!r}")
-    places = sorted({classes.index(canonical_class(name, classes)) for name in names})
-    counts = np.bincount(train.targets.label, minlength=len(classes))
-    empty = [classes[place] for place in places if not counts[place]]
-    if empty:
-        raise ParameterError(
-            f"seen_classes names {', '.join(empty)}, without a box in the split {train.dataset.split}: "
-            "leave it out or choose another split"
-        )
-    return places

@@ -33,21 +33,22 @@ class Session:
     source: Path
     whole_split: Dataset
 
-    def other_split(self, split: str, num_images: int | None = None) -> Dataset:
-        """Another split of the same dataset, to choose on; it must not share an image with the session's own.
+    def other_split(self, split: str, num_images: int | None = None, *, purpose: str = "to choose on") -> Dataset:
+        """Another split of the same dataset, which must not share an image with the session's own.
 
         Args:
             split: train, val, test or trainval.
             num_images: this many images, drawn at random with the seed; None takes all.
+            purpose: what it is for, as it is printed.
 
         Raises:
             ParameterError: the two splits share an image.
         """
-        chosen_on = load_dataset(self.source, split)
-        check_disjoint(self.whole_split, chosen_on)  # samples of the two may miss what they share
-        chosen_on = chosen_on.sample(num_images, self.seed)
-        print(f"to choose on: {chosen_on.describe()}")
-        return chosen_on
+        other = load_dataset(self.source, split)
+        check_disjoint(self.whole_split, other)  # samples of the two may miss what they share
+        other = other.sample(num_images, self.seed)
+        print(f"{purpose}: {other.describe()}")
+        return other
 
     @property
     def warnings(self) -> list[str]:

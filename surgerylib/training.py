@@ -48,8 +48,8 @@ class Schedule:
         patience: epochs without a better validation after which to stop; None never stops early.
     """
 
-    epochs: int = 24
-    learning_rate: float = 2e-3
+    epochs: int = 40
+    learning_rate: float = 3e-3
     min_learning_rate: float = 0.0
     warmup_epochs: float = 1.0
     weight_decay: float = 0.01

@@ -61,7 +61,7 @@ def test_every_trained_parameter_is_the_heads_or_the_encoders(tiny):
     mine = {id(p) for p in model.parameters()}
     assert mine.isdisjoint(id(p) for p in tiny.model.parameters())
     encoder = {id(p) for p in model.encoder.parameters()}
-    parts = ("trunk", "cam", "blocks", "boxes", "project", "norm")
+    parts = ("trunk", "cam", "blocks", "boxes", "project", "project_norm", "norm")
     rest = {id(p) for name in parts for p in getattr(model, name).parameters()} | {id(model.class_offset)}
     assert mine == encoder | rest
     tokens = tiny.encode_image(torch.rand(2, 3, 32, 32), 3)
@@ -96,6 +96,16 @@ def test_classes_change_places_with_their_maps():
     model = head().eval()
     order = torch.tensor([3, 0, 4, 1, 2])
     torch.testing.assert_close(model(images, cam[:, order], features), model(images, cam, features)[:, order])
+
+
+def test_a_part_of_the_channels_is_that_part_of_all():
+    images, cam, features = inputs()
+    for given in (LOCALIZER_INPUTS, ("cam",), ("image",)):
+        model = head(inputs=given).eval()
+        image, label = torch.tensor([0, 1, 1, 0]), torch.tensor([4, 0, 2, 1])
+        part = model.channels(images, cam, features, image, label)
+        torch.testing.assert_close(part, model(images, cam, features)[image, label], rtol=1e-5, atol=1e-6)
+        assert model.channels(images, cam, features, image[:0], label[:0]).shape == (0, 7, 7, 4)
 
 
 def test_scale_and_offset_of_the_similarities_change_nothing():

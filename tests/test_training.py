@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,10 @@ from surgerylib.localizer import load_localizer
 from surgerylib.localizer_training import (
     LocalizerSettings,
     LocalizerTask,
-    ablations,
     belongs_to,
     kept_epochs,
     localize,
+    predict,
     summarise,
     train_localizer,
     training_folder,
@@ -79,7 +80,7 @@ def test_no_warmup_and_one_step():
     "wrong",
     [
         {"epochs": 0}, {"epochs": 2.0}, {"patience": 0}, {"learning_rate": 0.0}, {"learning_rate": math.nan},
-        {"gradient_clip": 0}, {"weight_decay": -1}, {"min_learning_rate": 1.0}, {"warmup_epochs": 24},
+        {"gradient_clip": 0}, {"weight_decay": -1}, {"min_learning_rate": 1.0}, {"warmup_epochs": 40},
     ],
 )  # fmt: skip
 def test_a_schedule_that_cannot_be(wrong):
@@ -300,13 +301,34 @@ def test_a_box_that_never_has_a_positive_is_known(caches, tmp_path):
     assert torch.equal(again.ever_positive, task.ever_positive)
 
 
-def test_inputs_alone_are_other_trainings(caches, tmp_path):
-    folders = {
-        training_folder(LocalizerTask(*caches, settings), SCHEDULE, tmp_path)
-        for settings in ablations(SETTINGS).values()
-    }
+def test_other_settings_are_other_trainings(caches, tmp_path):
+    variants = (
+        SETTINGS,
+        replace(SETTINGS, inputs=("cam",)),
+        replace(SETTINGS, seed=1),
+        replace(SETTINGS, augment=False),
+    )
+    folders = {training_folder(LocalizerTask(*caches, settings), SCHEDULE, tmp_path) for settings in variants}
     assert len(folders) == 4
     assert training_folder(LocalizerTask(*caches, SETTINGS), Schedule(epochs=5), tmp_path) not in folders
+    swapped = training_folder(LocalizerTask(*caches[::-1], SETTINGS), SCHEDULE, tmp_path)
+    assert swapped not in folders
+
+
+def test_the_grid_is_that_of_the_patches_unless_it_is_given(caches):
+    assert LocalizerTask(*caches, LocalizerSettings()).model.grid == caches[0].clip.grid
+    assert LocalizerTask(*caches, LocalizerSettings(grid_size=7)).model.grid == (7, 7)
+
+
+def test_channels_without_a_box_are_left_out_of_training_alone(caches):
+    task = LocalizerTask(*caches, SETTINGS)
+    batch = next(task.batches(1, 0))
+    part, whole = predict(task.model, batch), task.model(batch.pictures, batch.cam, batch.features)
+    for image, labels in enumerate(batch.labels):
+        asked = labels.unique()
+        torch.testing.assert_close(part[image, asked], whole[image, asked], rtol=1e-5, atol=1e-6)
+        others = [k for k in range(len(part[image])) if k not in asked]
+        assert not part[image, others].any()
 
 
 def test_every_box_has_its_row_with_head_and_baselines(undisturbed, caches):
@@ -394,7 +416,7 @@ def test_seen_classes(caches, tmp_path):
     assert without
     with pytest.raises(ParameterError, match=f"{without[0]}, without a box in the split train"):
         LocalizerTask(*caches, LocalizerSettings(seen_classes=(shared[0], without[0])))
-    with pytest.raises(ParameterError, match="list of class names"):
+    with pytest.raises(ParameterError, match="list of class names, or null"):
         LocalizerTask(*caches, LocalizerSettings(seen_classes=()))
     with pytest.raises(UnknownClassError, match="nearest known"):
         LocalizerTask(*caches, LocalizerSettings(seen_classes=("zeppelin",)))
