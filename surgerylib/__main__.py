@@ -1,4 +1,4 @@
-"""The command line: `python -m surgerylib run | check | scenes`."""
+"""The command line: `python -m surgerylib run | check | features | train | scenes`."""
 
 from __future__ import annotations
 
@@ -32,13 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from .locations import PROJECT_ROOT
     from .workbook import run_workbook
 
     path, config = _configuration(arguments)
-    out = arguments.out or PROJECT_ROOT / "reports" / path.stem
     result = run_workbook(
-        config, out, only=arguments.only, time_limit=arguments.time_limit * 60, force=arguments.force
+        config, _out(arguments, path), only=arguments.only, time_limit=arguments.time_limit * 60, force=arguments.force
     )  # fmt: skip
     print(result.index)
     return 0 if result.ok else 1
@@ -51,6 +49,22 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _features(arguments: argparse.Namespace) -> int:
+    from . import localizer_commands
+
+    path, config = _configuration(arguments)
+    localizer_commands.features(config, _out(arguments, path), predict_only=arguments.predict)
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from . import localizer_commands
+
+    path, config = _configuration(arguments)
+    print(localizer_commands.train(config, _out(arguments, path), resume=arguments.resume))
+    return 0
+
+
 def _scenes(arguments: argparse.Namespace) -> int:
     from .scenes import write_scenes
 
@@ -58,6 +72,13 @@ def _scenes(arguments: argparse.Namespace) -> int:
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     print(write_scenes(arguments.out, **given))
     return 0
+
+
+def _out(arguments: argparse.Namespace, config: Path) -> Path:
+    """The run's folder: the one given, or one named after the configuration."""
+    from .locations import PROJECT_ROOT
+
+    return (arguments.out or PROJECT_ROOT / "reports" / config.stem).expanduser().resolve()
 
 
 def _configuration(arguments: argparse.Namespace) -> tuple[Path, dict]:
@@ -96,9 +117,13 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--model", help="a ViT that open_clip knows, or 'embedded'")
     shared.add_argument("--checkpoint", help="weights: a file, an open_clip tag, or hf:owner/repo/file")
 
-    run = commands.add_parser("run", parents=[shared], help="execute the notebooks and write the HTML report")
+    placed = argparse.ArgumentParser(add_help=False)
+    placed.add_argument(
+        "--out", type=Path, metavar="DIR", help="the run's folder (default: reports/NAME of the config)"
+    )
+
+    run = commands.add_parser("run", parents=[shared, placed], help="execute the notebooks and write the HTML report")
     run.add_argument("--only", metavar="NN", help="only these notebooks: 01 or 01,03")
-    run.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: reports/NAME of the config)")
     run.add_argument("--force", action="store_true", help="execute even what is up to date")
     run.add_argument("--time-limit", type=_minutes, default=240.0, metavar="MINUTES",
                      help="for each notebook as a whole (default: 240)")  # fmt: skip
@@ -108,6 +133,16 @@ def _parser() -> argparse.ArgumentParser:
         "check", parents=[shared], help="read data and model, run the self-check, change nothing"
     )
     check.set_defaults(command=_check)
+
+    features = commands.add_parser(
+        "features", parents=[shared, placed], help="compute the frozen features that the localiser is trained on"
+    )
+    features.add_argument("--predict", action="store_true", help="only say how much disk they need")
+    features.set_defaults(command=_features)
+
+    train = commands.add_parser("train", parents=[shared, placed], help="train the localiser, as notebook 03 does")
+    train.add_argument("--resume", action="store_true", help="go on with a training of these settings that was stopped")
+    train.set_defaults(command=_train)
 
     scenes = commands.add_parser("scenes", help="draw aerial scenes in DIOR's layout")
     scenes.add_argument("--out", type=Path, required=True, metavar="DIR")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .errors import CheckpointError, ImageReadError, OutputError, ParameterError
+from .errors import CheckpointError, ImageReadError, OutputError, ParameterError, TrainingError
 from .locations import EMBEDDED, checkpoint_file, dataset_folder
 from .parameters import find_notebooks, known_parameters, load_config, validate
+
+if TYPE_CHECKING:
+    from .datasets import Dataset
 
 # parameters that count something -> the least they may be
 _WHOLE_NUMBERS = {
@@ -24,6 +28,14 @@ _WHOLE_NUMBERS = {
     "min_side": 0,
     "max_side": 1,
     "seed": 0,
+    "feature_layers": 1,
+    "picture_size": 8,
+    "grid_size": 1,
+    "epochs": 1,
+    "training_batch_size": 1,
+    "ablation_epochs": 0,
+    "num_train_images": 1,
+    "patience": 1,
 }
 
 
@@ -105,6 +117,7 @@ def check_values(settings: Mapping[str, Any]) -> None:
     if settings.get("max_side") is not None and settings["max_side"] <= settings.get("min_side", 0):
         raise ParameterError(f"max_side must be above min_side ({settings['min_side']}), not {settings['max_side']}")
     _check_sweep(settings)
+    _check_training(settings)
     for name in ("checkpoint", "cache_dir"):
         value = settings.get(name)
         if value is not None and (not isinstance(value, str) or not value):
@@ -131,6 +144,19 @@ def _check_sweep(settings: Mapping[str, Any]) -> None:
     names = ("nms_ious", "min_sides", "max_sides", "box_scores", "unions")
     post_processing_variants(Setting(), **{name: settings[name] for name in names})
     Criterion(settings["choose_protocol"], settings["choose_iou"]).check(settings["iou_thresholds"])
+
+
+def _check_training(settings: Mapping[str, Any]) -> None:
+    """The parameters of the training, where a notebook has them."""
+    if "train_split" not in settings:
+        return
+    from .localizer_plan import TrainingPlan
+
+    for name in ("train_split", "choose_split"):
+        if not settings[name]:
+            raise ParameterError(f"{name} is empty; name a split, such as train or val")
+    plan = TrainingPlan.from_parameters(settings)
+    _ = plan.settings, plan.schedule  # each raises what is wrong with it
 
 
 def check_cache(settings: Mapping[str, Any], root: Path) -> None:
@@ -170,12 +196,17 @@ def _check_dataset(settings: Mapping[str, Any], root: Path) -> list[str]:
     folder, embedded = dataset_folder(settings["dataset"], root)
     if embedded and not folder.exists():
         return [f"dataset: the embedded scenes are not in {folder} yet; the first run draws them"]
-    dataset = datasets.load_dataset(folder, settings.get("split", "test"))
-    parts = [dataset.sample(settings.get("num_images"), settings.get("seed", 0))]
-    if choice := settings.get("choose_split"):
-        other = datasets.load_dataset(folder, choice)
-        datasets.check_disjoint(dataset, other)
-        parts.append(other.sample(settings.get("num_choice_images"), settings.get("seed", 0)))
+    wanted = {"split": "num_images", "choose_split": "num_choice_images", "train_split": "num_train_images"}
+    whole = {
+        name: datasets.load_dataset(folder, settings.get(name, "test"))
+        for name in wanted
+        if name == "split" or settings.get(name)
+    }
+    for one, other in combinations(whole.values(), 2):
+        datasets.check_disjoint(one, other)
+    parts = [whole[name].sample(settings.get(wanted[name]), settings.get("seed", 0)) for name in whole]
+    if "train_split" in whole:
+        _check_to_learn_from(dict(zip(whole, parts, strict=True)), settings.get("seen_classes"))
     lines = []
     for part in parts:
         damaged = datasets.check_images(part)
@@ -184,6 +215,20 @@ def _check_dataset(settings: Mapping[str, Any], root: Path) -> list[str]:
             raise ImageReadError(f"{damaged[0][1]}{more}")
         lines += [f"dataset: {part.describe()}", f"images: all {len(part.images)} can be read"]
     return lines
+
+
+def _check_to_learn_from(parts: Mapping[str, Dataset], seen: Sequence[str] | None) -> None:
+    """The images to train and to choose on must have boxes of the classes that are trained on."""
+    from .datasets import check_have_boxes
+
+    names = parts["train_split"].classes if seen is None else check_have_boxes(parts["train_split"], seen)
+    for parameter in ("train_split", "choose_split"):
+        part = parts[parameter]
+        if not part.boxes["label"].isin(names).any():
+            raise TrainingError(
+                f"{parameter} {part.split!r} has no box of the classes that are trained on; choose another split, or "
+                "leave the training out with --only"
+            )
 
 
 def _check_model(settings: Mapping[str, Any], root: Path, device: str) -> list[str]:
@@ -197,6 +242,7 @@ def _check_model(settings: Mapping[str, Any], root: Path, device: str) -> list[s
     for name, counts in (
         ("last_layers", [settings.get("last_layers", 1)]),
         ("layer_counts", settings.get("layer_counts", [])),
+        ("feature_layers", [settings.get("feature_layers", 1)]),
     ):
         if max(counts, default=1) > clip.depth:
             raise ParameterError(

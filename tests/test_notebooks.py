@@ -13,8 +13,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from surgerylib.errors import DatasetError
+from surgerylib.datasets import load_dataset
+from surgerylib.errors import DatasetError, TrainingError
 from surgerylib.heatmaps import HEATMAP_KINDS
+from surgerylib.localizer import load_localizer
 from surgerylib.locations import PROJECT_ROOT
 from surgerylib.scenes import write_scenes
 from surgerylib.workbook import RunResult, run_workbook
@@ -24,7 +26,7 @@ NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
 
 @pytest.fixture(scope="module")
 def parameters(tmp_path_factory, tiny_folder) -> dict:
-    scenes = write_scenes(tmp_path_factory.mktemp("data") / "scenes", num_train=1, num_val=5, num_test=6, size=96)
+    scenes = write_scenes(tmp_path_factory.mktemp("data") / "scenes", num_train=7, num_val=5, num_test=6, size=96)
     return {
         "dataset": str(scenes),
         "model": f"local-dir:{tiny_folder}",
@@ -34,6 +36,11 @@ def parameters(tmp_path_factory, tiny_folder) -> dict:
         "device": "cpu",
         "percentiles": [60, 75, 90],
         "unions": [[60, 90]],
+        "epochs": 2,
+        "ablation_epochs": 1,
+        "warmup_epochs": 0.5,
+        "picture_size": 32,
+        "training_batch_size": 4,
     }
 
 
@@ -71,7 +78,9 @@ def test_the_numbers_of_the_page_are_those_of_the_file(run):
     assert results["n_images"] == 6
 
 
-@pytest.mark.parametrize(("name", "count"), [("01_heatmap_generation", 6), ("02_threshold_sweep", 5)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("01_heatmap_generation", 6), ("02_threshold_sweep", 5), ("03_training", 3)]
+)
 def test_every_image_of_the_page_says_what_it_shows(run, name, count):
     html = (run.index.parent / f"{name}.html").read_text()
     alts = re.findall(r"<img[^>]*alt=\"([^\"]*)\"", html)
@@ -95,7 +104,7 @@ def test_fewer_kinds_surgery_and_splits_without_a_single_box(parameters, tmp_pat
         path = folder / "Annotations" / "Horizontal Bounding Boxes" / f"{image.stem}.xml"
         path.write_text("<annotation></annotation>")
     given = {**parameters, "dataset": str(folder), "kinds": ["vv_vv"], "similarity": "surgery", "last_layers": 2}
-    result = run_workbook(given, tmp_path / "out")
+    result = run_workbook(given, tmp_path / "out", only="01,02")
     assert result.ok, result.notebooks
     assert "nothing can be measured" in (tmp_path / "out" / "map_results.json").read_text()
     assert "nothing can be chosen" in (tmp_path / "out" / "multi_iou_results.json").read_text()
@@ -149,6 +158,48 @@ def test_the_recommended_setting_runs_the_workbook(run, parameters, tmp_path):
     assert all(len(rows) == 3 for rows in again["choice"]["by_percentile"]["all"].values())
     analysis = json.loads((tmp_path / "out" / "heatmap_quality_analysis.json").read_text())
     assert len(analysis["by_percentile"]["rows"]) == 3
+
+
+def test_the_training_leaves_what_it_promises_and_the_index_shows_it(run, parameters):
+    folder = run.index.parent
+    results = json.loads((folder / "training_results.json").read_text())
+    page = html.unescape((folder / "03_training.html").read_text())
+    assert results["finding"] in html.unescape(run.index.read_text())
+    for method in ("oracle", "cam_peak", "whole_image", "centre_box", "class_mean"):
+        assert f"{results['methods'][method]['mean']['value']:.3f} [" in page
+    assert [row["epoch"] for row in results["history"]] == [0, 1, 2]
+    assert set(results["variants"]) == {"all three", "cam only", "features only", "image only", "best_iou"}
+    assert len(results["positives_by_size"]) == 3
+    truth = pd.read_parquet(folder / "ground_truth.parquet")
+    ious = pd.read_parquet(folder / "gt_class_localization.parquet").sort_values("box_row")
+    assert ious[["image_id", "label"]].to_numpy().tolist() == truth[["image_id", "label"]].to_numpy().tolist()
+    history = pd.read_parquet(folder / "training_history.parquet")
+    assert history["val_iou"].max() == results["history"][results["best_epoch"]]["val_iou"]
+    _, about = load_localizer(folder / "localizer.safetensors")
+    assert about["epoch"] == results["best_epoch"]
+
+
+def test_the_training_on_some_classes_and_without_comparisons(run, parameters, tmp_path):
+    data = load_dataset(parameters["dataset"], "train")
+    both = set(data.boxes["label"]) & set(load_dataset(parameters["dataset"], "val").boxes["label"])
+    given = {**parameters, "seen_classes": sorted(both)[:2], "ablation_epochs": 0, "epochs": 1}
+    given["cache_dir"] = str(run.index.parent / "cache")
+    result = run_workbook(given, tmp_path / "out", only="03")
+    assert result.ok, result.notebooks
+    page = (tmp_path / "out" / "03_training.html").read_text()
+    assert "unseen classes" in page
+    assert "Left out: ablation_epochs is 0." in page
+
+
+def test_a_split_without_a_box_to_learn_from_is_found_before_the_run(parameters, tmp_path):
+    folder = tmp_path / "scenes"
+    shutil.copytree(parameters["dataset"], folder)
+    for image_id in load_dataset(folder, "train").images["image_id"]:
+        path = folder / "Annotations" / "Horizontal Bounding Boxes" / f"{image_id}.xml"
+        path.write_text("<annotation></annotation>")
+    with pytest.raises(TrainingError, match="train_split 'train' has no box"):
+        run_workbook({**parameters, "dataset": str(folder)}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -1,0 +1,329 @@
+"""From parameters to a trained head: the plan, its tables and figures, and the two commands."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from surgerylib import localizer_tables, plots, training_plots
+from surgerylib import training as training_module
+from surgerylib.__main__ import main
+from surgerylib.datasets import load_dataset
+from surgerylib.errors import ParameterError
+from surgerylib.feature_batches import BatchReader
+from surgerylib.localizer import load_localizer
+from surgerylib.localizer_plan import TrainingPlan, plain, publish
+from surgerylib.localizer_training import belongs_to, boxes_on_image, localize, summarise
+from surgerylib.locations import PROJECT_ROOT
+from surgerylib.parameters import find_notebooks, known_parameters, notebook_parameters
+from surgerylib.preflight import check_values
+from surgerylib.scenes import write_scenes
+from surgerylib.session import open_session
+from surgerylib.training import progress_of
+
+SMALL = {"picture_size": 32, "epochs": 3, "training_batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return write_scenes(tmp_path_factory.mktemp("data") / "scenes", num_train=12, num_val=5, num_test=4, size=96)
+
+
+@pytest.fixture(scope="module")
+def arguments(root, tiny_folder) -> dict:
+    return {
+        "dataset": str(root),
+        "model": f"local-dir:{tiny_folder}",
+        "checkpoint": str(tiny_folder / "model.safetensors"),
+        "depth": 4,
+        "device": "cpu",
+    }
+
+
+@pytest.fixture(scope="module")
+def session(arguments, tmp_path_factory):
+    return open_session(**arguments, split="test", out_dir=str(tmp_path_factory.mktemp("out")))
+
+
+@pytest.fixture(scope="module")
+def trained(session):
+    plan = TrainingPlan(**SMALL)
+    caches = plan.caches(session, plan.datasets(session))
+    for cache in caches.values():
+        cache.compute()
+    return plan, caches, *plan.train(caches, session.cache_dir)
+
+
+def test_the_plan_has_the_notebooks_parameters_and_defaults():
+    (notebook,) = find_notebooks(only="03")
+    declared = notebook_parameters(notebook)
+    values = plain(TrainingPlan())
+    assert set(values) <= set(declared)
+    assert {name: declared[name].default for name in values} == values
+
+
+@pytest.mark.parametrize("name", ["embedded", "dior", "earlier-study"])
+def test_the_configurations_are_plans(name):
+    config = yaml.safe_load((PROJECT_ROOT / "notebooks" / "configs" / f"{name}.yaml").read_text())
+    known = known_parameters(find_notebooks())
+    assert set(config) <= set(known)
+    settings = {name: parameter.default for name, parameter in known.items()} | config
+    check_values(settings)
+    plan = TrainingPlan.from_parameters(settings)
+    assert plan.schedule.rate(10**9, 5) == plan.min_learning_rate
+    if name == "earlier-study":
+        assert (plan.schedule.epochs, plan.settings.batch_size, plan.schedule.learning_rate) == (50, 8, 1e-4)
+        assert len(plan.settings.seen_classes) == 10
+        assert plan.settings.assign == "best_iou"
+
+
+def test_no_image_is_in_two_of_the_splits(session):
+    with pytest.raises(ParameterError, match="train and train share 12 images"):
+        TrainingPlan(choose_split="train").datasets(session)
+    with pytest.raises(ParameterError, match="test and test"):
+        TrainingPlan(train_split="test").datasets(session)
+
+
+def test_short_runs_shorten_the_warm_up_too():
+    short = TrainingPlan(epochs=40, warmup_epochs=2.0, patience=3).short(10)
+    assert (short.epochs, short.warmup_epochs, short.patience) == (10, 0.5, None)
+    assert list(TrainingPlan().variants()) == ["all three", "cam only", "features only", "image only", "best_iou"]
+    assert list(TrainingPlan(assign="best_iou").variants())[-1] == "best_iou_or_center"
+
+
+def test_what_is_published_is_the_best_epoch(trained, tmp_path):
+    _, caches, _, training = trained
+    path = publish(training, tmp_path)
+    _, about = load_localizer(path, belongs_to=belongs_to(caches["report"]))
+    assert about["epoch"] == training.best_epoch
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "training_history.parquet"), training.history)
+
+
+@pytest.fixture(scope="module")
+def ious(trained) -> pd.DataFrame:
+    _, caches, task, training = trained
+    model, _ = load_localizer(training.best)
+    return localize(model, BatchReader(caches["report"]), task.class_means)
+
+
+def test_the_answer_is_a_table_and_a_sentence_with_the_same_figures(ious):
+    summary = summarise(ious)
+    table = localizer_tables.answer_table(summary)
+    assert list(table.index) == list(localizer_tables.METHOD_NAMES.values())
+    assert list(table.columns) == ["mean IoU", "share > 0.3", "share > 0.5", "share > 0.7"]
+    sentence = localizer_tables.finding(summary)
+    assert table.loc["head, best cell (oracle)", "mean IoU"] in sentence
+    assert table.loc["head, cell of the CAM's peak", "mean IoU"] in sentence
+
+
+def frame_of(oracle: float, peak: float, guess: float, n: int = 40) -> pd.DataFrame:
+    noise = np.random.default_rng(0).normal(0, 0.02, (n, 5))
+    values = np.array([oracle, peak, guess, guess / 2, guess / 3]) + noise
+    names = ["oracle", "cam_peak", "whole_image", "centre_box", "class_mean"]
+    return pd.DataFrame(values.clip(0, 1), columns=names).assign(image_id=[f"{k}" for k in range(n)], label="ship")
+
+
+def test_the_sentence_says_what_the_intervals_allow():
+    say = lambda *values: localizer_tables.finding(summarise(frame_of(*values)))  # noqa: E731
+    assert say(0.7, 0.4, 0.1).startswith("The trained head finds boxes that no guess")
+    assert "whole image" in say(0.7, 0.4, 0.1)
+    assert "does not tell which one" in say(0.7, 0.1, 0.1)
+    assert "not told apart" in say(0.1, 0.1, 0.1)
+    assert "nothing can be measured" in localizer_tables.finding(summarise(frame_of(1, 1, 1).iloc[:0]))
+
+
+def test_seen_and_unseen_classes_apart():
+    frame = frame_of(0.6, 0.4, 0.1)
+    frame.loc[:9, "label"] = "dam"
+    table = localizer_tables.seen_table(frame, ["ship"])
+    assert table["boxes"].tolist() == ["30", "10"]
+    none = localizer_tables.seen_table(frame, ["ship", "dam"])
+    assert none.loc["unseen classes", "head, best cell (oracle)"].startswith("no boxes")
+
+
+def test_parts_and_caches(trained, session):
+    _, caches, task, _ = trained
+    parts = localizer_tables.parts_table(session.clip, task.model)
+    assert parts["state"].tolist() == ["frozen", "trained", "trained"]
+    trained_count = sum(int(text.replace(",", "")) for text in parts["parameters"].iloc[1:])
+    assert trained_count == sum(p.numel() for p in task.model.parameters())
+    table = localizer_tables.cache_table(caches)
+    assert list(table.index) == ["train (train)", "choose (val)", "report (test)"]
+    assert table["images"].tolist() == ["12", "5", "4"]
+
+
+def test_variants_have_paired_differences():
+    frames = {"all three": frame_of(0.6, 0.4, 0.1), "cam only": frame_of(0.5, 0.4, 0.1)}
+    table = localizer_tables.variants_table(frames, list(frames), "all three")
+    assert table.loc["all three", "minus all three, best cell"] == "–"
+    assert table.loc["cam only", "minus all three, best cell"].startswith("-0.100 [-0.1")
+    assert table.loc["cam only", "minus all three, CAM's peak"].startswith("0.000 [0.000, 0.000]")
+
+
+def test_positives_by_size(trained):
+    _, caches, _, _ = trained
+    data = caches["choose"].dataset
+    sizes = localizer_tables.box_sizes(data)
+    area = (data.boxes["xmax"] - data.boxes["xmin"]) * (data.boxes["ymax"] - data.boxes["ymin"])
+    expected = np.where(area < 1024, "small", np.where(area < 9216, "medium", "large"))
+    assert sizes.tolist() == expected.tolist()
+    ever = {"best_iou": sizes == "medium", "best_iou_or_center": np.ones(len(sizes), bool)}
+    ious = {name: pd.DataFrame({"box_row": range(len(sizes)), "oracle": 0.25}) for name in ever}
+    table = localizer_tables.positives_table(ever, sizes, ious, data)
+    small = table.loc["small (below 32² px)"]
+    assert small["ever a positive, best_iou"] == "0.000"
+    assert small["ever a positive, best_iou_or_center"] == "1.000"
+    assert small["mean IoU, best_iou"] == "0.250"
+    assert table.loc["large", "ever a positive, best_iou"] == "no boxes"
+
+
+def test_results_are_plain_values_and_hold_the_history(ious, trained):
+    _, _, _, training = trained
+    results = localizer_tables.training_results(summarise(ious), training, None, None, plan=plain(TrainingPlan()))
+    assert results["history"][0]["loss"] is None  # epoch 0 has no loss
+    assert results["history"][1]["loss"] > 0
+    assert results["methods"]["oracle"]["mean"]["value"] == pytest.approx(ious["oracle"].mean())
+    empty = localizer_tables.training_results(summarise(ious.iloc[:0]), training, None, None)
+    assert empty["methods"]["oracle"]["mean"]["value"] is None
+
+
+def rendered(figure) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(plots.figure_bytes(figure, "png"))).convert("RGB"))
+
+
+def test_the_figures_draw(ious, trained):
+    _, caches, task, training = trained
+    summary = summarise(ious)
+    for frame in (summary, summarise(ious.iloc[:0])):
+        assert rendered(training_plots.method_bars(frame, "title")).std() > 5
+    assert rendered(training_plots.training_curves(training.history, training.best_epoch)).std() > 5
+    reader = BatchReader(caches["choose"])
+    targets = caches["choose"].targets
+    position, label = int(targets.image[0]), int(targets.label[0])
+    best, peak, iou, peak_iou = boxes_on_image(task.model.eval(), reader, position, label)
+    own = (targets.image == position) & (targets.label == label)
+    assert best.shape == (own.sum(), 4)
+    assert 0 <= peak_iou <= iou <= 1
+    picture = np.random.default_rng(0).integers(0, 255, (96, 96, 3), dtype=np.uint8)
+    stage = [(best * 96, peak * 96, "best cell 0.5")]
+    figure = training_plots.prediction_steps(
+        [(picture, "ship on 1")], [targets.boxes_xyxy[own] * 96], {"epoch 0": stage, "epoch 3": stage}
+    )
+    assert rendered(figure).std() > 5
+
+
+# -------------------------------------------------------------------------------------------------- the commands
+
+
+def words(command: str, arguments: dict, out: Path, **more) -> list[str]:
+    given = {**arguments, **SMALL, **more}
+    items = [item for name, value in given.items() for item in ("-p", f"{name}={value}")]
+    return [command, "--out", str(out), *items]
+
+
+def test_features_says_their_size_before_it_computes_them(arguments, tmp_path, capsys):
+    assert main([*words("features", arguments, tmp_path), "--predict"]) == 0
+    said = capsys.readouterr().out
+    size = 20 * 16 * 4 + 3 * 16 * 64 * 2 + 3 * 32 * 32
+    assert f"train (train): {size:,} bytes an image, 12 images, 0.000 GB" in said
+    assert not (tmp_path / "cache").exists()
+    assert main(words("features", arguments, tmp_path)) == 0
+    assert "features of 12 of 12 images" in capsys.readouterr().out
+    assert len(list((tmp_path / "cache").glob("features-*"))) == 3
+
+
+def test_train_leaves_the_head_and_a_second_call_does_nothing(arguments, tmp_path, capsys):
+    assert main(words("train", arguments, tmp_path)) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "localizer.safetensors")
+    before = (tmp_path / "localizer.safetensors").read_bytes()
+    assert main(words("train", arguments, tmp_path)) == 0
+    assert "at its end already" in capsys.readouterr().out
+    assert (tmp_path / "localizer.safetensors").read_bytes() == before
+    # the report's split is not needed to train
+    assert len(list((tmp_path / "cache").glob("features-*"))) == 2
+
+
+def test_resume_is_asked_for_and_only_where_there_is_something(arguments, tmp_path, capsys, monkeypatch):
+    assert main([*words("train", arguments, tmp_path), "--resume"]) == 2
+    assert "there is no training of these settings" in capsys.readouterr().err
+    step, calls = training_module.train_step, []
+
+    def stopped(*args, **options):
+        calls.append(args)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return step(*args, **options)
+
+    loop = training_module._Loop
+    monkeypatch.setattr(loop, "_checkpoint_when_due", loop._checkpoint)
+    monkeypatch.setattr(training_module, "train_step", stopped)
+    assert main(words("train", arguments, tmp_path)) == 130
+    monkeypatch.undo()
+    (folder,) = (tmp_path / "cache").glob("training-*")
+    assert progress_of(folder) == (1, False)
+    capsys.readouterr()
+    assert main(words("train", arguments, tmp_path)) == 2
+    assert "stopped behind epoch 1 of 3" in capsys.readouterr().err
+    assert main([*words("train", arguments, tmp_path), "--resume"]) == 0
+    assert progress_of(folder) == (3, True)
+    assert (tmp_path / "localizer.safetensors").is_file()
+
+
+BAD = {
+    "a split that is trained and reported on": ({"train_split": "test"}, "share 4 images"),
+    "a split that is trained and chosen on": ({"choose_split": "train"}, "share 12 images"),
+    "an unknown split": ({"train_split": "trian"}, "no split 'trian'"),
+    "no split": ({"train_split": ""}, "train_split is empty"),
+    "an unknown class": ({"seen_classes": "[ship, zeppelin]"}, "zeppelin"),
+    "a class that is no list": ({"seen_classes": "ship"}, "list of class names"),
+    "no class": ({"seen_classes": "[]"}, "list of class names"),
+    "a rate of nought": ({"learning_rate": "0"}, "learning_rate must be above 0"),
+    "a warm-up longer than the training": ({"warmup_epochs": "3"}, "warmup_epochs must be below epochs"),
+    "an unknown assigner": ({"assign": "nearest"}, "best_iou, best_iou_or_center"),
+    "too many layers": ({"feature_layers": "5"}, "feature_layers must be at most 4"),
+    "a tiny picture": ({"picture_size": "4"}, "picture_size .* at least 8"),
+    "no epoch": ({"epochs": "0"}, "epochs .* at least 1"),
+    "a negative ablation": ({"ablation_epochs": "-1"}, "ablation_epochs .* at least 0"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_nothing_is_computed(arguments, tmp_path, capsys, case):
+    change, message = BAD[case]
+    assert main(words("train", arguments, tmp_path / "out", **change)) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert re.search(message, line), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_seen_class_without_a_box_is_found_before_the_run(arguments, root, tmp_path, capsys):
+    data = load_dataset(root, "train")
+    missing = next(name for name in data.classes if name not in set(data.boxes["label"]))
+    assert main(words("train", arguments, tmp_path / "out", seen_classes=f"[{missing}]")) == 2
+    assert f"{missing}, without a box in the split train" in capsys.readouterr().err
+
+
+def test_a_cache_of_other_data_is_not_used(arguments, root, tmp_path, capsys):
+    """A box moved after the cache was made: another cache, another training."""
+    folder = tmp_path / "scenes"
+    shutil.copytree(root, folder)
+    changed = {**arguments, "dataset": str(folder)}
+    assert main(words("train", changed, tmp_path / "out", epochs=2)) == 0
+    image_id, xmin = load_dataset(folder, "train").boxes[["image_id", "xmin"]].iloc[0]
+    path = folder / "Annotations" / "Horizontal Bounding Boxes" / f"{image_id}.xml"
+    path.write_text(path.read_text().replace(f"<xmin>{int(xmin)}<", f"<xmin>{int(xmin) + 1}<", 1))
+    assert main(words("train", changed, tmp_path / "out", epochs=2)) == 0
+    assert "at its end already" not in capsys.readouterr().out
+    assert len(list((tmp_path / "out" / "cache").glob("training-*"))) == 2
+    assert not math.isnan(float(xmin))
