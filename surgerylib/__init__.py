@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from .datasets import Dataset, load_dataset, read_image
     from .detection import DetectionSettings, detect
     from .errors import SurgeryError, SurgeryWarning
+    from .features import FeatureCache
     from .heatmaps import HEATMAP_KINDS, heatmaps, upsample
+    from .localization import gt_class_localization, peak_localization
+    from .localizer import GTClassLocalizer, load_localizer
+    from .losses import gt_class_localization_loss
     from .metrics import average_precision
     from .workbook import run_workbook
 
@@ -30,8 +34,12 @@ _HOMES = {
     "detection": ("DetectionSettings", "detect"),
     "errors": ("SurgeryError", "SurgeryWarning"),
     "extraction": ("extract_boxes", "nms"),
+    "features": ("FeatureCache",),
     "heatmaps": ("HEATMAP_KINDS", "heatmaps", "upsample"),
     "images": ("read_image",),
+    "localization": ("gt_class_localization", "peak_localization"),
+    "localizer": ("GTClassLocalizer", "load_localizer"),
+    "losses": ("gt_class_localization_loss",),
     "metrics": ("average_precision",),
     "workbook": ("run_workbook",),
 }
@@ -43,6 +51,8 @@ __all__ = [
     "PROMPT_TEMPLATES",
     "Dataset",
     "DetectionSettings",
+    "FeatureCache",
+    "GTClassLocalizer",
     "ImageTokens",
     "SurgeryCLIP",
     "SurgeryError",
@@ -52,10 +62,14 @@ __all__ = [
     "box_iou",
     "detect",
     "extract_boxes",
+    "gt_class_localization",
+    "gt_class_localization_loss",
     "heatmaps",
     "load_clip",
     "load_dataset",
+    "load_localizer",
     "nms",
+    "peak_localization",
     "prompt_names",
     "read_image",
     "run_workbook",

@@ -10,7 +10,7 @@ from .errors import ParameterError
 from .features import FeatureCache
 from .localizer_plan import TrainingPlan, publish
 from .localizer_training import LocalizerTask, training_folder
-from .parameters import find_notebooks, known_parameters, validate
+from .parameters import LEAVES_OUT, find_notebooks, known_parameters, validate
 from .preflight import check, check_cache, check_output
 from .session import Session, open_session
 from .training import progress_of
@@ -95,6 +95,8 @@ def _opened(config: Mapping[str, Any], out_dir: Path) -> tuple[Session, Training
     notebooks = find_notebooks()
     root = notebooks[0].resolve().parent.parent
     given = validate(config, known_parameters(notebooks))
+    if given.get(LEAVES_OUT, "") is None:
+        raise ParameterError(f"{LEAVES_OUT} is null, so there is nothing to train; name a split, such as train")
     check_output(out_dir)
     check_cache(given, root)
     check(given, only=NOTEBOOK)

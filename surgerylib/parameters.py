@@ -25,6 +25,8 @@ PATH_PARAMETERS = ("dataset", "checkpoint", "cache_dir")
 SET_BY_RUNNER = "out_dir"
 # may be a number, a list or a word: `preflight.check_values` alone judges them
 OF_SEVERAL_TYPES = ("percentile",)
+# null leaves out every notebook that has it
+LEAVES_OUT = "train_split"
 
 
 class _Anything:
@@ -172,6 +174,7 @@ def apply_overrides(
         name, raw, value = parse_override(item)
         expects_text = name in known and isinstance(known[name].default, str)
         expects_text |= name in PATH_PARAMETERS and value is not None
+        expects_text &= not (name == LEAVES_OUT and value is None)
         if expects_text or not isinstance(value, (str, int, float, bool, list, dict, type(None))):
             value = raw
         if name in PATH_PARAMETERS and isinstance(value, str) and value != "embedded":
@@ -211,7 +214,7 @@ def _fitted(name: str, value: Any, default: Any) -> Any:
             value = float(value)  # YAML takes 1e-3 for text
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if name in OF_SEVERAL_TYPES:
+    if name in OF_SEVERAL_TYPES or (name == LEAVES_OUT and value is None):
         return value
     if isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
         return value

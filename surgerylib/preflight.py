@@ -148,7 +148,7 @@ def _check_sweep(settings: Mapping[str, Any]) -> None:
 
 def _check_training(settings: Mapping[str, Any]) -> None:
     """The parameters of the training, where a notebook has them."""
-    if "train_split" not in settings:
+    if settings.get("train_split", None) is None:
         return
     from .localizer_plan import TrainingPlan
 

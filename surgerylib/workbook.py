@@ -34,6 +34,7 @@ from .files import atomic_write
 from .fingerprints import file_sha256, notebook_keys
 from .locations import dataset_folder
 from .parameters import (
+    LEAVES_OUT,
     SET_BY_RUNNER,
     find_notebooks,
     known_parameters,
@@ -124,6 +125,7 @@ def run_workbook(
     known = known_parameters(notebooks)
     given = validate(load_config(config), known)
     settings = {name: parameter.default for name, parameter in known.items()} | given
+    chosen = _without_left_out(chosen, settings)
     if not time_limit > 0:
         raise ParameterError(f"the time limit must be more than 0, not {time_limit!r}")
     root = notebooks[0].resolve().parent.parent
@@ -145,6 +147,18 @@ def run_workbook(
         raise OutputError(f"cannot make the folder {out}: {error.strerror}; choose another --out") from None
     with _lock(out):
         return _Run(out, root, given, notebooks, keys).execute(chosen, time_limit, force)
+
+
+def _without_left_out(chosen: list[Path], settings: Mapping[str, Any]) -> list[Path]:
+    """The notebooks that have what they need: `train_split: null` leaves the training out."""
+    if settings.get(LEAVES_OUT, "") is not None:
+        return chosen
+    left_out = [path for path in chosen if LEAVES_OUT in notebook_parameters(path)]
+    if left_out == chosen:
+        raise ParameterError(f"{LEAVES_OUT} is null, so there is nothing to run of {left_out[0].stem}; name a split")
+    for path in left_out:
+        print(f"{path.stem}: left out, {LEAVES_OUT} is null", flush=True)
+    return [path for path in chosen if path not in left_out]
 
 
 class _Run:

@@ -71,7 +71,7 @@ def test_the_plan_has_the_notebooks_parameters_and_defaults():
     assert {name: declared[name].default for name in values} == values
 
 
-@pytest.mark.parametrize("name", ["embedded", "dior", "earlier-study"])
+@pytest.mark.parametrize("name", ["embedded", "dior", "mini-dior", "earlier-study"])
 def test_the_configurations_are_plans(name):
     config = yaml.safe_load((PROJECT_ROOT / "notebooks" / "configs" / f"{name}.yaml").read_text())
     known = known_parameters(find_notebooks())
@@ -283,6 +283,7 @@ BAD = {
     "a split that is trained and chosen on": ({"choose_split": "train"}, "share 12 images"),
     "an unknown split": ({"train_split": "trian"}, "no split 'trian'"),
     "no split": ({"train_split": ""}, "train_split is empty"),
+    "nothing to train": ({"train_split": "null"}, "train_split is null"),
     "an unknown class": ({"seen_classes": "[ship, zeppelin]"}, "zeppelin"),
     "a class that is no list": ({"seen_classes": "ship"}, "list of class names"),
     "no class": ({"seen_classes": "[]"}, "list of class names"),

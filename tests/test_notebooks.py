@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from surgerylib.datasets import load_dataset
-from surgerylib.errors import DatasetError, TrainingError
+from surgerylib.errors import DatasetError, ParameterError, TrainingError
 from surgerylib.heatmaps import HEATMAP_KINDS
 from surgerylib.localizer import load_localizer
 from surgerylib.locations import PROJECT_ROOT
@@ -189,6 +189,15 @@ def test_the_training_on_some_classes_and_without_comparisons(run, parameters, t
     page = (tmp_path / "out" / "03_training.html").read_text()
     assert "unseen classes" in page
     assert "Left out: ablation_epochs is 0." in page
+
+
+def test_without_a_split_to_train_on_the_training_is_left_out(parameters, run, tmp_path, capsys):
+    given = {**parameters, "train_split": None, "cache_dir": str(run.index.parent / "cache")}
+    result = run_workbook(given, tmp_path / "out", only="01,03")
+    assert [notebook.name for notebook in result.notebooks] == ["01_heatmap_generation"]
+    assert "03_training: left out, train_split is null" in capsys.readouterr().out
+    with pytest.raises(ParameterError, match="nothing to run of 03_training"):
+        run_workbook(given, tmp_path / "other", only="03")
 
 
 def test_a_split_without_a_box_to_learn_from_is_found_before_the_run(parameters, tmp_path):
