@@ -282,7 +282,7 @@ BAD = {
     "a split that is trained and reported on": ({"train_split": "test"}, "share 4 images"),
     "a split that is trained and chosen on": ({"choose_split": "train"}, "share 12 images"),
     "an unknown split": ({"train_split": "trian"}, "no split 'trian'"),
-    "no split": ({"train_split": ""}, "train_split is empty"),
+    "no split": ({"choose_split": ""}, "choose_split is empty"),
     "nothing to train": ({"train_split": "null"}, "train_split is null"),
     "an unknown class": ({"seen_classes": "[ship, zeppelin]"}, "zeppelin"),
     "a class that is no list": ({"seen_classes": "ship"}, "list of class names"),
