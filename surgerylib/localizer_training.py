@@ -308,13 +308,13 @@ def localize(model: GTClassLocalizer, reader: BatchReader, class_means: np.ndarr
 
 @torch.no_grad()
 def boxes_on_image(
-    model: GTClassLocalizer, reader: BatchReader, position: int, label: int
+    model: GTClassLocalizer, reader: BatchReader, position: int, label: int, *, most: int = 8
 ) -> tuple[np.ndarray, np.ndarray, float, float]:
     """What the head says of one class on one image, in [0, 1] of it.
 
     Returns:
-        the best cell's box for each ground truth box of the class [G, 4], the box at the CAM's peak [4], and the mean
-        IoU of each with the ground truth.
+        the best cells' boxes [K, 4] for those ground truth boxes of the class that are fitted best, at most `most`; the
+        box at the CAM's peak [4]; and the mean IoU of each with all ground truth boxes of the class.
     """
     batch = reader.batch([position])
     own = batch.labels[0] == label
@@ -322,7 +322,8 @@ def boxes_on_image(
     pred = predict(model, batch).float().cpu()
     cam = to_grid(batch.cam, model.grid)
     best, peak = gt_class_localization(pred, boxes, labels), peak_localization(pred, cam, boxes, labels)
-    rows, columns = (torch.tensor(best[name].tolist(), dtype=torch.long) for name in ("row", "column"))
+    drawn = best.nlargest(most, "iou")
+    rows, columns = (torch.tensor(drawn[name].tolist(), dtype=torch.long) for name in ("row", "column"))
     chosen = pred[0, label, rows, columns].numpy()
     row, column = divmod(int(cam[0, label].argmax()), model.grid[1])
     return chosen, pred[0, label, row, column].numpy(), float(best["iou"].mean()), float(peak["iou"].mean())

@@ -227,7 +227,7 @@ def _check_to_learn_from(parts: Mapping[str, Dataset], seen: Sequence[str] | Non
         if not part.boxes["label"].isin(names).any():
             raise TrainingError(
                 f"{parameter} {part.split!r} has no box of the classes that are trained on; choose another split, or "
-                "leave the training out with --only"
+                "leave the training out with train_split=null"
             )
 
 

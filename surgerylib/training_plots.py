@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from .frames import BOX_COLUMNS
 from .localizer_tables import METHOD_NAMES
 from .plots import PREDICTION, TRUTH, draw_boxes, new_figure, photo_axis, styled
+from .training import Schedule
 
 METHOD_COLOURS = {
     "oracle": "#0072B2",
@@ -20,7 +21,16 @@ METHOD_COLOURS = {
     "centre_box": "#999999",
     "class_mean": "#999999",
 }
-_LINES = {"val_iou": METHOD_COLOURS["oracle"], "val_peak_iou": METHOD_COLOURS["cam_peak"]}
+_LOSSES = {
+    "loss": ("total", "#333333", "-"),
+    "giou": ("1 − GIoU", "#0072B2", "--"),
+    "l1": ("L1", "#009E73", ":"),
+}
+_VALIDATION = {
+    "val_iou": ("mean IoU, best cell (oracle)", METHOD_COLOURS["oracle"], "-"),
+    "val_share_50": ("share > 0.5, best cell", "#56B4E9", "--"),
+    "val_peak_iou": ("mean IoU, CAM's peak", METHOD_COLOURS["cam_peak"], "-"),
+}
 PEAK = "#FFB000"
 
 
@@ -44,41 +54,43 @@ def method_bars(summary: pd.DataFrame, title: str) -> Figure:
         axis.hlines(row, values["low"], values["high"], color="#333333", linewidth=1)
         axis.text(end, row, f"  {values['value']:.3f}", va="center", fontsize=9)
     axis.set_yticks(range(len(means)), [METHOD_NAMES[method] for method in means.index])
-    axis.invert_yaxis()
-    axis.set(title=title, xlabel="mean IoU with the ground truth box (line: 95 % interval over images)", xlim=(0, None))
-    axis.margins(x=0.12)
+    end = np.nanmax([0.1, *means["value"], *means["high"]])
+    axis.set(title=title, xlim=(0, 1.12 * end), ylim=(len(means) - 0.4, -0.6))
+    axis.set_xlabel("mean IoU with the ground truth box (line: 95 % interval over images)")
     axis.grid(visible=False, axis="y")
     return fig
 
 
 @styled
-def training_curves(history: pd.DataFrame, best_epoch: int) -> Figure:
+def training_curves(history: pd.DataFrame, schedule: Schedule, best_epoch: int) -> Figure:
     """Loss terms, positives, learning rate and validation by epoch.
 
     Args:
         history: of a `Training`.
+        schedule: its own.
         best_epoch: marked in the validation.
     """
-    fig, axes = new_figure(2, 2, size=(9.2, 5.4), sharex=True)
+    fig, axes = new_figure(2, 2, size=(9.2, 5.6), sharex=True)
     loss, validation, positives, rate = axes[0, 0], axes[0, 1], axes[1, 0], axes[1, 1]
     trained = history[history["epoch"] > 0]
-    for name, colour, style in (("loss", "#333333", "-"), ("giou", "#0072B2", "--"), ("l1", "#009E73", ":")):
-        labels = {"loss": "total", "giou": "1 − GIoU", "l1": "L1"}
-        loss.plot(trained["epoch"], trained[name], color=colour, linestyle=style, label=labels[name])
-    loss.set(title="Loss on the training images", ylim=(0, None))
+    first, last = trained["loss"].iloc[0], trained["loss"].iloc[-1]
+    for name, (label, colour, style) in _LOSSES.items():
+        loss.plot(trained["epoch"], trained[name], color=colour, linestyle=style, label=label)
+    loss.set(title=f"Training loss: from {first:.2f} to {last:.2f}", ylabel="loss (total: weighted)", ylim=(0, None))
     loss.legend()
-    names = {"val_iou": "best cell (oracle)", "val_peak_iou": "CAM's peak"}
-    for name, colour in _LINES.items():
-        validation.plot(history["epoch"], history[name], color=colour, marker="o", markersize=3, label=names[name])
-    validation.plot(history["epoch"], history["val_share_50"], color="#56B4E9", linestyle="--", label="share > 0.5")
+    for name, (label, colour, style) in _VALIDATION.items():
+        validation.plot(history["epoch"], history[name], color=colour, linestyle=style, label=label)
     validation.axvline(best_epoch, color="#999999", linewidth=1, linestyle=":")
-    validation.set(title=f"Validation: mean IoU (best: epoch {best_epoch})", ylim=(0, None))
+    best = history.set_index("epoch").loc[best_epoch, "val_iou"]
+    validation.set(title=f"Validation: best cell {best:.3f} at epoch {best_epoch}", ylabel="IoU, share", ylim=(0, 1))
     validation.legend(loc="lower right")
-    positives.plot(trained["epoch"], trained["positives_per_box"], color="#E69F00", label="positive cells a box")
-    positives.set(title="Positives", xlabel="epoch", ylim=(0, None), ylabel="cells a box")
+    without = trained["share_without_positive"]
+    positives.plot(trained["epoch"], trained["positives_per_box"], color="#E69F00")
+    title = f"{without.iloc[-1]:.0%} of the boxes have no positive cell"
+    positives.set(title=title, xlabel="epoch", ylim=(0, None), ylabel="cells a box")
     share = positives.twinx()
-    share.plot(trained["epoch"], trained["share_without_positive"], color="#CC79A7", linestyle="--")
-    share.set(ylim=(0, 1), ylabel="share of boxes")
+    share.plot(trained["epoch"], without, color="#CC79A7", linestyle="--")
+    share.set(ylim=(-0.02, 1), ylabel="share of boxes")
     share.grid(visible=False)
     share.spines["right"].set_visible(True)
     positives.legend(
@@ -88,9 +100,11 @@ def training_curves(history: pd.DataFrame, best_epoch: int) -> Figure:
         ],
         loc="center right",
     )
-    rate.plot(trained["epoch"], trained["learning_rate"], color="#333333")
-    rate.set(title="Learning rate", xlabel="epoch", ylim=(0, None))
-    rate.ticklabel_format(axis="y", style="sci", scilimits=(-3, -3))
+    steps = int(history["step"].iloc[-1] / max(history["epoch"].iloc[-1], 1))
+    done = np.arange(history["step"].iloc[-1])
+    rate.plot((done + 1) / steps, [schedule.rate(int(step), steps) for step in done], color="#333333")
+    rate.set(title="Warm-up and cosine, by step", xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    rate.ticklabel_format(axis="y", style="plain")
     return fig
 
 

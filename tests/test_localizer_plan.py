@@ -201,11 +201,11 @@ def rendered(figure) -> np.ndarray:
 
 
 def test_the_figures_draw(ious, trained):
-    _, caches, task, training = trained
+    plan, caches, task, training = trained
     summary = summarise(ious)
     for frame in (summary, summarise(ious.iloc[:0])):
         assert rendered(training_plots.method_bars(frame, "title")).std() > 5
-    assert rendered(training_plots.training_curves(training.history, training.best_epoch)).std() > 5
+    assert rendered(training_plots.training_curves(training.history, plan.schedule, training.best_epoch)).std() > 5
     reader = BatchReader(caches["choose"])
     targets = caches["choose"].targets
     position, label = int(targets.image[0]), int(targets.label[0])

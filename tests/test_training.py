@@ -456,7 +456,7 @@ def test_hostile_checkpoint_is_not_run(caches, tmp_path):
             return (Path.touch, (tmp_path / "owned",))
 
     (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "resume.pt").write_bytes(pickle.dumps(Hostile()))
+    (tmp_path / "x" / "resume.pt").write_bytes(pickle.dumps(Hostile(), protocol=2))
     with pytest.raises(CheckpointError, match="cannot be read"):
         fit(LocalizerTask(*caches, SETTINGS), SCHEDULE, tmp_path / "x")
     assert not (tmp_path / "owned").exists()
