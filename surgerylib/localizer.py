@@ -214,7 +214,8 @@ def save_localizer(
         weights: its state dict.
         about: plain values; `belongs_to` is what `load_localizer` compares.
     """
-    metadata = {"format": "pt", "localizer": json.dumps(config), "about": json.dumps(about)}
+    # one entry: of several, safetensors writes another order each time, and equal heads should be equal files
+    metadata = {"localizer": json.dumps({"config": config, "about": about})}
     content = safetensors.torch.save({k: v.contiguous() for k, v in weights.items()}, metadata=metadata)
     return atomic_write(path, content)
 
@@ -236,9 +237,9 @@ def load_localizer(
         raise CheckpointError(f"no trained localiser {path}; train one: python -m surgerylib train")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {})["localizer"])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        config, about = json.loads(metadata["localizer"]), json.loads(metadata["about"])
+        config, about = metadata["config"], metadata["about"]
         model = GTClassLocalizer(**config)
         model.load_state_dict(weights)
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OSError) as error:

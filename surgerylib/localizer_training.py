@@ -101,8 +101,8 @@ class LocalizerTask:
         """Both caches computed.
 
         Raises:
-            ParameterError: a class in `seen_classes` that is not known or has no box in the training images, or an
-                image in both caches.
+            ParameterError: a class in `seen_classes` that has no box in the training images.
+            UnknownClassError: one that is not in the class list.
             TrainingError: no box to validate on.
         """
         self.settings, self.train, self.validation = settings, train, validation
@@ -135,7 +135,6 @@ class LocalizerTask:
             "settings": json.loads(json.dumps(asdict(settings))),
             "train_cache": train.key,
             "validation_cache": validation.key,
-            "threads": torch.get_num_threads(),
             "code_sha256": source_sha256(_CODE),
         }
 
