@@ -14,9 +14,11 @@ With `--epoch N` also: the time of an epoch over a synthetic cache of N images, 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -28,6 +30,7 @@ from alternating import ratio
 from surgerylib import DIOR_CLASSES, load_clip
 from surgerylib.datasets import Dataset
 from surgerylib.features import FeatureCache
+from surgerylib.fingerprints import file_sha256
 from surgerylib.image_shards import write_shard_head
 from surgerylib.localizer_training import LocalizerSettings, LocalizerTask, predict
 from surgerylib.losses import gt_class_localization_loss
@@ -52,10 +55,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
         data = _dataset(Path(folder), options.images)
         _cache(clip, data, Path(folder), options)
-        cache = FeatureCache(clip, data, Path(folder) / "caches").compute()
-        _step(clip, cache, options)
+        few = options.batch  # to validate on, as a training needs them
+        caches = [
+            FeatureCache(clip, _part(data, rows), Path(folder) / "caches").compute()
+            for rows in (slice(few, None), slice(few))
+        ]
+        _step(clip, *caches, options)
         if options.epoch:
-            _epoch(clip, data, Path(folder), options)
+            _epoch(clip, data, caches[1], Path(folder), options)
 
 
 def _dataset(folder: Path, n_images: int) -> Dataset:
@@ -71,6 +78,12 @@ def _dataset(folder: Path, n_images: int) -> Dataset:
         rows.append((path.stem, str(path), SIDE, SIDE))
     images = pd.DataFrame(rows, columns=["image_id", "path", "width", "height"])
     return _with_boxes(folder, images, rng)
+
+
+def _part(data: Dataset, rows: slice) -> Dataset:
+    images = data.images.iloc[rows].reset_index(drop=True)
+    boxes = data.boxes[data.boxes["image_id"].isin(images["image_id"])].reset_index(drop=True)
+    return replace(data, images=images, boxes=boxes)
 
 
 def _with_boxes(folder: Path, images: pd.DataFrame, rng: np.random.Generator) -> Dataset:
@@ -102,8 +115,8 @@ def _cache(clip, data: Dataset, folder: Path, options: argparse.Namespace) -> No
     print(f"cache of {len(data.images)} images: {median:.3f} x the bare forward (quartiles {low:.3f} to {high:.3f})")
 
 
-def _step(clip, cache: FeatureCache, options: argparse.Namespace) -> None:
-    task = LocalizerTask(cache, cache, LocalizerSettings(batch_size=options.batch))
+def _step(clip, cache: FeatureCache, validation: FeatureCache, options: argparse.Namespace) -> None:
+    task = LocalizerTask(cache, validation, LocalizerSettings(batch_size=options.batch))
     optimizer = optimizer_of(task.model, Schedule())
     images = torch.randn(options.batch, 3, clip.image_size, clip.image_size)
 
@@ -134,7 +147,7 @@ def _step(clip, cache: FeatureCache, options: argparse.Namespace) -> None:
         print(f"{name}, {options.batch * BOXES} boxes: {1000 * statistics.median(seconds):.2f} ms")
 
 
-def _epoch(clip, data: Dataset, folder: Path, options: argparse.Namespace) -> None:
+def _epoch(clip, data: Dataset, validation: FeatureCache, folder: Path, options: argparse.Namespace) -> None:
     """An epoch over a cache of random records, written as `FeatureCache.compute` would."""
     images = pd.concat([data.images] * (options.epoch // len(data.images) + 1), ignore_index=True)[: options.epoch]
     images["image_id"] = [f"{k:06d}" for k in range(options.epoch)]
@@ -146,14 +159,17 @@ def _epoch(clip, data: Dataset, folder: Path, options: argparse.Namespace) -> No
     records["features"] = rng.standard_normal(records["features"].shape, dtype=np.float32)
     records["picture"] = rng.integers(0, 256, records["picture"].shape, dtype=np.uint8)
     cache.folder.mkdir(parents=True)
+    hashes = {}
     for first in range(0, options.epoch, cache.shard_images):
         size = min(cache.shard_images, options.epoch - first)
         with cache.path(first).open("wb") as file:
             write_shard_head(file, cache.record, size)
             for start in range(0, size, len(records)):
                 file.write(records[: size - start].data)
+        hashes[cache.path(first).name] = file_sha256(cache.path(first))
+    (cache.folder / "hashes.json").write_text(json.dumps(hashes))
     cache.compute()  # adds the targets; every shard is there
-    task = LocalizerTask(cache, cache, LocalizerSettings(batch_size=options.batch))
+    task = LocalizerTask(cache, validation, LocalizerSettings(batch_size=options.batch))
     optimizer = optimizer_of(task.model, Schedule())
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on (Linux)
     start = time.perf_counter()

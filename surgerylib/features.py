@@ -75,6 +75,7 @@ class FeatureCache(ImageShards):
     what = "features"
     code = (
         "_open_clip", "attention", "checkpoints", "classes", "clip", "features", "heatmaps", "image_shards", "images",
+        "kinds",
     )  # fmt: skip
 
     def __init__(

@@ -62,17 +62,18 @@ def atomic_write(path: str | Path, content: bytes | str) -> Path:
 
 
 @contextlib.contextmanager
-def only_process(folder: Path, work: str) -> Iterator[None]:
+def only_process(folder: Path, work: str, *, lock_name: str = ".lock") -> Iterator[None]:
     """One process at a time does this work in a folder, which is made; the lock of a process that died is no lock.
 
     Args:
         folder: of the work.
         work: what is done there, for the error: `trains`.
+        lock_name: of the lock file.
 
     Raises:
         OutputError: another process holds it, or the folder cannot be written.
     """
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(folder / lock_name, timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()

@@ -25,13 +25,14 @@ from .map_shards import open_shard
 from .parallel import worker_count
 from .versions import source_sha256, versions
 
-_IDENTITY = "identity.json"
+_IDENTITY, _HASHES = "identity.json", "hashes.json"
 
 
 class ImageShards(ABC):
     """Base of what is computed once for each image of a data set and kept on disk.
 
-    A shard is written aside and renamed when it is whole: after a kill, `compute` goes on behind the last one.
+    A shard is written aside and renamed when it is whole: after a kill, `compute` goes on behind the last one. The
+    sha256 of each is kept beside them and looked at when `compute` finds it there.
 
     Attributes:
         what: what is stored, in the plural; folders begin with it.
@@ -136,17 +137,19 @@ class ImageShards(ABC):
         Raises:
             ImageReadError: a damaged image (the shards finished before it stay).
             OutputError: the disk is too small.
-            CacheError: a shard of another shape.
+            CacheError: a shard that is not as it was written.
             CheckpointError: the model gives NaN or infinite values.
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise ParameterError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
         n_threads = worker_count(workers)
-        missing = [first for first in self._firsts() if not self._is_there(first)]
+        hashes = self._hashes()
+        looked_at = tqdm(self._firsts(), desc=f"checking {self.what}", unit="file", delay=2, leave=False)
+        missing = [first for first in looked_at if not self._is_there(first, hashes)]
         if not missing:
             return self
         n_images, n_missing = len(self.dataset.images), sum(map(self._size, missing))
-        self._check_disk(n_missing)
+        check_disk([self])
         with (
             only_process(self.folder, f"computes the {self.what}"),
             ThreadPoolExecutor(n_threads) as pool,
@@ -161,11 +164,20 @@ class ImageShards(ABC):
             ahead = self._read_ahead(self._batches(missing, batch_size), pool)
             for first, batches in groupby(ahead, key=lambda batch: batch[0]):
                 with written_aside(self.path(first)) as file:
-                    write_shard_head(file, self.record, self._size(first))
+                    hashed = _Hashed(file)
+                    write_shard_head(hashed, self.record, self._size(first))
                     for _, images in batches:
-                        file.write(np.ascontiguousarray(self._records(images, first)).data)
+                        hashed.write(np.ascontiguousarray(self._records(images, first)).data)
                         progress.update(len(images))
+                    # before the shard has its name: a shard without its hash would never be trusted
+                    hashes[self.path(first).name] = hashed.sha256.hexdigest()
+                    atomic_write(self.folder / _HASHES, json.dumps(hashes, indent=1, sort_keys=True))
         return self
+
+    def missing_bytes(self) -> int:
+        """What is still to be written."""
+        missing = [first for first in self._firsts() if not self.path(first).is_file()]
+        return sum(map(self._size, missing)) * self.record.itemsize
 
     def _not_finite(self, first: int) -> CheckpointError:
         return CheckpointError(
@@ -202,7 +214,16 @@ class ImageShards(ABC):
             ahead = [pool.submit(self._read, path) for path in following]
             yield first, [future.result() for future in pending]
 
-    def _is_there(self, first: int) -> bool:
+    def _hashes(self) -> dict[str, str]:
+        path = self.folder / _HASHES
+        if not path.is_file():
+            return {}
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise CacheError(f"{path} does not parse ({error}); delete the folder") from error
+
+    def _is_there(self, first: int, hashes: Mapping[str, str]) -> bool:
         path = self.path(first)
         if not path.is_file():
             return False
@@ -213,6 +234,10 @@ class ImageShards(ABC):
                 f"{path} holds {stored.dtype} {list(stored.shape)}, {self.record.base} {list(expected)} is needed; "
                 "delete it"
             )
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != hashes.get(path.name):
+            raise CacheError(f"{path} is not as it was written (its sha256 is another): the disk damaged it; delete it")
         return True
 
     def _check_folder(self, *, must_exist: bool) -> None:
@@ -236,15 +261,35 @@ class ImageShards(ABC):
                 "another folder"
             )
 
-    def _check_disk(self, n_images: int) -> None:
-        existing = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+
+def check_disk(stores: Sequence[ImageShards]) -> None:
+    """Whether all that is still to be written fits, before the first of it is computed.
+
+    Raises:
+        OutputError: it does not.
+    """
+    needed: dict[int, int] = {}
+    for store in stores:
+        existing = next(path for path in (store.folder, *store.folder.parents) if path.exists())
+        device = existing.stat().st_dev
+        needed[device] = needed.get(device, 0) + store.missing_bytes()
         free = shutil.disk_usage(existing).free
-        needed = n_images * self.record.itemsize
-        if needed > free:
+        if needed[device] > free:
             raise OutputError(
-                f"the {self.what} need {needed / 1e9:.2f} GB in {self.folder}, {free / 1e9:.2f} GB are free; free the "
-                "disk or choose another folder"
+                f"the {store.what} need {needed[device] / 1e9:.2f} GB in {store.folder.parent}, {free / 1e9:.2f} GB "
+                "are free; free the disk or choose another folder"
             )
+
+
+class _Hashed:
+    """A file to write to that keeps the sha256 of what was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        return self.file.write(data)
 
 
 def write_shard_head(file: BinaryIO, record: np.dtype, n_images: int) -> None:

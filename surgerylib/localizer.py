@@ -270,12 +270,23 @@ def clip_and_maps(
 
 
 def to_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Maps [B, C, h, w] brought to [B, C, H, W]: means over areas where the grid is coarser, bilinear where finer."""
+    """Maps [B, C, h, w] brought to [B, C, H, W]: means over areas where the grid is coarser, bilinear where finer.
+
+    The means are those of adaptive average pooling, as two matrix products: some devices pool only sizes that divide.
+    """
     if tuple(maps.shape[-2:]) == tuple(grid):
         return maps
     if maps.shape[-2] >= grid[0] and maps.shape[-1] >= grid[1]:
-        return F.adaptive_avg_pool2d(maps, grid)
+        rows, columns = (_means(n, m, maps) for n, m in zip(maps.shape[-2:], grid, strict=True))
+        return rows @ maps @ columns.T
     return F.interpolate(maps, size=grid, mode="bilinear", align_corners=False)
+
+
+def _means(n_from: int, n_to: int, like: Tensor) -> Tensor:
+    """[n_to, n_from]: row k takes the mean of floor(k n / m) to ceil((k + 1) n / m)."""
+    place, k = torch.arange(n_from, device=like.device), torch.arange(n_to, device=like.device)[:, None]
+    inside = (place >= k * n_from // n_to) & (place < ((k + 1) * n_from + n_to - 1) // n_to)
+    return (inside / inside.sum(dim=1, keepdim=True)).to(like.dtype)
 
 
 def decode(raw: Tensor) -> Tensor:

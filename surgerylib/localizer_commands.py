@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import ParameterError
+from .errors import OutputError, ParameterError
 from .features import FeatureCache
-from .localizer_plan import TrainingPlan, publish
+from .files import only_process
+from .identities import differences
+from .image_shards import check_disk
+from .localizer_plan import TrainingPlan, plain, publish
 from .localizer_training import LocalizerTask, training_folder
+from .locations import RUN_LOCK
 from .parameters import LEAVES_OUT, find_notebooks, known_parameters, validate
 from .preflight import check, check_cache, check_output
 from .session import Session, open_session
@@ -49,8 +54,7 @@ def features(config: Mapping[str, Any], out_dir: Path, *, predict_only: bool = F
         )
     print(f"all: {sum(cache.nbytes for cache in caches.values()) / 1e9:.3f} GB")
     if not predict_only:
-        for cache in caches.values():
-            print(cache.compute(batch_size=plan.batch_size).describe())
+        _compute(list(caches.values()), plan)
 
 
 def train(config: Mapping[str, Any], out_dir: Path, *, resume: bool = False) -> Path:
@@ -62,32 +66,60 @@ def train(config: Mapping[str, Any], out_dir: Path, *, resume: bool = False) -> 
         resume: go on with a training of these very settings that was stopped; without it, finding one is an error.
 
     Raises:
-        SurgeryError: bad input, found before anything is computed; nothing to resume, or something that should be.
+        SurgeryError: bad input, found before anything is computed; nothing to resume, or something that should be;
+            a folder with the report of another training.
     """
     session, plan, caches = _opened(config, out_dir)
-    for role in ("train", "choose"):
-        print(caches[role].compute(batch_size=plan.batch_size).describe())
-    task = LocalizerTask(caches["train"], caches["choose"], plan.settings)
-    folder = training_folder(task, plan.schedule, session.cache_dir)
+    with only_process(session.out_dir, "writes", lock_name=RUN_LOCK):
+        _check_report(session.out_dir, plan)
+        _compute([caches["train"], caches["choose"]], plan)
+        task = LocalizerTask(caches["train"], caches["choose"], plan.settings)
+        _check_progress(training_folder(task, plan.schedule, session.cache_dir), plan, resume=resume)
+        _, training = plan.train(caches, session.cache_dir)
+        row = training.history.set_index("epoch").loc[training.best_epoch]
+        print(
+            f"best epoch {training.best_epoch} on {plan.choose_split}: mean IoU {row['val_iou']:.3f} in the best cell, "
+            f"{row['val_peak_iou']:.3f} at the CAM's peak; {training.seconds:.0f} s in this call"
+        )
+        return publish(training, session.out_dir)
+
+
+def _compute(caches: list[FeatureCache], plan: TrainingPlan) -> None:
+    check_disk(caches)
+    for cache in caches:
+        print(cache.compute(batch_size=plan.batch_size).describe())
+
+
+def _check_report(out_dir: Path, plan: TrainingPlan) -> None:
+    """A report beside which another head would lie is not touched."""
+    path = out_dir / "training_results.json"
+    try:
+        reported = json.loads(path.read_text(encoding="utf-8"))["plan"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # no report of a training there
+    if different := differences(reported, plain(plan)):
+        raise OutputError(
+            f"{out_dir} holds the report of another training ({different}): choose another --out, or run notebook 03 "
+            "there with these settings"
+        )
+
+
+def _check_progress(folder: Path, plan: TrainingPlan, *, resume: bool) -> None:
     progress = progress_of(folder)
     if progress is None and resume:
         raise ParameterError(
-            f"--resume: there is no training of these settings in {session.cache_dir}; leave it out to begin one"
+            f"--resume: there is no training of these settings in {folder.parent}; leave it out to begin one"
         )
-    if progress is not None and not progress[1] and not resume:
+    if progress is None:
+        return
+    epochs, finished = progress
+    if finished:
+        print("this training is at its end already; another seed or setting makes another")
+    elif not resume:
         raise ParameterError(
-            f"a training of these settings stopped behind epoch {progress[0]} of {plan.epochs} in {folder}: go on with "
+            f"a training of these settings stopped behind epoch {epochs} of {plan.epochs} in {folder}: go on with "
             "--resume, or delete the folder to begin anew"
         )
-    if progress is not None and progress[1]:
-        print("this training is at its end already; another seed or setting makes another")
-    _, training = plan.train(caches, session.cache_dir)
-    row = training.history.set_index("epoch").loc[training.best_epoch]
-    print(
-        f"best epoch {training.best_epoch} on {plan.choose_split}: mean IoU {row['val_iou']:.3f} in the best cell, "
-        f"{row['val_peak_iou']:.3f} at the CAM's peak; {training.seconds:.0f} s in this call"
-    )
-    return publish(training, session.out_dir)
 
 
 def _opened(config: Mapping[str, Any], out_dir: Path) -> tuple[Session, TrainingPlan, dict[str, FeatureCache]]:

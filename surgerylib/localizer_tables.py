@@ -15,13 +15,15 @@ from .features import FeatureCache
 from .frames import BOX_COLUMNS
 from .localization import BASELINES, localization_difference
 from .localizer import GTClassLocalizer
-from .localizer_training import METHODS, summarise
+from .localizer_training import METHODS, UNTRAINED, LocalizerTask, summarise
 from .summary import with_interval
 from .training import Training
 
 METHOD_NAMES = {
     "oracle": "head, best cell (oracle)",
     "cam_peak": "head, cell of the CAM's peak",
+    "untrained_oracle": "untrained head, best cell",
+    "untrained_peak": "untrained head, CAM's peak",
     "whole_image": "whole image",
     "centre_box": "centre box",
     "class_mean": "class's mean box",
@@ -40,42 +42,61 @@ def answer_table(summary: pd.DataFrame) -> pd.DataFrame:
     return table.rename_axis(index=None, columns=None)
 
 
-def finding(summary: pd.DataFrame) -> str:
-    """One sentence that answers the notebook's question with its figures."""
-    means = summary[summary["figure"] == "mean"].set_index("method")
-    if means["value"].isna().all():
+def finding(ious: pd.DataFrame, summary: pd.DataFrame, *, seed: int = 0) -> str:
+    """One sentence that answers the notebook's question with its figures.
+
+    Learned is what lies above every guess (intervals that don't overlap) and above the untrained head (paired).
+
+    Args:
+        ious: of `localize`, with baselines and `with_untrained`.
+        summary: of `summarise`.
+        seed: of the resamples.
+    """
+    if ious.empty:
         return "No image of this split holds a box of the class list: nothing can be measured."
+    means = summary[summary["figure"] == "mean"].set_index("method")
 
     def cell(method: str) -> str:
         return with_interval(*means.loc[method, ["value", "low", "high"]])
 
     best = means.loc[list(BASELINES), "value"].idxmax()
     highest = means.loc[list(BASELINES), "high"].max()
-    beats = {method: bool(means.loc[method, "low"] > highest) for method in ("oracle", "cam_peak")}
+    learned = localization_difference(
+        ious[list(UNTRAINED)], ious[list(UNTRAINED.values())].set_axis(list(UNTRAINED), axis=1), ious["image_id"],
+        seed=seed,
+    )  # fmt: skip
+    gains = learned[learned["figure"] == "mean"].set_index("method")["low"]
+    beats = {method: bool(means.loc[method, "low"] > highest and gains[method] > 0) for method in UNTRAINED}
     if all(beats.values()):
-        verdict = "The trained head finds boxes that no guess without learning finds"
+        verdict = "The trained head finds boxes that neither a guess nor the untrained head finds"
     elif beats["oracle"]:
         verdict = "Some cell of the trained head finds the box, but the CAM's peak does not tell which one"
     else:
-        verdict = "The trained head is not told apart from guesses without learning"
+        verdict = "The trained head is not told apart from what needs no learning"
     return (
-        f"{verdict}: the class being given, mean IoU {cell('oracle')} in the best cell (an oracle) and "
-        f"{cell('cam_peak')} at the CAM's peak, against {cell(best)} for the best guess ({METHOD_NAMES[best]})."
+        f"{verdict}: the class being given, mean IoU {cell('oracle')} in the best cell (an oracle; untrained "
+        f"{means.loc['untrained_oracle', 'value']:.3f}) and {cell('cam_peak')} at the CAM's peak (untrained "
+        f"{means.loc['untrained_peak', 'value']:.3f}), against {cell(best)} for the best guess ({METHOD_NAMES[best]})."
     )
 
 
-def seen_table(ious: pd.DataFrame, seen: Sequence[str], *, seed: int = 0) -> pd.DataFrame:
-    """Mean IoU apart for the classes that were trained on and the others; `ious` as of `localize`."""
+def by_seen(ious: pd.DataFrame, seen: Sequence[str], *, seed: int = 0) -> dict[str, pd.DataFrame]:
+    """`summarise` apart for the classes that were trained on and the others; `ious` as of `localize`."""
     is_seen = ious["label"].isin(seen)
-    rows = {}
-    for title, part in (("seen classes", ious[is_seen]), ("unseen classes", ious[~is_seen])):
-        means = summarise(part, seed=seed)
-        means = means[means["figure"] == "mean"].set_index("method")
-        cells = {
-            METHOD_NAMES[method]: with_interval(*row) for method, row in means[["value", "low", "high"]].iterrows()
+    parts = {"seen classes": ious[is_seen], "unseen classes": ious[~is_seen]}
+    return {name: summarise(part, seed=seed) for name, part in parts.items()}
+
+
+def seen_table(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Mean IoU of each part of `by_seen`: a row a method, a column a part."""
+    columns = {}
+    for name, summary in parts.items():
+        means = summary[summary["figure"] == "mean"].set_index("method").rename(index=METHOD_NAMES)
+        boxes = int(summary["n_boxes"].max())
+        columns[f"{name} ({boxes:,} boxes)"] = {
+            method: with_interval(*row) for method, row in means[["value", "low", "high"]].iterrows()
         }
-        rows[title] = {"boxes": f"{len(part):,}", **cells}
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return pd.DataFrame(columns)
 
 
 def parts_table(clip: SurgeryCLIP, model: GTClassLocalizer) -> pd.DataFrame:
@@ -107,31 +128,41 @@ def cache_table(caches: Mapping[str, FeatureCache]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=["images", "boxes", "an image", "all"])
 
 
-def variants_table(
-    ious: Mapping[str, pd.DataFrame], names: Sequence[str], reference: str, *, seed: int = 0
-) -> pd.DataFrame:
+def variant_figures(ious: Mapping[str, pd.DataFrame], reference: str, *, seed: int = 0) -> pd.DataFrame:
     """Heads side by side on the same boxes, with the paired difference of each to one of them.
 
     Args:
         ious: variant -> frame of `localize`, all on the same boxes.
-        names: variants, in the order of the rows.
         reference: the one that differences are taken to.
         seed: of the resamples.
+
+    Returns:
+        Frame variant, method (`oracle`, `cam_peak`), value, low, high: mean IoU; difference, difference_low,
+        difference_high: variant minus reference.
     """
-    rows = {}
-    for name in names:
-        figures = summarise(ious[name], seed=seed).set_index(["method", "figure"])
-        row = {}
-        for method, title in (("oracle", "best cell"), ("cam_peak", "CAM's peak")):
-            row[f"mean IoU, {title}"] = with_interval(*figures.loc[(method, "mean"), ["value", "low", "high"]])
+    methods = list(UNTRAINED)
+    parts = []
+    for name, frame in ious.items():
+        figures = summarise(frame[["image_id", *methods]], seed=seed)
         difference = localization_difference(
-            ious[name][["oracle", "cam_peak"]], ious[reference][["oracle", "cam_peak"]], ious[name]["image_id"],
-            seed=seed,
-        ).set_index(["method", "figure"])  # fmt: skip
-        for method, title in (("oracle", "best cell"), ("cam_peak", "CAM's peak")):
-            cell = with_interval(*difference.loc[(method, "mean"), ["difference", "low", "high"]])
-            row[f"minus {reference}, {title}"] = "–" if name == reference else cell
-        rows[name] = row
+            frame[methods], ious[reference][methods], frame["image_id"], seed=seed
+        ).rename(columns={"low": "difference_low", "high": "difference_high"})  # fmt: skip
+        both = figures.merge(difference.drop(columns="excludes_zero"), on=["method", "figure"])
+        parts.append(both[both["figure"] == "mean"].assign(variant=name))
+    columns = ["variant", "method", "value", "low", "high", "difference", "difference_low", "difference_high"]
+    return pd.concat(parts, ignore_index=True)[columns]
+
+
+def variants_table(figures: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """`variant_figures` for a reader: a row a variant."""
+    rows: dict[str, dict[str, str]] = {name: {} for name in dict.fromkeys(figures["variant"])}
+    titles = {"oracle": "best cell", "cam_peak": "CAM's peak"}
+    for row in figures.itertuples():
+        rows[row.variant][f"mean IoU, {titles[row.method]}"] = with_interval(row.value, row.low, row.high)
+    for row in figures.itertuples():
+        cell = with_interval(row.difference, row.difference_low, row.difference_high)
+        same = row.variant == reference
+        rows[row.variant][f"minus {reference}, {titles[row.method]}"] = "–" if same else cell
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -143,63 +174,79 @@ def box_sizes(dataset: Dataset) -> np.ndarray:
     return names[np.digitize(area, list(SIZE_LIMITS.values())[:-1])]
 
 
-def positives_table(
-    ever_positive: Mapping[str, np.ndarray], sizes: np.ndarray, ious: Mapping[str, pd.DataFrame], data: Dataset
+def positive_figures(
+    tasks: Mapping[str, LocalizerTask], ious: Mapping[str, pd.DataFrame], data: Dataset
 ) -> pd.DataFrame:
-    """What the assigner does to boxes of each size.
+    """What the assigner does to boxes of each size, of the classes that are trained on.
 
     Args:
-        ever_positive: assigner -> bool [G], whether each training box ever had a positive cell.
-        sizes: [G] `box_sizes` of the training images.
+        tasks: assigner -> what was trained with it, on the same images.
         ious: assigner -> frame of `localize` on `data`.
         data: where the IoU is measured.
+
+    Returns:
+        Frame size, assigner, n_boxes (trained on), ever_positive (share of them), n_measured, mean_iou (best cell).
     """
-    of_data = box_sizes(data)
     rows = []
+    of_data = box_sizes(data)
     for size in SIZE_LIMITS:
-        here, there = sizes == size, of_data == size
-        row: dict[str, Any] = {"boxes trained on": f"{here.sum():,}"}
-        for name, ever in ever_positive.items():
-            row[f"ever a positive, {name}"] = f"{ever[here].mean():.3f}" if here.any() else "no boxes"
-        for name, frame in ious.items():
-            values = frame.loc[there[frame["box_row"].to_numpy(int)], "oracle"]
-            row[f"mean IoU, {name}"] = f"{values.mean():.3f}" if len(values) else "no boxes"
-        rows.append(row)
-    below = [
-        f"{size} (below {limit**0.5:.0f}² px)" if limit < math.inf else size for size, limit in SIZE_LIMITS.items()
-    ]
-    return pd.DataFrame(rows, index=below)
+        for name, task in tasks.items():
+            ever = task.ever_positive.numpy()[task.is_trained_on & (box_sizes(task.train.dataset) == size)]
+            measured = ious[name].loc[of_data[ious[name]["box_row"].to_numpy(int)] == size, "oracle"]
+            share = ever.mean() if len(ever) else math.nan
+            rows.append((size, name, len(ever), share, len(measured), measured.mean()))
+    return pd.DataFrame(rows, columns=["size", "assigner", "n_boxes", "ever_positive", "n_measured", "mean_iou"])
+
+
+def positives_table(figures: pd.DataFrame) -> pd.DataFrame:
+    """`positive_figures` for a reader: a row a size."""
+    rows: dict[str, dict[str, str]] = {}
+    for row in figures.itertuples():
+        limit = SIZE_LIMITS[row.size]
+        cells = rows.setdefault(f"{row.size} (below {limit**0.5:.0f}² px)" if limit < math.inf else row.size, {})
+        cells["boxes trained on"] = f"{row.n_boxes:,}"
+        cells[f"ever a positive, {row.assigner}"] = f"{row.ever_positive:.3f}" if row.n_boxes else "no boxes"
+        cells[f"mean IoU, {row.assigner}"] = f"{row.mean_iou:.3f}" if row.n_measured else "no boxes"
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table[sorted(table.columns, key=lambda name: ("boxes", "ever", "mean").index(name.split()[0]))]
 
 
 def training_results(
+    sentence: str,
     summary: pd.DataFrame,
     training: Training,
+    *,
+    seen: Mapping[str, pd.DataFrame],
     variants: pd.DataFrame | None,
     positives: pd.DataFrame | None,
     **more: Any,
 ) -> dict[str, Any]:
-    """`training_results.json`: every number of the answer as plain values; NaN becomes null."""
-
-    def plain(value: Any) -> Any:
-        return None if isinstance(value, float) and math.isnan(value) else value
-
-    methods = {
-        method: {
-            row.figure: {"value": plain(row.value), "low": plain(row.low), "high": plain(row.high)}
-            for row in rows.itertuples()
-        }
-        for method, rows in summary.groupby("method", sort=False)
-    }
-    history = [{name: plain(value) for name, value in row.items()} for row in training.history.to_dict("records")]
+    """`training_results.json`: every number of the notebook as plain values; NaN becomes null."""
     return {
-        "finding": finding(summary),
+        "finding": sentence,
         "n_boxes": int(summary["n_boxes"].max()),
         "n_images": int(summary["n_images"].max()),
-        "methods": methods,
+        "methods": _methods(summary),
+        "by_seen": {name: _methods(part) for name, part in seen.items()},
         "best_epoch": training.best_epoch,
         "stopped_early": training.stopped_early,
-        "history": history,
-        "variants": {} if variants is None else variants.to_dict("index"),
-        "positives_by_size": {} if positives is None else positives.to_dict("index"),
+        "history": _rows(training.history),
+        "variants": [] if variants is None else _rows(variants),
+        "positives_by_size": [] if positives is None else _rows(positives),
         **more,
     }
+
+
+def _methods(summary: pd.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:
+    rows = _rows(summary)
+    methods: dict[str, dict[str, dict[str, float | None]]] = {row["method"]: {} for row in rows}
+    for row in rows:
+        methods[row["method"]][row["figure"]] = {name: row[name] for name in ("value", "low", "high")}
+    return methods
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
+        for row in frame.to_dict("records")
+    ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,10 +14,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .datasets import check_have_boxes
-from .errors import ParameterError, TrainingError
+from .datasets import check_disjoint, check_have_boxes
+from .errors import CacheError, ParameterError, TrainingError
 from .feature_batches import Batch, BatchReader
 from .features import FeatureCache
+from .identities import differences
 from .localization import (
     BASELINES,
     baseline_ious,
@@ -29,10 +29,11 @@ from .localization import (
 )
 from .localizer import LOCALIZER_INPUTS, GTClassLocalizer, clip_and_maps, save_localizer, to_grid
 from .losses import check_assign, gt_class_localization_loss
-from .training import Schedule, Training, fit
+from .training import Schedule, Training, as_floats, fit
 from .versions import source_sha256
 
-METHODS = ("oracle", "cam_peak", *BASELINES)
+UNTRAINED = {"oracle": "untrained_oracle", "cam_peak": "untrained_peak"}
+METHODS = ("oracle", "cam_peak", *UNTRAINED.values(), *BASELINES)
 # what decides the weights; the cache's identity answers for the rest
 _CODE = ("boxes", "feature_batches", "localization", "localizer", "localizer_training", "losses", "training")
 _EVALUATION_BATCH = 32
@@ -73,12 +74,10 @@ class LocalizerSettings:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ParameterError(f"{name} must be a whole number of at least {least}, got {value!r}")
-        for name in ("l1_weight", "giou_weight", "positive_radius"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ParameterError(f"{name} must be at least 0, got {getattr(self, name)!r}")
+        as_floats(self, ("l1_weight", "giou_weight", "positive_radius", "positive_iou"))
         if self.l1_weight == self.giou_weight == 0:
             raise ParameterError("l1_weight and giou_weight are both 0; nothing would be learned")
-        if not 0 <= self.positive_iou < 1:
+        if not self.positive_iou < 1:
             raise ParameterError(f"positive_iou must lie in [0, 1), got {self.positive_iou!r}")
         if not self.inputs or not set(self.inputs) <= set(LOCALIZER_INPUTS):
             raise ParameterError(f"inputs must be some of {', '.join(LOCALIZER_INPUTS)}, got {list(self.inputs)!r}")
@@ -93,6 +92,7 @@ class LocalizerTask:
         seen: places of the classes that are trained on.
         class_means: [C, 4] mean box of each class in the training images, those not trained on too.
         ever_positive: bool [G], which boxes of the training targets have had a positive cell.
+        is_trained_on: bool [G], which of them are of classes that are trained on.
     """
 
     criterion = "val_iou"
@@ -101,10 +101,14 @@ class LocalizerTask:
         """Both caches computed.
 
         Raises:
-            ParameterError: a class in `seen_classes` that has no box in the training images.
+            CacheError: features of different models, classes or maps.
+            ParameterError: an image in both, or a class in `seen_classes` that has no box in the training images.
             UnknownClassError: one that is not in the class list.
             TrainingError: no box to validate on.
         """
+        check_disjoint(train.dataset, validation.dataset)
+        if different := differences(belongs_to(validation), belongs_to(train)):
+            raise CacheError(f"the features to train and to validate on were made of different things ({different})")
         self.settings, self.train, self.validation = settings, train, validation
         clip, classes = train.clip, train.dataset.classes
         names = classes if settings.seen_classes is None else check_have_boxes(train.dataset, settings.seen_classes)
@@ -129,6 +133,7 @@ class LocalizerTask:
         targets = train.targets
         self.class_means = class_mean_boxes(targets.boxes_xyxy, targets.label, len(classes))
         self.ever_positive = torch.zeros(len(targets.label), dtype=torch.bool)
+        self.is_trained_on = np.isin(targets.label, self.seen)
         self.steps = self.reader.steps(settings.batch_size)
         self.identity: dict[str, Any] = {
             "trained": "GTClassLocalizer",
@@ -301,8 +306,17 @@ def localize(model: GTClassLocalizer, reader: BatchReader, class_means: np.ndarr
             given = np.concatenate([part.numpy() for part in batch.boxes])
             frame = pd.concat([frame, baseline_ious(given, oracle["label"].to_numpy(), class_means)], axis=1)
         frames.append(frame)
-    columns = ["image_id", "label", "box_row", "row", "column", *(METHODS if class_means is not None else METHODS[:2])]
+    columns = ["image_id", "label", "box_row", "row", "column", *UNTRAINED, *(() if class_means is None else BASELINES)]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
+
+
+def with_untrained(ious: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
+    """A frame of `localize` with the same boxes under the untrained head as further methods (`UNTRAINED`).
+
+    An oracle may choose among all cells, and a cell lies where something is: a head need not have learned anything to
+    beat a fixed box.
+    """
+    return ious.assign(**{name: untrained[method].to_numpy() for method, name in UNTRAINED.items()})
 
 
 @torch.no_grad()

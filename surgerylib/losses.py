@@ -136,6 +136,7 @@ def flat_targets(
         )
     of_images = [torch.as_tensor(part).reshape(-1, 4) if len(part) == 0 else torch.as_tensor(part) for part in boxes]
     names = [torch.as_tensor(part).reshape(-1) for part in labels]
+    names = [name if len(name) else name.long() for name in names]  # an empty list is taken for floats
     for index, (part, name) in enumerate(zip(of_images, names, strict=True)):
         if part.ndim != 2 or part.shape != (len(name), 4):
             raise ParameterError(

@@ -148,7 +148,7 @@ def _check_sweep(settings: Mapping[str, Any]) -> None:
 
 def _check_training(settings: Mapping[str, Any]) -> None:
     """The parameters of the training, where a notebook has them."""
-    if settings.get("train_split", None) is None:
+    if settings.get("train_split") is None:
         return
     from .localizer_plan import TrainingPlan
 
@@ -242,7 +242,7 @@ def _check_model(settings: Mapping[str, Any], root: Path, device: str) -> list[s
     for name, counts in (
         ("last_layers", [settings.get("last_layers", 1)]),
         ("layer_counts", settings.get("layer_counts", [])),
-        ("feature_layers", [settings.get("feature_layers", 1)]),
+        ("feature_layers", [settings["feature_layers"]] if settings.get("train_split") else []),
     ):
         if max(counts, default=1) > clip.depth:
             raise ParameterError(

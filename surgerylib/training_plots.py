@@ -17,6 +17,8 @@ from .training import Schedule
 METHOD_COLOURS = {
     "oracle": "#0072B2",
     "cam_peak": "#D55E00",
+    "untrained_oracle": "#9CC7E4",
+    "untrained_peak": "#F0B58A",
     "whole_image": "#999999",
     "centre_box": "#999999",
     "class_mean": "#999999",
@@ -43,7 +45,7 @@ def method_bars(summary: pd.DataFrame, title: str) -> Figure:
         title: the finding.
     """
     means = summary[summary["figure"] == "mean"].set_index("method")
-    fig, axes = new_figure(size=(8.2, 2.6))
+    fig, axes = new_figure(size=(8.2, 3.2))
     axis = axes[0, 0]
     for row, (method, values) in enumerate(means.iterrows()):
         if np.isnan(values["value"]):

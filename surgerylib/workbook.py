@@ -32,7 +32,7 @@ from . import report
 from .errors import OutputError, ParameterError
 from .files import atomic_write
 from .fingerprints import file_sha256, notebook_keys
-from .locations import dataset_folder
+from .locations import RUN_LOCK, dataset_folder
 from .parameters import (
     LEAVES_OUT,
     SET_BY_RUNNER,
@@ -353,7 +353,7 @@ def _draw_embedded_scenes(settings: Mapping[str, Any], root: Path) -> bool:
 @contextlib.contextmanager
 def _lock(out: Path) -> Iterator[None]:
     """One run at a time into a folder; the lock of a process that died is no lock."""
-    lock = filelock.FileLock(out / ".run.lock", timeout=0)
+    lock = filelock.FileLock(out / RUN_LOCK, timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout:

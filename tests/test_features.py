@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,9 @@ from surgerylib.datasets import Dataset, load_dataset, read_image
 from surgerylib.errors import CacheError, CheckpointError, ImageReadError, OutputError, ParameterError
 from surgerylib.feature_batches import N_SYMMETRIES, BatchReader, turn, turn_boxes
 from surgerylib.features import FeatureCache
+from surgerylib.fingerprints import file_sha256
 from surgerylib.heatmaps import heatmaps
+from surgerylib.image_shards import check_disk
 from surgerylib.scenes import write_scenes
 
 N_IMAGES, SHARD_IMAGES, PICTURE = 7, 3, 24
@@ -111,6 +114,19 @@ def test_a_disk_that_is_too_small(tiny, data, tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="GB are free"):
         cache.compute()
     assert not list(tmp_path.iterdir())
+
+
+def test_all_caches_must_fit_before_the_first_is_computed(tiny, data, tmp_path, monkeypatch):
+    caches = [FeatureCache(tiny, data, tmp_path, picture_size=size) for size in (PICTURE, 2 * PICTURE)]
+    usage = namedtuple("usage", "total used free")
+    needed = sum(cache.nbytes for cache in caches)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, needed - 1))
+    for cache in caches:
+        check_disk([cache])
+    with pytest.raises(OutputError, match="GB are free"):
+        check_disk(caches)
+    caches[0].compute()
+    check_disk(caches)  # what is there already needs no room
 
 
 def test_a_full_disk_leaves_no_shard(tiny, data, tmp_path, monkeypatch):
@@ -228,6 +244,20 @@ def test_a_damaged_shard_is_named(copied):
         copied.compute()
     with pytest.raises(CacheError, match=r"features-00001\.npy"):
         copied.read([3])
+
+
+def test_the_hashes_are_those_of_the_files(copied):
+    hashes = json.loads((copied.folder / "hashes.json").read_text())
+    assert hashes == {path.name: file_sha256(path) for path in copied.folder.glob("features-*.npy")}
+    path = copied.path(0)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(CacheError, match="is not as it was written"):
+        copied.compute()
+    (copied.folder / "hashes.json").write_text("[")
+    with pytest.raises(CacheError, match="does not parse"):
+        copied.compute()
 
 
 # ------------------------------------------------------------------------------------------------------- batches

@@ -131,6 +131,23 @@ def test_maps_at_the_grid():
     assert to_grid(maps, (8, 8)).shape == (1, 1, 8, 8)
 
 
+@pytest.mark.parametrize("grid", [(14, 14), (7, 7), (5, 9), (1, 1), (16, 3)])
+def test_maps_at_a_coarser_grid_are_pooled_as_torch_does(grid):
+    maps = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(to_grid(maps, grid), torch.nn.functional.adaptive_avg_pool2d(maps, grid))
+
+
+def test_pooling_that_apples_devices_refuse_is_not_used(monkeypatch):
+    """MPS pools only sizes that divide (pytorch#96056): 16 x 16 of the encoder to 14 x 14 does not."""
+
+    def refused(*_):
+        raise RuntimeError("input sizes must be divisible by output sizes")
+
+    for name in ("adaptive_avg_pool2d", "interpolate"):
+        monkeypatch.setattr(torch.nn.functional, name, refused)
+    assert head(grid=(3, 3))(*inputs(size=128)).shape == (2, 5, 3, 3, 4)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
 import shutil
@@ -20,12 +21,22 @@ from surgerylib.__main__ import main
 from surgerylib.datasets import load_dataset
 from surgerylib.errors import ParameterError
 from surgerylib.feature_batches import BatchReader
+from surgerylib.files import only_process
 from surgerylib.localizer import load_localizer
 from surgerylib.localizer_plan import TrainingPlan, plain, publish
-from surgerylib.localizer_training import belongs_to, boxes_on_image, localize, summarise
-from surgerylib.locations import PROJECT_ROOT
+from surgerylib.localizer_training import (
+    UNTRAINED,
+    LocalizerSettings,
+    LocalizerTask,
+    belongs_to,
+    boxes_on_image,
+    localize,
+    summarise,
+    with_untrained,
+)
+from surgerylib.locations import PROJECT_ROOT, RUN_LOCK
 from surgerylib.parameters import find_notebooks, known_parameters, notebook_parameters
-from surgerylib.preflight import check_values
+from surgerylib.preflight import check, check_values
 from surgerylib.scenes import write_scenes
 from surgerylib.session import open_session
 from surgerylib.training import progress_of
@@ -111,8 +122,9 @@ def test_what_is_published_is_the_best_epoch(trained, tmp_path):
 @pytest.fixture(scope="module")
 def ious(trained) -> pd.DataFrame:
     _, caches, task, training = trained
-    model, _ = load_localizer(training.best)
-    return localize(model, BatchReader(caches["report"]), task.class_means)
+    (model, _), (untrained, _) = load_localizer(training.best), load_localizer(training.kept(0))
+    reader = BatchReader(caches["report"])
+    return with_untrained(localize(model, reader, task.class_means), localize(untrained, reader))
 
 
 def test_the_answer_is_a_table_and_a_sentence_with_the_same_figures(ious):
@@ -120,34 +132,47 @@ def test_the_answer_is_a_table_and_a_sentence_with_the_same_figures(ious):
     table = localizer_tables.answer_table(summary)
     assert list(table.index) == list(localizer_tables.METHOD_NAMES.values())
     assert list(table.columns) == ["mean IoU", "share > 0.3", "share > 0.5", "share > 0.7"]
-    sentence = localizer_tables.finding(summary)
+    sentence = localizer_tables.finding(ious, summary)
     assert table.loc["head, best cell (oracle)", "mean IoU"] in sentence
     assert table.loc["head, cell of the CAM's peak", "mean IoU"] in sentence
 
 
-def frame_of(oracle: float, peak: float, guess: float, n: int = 40) -> pd.DataFrame:
-    noise = np.random.default_rng(0).normal(0, 0.02, (n, 5))
-    values = np.array([oracle, peak, guess, guess / 2, guess / 3]) + noise
-    names = ["oracle", "cam_peak", "whole_image", "centre_box", "class_mean"]
+def frame_of(oracle: float, peak: float, guess: float, untrained: float = 0.05, n: int = 40) -> pd.DataFrame:
+    noise = np.random.default_rng(0).normal(0, 0.02, (n, 7))
+    values = np.array([oracle, peak, untrained, untrained, guess, guess / 2, guess / 3]) + noise
+    names = ["oracle", "cam_peak", *UNTRAINED.values(), "whole_image", "centre_box", "class_mean"]
     return pd.DataFrame(values.clip(0, 1), columns=names).assign(image_id=[f"{k}" for k in range(n)], label="ship")
 
 
 def test_the_sentence_says_what_the_intervals_allow():
-    say = lambda *values: localizer_tables.finding(summarise(frame_of(*values)))  # noqa: E731
-    assert say(0.7, 0.4, 0.1).startswith("The trained head finds boxes that no guess")
+    def say(*values: float) -> str:
+        frame = frame_of(*values)
+        return localizer_tables.finding(frame, summarise(frame))
+
+    assert say(0.7, 0.4, 0.1).startswith("The trained head finds boxes that neither a guess nor the untrained")
     assert "whole image" in say(0.7, 0.4, 0.1)
     assert "does not tell which one" in say(0.7, 0.1, 0.1)
     assert "not told apart" in say(0.1, 0.1, 0.1)
-    assert "nothing can be measured" in localizer_tables.finding(summarise(frame_of(1, 1, 1).iloc[:0]))
+    empty = frame_of(1, 1, 1).iloc[:0]
+    assert "nothing can be measured" in localizer_tables.finding(empty, summarise(empty))
+
+
+def test_an_untrained_head_is_not_said_to_have_learned(trained):
+    """The oracle of random weights beats every fixed box: it is no sign of learning."""
+    _, caches, task, training = trained
+    untrained, _ = load_localizer(training.kept(0))
+    ious = localize(untrained, BatchReader(caches["report"]), task.class_means)
+    frame = with_untrained(ious, ious)
+    assert "not told apart from what needs no learning" in localizer_tables.finding(frame, summarise(frame))
 
 
 def test_seen_and_unseen_classes_apart():
     frame = frame_of(0.6, 0.4, 0.1)
     frame.loc[:9, "label"] = "dam"
-    table = localizer_tables.seen_table(frame, ["ship"])
-    assert table["boxes"].tolist() == ["30", "10"]
-    none = localizer_tables.seen_table(frame, ["ship", "dam"])
-    assert none.loc["unseen classes", "head, best cell (oracle)"].startswith("no boxes")
+    table = localizer_tables.seen_table(localizer_tables.by_seen(frame, ["ship"]))
+    assert list(table.columns) == ["seen classes (30 boxes)", "unseen classes (10 boxes)"]
+    none = localizer_tables.seen_table(localizer_tables.by_seen(frame, ["ship", "dam"]))
+    assert none.loc["head, best cell (oracle)", "unseen classes (0 boxes)"].startswith("no boxes")
 
 
 def test_parts_and_caches(trained, session):
@@ -163,36 +188,47 @@ def test_parts_and_caches(trained, session):
 
 def test_variants_have_paired_differences():
     frames = {"all three": frame_of(0.6, 0.4, 0.1), "cam only": frame_of(0.5, 0.4, 0.1)}
-    table = localizer_tables.variants_table(frames, list(frames), "all three")
+    figures = localizer_tables.variant_figures(frames, "all three")
+    row = figures.set_index(["variant", "method"]).loc[("cam only", "oracle")]
+    assert row["value"] == pytest.approx(frames["cam only"]["oracle"].mean())
+    assert row["difference"] == pytest.approx(-0.1)
+    assert row["difference_high"] < 0
+    table = localizer_tables.variants_table(figures, "all three")
     assert table.loc["all three", "minus all three, best cell"] == "–"
     assert table.loc["cam only", "minus all three, best cell"].startswith("-0.100 [-0.1")
-    assert table.loc["cam only", "minus all three, CAM's peak"].startswith("0.000 [0.000, 0.000]")
+    assert table.loc["cam only", "minus all three, CAM's peak"] == "0.000 [0.000, 0.000]"
 
 
-def test_positives_by_size(trained):
+def test_positives_by_size_are_of_the_classes_that_are_trained_on(trained):
     _, caches, _, _ = trained
-    data = caches["choose"].dataset
-    sizes = localizer_tables.box_sizes(data)
-    area = (data.boxes["xmax"] - data.boxes["xmin"]) * (data.boxes["ymax"] - data.boxes["ymin"])
-    expected = np.where(area < 1024, "small", np.where(area < 9216, "medium", "large"))
-    assert sizes.tolist() == expected.tolist()
-    ever = {"best_iou": sizes == "medium", "best_iou_or_center": np.ones(len(sizes), bool)}
-    ious = {name: pd.DataFrame({"box_row": range(len(sizes)), "oracle": 0.25}) for name in ever}
-    table = localizer_tables.positives_table(ever, sizes, ious, data)
-    small = table.loc["small (below 32² px)"]
-    assert small["ever a positive, best_iou"] == "0.000"
-    assert small["ever a positive, best_iou_or_center"] == "1.000"
-    assert small["mean IoU, best_iou"] == "0.250"
-    assert table.loc["large", "ever a positive, best_iou"] == "no boxes"
+    data, train = caches["choose"].dataset, caches["train"].dataset
+    sizes = localizer_tables.box_sizes(train)
+    area = (train.boxes["xmax"] - train.boxes["xmin"]) * (train.boxes["ymax"] - train.boxes["ymin"])
+    assert sizes.tolist() == np.where(area < 1024, "small", np.where(area < 9216, "medium", "large")).tolist()
+    seen = next(name for name in train.boxes["label"] if (data.boxes["label"] == name).any())
+    task = LocalizerTask(caches["train"], caches["choose"], LocalizerSettings(seen_classes=(seen,)))
+    task.ever_positive[task.is_trained_on] = True
+    ious = localize(task.model.eval(), BatchReader(caches["choose"], task.seen))
+    figures = localizer_tables.positive_figures({"best_iou": task}, {"best_iou": ious}, data).set_index("size")
+    assert figures["n_boxes"].sum() == (train.boxes["label"] == seen).sum()
+    assert figures["n_measured"].sum() == (data.boxes["label"] == seen).sum()
+    assert set(figures["ever_positive"].dropna()) == {1.0}
+    table = localizer_tables.positives_table(figures.reset_index())
+    assert "no boxes" in table.to_numpy().flatten()
+    assert list(table.columns) == ["boxes trained on", "ever a positive, best_iou", "mean IoU, best_iou"]
 
 
 def test_results_are_plain_values_and_hold_the_history(ious, trained):
     _, _, _, training = trained
-    results = localizer_tables.training_results(summarise(ious), training, None, None, plan=plain(TrainingPlan()))
+    nothing = {"seen": {}, "variants": None, "positives": None}
+    results = localizer_tables.training_results(
+        "it does", summarise(ious), training, plan=plain(TrainingPlan()), **nothing
+    )
+    assert json.loads(json.dumps(results)) == results
     assert results["history"][0]["loss"] is None  # epoch 0 has no loss
     assert results["history"][1]["loss"] > 0
     assert results["methods"]["oracle"]["mean"]["value"] == pytest.approx(ious["oracle"].mean())
-    empty = localizer_tables.training_results(summarise(ious.iloc[:0]), training, None, None)
+    empty = localizer_tables.training_results("", summarise(ious.iloc[:0]), training, **nothing)
     assert empty["methods"]["oracle"]["mean"]["value"] is None
 
 
@@ -278,6 +314,26 @@ def test_resume_is_asked_for_and_only_where_there_is_something(arguments, tmp_pa
     assert (tmp_path / "localizer.safetensors").is_file()
 
 
+def test_train_leaves_the_report_of_another_training_alone(arguments, tmp_path, capsys):
+    assert main(words("train", arguments, tmp_path)) == 0
+    before = (tmp_path / "localizer.safetensors").read_bytes()
+    given = known_parameters(find_notebooks(only="03"))
+    reported = {name: parameter.default for name, parameter in given.items()} | SMALL
+    (tmp_path / "training_results.json").write_text(json.dumps({"plan": plain(TrainingPlan.from_parameters(reported))}))
+    assert main(words("train", arguments, tmp_path)) == 0  # the same one
+    capsys.readouterr()
+    assert main(words("train", arguments, tmp_path, epochs=2)) == 2
+    said = capsys.readouterr().err
+    assert "report of another training (epochs: 3 there, 2 here)" in said
+    assert (tmp_path / "localizer.safetensors").read_bytes() == before
+
+
+def test_train_waits_for_no_run_that_writes_there(arguments, tmp_path, capsys):
+    with only_process(tmp_path, "writes", lock_name=RUN_LOCK):
+        assert main(words("train", arguments, tmp_path)) == 2
+    assert "another process writes" in capsys.readouterr().err
+
+
 BAD = {
     "a split that is trained and reported on": ({"train_split": "test"}, "share 4 images"),
     "a split that is trained and chosen on": ({"choose_split": "train"}, "share 12 images"),
@@ -287,7 +343,7 @@ BAD = {
     "an unknown class": ({"seen_classes": "[ship, zeppelin]"}, "zeppelin"),
     "a class that is no list": ({"seen_classes": "ship"}, "list of class names"),
     "no class": ({"seen_classes": "[]"}, "list of class names"),
-    "a rate of nought": ({"learning_rate": "0"}, "learning_rate must be above 0"),
+    "a rate of nought": ({"learning_rate": "0"}, "learning_rate must be a number above 0"),
     "a warm-up longer than the training": ({"warmup_epochs": "3"}, "warmup_epochs must be below epochs"),
     "an unknown assigner": ({"assign": "nearest"}, "best_iou, best_iou_or_center"),
     "too many layers": ({"feature_layers": "5"}, "feature_layers must be at most 4"),
@@ -306,6 +362,15 @@ def test_bad_input_is_one_line_and_nothing_is_computed(arguments, tmp_path, caps
     assert line.startswith("error: ")
     assert re.search(message, line), line
     assert not (tmp_path / "out").exists()
+
+
+def test_more_layers_than_there_are_do_not_matter_where_nothing_is_trained(arguments):
+    known = known_parameters(find_notebooks())
+    settings = {name: parameter.default for name, parameter in known.items()} | arguments
+    shallow = {**settings, "depth": 2, "layer_counts": [1], "feature_layers": 3}
+    with pytest.raises(ParameterError, match="feature_layers must be at most 2"):
+        check({name: shallow[name] for name in (*arguments, "depth", "layer_counts")})
+    check({name: shallow[name] for name in (*arguments, "depth", "layer_counts")} | {"train_split": None})
 
 
 def test_a_seen_class_without_a_box_is_found_before_the_run(arguments, root, tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -116,6 +117,17 @@ def test_no_boxes_at_all(assign):
     assert terms.has_positive.shape == (0,)
     terms.total.backward()
     assert not pred.grad.any()
+
+
+def test_images_without_boxes_in_any_form():
+    """An empty list becomes floats where nobody says otherwise; it must not make labels of the whole batch."""
+    pred = torch.rand(3, 3, 4, 4, 4)
+    one = torch.tensor([[0.1, 0.1, 0.6, 0.7]])
+    for nothing in (torch.tensor([]), np.array([]), np.empty((0, 4)), []):
+        terms = gt_class_localization_loss(
+            pred, [nothing, one, nothing], [torch.tensor([]), torch.tensor([2]), []], assign="best_iou_or_center"
+        )
+        assert terms.has_positive.tolist() == [True]
 
 
 def test_no_positive_under_best_iou_and_the_centre_cell_under_the_other():

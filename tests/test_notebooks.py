@@ -18,6 +18,7 @@ from surgerylib.errors import DatasetError, ParameterError, TrainingError
 from surgerylib.heatmaps import HEATMAP_KINDS
 from surgerylib.localizer import load_localizer
 from surgerylib.locations import PROJECT_ROOT
+from surgerylib.preflight import check
 from surgerylib.scenes import write_scenes
 from surgerylib.workbook import RunResult, run_workbook
 
@@ -165,11 +166,21 @@ def test_the_training_leaves_what_it_promises_and_the_index_shows_it(run, parame
     results = json.loads((folder / "training_results.json").read_text())
     page = html.unescape((folder / "03_training.html").read_text())
     assert results["finding"] in html.unescape(run.index.read_text())
-    for method in ("oracle", "cam_peak", "whole_image", "centre_box", "class_mean"):
+    for method in (
+        "oracle",
+        "cam_peak",
+        "untrained_oracle",
+        "untrained_peak",
+        "whole_image",
+        "centre_box",
+        "class_mean",
+    ):
         assert f"{results['methods'][method]['mean']['value']:.3f} [" in page
     assert [row["epoch"] for row in results["history"]] == [0, 1, 2]
-    assert set(results["variants"]) == {"all three", "cam only", "features only", "image only", "best_iou"}
-    assert len(results["positives_by_size"]) == 3
+    assert {row["variant"] for row in results["variants"]} == {
+        "all three", "cam only", "features only", "image only", "best_iou",
+    }  # fmt: skip
+    assert len(results["positives_by_size"]) == 3 * 2
     truth = pd.read_parquet(folder / "ground_truth.parquet")
     ious = pd.read_parquet(folder / "gt_class_localization.parquet").sort_values("box_row")
     assert ious[["image_id", "label"]].to_numpy().tolist() == truth[["image_id", "label"]].to_numpy().tolist()
@@ -209,6 +220,15 @@ def test_a_split_without_a_box_to_learn_from_is_found_before_the_run(parameters,
     with pytest.raises(TrainingError, match="train_split 'train' has no box"):
         run_workbook({**parameters, "dataset": str(folder)}, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_recommendation_for_the_images_to_train_on_leaves_the_training_out(parameters, tmp_path):
+    """The recommendation of a run that reports on the training images could not be run."""
+    given = {**parameters, "split": "train", "train_split": None}
+    assert run_workbook(given, tmp_path / "out", only="02").ok
+    recommended = yaml.safe_load((tmp_path / "out" / "recommended.yaml").read_text())
+    assert recommended["train_split"] is None
+    check(given | recommended)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -22,7 +22,7 @@ from conftest import write_model
 from surgerylib import training as training_module
 from surgerylib.clip import load_clip
 from surgerylib.datasets import Dataset, load_dataset
-from surgerylib.errors import CheckpointError, OutputError, ParameterError, TrainingError, UnknownClassError
+from surgerylib.errors import CacheError, CheckpointError, OutputError, ParameterError, TrainingError, UnknownClassError
 from surgerylib.feature_batches import BatchReader, turn_boxes
 from surgerylib.features import FeatureCache
 from surgerylib.files import only_process
@@ -81,6 +81,7 @@ def test_no_warmup_and_one_step():
     [
         {"epochs": 0}, {"epochs": 2.0}, {"patience": 0}, {"learning_rate": 0.0}, {"learning_rate": math.nan},
         {"gradient_clip": 0}, {"weight_decay": -1}, {"min_learning_rate": 1.0}, {"warmup_epochs": 40},
+        {"learning_rate": "1e-3"}, {"weight_decay": None}, {"warmup_epochs": True},
     ],
 )  # fmt: skip
 def test_a_schedule_that_cannot_be(wrong):
@@ -311,6 +312,8 @@ def test_other_settings_are_other_trainings(caches, tmp_path):
     folders = {training_folder(LocalizerTask(*caches, settings), SCHEDULE, tmp_path) for settings in variants}
     assert len(folders) == 4
     assert training_folder(LocalizerTask(*caches, SETTINGS), Schedule(epochs=5), tmp_path) not in folders
+    same = replace(SETTINGS, l1_weight=1), Schedule(epochs=4, warmup_epochs=0.5, weight_decay=1e-2, gradient_clip=1)
+    assert training_folder(LocalizerTask(*caches, same[0]), same[1], tmp_path) in folders  # 1 is 1.0
     swapped = training_folder(LocalizerTask(*caches[::-1], SETTINGS), SCHEDULE, tmp_path)
     assert swapped not in folders
 
@@ -391,14 +394,27 @@ def test_a_gradient_that_is_not_a_number_stops_too(caches, tmp_path):
 
 
 def test_a_split_without_boxes(tiny, root, caches, tmp_path):
-    data = load_dataset(root, "val")
-    without = Dataset(**{**vars(data), "boxes": data.boxes.iloc[:0]})
-    empty = cache_of(tiny, without, tmp_path)
-    task = LocalizerTask(empty, caches[1], SETTINGS)
+    empty = []
+    for split in ("train", "val"):
+        data = load_dataset(root, split)
+        empty.append(cache_of(tiny, replace(data, boxes=data.boxes.iloc[:0]), tmp_path))
     with pytest.raises(TrainingError, match="no box to learn from"):
-        fit(task, SCHEDULE, tmp_path / "x")
+        fit(LocalizerTask(empty[0], caches[1], SETTINGS), SCHEDULE, tmp_path / "x")
     with pytest.raises(TrainingError, match="val has no box"):
-        LocalizerTask(caches[0], empty, SETTINGS)
+        LocalizerTask(caches[0], empty[1], SETTINGS)
+
+
+def test_features_of_different_things_are_not_trained_on_together(caches, tiny, tiny_folder, root, tmp_path):
+    data = load_dataset(root, "val")
+    others = {"kind": FeatureCache(tiny, data, tmp_path, kind="standard", picture_size=PICTURE)}
+    folder = write_model(tmp_path / "other", seed=8)
+    clip = load_clip(f"local-dir:{folder}", str(folder / "model.safetensors"), device="cpu", depth=3)
+    others["weights_sha256"] = FeatureCache(clip, data, tmp_path, picture_size=PICTURE)
+    for what, other in others.items():
+        with pytest.raises(CacheError, match=what):
+            LocalizerTask(caches[0], other.compute(), SETTINGS)
+    with pytest.raises(ParameterError, match="share 14 images"):
+        LocalizerTask(caches[0], caches[0], SETTINGS)
 
 
 def test_seen_classes(caches, tmp_path):
