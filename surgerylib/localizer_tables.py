@@ -166,6 +166,28 @@ def variants_table(figures: pd.DataFrame, reference: str) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def variants_finding(figures: pd.DataFrame, reference: str) -> str:
+    """What CLIP adds to the raw image, in a sentence; `figures` of `variant_figures`."""
+    oracle = figures[figures["method"] == "oracle"].set_index("variant")
+    if oracle["value"].isna().all():
+        return "No box to compare on."
+    row = oracle.loc["image only"]
+    low, high = row["difference_low"], row["difference_high"]
+    if math.isnan(low):
+        verdict = "too few images tell whether CLIP's maps and features add to it"
+    elif high < 0:
+        verdict = f"less than {reference}: CLIP's maps and features add to it"
+    elif low > 0:
+        verdict = f"more than {reference}: CLIP's maps and features add nothing here"
+    else:
+        verdict = f"not told apart from {reference}: what CLIP adds does not show here"
+    best = oracle["value"].idxmax()
+    return (
+        f"The raw image alone reaches {with_interval(*row[['value', 'low', 'high']])} in the best cell, {verdict} "
+        f"(difference {with_interval(row['difference'], low, high)}). Highest: {best}, {oracle.loc[best, 'value']:.3f}."
+    )
+
+
 def box_sizes(dataset: Dataset) -> np.ndarray:
     """`small`, `medium` or `large` for each box of the data set: by area in pixels, as COCO (32², 96²)."""
     xyxy = dataset.boxes[BOX_COLUMNS].to_numpy(float).reshape(-1, 4)

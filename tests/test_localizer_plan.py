@@ -199,6 +199,19 @@ def test_variants_have_paired_differences():
     assert table.loc["cam only", "minus all three, CAM's peak"] == "0.000 [0.000, 0.000]"
 
 
+def test_what_clip_adds_is_said_as_the_interval_allows():
+    def say(image_only: float, n: int = 40) -> str:
+        frames = {"all three": frame_of(0.6, 0.4, 0.1, n=n), "image only": frame_of(image_only, 0.3, 0.1, n=n)}
+        return localizer_tables.variants_finding(localizer_tables.variant_figures(frames, "all three"), "all three")
+
+    assert "less than all three" in say(0.5)
+    assert "Highest: all three, 0.6" in say(0.5)
+    assert "add nothing here" in say(0.7)
+    assert "not told apart" in say(0.6)
+    assert "too few images" in say(0.5, n=1)
+    assert say(0.5, n=0) == "No box to compare on."
+
+
 def test_positives_by_size_are_of_the_classes_that_are_trained_on(trained):
     _, caches, _, _ = trained
     data, train = caches["choose"].dataset, caches["train"].dataset
