@@ -141,9 +141,10 @@ class GTClassLocalizer(nn.Module):
             parts.append(self.encoder(_unit_range(images), self.grid))
         if "features" in self.inputs:
             parts.append(self._features(features, tuple(cam.shape[-2:])))
-        hidden = self.class_offset[label][:, :, None, None]  # [K, channels, 1, 1]
+        # index_select, not [...]: of a row that is taken twice, the gradient of indexing adds up as the threads come
+        hidden = self.class_offset.index_select(0, label)[:, :, None, None]  # [K, channels, 1, 1]
         if parts:
-            hidden = hidden + self.trunk(torch.cat(parts, dim=1))[image]
+            hidden = hidden + self.trunk(torch.cat(parts, dim=1)).index_select(0, image)
         if "cam" in self.inputs:
             hidden = hidden + to_grid(self.cam(_standardised(cam[image, label])[:, None]), self.grid)
         for block in self.blocks:

@@ -77,12 +77,15 @@ def gt_class_localization_loss(
     check_assign(assign)
     image, label, target = flat_targets(boxes, labels, n_images=len(pred_boxes), n_classes=_channels(pred_boxes))
     image, label, target = (part.to(pred_boxes.device) for part in (image, label, target))
-    candidates = pred_boxes[image, label]  # [G, H, W, 4]
+    # index_select, not [...]: of two boxes of a class, the gradient of indexing adds up as the threads come
+    candidates = pred_boxes.flatten(0, 1).index_select(0, image * pred_boxes.shape[1] + label)  # [G, H, W, 4]
     positive = assign_cells(
         candidates.detach(), target.to(pred_boxes.dtype), radius=radius, iou_threshold=iou_threshold, assign=assign
     )
     of_box, row, column = positive.nonzero(as_tuple=True)
-    chosen, wanted = candidates[of_box, row, column], target[of_box].to(pred_boxes.dtype)  # [P, 4]
+    height, width = pred_boxes.shape[2:4]
+    chosen = candidates.flatten(0, 2).index_select(0, (of_box * height + row) * width + column)  # [P, 4]
+    wanted = target[of_box].to(pred_boxes.dtype)
     count = max(len(of_box), 1)
     # sums over nothing are 0 and still have a gradient
     l1 = (chosen - wanted).abs().mean(dim=-1).sum() / count

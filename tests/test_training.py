@@ -279,6 +279,21 @@ def test_without_augmentation_the_images_are_as_they_are(caches):
         assert torch.equal(batch.pictures, plain.pictures)
 
 
+def test_gradients_that_add_up_as_the_threads_come_must_not_come_back(caches):
+    """Indexing with [...] scatters its gradient with atomic additions: under load, two runs ended differently."""
+    task = LocalizerTask(*caches, SETTINGS)
+    total, _ = task.loss(next(task.batches(1, 0)))
+    nodes, waiting = set(), [total.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in nodes:
+            nodes.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    names = {node.name() for node in nodes}
+    assert "IndexSelectBackward0" in names
+    assert "IndexBackward0" not in names
+
+
 def test_early_stop(caches, tmp_path, monkeypatch):
     values = iter([0.1, 0.5, 0.4, 0.3, 0.2, 0.9])
     monkeypatch.setattr(LocalizerTask, "validate", lambda self: {"val_iou": next(values)})
