@@ -31,7 +31,7 @@ from .files import atomic_write, only_process
 from .identities import differences
 
 RESUME = "resume.pt"
-CHECKPOINT_SECONDS = 30.0
+CHECKPOINT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
