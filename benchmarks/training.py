@@ -30,7 +30,7 @@ from alternating import ratio
 from surgerylib import DIOR_CLASSES, load_clip
 from surgerylib.datasets import Dataset
 from surgerylib.features import FeatureCache
-from surgerylib.fingerprints import file_sha256
+from surgerylib.files import file_sha256
 from surgerylib.image_shards import write_shard_head
 from surgerylib.localizer_training import LocalizerSettings, LocalizerTask, predict
 from surgerylib.losses import gt_class_localization_loss

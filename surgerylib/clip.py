@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from . import attention
 from ._open_clip import open_clip
 from .checkpoints import Weights, build_model, load_weights
+from .checks import whole_number
 from .classes import PROMPT_TEMPLATES, spoken
 from .errors import ParameterError, UnsupportedModelError
 
@@ -79,11 +80,11 @@ class SurgeryCLIP:
         self.weights = weights
         self.device = device
         self.patch_size: int = visual.patch_size[0]
-        self.image_size: int = visual.image_size[0] if image_size is None else _whole(image_size, "image_size")
+        self.image_size: int = visual.image_size[0] if image_size is None else whole_number("image_size", image_size)
         self.embed_dim: int = visual.proj.shape[1]
         self.feature_dim: int = visual.proj.shape[0]
         self.num_layers = len(visual.transformer.resblocks)
-        self.depth = min(_whole(depth, "depth"), self.num_layers)
+        self.depth = min(whole_number("depth", depth), self.num_layers)
         self._tokenizer = tokenizer
         self._text_cache: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
         config = open_clip.get_model_preprocess_cfg(model)
@@ -268,12 +269,6 @@ class SurgeryCLIP:
                 f"{SELF_CHECK_TOLERANCE:g} allowed): this architecture is not a plain CLIP ViT, use one that is"
             )
         return error
-
-
-def _whole(value: int, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ParameterError(f"{name} must be a whole number of at least 1, got {value!r}")
-    return int(value)
 
 
 def interpolate_positions(positions: Tensor, grid_from: tuple[int, int], grid_to: tuple[int, int]) -> Tensor:

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import whole_number
 from .classes import PROMPT_TEMPLATES, prompt_names
 from .clip import SurgeryCLIP
 from .datasets import Dataset, read_image
-from .errors import CacheError, CheckpointError, ParameterError
+from .errors import CacheError, CheckpointError
 from .files import atomic_write
 from .frames import BOX_COLUMNS
 from .heatmaps import heatmaps
@@ -110,8 +111,7 @@ class FeatureCache(ImageShards):
                 `surgery` with one class.
             ImageReadError: an image file is missing.
         """
-        if isinstance(picture_size, bool) or not isinstance(picture_size, int) or picture_size < 8:
-            raise ParameterError(f"picture_size must be a whole number of at least 8 pixels, got {picture_size!r}")
+        picture_size = whole_number("picture_size", picture_size, 8)
         self.source = MapSource(kind, similarity, layers)
         check_classes_suffice([self.source], len(dataset.classes))
         self.picture_size = picture_size

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .files import file_sha256
 from .locations import EMBEDDED, checkpoint_file, dataset_folder
 from .parameters import SET_BY_RUNNER, notebook_parameters
 from .versions import library_sha256, versions
@@ -53,8 +54,3 @@ def _folder_fingerprint(folder: Path) -> str:
                 stat = path.stat()
                 digest.update(f"{path.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

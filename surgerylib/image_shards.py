@@ -16,10 +16,11 @@ from typing import Any, BinaryIO, ClassVar, Self
 import numpy as np
 from tqdm import tqdm
 
+from .checks import whole_number
 from .clip import SurgeryCLIP
 from .datasets import Dataset
 from .errors import CacheError, CheckpointError, ImageReadError, OutputError, ParameterError
-from .files import atomic_write, only_process, written_aside
+from .files import atomic_write, file_sha256, only_process, written_aside
 from .identities import differences
 from .map_shards import open_shard
 from .parallel import worker_count
@@ -140,18 +141,22 @@ class ImageShards(ABC):
             CacheError: a shard that is not as it was written.
             CheckpointError: the model gives NaN or infinite values.
         """
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
-            raise ParameterError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
-        n_threads = worker_count(workers)
+        batch_size, n_threads = whole_number("batch_size", batch_size), worker_count(workers)
         hashes = self._hashes()
         looked_at = tqdm(self._firsts(), desc=f"checking {self.what}", unit="file", delay=2, leave=False)
-        missing = [first for first in looked_at if not self._is_there(first, hashes)]
-        if not missing:
+        if not [first for first in looked_at if not self._is_there(first, hashes)]:
             return self
-        n_images, n_missing = len(self.dataset.images), sum(map(self._size, missing))
         check_disk([self])
+        with only_process(self.folder, f"computes the {self.what}"):
+            self._compute(batch_size, n_threads)
+        return self
+
+    def _compute(self, batch_size: int, n_threads: int) -> None:
+        """The missing shards, as they are now that no other process writes them."""
+        hashes = self._hashes()
+        missing = [first for first in self._firsts() if not self.path(first).is_file()]
+        n_images, n_missing = len(self.dataset.images), sum(map(self._size, missing))
         with (
-            only_process(self.folder, f"computes the {self.what}"),
             ThreadPoolExecutor(n_threads) as pool,
             tqdm(
                 total=n_images, initial=n_images - n_missing, unit="image", desc=f"{self.what} of {self.dataset.split}",
@@ -172,7 +177,6 @@ class ImageShards(ABC):
                     # before the shard has its name: a shard without its hash would never be trusted
                     hashes[self.path(first).name] = hashed.sha256.hexdigest()
                     atomic_write(self.folder / _HASHES, json.dumps(hashes, indent=1, sort_keys=True))
-        return self
 
     def missing_bytes(self) -> int:
         """What is still to be written."""
@@ -234,9 +238,7 @@ class ImageShards(ABC):
                 f"{path} holds {stored.dtype} {list(stored.shape)}, {self.record.base} {list(expected)} is needed; "
                 "delete it"
             )
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != hashes.get(path.name):
+        if file_sha256(path) != hashes.get(path.name):
             raise CacheError(f"{path} is not as it was written (its sha256 is another): the disk damaged it; delete it")
         return True
 

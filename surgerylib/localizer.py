@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from .checks import whole_number
 from .clip import SurgeryCLIP
 from .errors import CheckpointError, ParameterError
 from .files import atomic_write
@@ -63,13 +64,13 @@ class GTClassLocalizer(nn.Module):
         """
         super().__init__()
         for name, value in (("num_classes", num_classes), ("feature_dim", feature_dim), ("num_layers", num_layers)):
-            _whole(name, value)
+            whole_number(name, value)
         if len(grid) != 2:
             raise ParameterError(f"grid must be (rows, columns), got {grid!r}")
         if not inputs or not set(inputs) <= set(LOCALIZER_INPUTS):
             raise ParameterError(f"inputs must be some of {', '.join(LOCALIZER_INPUTS)}, got {list(inputs)!r}")
         self.num_classes, self.feature_dim, self.num_layers = num_classes, feature_dim, num_layers
-        self.grid = (_whole("grid", grid[0]), _whole("grid", grid[1]))
+        self.grid = (whole_number("grid", grid[0]), whole_number("grid", grid[1]))
         self.inputs = tuple(name for name in LOCALIZER_INPUTS if name in inputs)
         shared = []
         if "image" in self.inputs:
@@ -322,9 +323,3 @@ def _standardised(cam: Tensor) -> Tensor:
 
 def _unit_range(images: Tensor) -> Tensor:
     return images if images.is_floating_point() else images.float() / 255
-
-
-def _whole(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ParameterError(f"{name} must be a whole number of at least 1, got {value!r}")
-    return value

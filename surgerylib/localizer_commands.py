@@ -13,12 +13,12 @@ from .files import only_process
 from .identities import differences
 from .image_shards import check_disk
 from .localizer_plan import TrainingPlan, plain, publish
-from .localizer_training import LocalizerTask, training_folder
+from .localizer_training import LocalizerTask, kept_epochs, training_folder
 from .locations import RUN_LOCK
 from .parameters import LEAVES_OUT, find_notebooks, known_parameters, validate
 from .preflight import check, check_cache, check_output
 from .session import Session, open_session
-from .training import progress_of
+from .training import fit, progress_of
 
 NOTEBOOK = "03"
 _SESSION = (
@@ -74,8 +74,9 @@ def train(config: Mapping[str, Any], out_dir: Path, *, resume: bool = False) -> 
         _check_report(session.out_dir, plan)
         _compute([caches["train"], caches["choose"]], plan)
         task = LocalizerTask(caches["train"], caches["choose"], plan.settings)
-        _check_progress(training_folder(task, plan.schedule, session.cache_dir), plan, resume=resume)
-        _, training = plan.train(caches, session.cache_dir)
+        folder = training_folder(task, plan.schedule, session.cache_dir)
+        _check_progress(folder, plan, resume=resume)
+        training = fit(task, plan.schedule, folder, keep_epochs=kept_epochs(plan.schedule))
         row = training.history.set_index("epoch").loc[training.best_epoch]
         print(
             f"best epoch {training.best_epoch} on {plan.choose_split}: mean IoU {row['val_iou']:.3f} in the best cell, "

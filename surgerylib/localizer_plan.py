@@ -44,23 +44,23 @@ class TrainingPlan:
     feature_layers: int = 3
     picture_size: int = 128
     batch_size: int = 16
-    training_batch_size: int = 16
-    grid_size: int | None = None
-    l1_weight: float = 1.0
-    giou_weight: float = 2.0
-    positive_radius: float = 1.5
-    positive_iou: float = 0.3
-    assign: str = "best_iou_or_center"
-    augment: bool = True
+    training_batch_size: int = LocalizerSettings.batch_size
+    grid_size: int | None = LocalizerSettings.grid_size
+    l1_weight: float = LocalizerSettings.l1_weight
+    giou_weight: float = LocalizerSettings.giou_weight
+    positive_radius: float = LocalizerSettings.positive_radius
+    positive_iou: float = LocalizerSettings.positive_iou
+    assign: str = LocalizerSettings.assign
+    augment: bool = LocalizerSettings.augment
     seen_classes: tuple[str, ...] | list[str] | None = None
-    epochs: int = 40
-    learning_rate: float = 3e-3
-    min_learning_rate: float = 0.0
-    warmup_epochs: float = 1.0
-    weight_decay: float = 0.01
-    gradient_clip: float = 1.0
-    patience: int | None = None
-    seed: int = 0
+    epochs: int = Schedule.epochs
+    learning_rate: float = Schedule.learning_rate
+    min_learning_rate: float = Schedule.min_learning_rate
+    warmup_epochs: float = Schedule.warmup_epochs
+    weight_decay: float = Schedule.weight_decay
+    gradient_clip: float = Schedule.gradient_clip
+    patience: int | None = Schedule.patience
+    seed: int = LocalizerSettings.seed
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> TrainingPlan:

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .checks import as_floats, as_whole_numbers
 from .datasets import check_disjoint, check_have_boxes
 from .errors import CacheError, ParameterError, TrainingError
 from .feature_batches import Batch, BatchReader
@@ -29,7 +30,7 @@ from .localization import (
 )
 from .localizer import LOCALIZER_INPUTS, GTClassLocalizer, clip_and_maps, save_localizer, to_grid
 from .losses import check_assign, gt_class_localization_loss
-from .training import Schedule, Training, as_floats, fit
+from .training import Schedule, Training, fit
 from .versions import source_sha256
 
 UNTRAINED = {"oracle": "untrained_oracle", "cam_peak": "untrained_peak"}
@@ -68,12 +69,7 @@ class LocalizerSettings:
     def __post_init__(self) -> None:
         """Raise a `ParameterError` for a value that cannot be."""
         check_assign(self.assign)
-        for name, least in (("grid_size", 1), ("batch_size", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if value is None and name == "grid_size":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ParameterError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        as_whole_numbers(self, {"grid_size": 1, "batch_size": 1, "seed": 0}, or_none=("grid_size",))
         as_floats(self, ("l1_weight", "giou_weight", "positive_radius", "positive_iou"))
         if self.l1_weight == self.giou_weight == 0:
             raise ParameterError("l1_weight and giou_weight are both 0; nothing would be learned")

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .checks import as_floats, as_whole_numbers
 from .errors import CheckpointError, ParameterError, TrainingError
 from .files import atomic_write, only_process
 from .identities import differences
@@ -58,12 +59,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         """Raise a `ParameterError` for a value that cannot be."""
-        for name, least in (("epochs", 1), ("patience", 1)):
-            value = getattr(self, name)
-            if value is None and name == "patience":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ParameterError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        as_whole_numbers(self, {"epochs": 1, "patience": 1}, or_none=("patience",))
         as_floats(self, ("learning_rate", "gradient_clip"), above=True)
         as_floats(self, ("min_learning_rate", "warmup_epochs", "weight_decay"))
         if self.min_learning_rate > self.learning_rate:
@@ -82,25 +78,6 @@ class Schedule:
         share = min((step - warmup) / last, 1.0)
         span = self.learning_rate - self.min_learning_rate
         return self.min_learning_rate + 0.5 * span * (1 + math.cos(math.pi * share))
-
-
-def as_floats(settings: object, names: Sequence[str], *, above: bool = False) -> None:
-    """Make fields of a frozen dataclass floats, so that 1 and 1.0 are one setting.
-
-    Args:
-        settings: the dataclass.
-        names: its fields.
-        above: they must lie above 0; else 0 is allowed.
-
-    Raises:
-        ParameterError: one is no number, not finite, or too low.
-    """
-    for name in names:
-        value = getattr(settings, name)
-        usable = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
-        if not usable or (above and value == 0):
-            raise ParameterError(f"{name} must be a number {'above' if above else 'of at least'} 0, got {value!r}")
-        object.__setattr__(settings, name, float(value))
 
 
 class Task(Protocol):

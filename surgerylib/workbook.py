@@ -30,8 +30,8 @@ from traitlets import default
 
 from . import report
 from .errors import OutputError, ParameterError
-from .files import atomic_write
-from .fingerprints import file_sha256, notebook_keys
+from .files import atomic_write, file_sha256
+from .fingerprints import notebook_keys
 from .locations import RUN_LOCK, dataset_folder
 from .parameters import (
     LEAVES_OUT,

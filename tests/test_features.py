@@ -22,7 +22,7 @@ from surgerylib.datasets import Dataset, load_dataset, read_image
 from surgerylib.errors import CacheError, CheckpointError, ImageReadError, OutputError, ParameterError
 from surgerylib.feature_batches import N_SYMMETRIES, BatchReader, turn, turn_boxes
 from surgerylib.features import FeatureCache
-from surgerylib.fingerprints import file_sha256
+from surgerylib.files import file_sha256
 from surgerylib.heatmaps import heatmaps
 from surgerylib.image_shards import check_disk
 from surgerylib.scenes import write_scenes

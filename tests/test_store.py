@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections import namedtuple
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from conftest import write_model
 from filelock import FileLock
 
+from surgerylib import image_shards as image_shards_module
 from surgerylib import map_shards as map_shards_module
 from surgerylib import store as store_module
 from surgerylib.classes import prompt_names
@@ -317,6 +319,35 @@ def test_two_processes_do_not_compute_the_same_store(copied):
     with FileLock(copied.folder / ".lock"), pytest.raises(OutputError, match="another process") as raised:
         copied.compute()
     one_line(raised)
+
+
+def test_a_process_that_waited_keeps_the_hashes_of_the_one_before(copied, tiny, data, monkeypatch):
+    """What another process wrote between the first look and the lock is taken as it is."""
+    lost = Path(copied.shards[0].path)
+    content, hashes = lost.read_bytes(), (copied.folder / "hashes.json").read_text()
+    lost.unlink()
+    (copied.folder / "hashes.json").write_text("{}")
+    others = [Path(shard.path) for shard in copied.shards[1:]]
+    kept = {path: path.read_bytes() for path in others}
+    for path in others:
+        path.unlink()
+
+    @contextmanager
+    def waited(*_):
+        for path in others:  # the other process ends here
+            path.write_bytes(kept[path])
+        known = json.loads(hashes)
+        del known[lost.name]
+        (copied.folder / "hashes.json").write_text(json.dumps(known))
+        yield
+
+    monkeypatch.setattr(image_shards_module, "only_process", waited)
+    sizes, encode = [], tiny.encode_image
+    monkeypatch.setattr(tiny, "encode_image", lambda images, *args: sizes.append(len(images)) or encode(images, *args))
+    copied.compute(batch_size=1)
+    assert sum(sizes) == SHARD_IMAGES
+    assert lost.read_bytes() == content
+    assert (copied.folder / "hashes.json").read_text() == hashes
 
 
 @pytest.mark.usefixtures("no_model")

@@ -79,7 +79,8 @@ def test_no_warmup_and_one_step():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"epochs": 0}, {"epochs": 2.0}, {"patience": 0}, {"learning_rate": 0.0}, {"learning_rate": math.nan},
+        {"epochs": 0}, {"epochs": 2.0}, {"epochs": None},
+        {"patience": 0}, {"learning_rate": 0.0}, {"learning_rate": math.nan},
         {"gradient_clip": 0}, {"weight_decay": -1}, {"min_learning_rate": 1.0}, {"warmup_epochs": 40},
         {"learning_rate": "1e-3"}, {"weight_decay": None}, {"warmup_epochs": True},
     ],
@@ -92,7 +93,8 @@ def test_a_schedule_that_cannot_be(wrong):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"grid_size": 0}, {"batch_size": 0}, {"seed": -1}, {"l1_weight": -1}, {"l1_weight": 0, "giou_weight": 0},
+        {"grid_size": 0}, {"batch_size": 0}, {"batch_size": None}, {"seed": -1}, {"seed": None},
+        {"l1_weight": -1}, {"l1_weight": 0, "giou_weight": 0},
         {"positive_iou": 1.0}, {"inputs": ()}, {"inputs": ("text",)}, {"assign": "nearest"},
     ],
 )  # fmt: skip
