@@ -119,7 +119,10 @@ def localization_summary(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Mean IoU and shares of boxes above some IoUs, with 95 % bootstrap intervals over images.
+    """Mean, median and standard deviation of IoU, shares of boxes above some IoUs: 95 % intervals over images.
+
+    The intervals are of the basic bootstrap; the median's is Woodruff's (1952, Confidence intervals for medians and
+    other position measures): the interval of the share of boxes at or below the median, read off the IoUs.
 
     Args:
         ious: [G rows] a column a method, IoU of each ground truth box.
@@ -129,14 +132,34 @@ def localization_summary(
         seed: of the resamples.
 
     Returns:
-        Frame method, figure ('mean', 'share>0.50', ...), value, low, high, n_boxes, n_images. NaN without boxes;
-        no interval with fewer than two images.
+        Frame method, figure ('mean', 'median', 'sd', 'share>0.50', ...), value, low, high, n_boxes, n_images. `sd` is
+        that of these boxes (divided by their number). NaN without boxes; no interval with fewer than two images.
     """
-    names, values = _figures(ious, shares)
-    value, samples, n_images = _resampled(values, images, n_resamples, seed)
-    low, high = basic_interval(value, samples, n_images)
-    frame = pd.DataFrame(names, columns=["method", "figure"])
-    return frame.assign(value=value, low=low.clip(0, 1), high=high.clip(0, 1), n_boxes=len(ious), n_images=n_images)
+    methods = list(ious.columns)
+    per_box = ious.to_numpy(np.float64).reshape(-1, len(methods))  # [G, M]
+    median = np.quantile(per_box, 0.5, axis=0) if len(ious) else np.full(len(methods), np.nan)
+    averaged = [per_box, per_box**2, per_box <= median, *(per_box > share for share in shares)]
+    point, samples, n_images = _resampled(np.hstack(averaged), images, n_resamples, seed)
+    (mean, square, below), above = np.split(point.reshape(-1, len(methods)), [3])  # each [.., M]
+    drawn = np.moveaxis(samples.reshape(len(samples), -1, len(methods)), 1, 0)  # [3 + shares, R, M]
+    sd, sd_samples = (
+        np.sqrt(np.maximum(of_square - of_mean**2, 0)) for of_mean, of_square in ((mean, square), drawn[:2])
+    )
+    figures = {
+        "mean": (mean, *basic_interval(mean, drawn[0], n_images)),
+        "median": (median, *_median_interval(per_box, below, drawn[2], n_images)),
+        "sd": (sd, *basic_interval(sd, sd_samples, n_images)),
+    }
+    for share, value, of_share in zip(shares, above, drawn[3:], strict=True):
+        figures[f"share>{share:.2f}"] = (value, *basic_interval(value, of_share, n_images))
+    rows = [
+        (method, figure, *(part[place] for part in parts))
+        for place, method in enumerate(methods)
+        for figure, parts in figures.items()
+    ]
+    frame = pd.DataFrame(rows, columns=["method", "figure", "value", "low", "high"])
+    frame[["low", "high"]] = frame[["low", "high"]].clip(0, 1)
+    return frame.assign(n_boxes=len(ious), n_images=n_images)
 
 
 def localization_difference(
@@ -185,6 +208,18 @@ def _frame(image: Tensor, label: Tensor, iou: Tensor, cell: Tensor) -> pd.DataFr
     chosen = iou.flatten(1).gather(1, cell[:, None])[:, 0] if len(iou) else torch.empty(0, dtype=torch.float64)
     columns = {"image_index": image, "label": label, "iou": chosen, "row": cell // width, "column": cell % width}
     return pd.DataFrame({name: values.numpy() for name, values in columns.items()})
+
+
+def _median_interval(
+    per_box: np.ndarray, share: np.ndarray, share_samples: np.ndarray, n_images: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """low, high [M] of the medians of per_box [G, M]; `share` [M] of the boxes lies at or below them."""
+    low, high = basic_interval(share, share_samples, n_images)
+    if not len(per_box) or np.isnan(low).any():
+        return np.full(len(share), np.nan), np.full(len(share), np.nan)
+    ends = np.clip([0.5 - (share - low), 0.5 + (high - share)], 0, 1)  # [2, M]
+    read = [np.quantile(column, of_column) for column, of_column in zip(per_box.T, ends.T, strict=True)]
+    return tuple(np.array(read).reshape(-1, 2).T)
 
 
 def _figures(ious: pd.DataFrame, shares: Sequence[float]) -> tuple[list[tuple[str, str]], np.ndarray]:

@@ -6,13 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from .box_groups import SIZE_LIMITS, box_sizes
 from .clip import SurgeryCLIP
 from .datasets import Dataset
 from .features import FeatureCache
-from .frames import BOX_COLUMNS
 from .localization import BASELINES, localization_difference
 from .localizer import GTClassLocalizer
 from .localizer_training import METHODS, UNTRAINED, LocalizerTask, summarise
@@ -28,8 +27,6 @@ METHOD_NAMES = {
     "centre_box": "centre box",
     "class_mean": "class's mean box",
 }
-# by area in pixels of the original image, as COCO does
-SIZE_LIMITS = {"small": 32**2, "medium": 96**2, "large": math.inf}
 _FIGURES = {"mean": "mean IoU", "share>0.30": "share > 0.3", "share>0.50": "share > 0.5", "share>0.70": "share > 0.7"}
 
 
@@ -188,14 +185,6 @@ def variants_finding(figures: pd.DataFrame, reference: str) -> str:
     )
 
 
-def box_sizes(dataset: Dataset) -> np.ndarray:
-    """`small`, `medium` or `large` for each box of the data set: by area in pixels, as COCO (32², 96²)."""
-    xyxy = dataset.boxes[BOX_COLUMNS].to_numpy(float).reshape(-1, 4)
-    area = (xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1])
-    names = np.array(list(SIZE_LIMITS), dtype=object)
-    return names[np.digitize(area, list(SIZE_LIMITS.values())[:-1])]
-
-
 def positive_figures(
     tasks: Mapping[str, LocalizerTask], ious: Mapping[str, pd.DataFrame], data: Dataset
 ) -> pd.DataFrame:
@@ -210,10 +199,10 @@ def positive_figures(
         Frame size, assigner, n_boxes (trained on), ever_positive (share of them), n_measured, mean_iou (best cell).
     """
     rows = []
-    of_data = box_sizes(data)
+    of_data = box_sizes(data.boxes)
     for size in SIZE_LIMITS:
         for name, task in tasks.items():
-            ever = task.ever_positive.numpy()[task.is_trained_on & (box_sizes(task.train.dataset) == size)]
+            ever = task.ever_positive.numpy()[task.is_trained_on & (box_sizes(task.train.dataset.boxes) == size)]
             measured = ious[name].loc[of_data[ious[name]["box_row"].to_numpy(int)] == size, "oracle"]
             share = ever.mean() if len(ever) else math.nan
             rows.append((size, name, len(ever), share, len(measured), measured.mean()))

@@ -159,3 +159,54 @@ def test_a_paired_difference_is_narrower_than_two_intervals_apart(ious):
     assert (nothing[["difference", "low", "high"]] == 0).all(axis=None)
     with pytest.raises(ParameterError, match="not a paired comparison"):
         localization_difference(a, b.iloc[1:], images)
+
+
+def test_median_and_spread(ious):
+    frame, images = ious
+    summary = localization_summary(frame, images).set_index(["method", "figure"])
+    assert list(summary.loc["a"].index) == ["mean", "median", "sd", "share>0.30", "share>0.50", "share>0.70"]
+    for method in ("a", "b"):
+        assert summary.loc[(method, "median"), "value"] == pytest.approx(frame[method].median())
+        assert summary.loc[(method, "sd"), "value"] == pytest.approx(frame[method].std(ddof=0))
+        for figure in ("median", "sd"):
+            row = summary.loc[(method, figure)]
+            assert row["low"] < row["value"] < row["high"]
+    constant = localization_summary(pd.DataFrame({"c": np.full(6, 0.4)}), np.arange(6)).set_index("figure")
+    assert constant.loc["median", ["value", "low", "high"]].tolist() == [0.4] * 3
+    assert constant.loc["sd", "value"] == pytest.approx(0, abs=1e-8)
+
+
+def test_the_interval_of_the_median_holds_it():
+    """Boxes of an image are alike: 200 draws of 60 images of a population with the median 0.6."""
+    images = np.repeat(np.arange(60), 5)
+    held = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        values = 0.6 + rng.normal(0, 0.1, 300) + rng.normal(0, 0.1, 60)[images]
+        row = localization_summary(pd.DataFrame({"a": values}), images, n_resamples=200, seed=seed).set_index("figure")
+        held += row.loc["median", "low"] <= 0.6 <= row.loc["median", "high"]
+    assert 0.88 <= held / 200 <= 0.99
+
+
+def test_a_perfect_head_scores_one_everywhere():
+    boxes = [torch.from_numpy(some_boxes(np.random.default_rng(n), n)) for n in (1, 1, 1)]
+    labels = [torch.tensor([n]) for n in range(3)]
+    pred = torch.stack([of_image[0].expand(3, 4, 4, 4) for of_image in boxes])
+    oracle = gt_class_localization(pred, boxes, labels)["iou"]
+    peak = peak_localization(pred, torch.rand(3, 3, 4, 4), boxes, labels)["iou"]
+    summary = localization_summary(pd.DataFrame({"oracle": oracle, "cam_peak": peak}), np.arange(3))
+    assert np.allclose(summary.loc[summary["figure"] != "sd", "value"], 1)
+
+
+def test_the_order_of_images_and_classes_changes_nothing(case):
+    pred, boxes, labels = case
+    once = gt_class_localization(pred, boxes, labels).set_index(["image_index", "label", "row", "column"])["iou"]
+    images, classes = [2, 0, 1], torch.tensor([3, 1, 0, 2])
+    place = torch.argsort(classes)  # of an old class in the new list
+    turned = gt_class_localization(
+        pred[images][:, classes], [boxes[i] for i in images], [place[labels[i]] for i in images]
+    )
+    turned["image_index"] = np.array(images)[turned["image_index"]]
+    turned["label"] = classes.numpy()[turned["label"]]
+    again = turned.set_index(["image_index", "label", "row", "column"])["iou"]
+    pd.testing.assert_series_equal(once.sort_index(), again.sort_index())

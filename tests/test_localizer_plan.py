@@ -17,6 +17,7 @@ from PIL import Image
 from surgerylib import localizer_tables, plots, training_plots
 from surgerylib import training as training_module
 from surgerylib.__main__ import main
+from surgerylib.box_groups import box_sizes
 from surgerylib.datasets import load_dataset
 from surgerylib.errors import ParameterError
 from surgerylib.feature_batches import BatchReader
@@ -214,7 +215,7 @@ def test_what_clip_adds_is_said_as_the_interval_allows():
 def test_positives_by_size_are_of_the_classes_that_are_trained_on(trained):
     _, caches, _, _ = trained
     data, train = caches["choose"].dataset, caches["train"].dataset
-    sizes = localizer_tables.box_sizes(train)
+    sizes = box_sizes(train.boxes)
     area = (train.boxes["xmax"] - train.boxes["xmin"]) * (train.boxes["ymax"] - train.boxes["ymin"])
     assert sizes.tolist() == np.where(area < 1024, "small", np.where(area < 9216, "medium", "large")).tolist()
     seen = next(name for name in train.boxes["label"] if (data.boxes["label"] == name).any())

@@ -1,0 +1,103 @@
+"""Classification or localisation: what holds the detections back? The rule, and the sentence with its figures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+CLASSIFICATION = "classification is the problem"
+LOCALISATION = "localisation is the problem"
+NOT_DECIDED = "not decided"
+OUTCOMES = (CLASSIFICATION, LOCALISATION, NOT_DECIDED)
+ABOVE, BELOW = 0.7, 0.5  # of the share of boxes found at IoU > 0.5
+SHARE = "share>0.50"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the share of boxes that the head finds, told their class, says.
+
+    Attributes:
+        outcome: one of `OUTCOMES`.
+        sentence: the outcome with the figures behind it.
+        share, low, high: of boxes with IoU > 0.5 in the best cell, and its 95 % interval (NaN: not available).
+    """
+
+    outcome: str
+    sentence: str
+    share: float
+    low: float
+    high: float
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values for a JSON file; NaN becomes None."""
+        return {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in asdict(self).items()
+        }
+
+
+def outcome(share: float, low: float, high: float) -> str:
+    """The rule: the whole interval above 0.7, the whole interval below 0.5, or not decided.
+
+    Without an interval (fewer than two images) nothing is decided.
+    """
+    if share > ABOVE and low > ABOVE:
+        return CLASSIFICATION
+    if share < BELOW and high < BELOW:
+        return LOCALISATION
+    return NOT_DECIDED
+
+
+def verdict(summary: pd.DataFrame, baselines: dict[str, str]) -> Verdict:
+    """The verdict on boxes whose class was given.
+
+    Args:
+        summary: of `localization.localization_summary`, with the methods `oracle`, `cam_peak`, the baselines, and
+            perhaps `untrained_oracle`.
+        baselines: method -> its name for a reader, of those that need no learning.
+    """
+    of = summary[summary["figure"] == SHARE].set_index("method")
+    share, low, high = (float(of.loc["oracle", name]) for name in ("value", "low", "high"))
+    if math.isnan(share):
+        return Verdict(
+            NOT_DECIDED, "Not decided: no image here holds a box of the classes asked for.", share, low, high
+        )
+    decided = outcome(share, low, high)
+    n_boxes, n_images = (int(of[name].iloc[0]) for name in ("n_boxes", "n_images"))
+    found = (
+        f"told its class, the head has a box with IoU > 0.5 in some cell for {_percent(share, low, high)} of "
+        f"{n_boxes:,} boxes on {n_images:,} image{'' if n_images == 1 else 's'}"
+    )
+    best = of.loc[list(baselines), "value"].idxmax()
+    beside = f"without that oracle, at the CAM's peak, for {_percent(*of.loc['cam_peak', ['value', 'low', 'high']])}"
+    guess = f"the best guess that needs no learning ({baselines[best]}) for {of.loc[best, 'value']:.1%}"
+    untrained = (
+        f", the untrained head for {of.loc['untrained_oracle', 'value']:.1%}" if "untrained_oracle" in of.index else ""
+    )
+    sentence = f"{decided[0].upper()}{decided[1:]}: {found}, {_reason(share, low, high)}; {beside}; {guess}{untrained}."
+    if of.loc[best, "high"] >= low:
+        sentence += " The guess is not told apart from the head: the share says little of what the head knows."
+    return Verdict(decided, sentence.replace("%", " %"), share, low, high)
+
+
+def _reason(share: float, low: float, high: float) -> str:
+    if math.isnan(low):
+        return "and one image gives no interval to decide by"
+    if low > ABOVE:
+        return f"above the {ABOVE:.0%} from which the place counts as found"
+    if high < BELOW:
+        return f"below the {BELOW:.0%} under which the place counts as not found"
+    if share > ABOVE:
+        return f"above {ABOVE:.0%}, but the interval crosses that line"
+    if share < BELOW:
+        return f"below {BELOW:.0%}, but the interval crosses that line"
+    return f"between {BELOW:.0%} and {ABOVE:.0%}"
+
+
+def _percent(share: float, low: float, high: float) -> str:
+    interval = "interval not available" if math.isnan(low) else f"{100 * low:.1f}, {100 * high:.1f}"
+    return f"{share:.1%} [{interval}]"
