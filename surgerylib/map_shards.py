@@ -86,17 +86,31 @@ class MapShard:
             CacheError: the file is not there, or damaged.
         """
         similarities = open_shard(self.path)[self.offset : self.offset + len(self.sizes_wh)]
-        n_layers = similarities.shape[1]
-        check_classes_suffice([source], similarities.shape[3])
-        if source.last_layers > n_layers:
-            raise ParameterError(f"last_layers must be at most {n_layers}, which are stored, got {source.last_layers}")
-        cls_path, patch_path = (PATHS.index(path) for path in KIND_PATHS[source.kind])
-        layers = slice(n_layers - source.last_layers, None)
-        patches = np.asarray(similarities[:, layers, patch_path, :, 1:])  # [n, l, C, N]
-        if source.similarity == "surgery":
-            patches = _surgery(np.asarray(similarities[:, layers, cls_path, :, 0]), patches)
-        maps = patches.mean(axis=1, dtype=np.float32)
-        return maps.reshape(*maps.shape[:2], *self.grid)
+        return maps_of(similarities, source, self.grid)
+
+
+def maps_of(similarities: np.ndarray, source: MapSource, grid: tuple[int, int]) -> np.ndarray:
+    """Raw heatmaps of every image and class: float32 [n, C, h, w].
+
+    Args:
+        similarities: float32 [n, L, 2, C, 1 + h * w], as in a shard.
+        source: which map.
+        grid: (h, w).
+
+    Raises:
+        ParameterError: more layers than there are, or `surgery` with one class.
+    """
+    n_layers = similarities.shape[1]
+    check_classes_suffice([source], similarities.shape[3])
+    if source.last_layers > n_layers:
+        raise ParameterError(f"last_layers must be at most {n_layers}, which are stored, got {source.last_layers}")
+    cls_path, patch_path = (PATHS.index(path) for path in KIND_PATHS[source.kind])
+    layers = slice(n_layers - source.last_layers, None)
+    patches = np.asarray(similarities[:, layers, patch_path, :, 1:])  # [n, l, C, N]
+    if source.similarity == "surgery":
+        patches = _surgery(np.asarray(similarities[:, layers, cls_path, :, 0]), patches)
+    maps = patches.mean(axis=1, dtype=np.float32)
+    return maps.reshape(*maps.shape[:2], *grid)
 
 
 def open_shard(path: str | Path, what: str = "heatmaps") -> np.ndarray:

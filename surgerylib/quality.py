@@ -235,16 +235,20 @@ def _check_image(maps: np.ndarray, boxes: np.ndarray, indices: np.ndarray, image
         raise ParameterError(f"image_size_wh is {image_size_wh!r}; give width and height in pixels")
 
 
-def _inside(boxes: np.ndarray, working_size: int) -> np.ndarray:
-    """bool [S, S]: the pixels of some boxes [n, 4] in working pixels."""
+def pixel_spans(boxes: np.ndarray, working_size: int) -> np.ndarray:
+    """int [n, 4]: first column and row, and those behind the last, of the pixels of boxes [n, 4] in working pixels."""
     # pixel i has its centre at i + 0.5: the first at or after an edge is ceil(edge - 0.5)
     first = np.ceil(boxes[:, :2] - 0.5).clip(0, working_size)
     stop = np.ceil(boxes[:, 2:] - 0.5).clip(0, working_size)
     middle = np.floor((boxes[:, :2] + boxes[:, 2:]) / 2).clip(0, working_size - 1)
     none = stop <= first
-    spans = np.hstack([np.where(none, middle, first), np.where(none, middle + 1, stop)]).astype(int)
+    return np.hstack([np.where(none, middle, first), np.where(none, middle + 1, stop)]).astype(int)
+
+
+def _inside(boxes: np.ndarray, working_size: int) -> np.ndarray:
+    """bool [S, S]: the pixels of some boxes [n, 4] in working pixels."""
     inside = np.zeros((working_size, working_size), dtype=bool)
-    for x0, y0, x1, y1 in spans.tolist():
+    for x0, y0, x1, y1 in pixel_spans(boxes, working_size).tolist():
         inside[y0:y1, x0:x1] = True
     return inside
 

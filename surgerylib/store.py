@@ -6,7 +6,7 @@ What is kept is the similarity of every token to every class, for both paths and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from .classes import PROMPT_TEMPLATES, prompt_names
 from .clip import SurgeryCLIP
 from .datasets import Dataset, read_image
 from .image_shards import ImageShards
-from .map_shards import PATHS, MapShard, MapSource
+from .map_shards import PATHS, MapShard, MapSource, open_shard
 
 STORED_LAYERS = 3
 SHARD_IMAGES = 64
@@ -77,6 +77,11 @@ class HeatmapStore(ImageShards):
             MapShard(str(self.path(first)), self.clip.grid, first, tuple(sizes[first : first + self.shard_images]))
             for first in self._firsts()
         ]
+
+    def similarities(self) -> Iterator[np.ndarray]:
+        """What is stored, shard by shard, mapped from disk: float32 [n, L, 2, C, 1+N] (see `map_shards.MapShard`)."""
+        for first in self._firsts():
+            yield open_shard(self.path(first))
 
     def maps(self, position: int, source: MapSource) -> np.ndarray:
         """Raw heatmaps of one image, by its place in the data set: float32 [C, h, w]."""
