@@ -1,0 +1,665 @@
+"""Error types and what mending them gains: worked by hand, and judged by a slow reading of the definition."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_metrics import BOX, detection_frame, random_frames, slow_iou, truth_frame
+
+from surgerylib.curves import INTERPOLATIONS
+from surgerylib.error_types import (
+    ERROR_TYPES,
+    FATES,
+    LEFT_OUT,
+    detection_errors,
+    error_decomposition,
+    fates_by_class,
+    mean_gains,
+)
+from surgerylib.errors import ParameterError
+from surgerylib.frames import evaluate
+from surgerylib.metrics import average_precision, mean_average_precision
+
+COLUMNS = ["label", "foreground_iou", "error", "count", "ap", "ap_fixed", "gain"]
+SHIP_A, SHIP_B, DAM = ("1", "ship", 0, 0, 10, 10), ("1", "ship", 40, 0, 50, 10), ("1", "dam", 80, 0, 90, 10)
+
+
+def detection(label: str, xmin: float, score: float, image_id: str = "1") -> tuple:
+    """A box of 10 by 10 pixels at ymin 0; 5 pixels beside another one its IoU with that is 1/3."""
+    return (image_id, label, xmin, 0, xmin + 10, 10, score)
+
+
+def random_case(seed: int, n_truth: int = 30, n_detections: int = 100, score_steps: int = 12):
+    """Crowded images with many equal scores and IoUs; a fifth of the detections gets another name."""
+    detections, truth = random_frames(seed, 5, n_truth, n_detections, "abc", score_steps)
+    rng = np.random.default_rng(seed)
+    renamed = rng.random(len(detections)) < 0.2
+    detections.loc[renamed, "label"] = rng.choice(list("abc"), renamed.sum())
+    return detections, truth
+
+
+def distinct_case(seed: int):
+    """No two scores, boxes or IoUs are equal, so that the order of rows says nothing."""
+    detections, truth = random_case(seed)
+    rng = np.random.default_rng(seed)
+    for frame in (detections, truth):
+        frame[BOX] += rng.uniform(0, 0.4, (len(frame), 4))
+    return detections.assign(score=rng.random(len(detections))), truth
+
+
+def gains_of(decomposition: pd.DataFrame, label: str) -> dict[str, float]:
+    """error -> gain, those of 0 left out."""
+    rows = decomposition[(decomposition["label"] == label) & (decomposition["gain"] != 0)]
+    return dict(zip(rows["error"], rows["gain"], strict=True))
+
+
+# the judge
+
+
+def slow_errors(detections, truth, f, b, matching):
+    """Types, truth rows and found boxes, one detection after the other."""
+    rows, boxes = list(detections.itertuples(index=False)), list(truth.itertuples(index=False))
+    types, truth_rows, found = [""] * len(rows), [-1] * len(rows), set()
+    ious = [[slow_iou(row[2:6], box[2:6]) * (row.image_id == box.image_id) for box in boxes] for row in rows]
+    for i in sorted(range(len(rows)), key=lambda i: -rows[i].score):
+        own = [j for j, box in enumerate(boxes) if box.label == rows[i].label]
+        other = [j for j, box in enumerate(boxes) if box.label != rows[i].label]
+        best_own = max(own, key=lambda j: ious[i][j], default=None)
+        best_other = max(other, key=lambda j: ious[i][j], default=None)
+        own_iou = 0.0 if best_own is None else ious[i][best_own]
+        other_iou = 0.0 if best_other is None else ious[i][best_other]
+        choice = best_own
+        if matching == "coco":
+            choice = max((j for j in own if j not in found), key=lambda j: (ious[i][j], j), default=None)
+        if choice is not None and ious[i][choice] >= f and choice not in found:
+            found.add(choice)
+        elif own_iou > 0 and b <= own_iou < f:
+            types[i], truth_rows[i] = "localisation", best_own
+        elif other_iou >= f:
+            types[i], truth_rows[i] = "classification", best_other
+        elif own_iou >= f:
+            types[i] = "duplicate"
+        elif max(own_iou, other_iou) <= b:
+            types[i] = "background"
+        else:
+            types[i] = "both"
+    return types, truth_rows, [j in found for j in range(len(boxes))]
+
+
+def slow_ap(flags, n_truth, interpolation) -> float:
+    """AP of true and false positives by rank."""
+    if not n_truth:
+        return float("nan")
+    points = [
+        (Fraction(sum(flags[:rank]), n_truth), Fraction(sum(flags[:rank]), rank)) for rank in range(1, len(flags) + 1)
+    ]
+    if interpolation == "area":
+        reached = [Fraction(0), *(recall for recall, _ in points)]
+        return float(sum((new - old) * max(p for _, p in points[i:]) for i, (old, new) in enumerate(pairwise(reached))))
+    if interpolation == "11point":
+        levels = [max((p for r, p in points if r >= Fraction(k, 10)), default=Fraction(0)) for k in range(11)]
+    else:
+        levels = [max((p for r, p in points if float(r) >= k), default=Fraction(0)) for k in np.linspace(0, 1, 101)]
+    return float(sum(levels) / len(levels))
+
+
+def slow_decomposition(detections, truth, f, interpolation) -> list[tuple]:
+    """(label, error, count, ap, ap_fixed), by editing the list of right and wrong detections, without matching anew."""
+    types, truth_rows, found = slow_errors(detections, truth, f, f / 5, "coco" if interpolation == "coco101" else "voc")
+    labels, scores = detections["label"].tolist(), detections["score"].tolist()
+    names = truth["label"].tolist()
+    meant = {row for row in truth_rows if row >= 0}
+    missed = {j for j in range(len(names)) if not found[j] and j not in meant}
+    rows = []
+    for label in sorted({*labels, *names}):
+
+        def ap(error, label=label):
+            ranked = []  # (score, row, is right)
+            for i, (own, kind, row) in enumerate(zip(labels, types, truth_rows, strict=True)):
+                if kind != error or error == "":
+                    ranked += [(-scores[i], i, kind == "")] * (own == label)
+                elif row >= 0 and not found[row] and names[row] == label:
+                    rivals = [k for k in range(len(types)) if types[k] == error and truth_rows[k] == row]
+                    if i == max(rivals, key=lambda k: (scores[k], -k)):
+                        ranked.append((-scores[i], i, True))
+            gone = missed if error == "missed" else set()
+            n_truth = sum(name == label and j not in gone for j, name in enumerate(names))
+            return slow_ap([flag for *_, flag in sorted(ranked)], n_truth, interpolation)
+
+        for error in ERROR_TYPES:
+            count = sum(own == label and kind == error for own, kind in zip(labels, types, strict=True))
+            if error == "missed":
+                count = sum(names[j] == label for j in missed)
+            plain, fixed = ap("none"), ap(error)
+            rows.append((label, error, count, plain, plain if np.isnan(fixed) else fixed))
+    return rows
+
+
+def assert_equals_the_slow_reading(detections, truth, f, interpolation):
+    matching = "coco" if interpolation == "coco101" else "voc"
+    errors = detection_errors(detections, truth, foreground_iou=f, interpolation=interpolation)
+    types, truth_rows, found = slow_errors(detections, truth, f, f / 5, matching)
+    assert errors.of_detection.tolist() == types
+    assert errors.truth_row.tolist() == truth_rows
+    assert errors.found.tolist() == found
+    ours = error_decomposition(detections, truth, foreground_ious=[f], interpolation=interpolation)
+    theirs = slow_decomposition(detections, truth, f, interpolation)
+    assert list(zip(ours["label"], ours["error"], ours["count"], strict=True)) == [row[:3] for row in theirs]
+    expected = np.array([row[3:] for row in theirs]).reshape(-1, 2)
+    np.testing.assert_allclose(ours[["ap", "ap_fixed"]], expected, rtol=0, atol=1e-12)
+
+
+# empty input first
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_empty_input(interpolation):
+    errors = detection_errors(detection_frame(), truth_frame(), interpolation=interpolation)
+    assert (len(errors.of_detection), len(errors.truth_row), len(errors.found), len(errors.fate)) == (0, 0, 0, 0)
+    nothing = error_decomposition(detection_frame(), truth_frame(), interpolation=interpolation)
+    assert nothing.empty
+    assert list(nothing.columns) == COLUMNS
+    assert mean_gains(nothing).empty
+    assert list(mean_gains(nothing).columns) == ["foreground_iou", "error", "count", "map", "map_fixed", "gain"]
+    fates = fates_by_class(truth_frame(), errors, [])
+    assert fates.empty
+    assert list(fates.columns) == ["label", *FATES, "n_boxes"]
+    listed = error_decomposition(detection_frame(), truth_frame(), classes=["dam"], interpolation=interpolation)
+    assert listed["error"].tolist() == list(ERROR_TYPES)
+    assert listed["count"].tolist() == [0] * 6
+    assert listed[["ap", "ap_fixed", "gain"]].isna().all(axis=None)
+    assert mean_gains(listed)["gain"].isna().all()
+    assert fates_by_class(truth_frame(), errors, ["dam"]).iloc[0].tolist() == ["dam", 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_no_detections_all_boxes_missed(interpolation):
+    truth = truth_frame(SHIP_A, SHIP_B)
+    errors = detection_errors(detection_frame(), truth, interpolation=interpolation)
+    assert errors.missed.tolist() == [True, True]
+    assert errors.fate.tolist() == ["missed", "missed"]
+    result = error_decomposition(detection_frame(), truth, interpolation=interpolation)
+    assert result["count"].tolist() == [0, 0, 0, 0, 0, 2]
+    # without its missed boxes the class has none to judge by: nothing is gained
+    assert result["ap_fixed"].tolist() == [0.0] * 6
+    assert result["gain"].tolist() == [0.0] * 6
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_no_ground_truth_all_background(interpolation):
+    detections = detection_frame(detection("ship", 0, 0.9), detection("dam", 0, 0.8))
+    errors = detection_errors(detections, truth_frame(), interpolation=interpolation)
+    assert errors.of_detection.tolist() == ["background", "background"]
+    assert errors.truth_row.tolist() == [-1, -1]
+    result = error_decomposition(detections, truth_frame(), interpolation=interpolation)
+    assert result.loc[result["error"] == "background", "count"].tolist() == [1, 1]
+    assert result["count"].sum() == 2
+    assert result[["ap", "ap_fixed", "gain"]].isna().all(axis=None)
+    means = mean_gains(result)
+    assert means["count"].tolist() == [0, 0, 0, 0, 2, 0]
+    assert means[["map", "map_fixed", "gain"]].isna().all(axis=None)
+
+
+# worked by hand, under `area`
+
+
+def test_one_box_found_and_one_badly_located():
+    detections = detection_frame(detection("ship", 0, 0.9), detection("ship", 45, 0.8))
+    truth = truth_frame(SHIP_A, SHIP_B)
+    errors = detection_errors(detections, truth, interpolation="area")
+    assert (errors.foreground_iou, errors.background_iou) == (0.5, 0.1)
+    assert errors.of_detection.tolist() == ["", "localisation"]
+    assert errors.truth_row.tolist() == [-1, 1]
+    assert errors.found.tolist() == [True, False]
+    assert errors.missed.tolist() == [False, False]
+    assert errors.fate.tolist() == ["found", "badly located"]
+    result = error_decomposition(detections, truth, interpolation="area")
+    assert list(result.columns) == COLUMNS
+    assert result["count"].tolist() == [0, 1, 0, 0, 0, 0]
+    # hit, miss: half of the boxes at precision 1; mended, both
+    assert result["ap"].tolist() == [0.5] * 6
+    assert result["ap_fixed"].tolist() == [0.5, 1.0, 0.5, 0.5, 0.5, 0.5]
+    assert result["gain"].tolist() == [0.0, 0.5, 0.0, 0.0, 0.0, 0.0]
+
+
+# Ships A and B and a dam; ship A and the dam are found at scores 0.5, and one more detection is the case.
+# Without it: ship AP 1/2 (B missed), dam AP 1. As a false ship at 0.9 it leaves A at precision 1/2: ship AP 1/4.
+@pytest.mark.parametrize(
+    ("extra", "error", "truth_row", "ship_gains", "dam_gains"),
+    [
+        # becomes ship B: hit, hit; nothing is missed, since this one means B
+        (detection("ship", 45, 0.9), "localisation", 1, {"localisation": 3 / 4}, {}),
+        # the dam that it means is found, so it goes; B is missed, and A alone at precision 1/2 is AP 1/2
+        (detection("ship", 80, 0.9), "classification", 2, {"classification": 1 / 4, "missed": 1 / 4}, {}),
+        (detection("ship", 85, 0.9), "both", -1, {"both": 1 / 4, "missed": 1 / 4}, {}),
+        (detection("ship", 200, 0.9), "background", -1, {"background": 1 / 4, "missed": 1 / 4}, {}),
+        # a second hit on A, ranked last, costs nothing: AP 1/2, and 1 where B is not asked for
+        (detection("ship", 0, 0.4), "duplicate", -1, {"missed": 1 / 2}, {}),
+        # moves from the dams (miss, hit: 1/2) to the ships (hit, hit): both gain
+        (detection("dam", 40, 0.9), "classification", 1, {"classification": 1 / 2}, {"classification": 1 / 2}),
+        # a right one: B
+        (detection("ship", 40, 0.9), "", -1, {}, {}),
+    ],
+)
+def test_each_type_alone(extra, error, truth_row, ship_gains, dam_gains):
+    truth = truth_frame(SHIP_A, SHIP_B, DAM)
+    detections = detection_frame(detection("ship", 0, 0.5), detection("dam", 80, 0.5), extra)
+    errors = detection_errors(detections, truth, interpolation="area")
+    assert errors.of_detection.tolist() == ["", "", error]
+    assert errors.truth_row.tolist() == [-1, -1, truth_row]
+    result = error_decomposition(detections, truth, interpolation="area")
+    assert gains_of(result, "ship") == pytest.approx(ship_gains)
+    assert gains_of(result, "dam") == pytest.approx(dam_gains)
+    is_missed = truth_row != 1 and error != ""
+    counts = result[result["count"] > 0].set_index(["label", "error"])["count"].to_dict()
+    assert counts == {**({(extra[1], error): 1} if error else {}), **({("ship", "missed"): 1} if is_missed else {})}
+
+
+def test_a_duplicate_costs_what_stands_below_it():
+    detections = detection_frame(detection("ship", 0, 0.9), detection("ship", 1, 0.8), detection("ship", 40, 0.7))
+    truth = truth_frame(SHIP_A, SHIP_B)
+    assert detection_errors(detections, truth).of_detection.tolist() == ["", "duplicate", ""]
+    # hit, miss, hit: (1 + 2/3) / 2 = 5/6
+    assert gains_of(error_decomposition(detections, truth, interpolation="area"), "ship") == pytest.approx(
+        {"duplicate": 1 / 6}
+    )
+
+
+def test_all_types_together():
+    truth = truth_frame(SHIP_A, SHIP_B, DAM, ("1", "ship", 120, 0, 130, 10), ("2", "dam", 0, 0, 10, 10))
+    detections = detection_frame(
+        detection("ship", 0, 0.99),
+        detection("ship", 1, 0.9),  # duplicate
+        detection("ship", 45, 0.8),  # localisation
+        detection("ship", 80, 0.7),  # classification: the dam
+        detection("ship", 85, 0.6),  # both
+        detection("ship", 0, 0.5, image_id="2"),  # classification: the dam of image 2
+        detection("ship", 0, 0.4, image_id="3"),  # background: image 3 has no boxes
+    )
+    errors = detection_errors(detections, truth, interpolation="area")
+    assert errors.of_detection.tolist() == [
+        "",
+        "duplicate",
+        "localisation",
+        "classification",
+        "both",
+        "classification",
+        "background",
+    ]
+    assert errors.truth_row.tolist() == [-1, -1, 1, 2, -1, 4, -1]
+    assert errors.fate.tolist() == ["found", "badly located", "named otherwise", "missed", "named otherwise"]
+    result = error_decomposition(detections, truth, interpolation="area")
+    ships, dams = result[result["label"] == "ship"], result[result["label"] == "dam"]
+    assert ships["count"].tolist() == [2, 1, 1, 1, 1, 1]
+    assert dams["count"].tolist() == [0, 0, 0, 0, 0, 0]
+    assert ships["ap"].tolist() == pytest.approx([1 / 3] * 6)  # one of three, first of all
+    # ships: hit, miss, hit of three boxes is (1 + 2/3) / 3 = 5/9; or one of the two that are not missed
+    assert gains_of(result, "ship") == pytest.approx({"localisation": 2 / 9, "missed": 1 / 6})
+    assert gains_of(result, "dam") == pytest.approx({"classification": 1.0})
+    fates = fates_by_class(truth, errors, ["dam", "ship", "airport"])
+    assert list(fates.columns) == ["label", "found", "named otherwise", "badly located", "missed", "n_boxes"]
+    assert fates.values.tolist() == [["dam", 0, 2, 0, 0, 2], ["ship", 1, 0, 1, 1, 3], ["airport", 0, 0, 0, 0, 0]]
+    assert fates_by_class(truth, errors, ["airport"])["label"].tolist() == ["airport", "dam", "ship"]
+    means = mean_gains(result).set_index("error")
+    assert means["count"].tolist() == [2, 1, 1, 1, 1, 1]
+    assert means["map"].tolist() == pytest.approx([1 / 6] * 6)
+    assert means.loc["classification", ["map_fixed", "gain"]].tolist() == pytest.approx([4 / 6, 1 / 2])
+    assert means.loc["missed", "gain"] == pytest.approx(1 / 12)
+
+
+def test_the_best_of_several_candidates_is_kept():
+    # all three mean B; one of them alone may become B, at its own score
+    truth = truth_frame(SHIP_A, SHIP_B)
+    detections = detection_frame(
+        detection("ship", 45, 0.6), detection("ship", 35, 0.8), detection("ship", 0, 0.7), detection("ship", 46, 0.65)
+    )
+    errors = detection_errors(detections, truth)
+    assert errors.of_detection.tolist() == ["localisation", "localisation", "", "localisation"]
+    assert errors.truth_row.tolist() == [1, 1, -1, 1]
+    result = error_decomposition(detections, truth, interpolation="area")
+    assert result["count"].sum() == 3
+    # miss, hit: 1/2 of 1/2; mended hit, hit
+    assert gains_of(result, "ship") == pytest.approx({"localisation": 3 / 4})
+
+
+def test_candidates_of_a_found_box_go():
+    detections = detection_frame(detection("ship", 5, 0.9), detection("dam", 0, 0.8), detection("ship", 0, 0.7))
+    truth = truth_frame(SHIP_A, DAM)
+    errors = detection_errors(detections, truth)
+    assert errors.of_detection.tolist() == ["localisation", "classification", ""]
+    assert errors.truth_row.tolist() == [0, 0, -1]
+    result = error_decomposition(detections, truth, interpolation="area")
+    assert gains_of(result, "ship") == pytest.approx({"localisation": 1 / 2})
+    # the dam is missed, and without it there is no dam to judge by
+    assert gains_of(result, "dam") == {}
+    assert result.loc[(result["label"] == "dam") & (result["error"] == "missed"), "count"].item() == 1
+
+
+def test_badly_located_goes_before_named_otherwise():
+    detections = detection_frame(detection("dam", 0, 0.9), detection("ship", 5, 0.1))
+    errors = detection_errors(detections, truth_frame(SHIP_A))
+    assert errors.of_detection.tolist() == ["classification", "localisation"]
+    assert errors.truth_row.tolist() == [0, 0]
+    assert errors.fate.tolist() == ["badly located"]
+
+
+def test_among_equal_scores_the_first_of_the_frame_is_kept():
+    rows = [detection("dam", 0, 0.8), detection("ship", 200, 0.8), detection("harbor", 0, 0.8)]
+    truth = truth_frame(SHIP_A)
+    # the first row becomes the ship, before the false one: AP 1; the last row would come after it
+    for order, gain in (((0, 1, 2), 1.0), ((1, 0, 2), 1 / 2), ((2, 1, 0), 1.0)):
+        result = error_decomposition(detection_frame(*(rows[i] for i in order)), truth, interpolation="area")
+        assert gains_of(result, "ship")["classification"] == gain
+
+
+def test_the_best_box_of_equals_is_the_first():
+    # between two ships, IoU 3/17 with both
+    truth = truth_frame(SHIP_A, ("1", "ship", 14, 0, 24, 10))
+    between = detection_frame(detection("ship", 7, 0.9))
+    assert detection_errors(between, truth).truth_row.tolist() == [0]
+    assert detection_errors(between, truth.iloc[::-1]).truth_row.tolist() == [0]
+
+
+def test_bounds_are_part_of_the_types_as_in_the_original():
+    truth = truth_frame(SHIP_A)
+    half, third = ("1", "ship", 0, 0, 10, 5, 0.9), detection("ship", 5, 0.8)
+    assert detection_errors(detection_frame(half), truth).of_detection.tolist() == [""]
+    again = detection_errors(detection_frame(half, half), truth)
+    assert again.of_detection.tolist() == ["", "duplicate"]
+    at_background = detection_errors(detection_frame(third), truth, background_iou=1 / 3)
+    assert at_background.of_detection.tolist() == ["localisation"]
+    other = detection_frame(detection("dam", 5, 0.8))
+    assert detection_errors(other, truth, background_iou=1 / 3).of_detection.tolist() == ["background"]
+    assert detection_errors(other, truth, background_iou=0.3).of_detection.tolist() == ["both"]
+    assert detection_errors(other, truth, foreground_iou=1 / 3).of_detection.tolist() == ["classification"]
+
+
+def test_background_iou_zero_asks_for_no_touch_at_all():
+    detections = detection_frame(("1", "ship", 9, 9, 19, 19, 0.9), ("1", "ship", 10, 0, 20, 10, 0.8))
+    errors = detection_errors(detections, truth_frame(SHIP_A), background_iou=0)
+    assert errors.of_detection.tolist() == ["localisation", "background"]
+    assert errors.truth_row.tolist() == [0, -1]
+
+
+def test_boxes_without_area_are_missed_and_background():
+    truth = truth_frame(("1", "ship", 5, 5, 5, 5))
+    errors = detection_errors(detection_frame(("1", "ship", 5, 5, 5, 5, 0.9)), truth, background_iou=0)
+    assert errors.of_detection.tolist() == ["background"]
+    assert errors.missed.tolist() == [True]
+
+
+def test_voc_and_coco_matching_differ_where_the_best_box_is_taken():
+    # the second detection's best box is taken; another one of IoU 1/3 is free
+    truth = truth_frame(SHIP_A, ("1", "ship", 5, 0, 15, 10))
+    detections = detection_frame(detection("ship", 0, 0.9), detection("ship", 0, 0.8))
+    voc = detection_errors(detections, truth, foreground_iou=0.3)
+    assert voc.of_detection.tolist() == ["", "duplicate"]
+    assert voc.fate.tolist() == ["found", "missed"]
+    coco = detection_errors(detections, truth, foreground_iou=0.3, interpolation="coco101")
+    assert coco.of_detection.tolist() == ["", ""]
+    assert coco.found.all()
+
+
+def test_identical_boxes_of_the_ground_truth():
+    truth = truth_frame(SHIP_A, SHIP_A)
+    detections = detection_frame(detection("ship", 0, 0.9), detection("dam", 0, 0.8), detection("ship", 5, 0.7))
+    voc = detection_errors(detections, truth, interpolation="area")
+    assert voc.fate.tolist() == ["found", "missed"]
+    coco = detection_errors(detections, truth, interpolation="coco101")
+    assert coco.fate.tolist() == ["badly located", "found"]
+    for interpolation in INTERPOLATIONS:
+        assert_equals_the_slow_reading(detections, truth, 0.5, interpolation)
+
+
+def test_several_foreground_ious():
+    detections, truth = random_case(4)
+    ious = (0.5, 0.05, 0.3)
+    together = error_decomposition(detections, truth, foreground_ious=ious)
+    assert together["foreground_iou"].tolist() == np.tile(np.repeat(ious, 6), 3).tolist()
+    for iou in ious:
+        alone = error_decomposition(detections, truth, foreground_ious=[iou])
+        part = together[together["foreground_iou"] == iou].reset_index(drop=True)
+        pd.testing.assert_frame_equal(part, alone)
+    means = mean_gains(together)
+    assert means["foreground_iou"].tolist() == np.repeat(ious, 6).tolist()
+    assert means["error"].tolist() == list(ERROR_TYPES) * 3
+    expected = mean_average_precision(average_precision(detections, truth, iou_thresholds=ious))["map"]
+    np.testing.assert_allclose(means["map"], np.repeat(expected, 6), rtol=0, atol=1e-15)
+
+
+def test_max_detections_leaves_some_out():
+    detections = detection_frame(
+        detection("ship", 200, 0.1), detection("ship", 0, 0.9), detection("ship", 45, 0.5), detection("dam", 45, 0.1)
+    )
+    truth = truth_frame(SHIP_A, SHIP_B)
+    errors = detection_errors(detections, truth, max_detections=2)
+    assert errors.of_detection.tolist() == [LEFT_OUT, "", "localisation", "both"]
+    alone = detection_errors(detections, truth, max_detections=1)
+    assert alone.of_detection.tolist() == [LEFT_OUT, "", LEFT_OUT, "both"]
+    assert alone.fate.tolist() == ["found", "missed"]
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("cap", [1, 3])
+def test_max_detections_is_the_same_as_dropping_them_first(interpolation, cap):
+    detections, truth = random_case(5)
+    best = detections.sort_values("score", ascending=False, kind="stable").groupby(["image_id", "label"]).head(cap)
+    kept = detections.loc[np.sort(best.index)]
+    options = {"foreground_ious": (0.3,), "interpolation": interpolation}
+    pd.testing.assert_frame_equal(
+        error_decomposition(detections, truth, max_detections=cap, **options),
+        error_decomposition(kept, truth, **options),
+    )
+    errors = detection_errors(detections, truth, interpolation=interpolation, max_detections=cap)
+    of_kept = detection_errors(kept, truth, interpolation=interpolation)
+    np.testing.assert_array_equal(errors.of_detection[kept.index], of_kept.of_detection)
+    np.testing.assert_array_equal(errors.truth_row[kept.index], of_kept.truth_row)
+    assert (np.delete(errors.of_detection, kept.index) == LEFT_OUT).all()
+
+
+# against the judge
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("seed", range(8))
+def test_equals_the_slow_reading(seed, interpolation):
+    detections, truth = random_case(seed)
+    for f in (0.2, 0.5):
+        assert_equals_the_slow_reading(detections, truth, f, interpolation)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n_truth=st.integers(0, 20),
+    n_detections=st.integers(0, 50),
+    score_steps=st.sampled_from([1, 3, 1000]),
+    f=st.sampled_from([0.05, 0.1, 0.3, 0.5, 0.75, 1.0]),
+    interpolation=st.sampled_from(INTERPOLATIONS),
+)
+def test_equals_the_slow_reading_on_any_frame(seed, n_truth, n_detections, score_steps, f, interpolation):
+    assert_equals_the_slow_reading(*random_case(seed, n_truth, n_detections, score_steps), f, interpolation)
+
+
+def test_long_chains_of_refused_detections():
+    # each box overlaps the next, and every detection taken over pushes the one after it one box on
+    truth = truth_frame(*[("1", "ship", 4 * i, 0, 4 * i + 10, 10) for i in range(40)])
+    detections = detection_frame(*[("1", "ship", 4 * i - 1, 0, 4 * i + 9, 10, 1 - i / 100) for i in range(40)] * 2)
+    for f in (0.1, 0.5):
+        errors = detection_errors(detections, truth, foreground_iou=f, interpolation="coco101")
+        types, truth_rows, found = slow_errors(detections, truth, f, f / 5, "coco")
+        assert errors.of_detection.tolist() == types
+        assert errors.truth_row.tolist() == truth_rows
+        assert errors.found.tolist() == found
+
+
+def test_many_pairs_are_worked_on_in_several_chunks(monkeypatch):
+    detections, truth = random_case(3, n_truth=60, n_detections=300)
+    whole = [error_decomposition(detections, truth, interpolation=i) for i in ("area", "coco101")]
+    monkeypatch.setattr("surgerylib.matching._PAIRS_PER_CHUNK", 16)
+    for interpolation, expected in zip(("area", "coco101"), whole, strict=True):
+        pd.testing.assert_frame_equal(error_decomposition(detections, truth, interpolation=interpolation), expected)
+
+
+# what holds always
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    f=st.sampled_from([0.05, 0.3, 0.5, 0.75]),
+    interpolation=st.sampled_from(INTERPOLATIONS),
+)
+def test_the_order_of_rows_says_nothing_where_nothing_is_equal(seed, f, interpolation):
+    detections, truth = distinct_case(seed)
+    mixed, mixed_truth = detections.sample(frac=1, random_state=seed), truth.sample(frac=1, random_state=seed)
+    errors = detection_errors(detections, truth, foreground_iou=f, interpolation=interpolation)
+    again = detection_errors(mixed, mixed_truth, foreground_iou=f, interpolation=interpolation)
+    np.testing.assert_array_equal(again.of_detection, errors.of_detection[mixed.index])
+    np.testing.assert_array_equal(again.fate, errors.fate[mixed_truth.index])
+    back = np.append(mixed_truth.index, -1)  # place -1 stands for none
+    np.testing.assert_array_equal(back[again.truth_row], errors.truth_row[mixed.index])
+    options = {"foreground_ious": [f], "interpolation": interpolation}
+    pd.testing.assert_frame_equal(
+        error_decomposition(mixed, mixed_truth, **options), error_decomposition(detections, truth, **options)
+    )
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("seed", range(6))
+def test_types_are_exclusive_and_exhaustive(seed, interpolation):
+    detections, truth = random_case(seed)
+    for f in (0.1, 0.5):
+        errors = detection_errors(detections, truth, foreground_iou=f, interpolation=interpolation)
+        is_tp = errors.of_detection == ""
+        assert set(errors.of_detection[~is_tp]) <= set(ERROR_TYPES[:5])
+        assert is_tp.sum() == evaluate(detections, truth, [f], interpolation, None, None).is_tp.sum()
+        assert is_tp.sum() == errors.found.sum()
+        means_a_box = np.isin(errors.of_detection, ["classification", "localisation"])
+        np.testing.assert_array_equal(errors.truth_row >= 0, means_a_box)
+        meant = errors.truth_row[means_a_box]
+        same_label = detections["label"].to_numpy()[means_a_box] == truth["label"].to_numpy()[meant]
+        np.testing.assert_array_equal(same_label, errors.of_detection[means_a_box] == "localisation")
+        same_image = detections["image_id"].to_numpy()[means_a_box] == truth["image_id"].to_numpy()[meant]
+        assert same_image.all()
+        np.testing.assert_array_equal(errors.found, errors.fate == "found")
+        np.testing.assert_array_equal(errors.missed, errors.fate == "missed")
+        fates = fates_by_class(truth, errors, ["c", "z"])
+        assert fates["label"].tolist() == ["c", "z", "a", "b"]
+        assert fates["n_boxes"].sum() == len(truth)
+        np.testing.assert_array_equal(fates[list(FATES)].sum(axis=1), fates["n_boxes"])
+        result = error_decomposition(detections, truth, foreground_ious=[f], interpolation=interpolation)
+        assert result["count"].sum() == (~is_tp).sum() + errors.missed.sum()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n_truth=st.integers(0, 30),
+    score_steps=st.sampled_from([1, 4, 1000]),
+    interpolation=st.sampled_from(INTERPOLATIONS),
+)
+def test_no_gain_is_below_zero_and_all_together_end_at_one(seed, n_truth, score_steps, interpolation):
+    detections, truth = random_case(seed, n_truth, 80, score_steps)
+    result = error_decomposition(detections, truth, foreground_ious=[0.3], interpolation=interpolation)
+    known = result.dropna(subset="ap")
+    assert (known["gain"] >= -1e-12).all()
+    assert (known["ap_fixed"] <= 1 + 1e-12).all()
+    # every error mended at once: the right ones stay, each box that an error means is given, the missed ones go
+    errors = detection_errors(detections, truth, foreground_iou=0.3, interpolation=interpolation)
+    meant = truth[~errors.found & ~errors.missed].assign(score=0.5)
+    right = pd.concat([detections[errors.of_detection == ""], meant])
+    perfect = average_precision(right, truth[~errors.missed], iou_thresholds=[0.3], interpolation=interpolation)
+    np.testing.assert_allclose(perfect["ap"], 1.0, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_perfect_detections_have_no_errors(interpolation):
+    _, truth = distinct_case(2)
+    result = error_decomposition(truth.assign(score=0.5), truth, interpolation=interpolation)
+    assert result["count"].sum() == 0
+    np.testing.assert_allclose(result["ap"], 1.0, rtol=0, atol=1e-14)
+    assert (result["gain"] == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["object", "category", "int64"])
+def test_column_types_and_the_frames_stay_as_they_are(kind):
+    detections, truth = random_case(6)
+    expected = error_decomposition(detections, truth, interpolation="area")
+    codes = {"a": 0, "b": 1, "c": 2}
+    frames = []
+    for frame in (detections, truth):
+        image_id, label = frame["image_id"], frame["label"]
+        if kind == "int64":
+            image_id, label = image_id.str[2:], label.map(codes)
+        # boxes are whole pixels here
+        types = {"image_id": kind, "label": kind, **dict.fromkeys(BOX, "int32")}
+        frames.append(frame.assign(image_id=image_id, label=label).astype(types))
+    before = [frame.copy() for frame in frames]
+    result = error_decomposition(*frames, interpolation="area")
+    if kind == "int64":
+        expected["label"] = expected["label"].map(codes)
+    pd.testing.assert_frame_equal(result, expected, check_dtype=False)
+    for frame, old in zip(frames, before, strict=True):
+        pd.testing.assert_frame_equal(frame, old)
+
+
+# one clear line for each bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"background_iou": 0.5}, "background_iou is 0.5; .*below foreground_iou, which is 0.5"),
+        ({"background_iou": 0.7}, "background_iou"),
+        ({"background_iou": -0.1}, "background_iou"),
+        ({"background_iou": np.nan}, "background_iou"),
+        ({"background_iou": "low"}, "background_iou"),
+        ({"foreground_iou": 0}, "foreground_iou is 0; "),
+        ({"foreground_iou": 1.01}, "foreground_iou is 1.01; "),
+        ({"foreground_iou": np.nan}, "foreground_iou"),
+        ({"foreground_iou": True}, "foreground_iou"),
+        ({"foreground_iou": (0.5,)}, "foreground_iou"),
+        ({"interpolation": "12point"}, "11point, area, coco101"),
+        ({"max_detections": 0}, "max_detections"),
+        ({"detections": detection_frame().drop(columns="score")}, "lacks the column score"),
+        ({"ground_truth": truth_frame().drop(columns="label")}, "ground_truth lacks the column label"),
+        ({"detections": detection_frame(detection("ship", 0, np.nan))}, "row 0 .*finite"),
+    ],
+)
+def test_bad_input(change, message):
+    with pytest.raises(ParameterError, match=message) as error:
+        detection_errors(**{"detections": detection_frame(), "ground_truth": truth_frame(), **change})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"foreground_ious": (0.5, 0)}, "foreground_ious is"),
+        ({"foreground_ious": (1.5,)}, "foreground_ious is"),
+        ({"foreground_ious": ()}, "foreground_ious is"),
+        ({"foreground_ious": "half"}, "foreground_ious is"),
+        ({"foreground_ious": (0.5, 0.5)}, "foreground_ious .*once"),
+        ({"interpolation": "12point"}, "11point, area, coco101"),
+        ({"max_detections": 1.5}, "max_detections"),
+        ({"detections": detection_frame().drop(columns="xmin")}, "lacks the column xmin"),
+        ({"classes": ["ship", "Ship"]}, "are the same; keep one spelling"),
+    ],
+)
+def test_bad_input_of_the_decomposition(change, message):
+    with pytest.raises(ParameterError, match=message) as error:
+        error_decomposition(**{"detections": detection_frame(), "ground_truth": truth_frame(), **change})
+    assert "\n" not in str(error.value)
+
+
+def test_fates_of_another_frame():
+    errors = detection_errors(detection_frame(), truth_frame(SHIP_A, SHIP_B))
+    with pytest.raises(ParameterError, match="ground_truth has 1 boxes and errors 2"):
+        fates_by_class(truth_frame(SHIP_A), errors, ["ship"])
