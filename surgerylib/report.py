@@ -11,10 +11,12 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 import nbformat
@@ -68,8 +70,6 @@ def notebook_html(
         "duration": readable_seconds(seconds),
         "failure": failure,
         "parameters": _parameter_rows(notebook),
-        "csp": content_security_policy(),
-        "script": _script(),
     }
     resources = {"metadata": {"path": str(folder) if folder else "", "name": ""}, "page": page}
     html, _ = exporter.from_notebook_node(notebook, resources)
@@ -83,6 +83,26 @@ def title(notebook: nbformat.NotebookNode) -> str:
         if match:
             return re.sub(r"[*_`]", "", match[1])
     return ""
+
+
+def page_environment() -> jinja2.Environment:
+    """Templates of the pages that are not a notebook's: every value is escaped, what is missing is left out."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([TEMPLATES, TEMPLATES / "report"]),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.ChainableUndefined,
+    )
+    environment.filters.update(
+        url=quote, duration=readable_seconds, date=readable_date, anchor=anchor_of, shown=shown_value
+    )
+    return environment
+
+
+def anchor_of(heading: str) -> str:
+    """The anchor of a heading that no other of the page shares."""
+    return re.sub(r"[^\w]+", "-", heading.lower()).strip("-") or "section"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -160,6 +180,7 @@ class _ReportExporter(HTMLExporter):
         super().__init__(**kw)
         self._headings: list[_Heading] = []
         self._title_seen = False
+        self._sortable_seen = False
 
     @property
     def default_config(self) -> Any:
@@ -171,6 +192,8 @@ class _ReportExporter(HTMLExporter):
         yield from super().default_filters()
         yield "self_contained", self._self_contained
         yield "headings", lambda body: self._headings
+        yield "scripts", lambda body: _scripts(sortable=self._sortable_seen)
+        yield "content_security_policy", content_security_policy
         yield "strip_ansi", strip_ansi
 
     @jinja2.pass_context
@@ -191,7 +214,7 @@ class _ReportExporter(HTMLExporter):
         return self._self_contained(soup)
 
     def _unique_anchor(self, text: str) -> str:
-        slug = re.sub(r"[^\w]+", "-", text.lower()).strip("-") or "section"
+        slug = anchor_of(text)
         taken = {heading.anchor for heading in self._headings}
         anchor, number = slug, 2
         while anchor in taken:
@@ -219,6 +242,7 @@ class _ReportExporter(HTMLExporter):
             _join_header_rows(table)
             if not table.find(colspan=True):
                 _mark_numbers(table)
+            self._sortable_seen |= "sortable" in table.get("class", [])
             table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0"}))
             del table["border"]
             if len(table.find("tr").find_all(["th", "td"]) if table.find("tr") else []) > WIDE_TABLE:
@@ -270,11 +294,11 @@ def _parameter_rows(notebook: nbformat.NotebookNode) -> list[dict[str, Any]]:
         by_user = name != SET_BY_RUNNER
         changed = by_user and (name not in defaults or parameter.default != defaults[name].default)
         comment = defaults[name].comment if name in defaults else ""
-        rows.append({"name": name, "value": _shown(parameter.default), "comment": comment, "changed": changed})
+        rows.append({"name": name, "value": shown_value(parameter.default), "comment": comment, "changed": changed})
     return rows
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)
 
 
@@ -287,11 +311,14 @@ def readable_date(date: str) -> str:
     return f"{moment.day} {moment:%B %Y, %H:%M}"
 
 
-def content_security_policy() -> str:
-    """No request to anywhere, and no script but the template's own."""
-    digest = base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode()
-    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+def content_security_policy(scripts: Sequence[str] = ()) -> str:
+    """No request to anywhere, and no script but these; without any given, but the one that every page has."""
+    digests = [hashlib.sha256(script.encode()).digest() for script in scripts or _scripts()]
+    sources = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {sources}"
 
 
-def _script() -> str:
-    return (TEMPLATES / "report" / "report.js").read_text(encoding="utf-8")
+def _scripts(*, sortable: bool = False) -> list[str]:
+    """What a page runs; the library that sorts tables is large, so only a page with such a table holds it."""
+    names = ["report.js", "vendor/dataTables.min.js", "tables.js"] if sortable else ["report.js"]
+    return [(TEMPLATES / "report" / name).read_text(encoding="utf-8") for name in names]
