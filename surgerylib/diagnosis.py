@@ -39,13 +39,14 @@ class _Task(NamedTuple):
 
 
 def map_quality(
-    store: HeatmapStore, sources: Sequence[MapSource], *, workers: int | None = None
+    store: HeatmapStore, sources: Sequence[MapSource], *, cam_thresholds: int = 100, workers: int | None = None
 ) -> dict[MapSource, pd.DataFrame]:
     """Every annotated (image, class) pair of a computed store under each source, see `quality.image_quality`.
 
     Args:
         store: computed.
         sources: those with the same maps are measured once.
+        cam_thresholds: of MaxBoxAccV2, most of the work: 1 where it is not asked for.
         workers: processes; None takes the CPU's cores.
 
     Returns:
@@ -64,7 +65,7 @@ def map_quality(
         tasks.append(_Task(piece, boxes, labels))
     distinct = {source.key: source for source in sources}
     found: dict[tuple, list[list[PairQuality]]] = {key: [] for key in distinct}
-    work = partial(_quality_of_piece, sources=tuple(distinct.values()))
+    work = partial(_quality_of_piece, sources=tuple(distinct.values()), cam_thresholds=cam_thresholds)
     sizes = [len(task.boxes) for task in tasks]
     for of_sources in in_processes(
         work, tasks, workers=workers, description="heatmap quality", unit="image", sizes=sizes
@@ -142,12 +143,12 @@ def _quality_row(of: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def _quality_of_piece(task: _Task, sources: Sequence[MapSource]) -> list[list[list[PairQuality]]]:
+def _quality_of_piece(task: _Task, sources: Sequence[MapSource], cam_thresholds: int) -> list[list[list[PairQuality]]]:
     """[source][image][pair]."""
     per_image = list(zip(task.boxes, task.labels, task.shard.sizes_wh, strict=True))
     return [
         [
-            image_quality(maps, boxes, labels, size_wh)
+            image_quality(maps, boxes, labels, size_wh, cam_thresholds=cam_thresholds)
             for maps, (boxes, labels, size_wh) in zip(task.shard.maps(source), per_image, strict=True)
         ]
         for source in sources

@@ -53,6 +53,10 @@ class CacheError(SurgeryError):
     """A file of stored intermediate results that was made of something else, or is damaged."""
 
 
+class ResultsError(SurgeryError):
+    """Results in a run's folder that are missing, damaged, or of another run."""
+
+
 class TrainingError(SurgeryError):
     """A training that cannot go on: nothing to learn from, or a loss that is not a number."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from .files import file_sha256
 from .locations import EMBEDDED, checkpoint_file, dataset_folder
-from .parameters import SET_BY_RUNNER, notebook_parameters
+from .parameters import NEEDS_HEAD, SET_BY_RUNNER, notebook_parameters
 from .versions import library_sha256, versions
 
 
@@ -32,6 +32,8 @@ def notebook_keys(notebooks: Iterable[Path], settings: Mapping[str, Any], root: 
     chain = json.dumps(shared, sort_keys=True)
     for path in notebooks:
         own = {name: settings[name] for name in sorted(notebook_parameters(path)) if name != SET_BY_RUNNER}
+        if head := checkpoint_file(own.get(NEEDS_HEAD), root):
+            own["localizer_sha256"] = file_sha256(head)
         text = f"{chain}\n{file_sha256(path)}\n{json.dumps(own, sort_keys=True, default=repr)}"
         chain = keys[path] = hashlib.sha256(text.encode()).hexdigest()
     return keys

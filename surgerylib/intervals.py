@@ -10,6 +10,9 @@ replication of surveys: McCarthy 1969; as the delete-half jackknife: Shao and Wu
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
+
+from .errors import ParameterError
 
 _NORMAL = 1.959964  # the 97.5 % quantile
 # a bias that falls as n^(-2/3), as the maxima of a noisy falling curve do, is this many times the half-samples' excess
@@ -137,3 +140,32 @@ def basic_interval(point: np.ndarray, samples: np.ndarray, n_images: int) -> tup
     low, high = np.nanquantile(np.where(nothing, 0.0, samples), [0.025, 0.975], axis=0)
     low, high = np.minimum(2 * point - high, point), np.maximum(2 * point - low, point)
     return np.where(nothing, np.nan, low), np.where(nothing, np.nan, high)
+
+
+def resampled_means(
+    values: np.ndarray, images: np.ndarray | pd.Series, n_resamples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Means over rows, and the same in bootstrap resamples of the images that the rows are in.
+
+    Args:
+        values: [G, F], F numbers of each row.
+        images: [G] which image each row is in.
+        n_resamples: R.
+        seed: of the resamples.
+
+    Returns:
+        means [F], those of the resamples [R, F], and the number of images; NaN without a row.
+
+    Raises:
+        ParameterError: not one image for each row.
+    """
+    image, known = pd.factorize(np.asarray(images), sort=True)
+    if len(image) != len(values):
+        raise ParameterError(f"images names {len(image)} rows, {len(values)} have values; give one for each")
+    if not len(known):
+        return np.full(values.shape[1], np.nan), np.full((1, values.shape[1]), np.nan), 0
+    sums = np.stack([np.bincount(image, weights=column, minlength=len(known)) for column in values.T], axis=1)
+    counts = np.bincount(image, minlength=len(known))
+    drawn = bootstrap_weights(len(known), n_resamples, seed).astype(np.float64)
+    samples = (drawn @ sums) / (drawn @ counts)[:, None]
+    return sums.sum(axis=0) / counts.sum(), samples, len(known)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .boxes import box_iou
 from .errors import ParameterError
-from .intervals import basic_interval, bootstrap_weights
+from .intervals import basic_interval, resampled_means
 from .losses import flat_targets
 
 SHARES = (0.3, 0.5, 0.7)
@@ -139,7 +139,7 @@ def localization_summary(
     per_box = ious.to_numpy(np.float64).reshape(-1, len(methods))  # [G, M]
     median = np.quantile(per_box, 0.5, axis=0) if len(ious) else np.full(len(methods), np.nan)
     averaged = [per_box, per_box**2, per_box <= median, *(per_box > share for share in shares)]
-    point, samples, n_images = _resampled(np.hstack(averaged), images, n_resamples, seed)
+    point, samples, n_images = resampled_means(np.hstack(averaged), images, n_resamples, seed)
     (mean, square, below), above = np.split(point.reshape(-1, len(methods)), [3])  # each [.., M]
     drawn = np.moveaxis(samples.reshape(len(samples), -1, len(methods)), 1, 0)  # [3 + shares, R, M]
     sd, sd_samples = (
@@ -186,7 +186,7 @@ def localization_difference(
         )
     names, values_a = _figures(ious_a, shares)
     _, values_b = _figures(ious_b, shares)
-    difference, samples, n_images = _resampled(values_a - values_b, images, n_resamples, seed)
+    difference, samples, n_images = resampled_means(values_a - values_b, images, n_resamples, seed)
     low, high = basic_interval(difference, samples, n_images)
     frame = pd.DataFrame(names, columns=["method", "figure"]).assign(difference=difference, low=low, high=high)
     return frame.assign(excludes_zero=(low > 0) | (high < 0))
@@ -231,19 +231,3 @@ def _figures(ious: pd.DataFrame, shares: Sequence[float]) -> tuple[list[tuple[st
             names.append((method, figure))
             columns.append(np.asarray(column, dtype=np.float64))
     return names, np.stack(columns, axis=1)
-
-
-def _resampled(
-    values: np.ndarray, images: np.ndarray | pd.Series, n_resamples: int, seed: int
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Means over boxes [F], the same in each resample of the images [R, F], and the number of images with boxes."""
-    image, known = pd.factorize(np.asarray(images), sort=True)
-    if len(image) != len(values):
-        raise ParameterError(f"images names {len(image)} boxes, {len(values)} have an IoU; give one for each")
-    if not len(known):
-        return np.full(values.shape[1], np.nan), np.full((1, values.shape[1]), np.nan), 0
-    sums = np.stack([np.bincount(image, weights=column, minlength=len(known)) for column in values.T], axis=1)
-    counts = np.bincount(image, minlength=len(known))
-    drawn = bootstrap_weights(len(known), n_resamples, seed).astype(np.float64)
-    samples = (drawn @ sums) / (drawn @ counts)[:, None]
-    return sums.sum(axis=0) / counts.sum(), samples, len(known)

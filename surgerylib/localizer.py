@@ -100,6 +100,12 @@ class GTClassLocalizer(nn.Module):
             self.boxes.weight.mul_(0.1)
             self.boxes.bias.copy_(torch.tensor([0.0, 0.0, *[math.log(_START_SIDE / (1 - _START_SIDE))] * 2]))
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that make another of its kind: plain values."""
+        sizes = {name: getattr(self, name) for name in ("num_classes", "feature_dim", "num_layers")}
+        return {**sizes, "grid": list(self.grid), "inputs": list(self.inputs)}
+
     def forward(self, images: Tensor, cam: Tensor, features: Tensor) -> Tensor:
         """Boxes of every class in every cell.
 
@@ -253,6 +259,18 @@ def load_localizer(
             "train another"
         )
     return model.eval(), about
+
+
+def untrained_localizer(config: Mapping[str, Any], seed: int) -> GTClassLocalizer:
+    """The head that a training with this seed starts from, in eval mode.
+
+    Args:
+        config: arguments of `GTClassLocalizer`.
+        seed: of the weights; torch's own generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GTClassLocalizer(**config).eval()
 
 
 def clip_and_maps(

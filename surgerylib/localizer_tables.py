@@ -27,7 +27,14 @@ METHOD_NAMES = {
     "centre_box": "centre box",
     "class_mean": "class's mean box",
 }
-_FIGURES = {"mean": "mean IoU", "share>0.30": "share > 0.3", "share>0.50": "share > 0.5", "share>0.70": "share > 0.7"}
+FIGURES = {
+    "mean": "mean IoU",
+    "median": "median",
+    "sd": "sd",
+    "share>0.30": "share > 0.3",
+    "share>0.50": "share > 0.5",
+    "share>0.70": "share > 0.7",
+}
 
 
 def answer_table(summary: pd.DataFrame) -> pd.DataFrame:
@@ -35,7 +42,7 @@ def answer_table(summary: pd.DataFrame) -> pd.DataFrame:
     cells = summary.assign(cell=[with_interval(*row) for row in summary[["value", "low", "high"]].to_numpy()])
     table = cells.pivot_table(index="method", columns="figure", values="cell", aggfunc="first", sort=False)
     known = [method for method in METHODS if method in table.index]
-    table = table.loc[known, list(_FIGURES)].rename(index=METHOD_NAMES, columns=_FIGURES)
+    table = table.loc[known, list(FIGURES)].rename(index=METHOD_NAMES, columns=FIGURES)
     return table.rename_axis(index=None, columns=None)
 
 
@@ -237,26 +244,28 @@ def training_results(
         "finding": sentence,
         "n_boxes": int(summary["n_boxes"].max()),
         "n_images": int(summary["n_images"].max()),
-        "methods": _methods(summary),
-        "by_seen": {name: _methods(part) for name, part in seen.items()},
+        "methods": plain_methods(summary),
+        "by_seen": {name: plain_methods(part) for name, part in seen.items()},
         "best_epoch": training.best_epoch,
         "stopped_early": training.stopped_early,
-        "history": _rows(training.history),
-        "variants": [] if variants is None else _rows(variants),
-        "positives_by_size": [] if positives is None else _rows(positives),
+        "history": plain_rows(training.history),
+        "variants": [] if variants is None else plain_rows(variants),
+        "positives_by_size": [] if positives is None else plain_rows(positives),
         **more,
     }
 
 
-def _methods(summary: pd.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:
-    rows = _rows(summary)
+def plain_methods(summary: pd.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:
+    """A summary as plain values: method -> figure -> value, low, high; NaN becomes None."""
+    rows = plain_rows(summary)
     methods: dict[str, dict[str, dict[str, float | None]]] = {row["method"]: {} for row in rows}
     for row in rows:
         methods[row["method"]][row["figure"]] = {name: row[name] for name in ("value", "low", "high")}
     return methods
 
 
-def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """A frame's rows as plain values; NaN becomes None."""
     return [
         {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
         for row in frame.to_dict("records")

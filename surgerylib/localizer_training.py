@@ -28,7 +28,14 @@ from .localization import (
     localization_summary,
     peak_localization,
 )
-from .localizer import LOCALIZER_INPUTS, GTClassLocalizer, clip_and_maps, save_localizer, to_grid
+from .localizer import (
+    LOCALIZER_INPUTS,
+    GTClassLocalizer,
+    clip_and_maps,
+    save_localizer,
+    to_grid,
+    untrained_localizer,
+)
 from .losses import check_assign, gt_class_localization_loss
 from .training import Schedule, Training, fit
 from .versions import source_sha256
@@ -115,17 +122,14 @@ class LocalizerTask:
             raise TrainingError(
                 f"the split {validation.dataset.split} has no box of the classes that are trained on; choose another"
             )
-        self.config = {
+        config = {
             "num_classes": len(classes),
             "feature_dim": clip.feature_dim,
             "num_layers": train.layers,
-            "grid": list(clip.grid) if settings.grid_size is None else [settings.grid_size] * 2,
-            "inputs": list(settings.inputs),
+            "grid": clip.grid if settings.grid_size is None else [settings.grid_size] * 2,
+            "inputs": settings.inputs,
         }
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            self.model = GTClassLocalizer(**self.config)
-        self.model.to(clip.device)
+        self.model = untrained_localizer(config, settings.seed).to(clip.device)
         targets = train.targets
         self.class_means = class_mean_boxes(targets.boxes_xyxy, targets.label, len(classes))
         self.ever_positive = torch.zeros(len(targets.label), dtype=torch.bool)
@@ -202,9 +206,10 @@ class LocalizerTask:
             "seen_classes": [names[k] for k in self.seen],
             "class_means": self.class_means.tolist(),
             "trained_on": {"dataset": self.train.dataset.name, "split": self.train.dataset.split},
+            "chosen_on": {"dataset": self.validation.dataset.name, "split": self.validation.dataset.split},
             **about,
         }
-        save_localizer(path, self.config, weights, what)
+        save_localizer(path, self.model.config, weights, what)
 
 
 def train_localizer(

@@ -7,7 +7,7 @@ number of layers are made of these numbers, as `heatmaps.heatmaps` makes them of
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -50,6 +50,14 @@ class MapSource:
     def key(self) -> tuple:
         """Equal for sources with the same maps."""
         return (*map_source(self.kind, self.similarity), self.similarity, self.last_layers)
+
+
+def joint_sources(sources: Mapping[str, MapSource]) -> dict[str, MapSource]:
+    """Of kinds with the same maps one, under the names of all: `standard = vv_qk`."""
+    names: dict[tuple, list[str]] = {}
+    for kind, source in sources.items():
+        names.setdefault(source.key, []).append(kind)
+    return {" = ".join(kinds): sources[kinds[0]] for kinds in names.values()}
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,14 @@ import yaml
 from .errors import ParameterError, nearest
 from .locations import PROJECT_ROOT
 
-PATH_PARAMETERS = ("dataset", "checkpoint", "cache_dir")
+PATH_PARAMETERS = ("dataset", "checkpoint", "cache_dir", "localizer")
 SET_BY_RUNNER = "out_dir"
 # may be a number, a list or a word: `preflight.check_values` alone judges them
 OF_SEVERAL_TYPES = ("percentile",)
 # null leaves out every notebook that has it
 LEAVES_OUT = "train_split"
+# names the trained head that a notebook needs; null takes the one of the notebooks that `LEAVES_OUT` leaves out
+NEEDS_HEAD = "localizer"
 
 
 class _Anything:

@@ -31,6 +31,7 @@ from .extraction import (
 )
 from .files import atomic_write
 from .frames import BOX_COLUMNS
+from .kinds import KIND_PREFERENCE
 from .settings import SCORE_NAMES
 
 KIND_COLOURS = {"standard": "#0072B2", "vv_qk": "#56B4E9", "vv_vv": "#E69F00", "vv_mixed": "#D55E00"}
@@ -89,6 +90,11 @@ def new_figure(rows: int = 1, columns: int = 1, *, size: tuple[float, float], **
     """A figure in the house style with its axes as an array [rows, columns]; nothing is left open behind it."""
     fig = Figure(figsize=size, layout="constrained")
     return fig, fig.subplots(rows, columns, squeeze=False, **options)
+
+
+def kind_of_name(name: str) -> str:
+    """Of kinds with the same maps under one name (`standard = vv_qk`) the one whose colour stands for them."""
+    return min(name.split(" = "), key=KIND_PREFERENCE.index)
 
 
 @styled
@@ -180,7 +186,7 @@ def three_columns(
     axes[0, 1].set_title(f"similarity {heatmap.min():.3f} to {heatmap.max():.3f}", fontsize=9)
     draw_boxes(axes[0, 2], found, colour=PREDICTION, style="--", scores=True)
     draw_boxes(axes[0, 2], own, colour=TRUTH)
-    axes[0, 2].set_title(f"{_count(len(found), 'box', 'boxes')}, {_best_iou_text(own, found)}", fontsize=9)
+    axes[0, 2].set_title(f"{_count(len(found), 'box', 'boxes')}, {best_iou_text(own, found)}", fontsize=9)
     handles = [
         Line2D([], [], color=TRUTH, lw=1.8, label=f"ground truth: {label}"),
         Line2D([], [], color=PREDICTION, lw=1.5, ls="--", label="prediction (number: score of the best)"),
@@ -220,7 +226,7 @@ def kinds_grid(
         axes[0, column].set_title(kind, color=KIND_COLOURS[kind], fontweight="bold", loc="center")
         draw_boxes(axes[1, column], found, colour=PREDICTION, style="--")
         draw_boxes(axes[1, column], own, colour=TRUTH)
-        axes[1, column].set_title(_best_iou_text(own, found), fontsize=9, loc="center")
+        axes[1, column].set_title(best_iou_text(own, found), fontsize=9, loc="center")
     fig.suptitle(title, fontsize=11, x=0.01, ha="left")
     return fig
 
@@ -288,10 +294,12 @@ def photo_axis(axis: Axes, image: np.ndarray) -> None:
     axis.spines[:].set_visible(False)
 
 
-def overlay(axis: Axes, heatmap: np.ndarray, image_size_wh: tuple[int, int]) -> None:
+def overlay(axis: Axes, heatmap: np.ndarray, image_size_wh: tuple[int, int], *, alpha: float = 0.5) -> None:
     """Lay a heatmap over a shown image in the jet map; its colours span this map alone."""
     width, height = image_size_wh
-    axis.imshow(resize_map(heatmap, 224), cmap="jet", alpha=0.5, extent=(0, width, height, 0), interpolation="bilinear")
+    axis.imshow(
+        resize_map(heatmap, 224), cmap="jet", alpha=alpha, extent=(0, width, height, 0), interpolation="bilinear"
+    )
 
 
 def draw_boxes(
@@ -339,7 +347,8 @@ def example_pairs(ground_truth: pd.DataFrame, image_ids: Sequence[str], count: i
     return chosen
 
 
-def _best_iou_text(truth: pd.DataFrame, found: pd.DataFrame) -> str:
+def best_iou_text(truth: pd.DataFrame, found: pd.DataFrame) -> str:
+    """How well ground truth boxes are met, for a title."""
     if truth.empty:
         return "no ground truth"
     values = best_iou(truth, found)

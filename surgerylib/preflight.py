@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError, ImageReadError, OutputError, ParameterError, TrainingError
 from .locations import EMBEDDED, checkpoint_file, dataset_folder
-from .parameters import find_notebooks, known_parameters, load_config, validate
+from .parameters import (
+    LEAVES_OUT,
+    NEEDS_HEAD,
+    find_notebooks,
+    known_parameters,
+    load_config,
+    notebook_parameters,
+    validate,
+)
 
 if TYPE_CHECKING:
     from .datasets import Dataset
@@ -36,6 +44,9 @@ _WHOLE_NUMBERS = {
     "ablation_epochs": 0,
     "num_train_images": 1,
     "patience": 1,
+    "num_failing": 1,
+    "num_class_examples": 0,
+    "max_detections": 1,
 }
 
 
@@ -118,7 +129,8 @@ def check_values(settings: Mapping[str, Any]) -> None:
         raise ParameterError(f"max_side must be above min_side ({settings['min_side']}), not {settings['max_side']}")
     _check_sweep(settings)
     _check_training(settings)
-    for name in ("checkpoint", "cache_dir"):
+    _check_evaluation(settings)
+    for name in ("checkpoint", "cache_dir", NEEDS_HEAD):
         value = settings.get(name)
         if value is not None and (not isinstance(value, str) or not value):
             raise ParameterError(f"{name} must be text, or null, not {value!r}")
@@ -159,6 +171,17 @@ def _check_training(settings: Mapping[str, Any]) -> None:
     _ = plan.settings, plan.schedule  # each raises what is wrong with it
 
 
+def _check_evaluation(settings: Mapping[str, Any]) -> None:
+    """The parameters of the GT-class evaluation, where a notebook has them."""
+    if NEEDS_HEAD not in settings:
+        return
+    from .head_evaluation import check_evaluated
+    from .prompts import check_prompts
+
+    check_evaluated(settings["classes_evaluated"])
+    check_prompts(settings["prompts"])
+
+
 def check_cache(settings: Mapping[str, Any], root: Path) -> None:
     """Whether the folder for computed heatmaps, where one is named, can be made or written to.
 
@@ -173,6 +196,22 @@ def check_cache(settings: Mapping[str, Any], root: Path) -> None:
         raise OutputError(f"cache_dir {folder} cannot be a folder: {existing} is a file; choose another")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError(f"cache_dir {folder} cannot be written: no permission in {existing}; choose another")
+
+
+def check_head(chosen: Sequence[Path], settings: Mapping[str, Any], out_dir: Path, root: Path) -> None:
+    """Whether the notebooks to run that need a trained head will find one: named, trained on the way, or there.
+
+    Raises:
+        CheckpointError: They will not; the message says how to get one.
+    """
+    accepted = [notebook_parameters(path) for path in chosen]
+    needed = any(NEEDS_HEAD in names for names in accepted)
+    trained = any(LEAVES_OUT in names for names in accepted)
+    if not needed or (trained and not settings.get(NEEDS_HEAD)):
+        return
+    from .head_evaluation import find_head
+
+    find_head(out_dir, settings.get(NEEDS_HEAD), root)
 
 
 def check_output(out_dir: Path) -> None:
@@ -249,6 +288,11 @@ def _check_model(settings: Mapping[str, Any], root: Path, device: str) -> list[s
                 f"{name} must be at most {clip.depth}, the blocks of {clip.name} in which the value-value path runs, "
                 f"not {max(counts)}"
             )
+    if settings.get(NEEDS_HEAD):
+        from .classes import DIOR_CLASSES
+        from .head_evaluation import find_head, load_head
+
+        load_head(find_head(root, settings[NEEDS_HEAD], root), clip, DIOR_CLASSES)
     rows, columns = clip.grid
     return [
         f"model: {clip.name}, weights from {clip.weights.source} (sha256 {clip.weights.sha256[:12]}), "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .classes import PROMPT_TEMPLATES, canonical_class, prompt_names
@@ -61,10 +61,8 @@ class Prompts:
 
     def plain(self) -> dict[str, Any]:
         """As plain values, the synonyms spelled out where they are used."""
-        return {
-            **asdict(self),
-            "synonyms": {name: list(words) for name, words in _SYNONYMS.items()} if self.synonyms else {},
-        }
+        words = {name: list(words) for name, words in _SYNONYMS.items()} if self.synonyms else {}
+        return {"templates": list(self.templates), "synonyms": words}
 
 
 PROMPT_SETS = {

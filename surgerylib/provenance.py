@@ -63,5 +63,5 @@ def provenance(clip: SurgeryCLIP, dataset: Dataset, *, seed: int, seconds: float
         "threads": torch.get_num_threads(),
         "seed": seed,
         "versions": versions(),
-        "seconds": round(seconds, 1),
+        "seconds": seconds,
     }

@@ -65,7 +65,12 @@ class Session:
 
     def provenance(self) -> dict:
         """What is needed to repeat the notebook, with the seconds since it started."""
-        return provenance(self.clip, self.dataset, seed=self.seed, seconds=time.monotonic() - self.started)
+        return provenance(self.clip, self.dataset, seed=self.seed, seconds=self.seconds)
+
+    @property
+    def seconds(self) -> float:
+        """Since the notebook started."""
+        return round(time.monotonic() - self.started, 1)
 
 
 def open_session(

@@ -222,9 +222,10 @@ def map_results(
     settings: Mapping,
     counts: Mapping[str, int],
     notes: Sequence[str],
+    files: Mapping[str, str],
     provenance: Mapping,
 ) -> dict:
-    """What `map_results.json` holds: plain values, None where there is no number."""
+    """What `map_results.json` holds: plain values, None where there is no number; `files`: name -> sha256."""
     kinds = list(dict.fromkeys(evaluation.summary["kind"]))
     protocols = {
         protocol: {
@@ -245,6 +246,7 @@ def map_results(
         **settings,
         **counts,
         "warnings": list(notes),
+        "files": dict(files),
         "provenance": dict(provenance),
     }
 

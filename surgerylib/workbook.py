@@ -35,6 +35,7 @@ from .fingerprints import notebook_keys
 from .locations import RUN_LOCK, dataset_folder
 from .parameters import (
     LEAVES_OUT,
+    NEEDS_HEAD,
     SET_BY_RUNNER,
     find_notebooks,
     known_parameters,
@@ -42,7 +43,7 @@ from .parameters import (
     notebook_parameters,
     validate,
 )
-from .preflight import check, check_cache, check_output, check_values
+from .preflight import check, check_cache, check_head, check_output, check_values
 from .run_index import index_html
 from .versions import library_sha256, versions
 
@@ -134,6 +135,7 @@ def run_workbook(
 
     check_values(settings)
     check_cache(settings, root)
+    check_head(chosen, settings, out, root)
     keys = notebook_keys(notebooks, settings, root)
     run = _previous_run(out)
     # the look at the input comes second: it imports torch, which takes longer than to see that nothing has changed
@@ -150,12 +152,16 @@ def run_workbook(
 
 
 def _without_left_out(chosen: list[Path], settings: Mapping[str, Any]) -> list[Path]:
-    """The notebooks that have what they need: `train_split: null` leaves the training out."""
+    """The notebooks that have what they need: `train_split: null` leaves out the training and what needs its head."""
     if settings.get(LEAVES_OUT, "") is not None:
         return chosen
-    left_out = [path for path in chosen if LEAVES_OUT in notebook_parameters(path)]
+    needed = {LEAVES_OUT} if settings.get(NEEDS_HEAD) else {LEAVES_OUT, NEEDS_HEAD}
+    left_out = [path for path in chosen if needed & set(notebook_parameters(path))]
     if left_out == chosen:
-        raise ParameterError(f"{LEAVES_OUT} is null, so there is nothing to run of {left_out[0].stem}; name a split")
+        raise ParameterError(
+            f"{LEAVES_OUT} is null, so there is nothing to run of {left_out[0].stem}; name a split to train on, or a "
+            f"trained head with {NEEDS_HEAD}"
+        )
     for path in left_out:
         print(f"{path.stem}: left out, {LEAVES_OUT} is null", flush=True)
     return [path for path in chosen if path not in left_out]

@@ -115,6 +115,8 @@ def test_prompt_sets_in_one_forward(found, scenes, tiny, tmp_path):
         np.testing.assert_allclose(again.responses[source], found.responses[source], atol=1e-6)
         assert np.abs(other.responses[source] - found.responses[source]).max() > 1e-3
     np.testing.assert_allclose(again.image_scores["vv"], found.image_scores["vv"], atol=1e-6)
+    found_again = PromptStore(tiny, scenes, tmp_path, prompts=["name", "ensemble", "synonyms"])
+    assert found_again.path(0).is_file()
 
 
 def test_synonyms_stand_beside_the_name_in_the_mean(tiny):

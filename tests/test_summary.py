@@ -143,6 +143,7 @@ def test_results_are_plain_json_and_the_report_repeats_them(evaluated):
         settings={"similarity": "cosine", "description": "vv_mixed, cosine, percentile 75"},
         counts={"n_images": 40, "n_boxes": 80, "n_classes": 2},
         notes=["Only 40 images."],
+        files={"detections.parquet": "ab"},
         provenance={"model": "m", "weights": "w", "image_size": 224, "dataset": "d", "split": "test"},
     )
     again = json.loads(json.dumps(results, allow_nan=False))
