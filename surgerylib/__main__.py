@@ -1,4 +1,4 @@
-"""The command line: `python -m surgerylib run | check | features | train | scenes`."""
+"""The command line: `python -m surgerylib run | check | features | train | compare | scenes`."""
 
 from __future__ import annotations
 
@@ -62,6 +62,13 @@ def _train(arguments: argparse.Namespace) -> int:
 
     path, config = _configuration(arguments)
     print(localizer_commands.train(config, _out(arguments, path), resume=arguments.resume))
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from .compare import compare_runs
+
+    print(compare_runs(arguments.runs, arguments.out))
     return 0
 
 
@@ -143,6 +150,14 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", parents=[shared, placed], help="train the localiser, as notebook 03 does")
     train.add_argument("--resume", action="store_true", help="go on with a training of these settings that was stopped")
     train.set_defaults(command=_train)
+
+    compare = commands.add_parser("compare", help="put finished runs side by side on one page")
+    # none at all is an error with the other bad input, in one line
+    compare.add_argument(
+        "runs", nargs="*", type=Path, metavar="RUN", help="a run's folder; differences are to the first"
+    )
+    compare.add_argument("--out", type=Path, metavar="FILE", help="the page (default: reports/compare-NAME-NAME.html)")
+    compare.set_defaults(command=_compare)
 
     scenes = commands.add_parser("scenes", help="draw aerial scenes in DIOR's layout")
     scenes.add_argument("--out", type=Path, required=True, metavar="DIR")

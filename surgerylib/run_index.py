@@ -8,45 +8,89 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-import jinja2
 from PIL import Image
 
-from .report import TEMPLATES, content_security_policy, read_json, readable_date, readable_seconds
+from .report import content_security_policy, page_environment, read_json
 from .summary import INTERVAL_NOTE
 
-MAX_KEY_FIGURES = 8
+MAX_KEY_FIGURES = 12
+_SWEEP = "multi_iou_results.json"
 
 
 def index_html(run_dir: Path) -> str:
     """The first page of a run's folder, from its `run.json` and from what the notebooks left there."""
     run = read_json(run_dir / "run.json")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([TEMPLATES, TEMPLATES / "report"]),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.ChainableUndefined,  # what a notebook did not leave is left out
-    )
-    environment.filters.update(url=quote, duration=readable_seconds, date=readable_date)
     # only what this run's notebooks vouch for: a failed notebook leaves an earlier run's files in the folder
     valid = [entry for entry in run.get("notebooks", []) if entry["status"] in ("ok", "outdated")]
     owners = {name: entry for entry in valid for name in entry["files"]}
-    results = read_json(run_dir / "map_results.json") if "map_results.json" in owners else {}
-    return environment.get_template("run_index.html.j2").render(
-        run=run,
-        notebooks=run.get("notebooks", []),
-        results=results,
-        provenance=results.get("provenance", {}),
-        tables=_map_tables(results),
-        recommendation=_recommendation(run_dir, owners),
-        outdated=results and owners["map_results.json"]["status"] == "outdated",
-        figures=_key_figures(run_dir, sorted(owners)),
-        files=_file_groups(run_dir, run),
-        interval_note=INTERVAL_NOTE,
-        csp=content_security_policy(),
+    results, evaluation, per_class = (
+        read_json(run_dir / name) if name in owners else {}
+        for name in ("map_results.json", "evaluation_results.json", "per_class_results.json")
     )
+    return (
+        page_environment()
+        .get_template("run_index.html.j2")
+        .render(
+            run=run,
+            notebooks=run.get("notebooks", []),
+            results=results,
+            provenance=results.get("provenance", {}),
+            tables=_map_tables(results),
+            evaluation=evaluation,
+            per_class=per_class,
+            headline=_headline(results, evaluation, read_json(run_dir / _SWEEP) if _SWEEP in owners else {}),
+            recommendation=_recommendation(run_dir, owners),
+            outdated=[entry["name"] for entry in valid if entry["status"] == "outdated"],
+            figures=_key_figures(run_dir, sorted(owners)),
+            files=_file_groups(run_dir, run),
+            interval_note=INTERVAL_NOTE,
+            csp=content_security_policy(),
+        )
+    )
+
+
+def _headline(
+    results: Mapping[str, Any], evaluation: Mapping[str, Any], sweep: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The run in a few rows: finding, naming, and detection; what was not measured has no row."""
+    rows = []
+
+    def add(text: str, entry: Mapping[str, Any] | None, field: str = "value", notebook: str = "") -> None:
+        if entry and entry.get(field) is not None:
+            rows.append({"text": text, "notebook": notebook, **figure_cell(entry, field)})
+
+    methods = evaluation.get("methods") or {}
+    for method, text in (
+        ("oracle", "Class given: boxes that some cell of the head meets with IoU > 0.5 (oracle)"),
+        ("cam_peak", "Class given: boxes met so in the cell of the CAM's peak"),
+    ):
+        add(text, (methods.get(method) or {}).get("share>0.50"), notebook="04_gt_class_evaluation")
+    guesses = {
+        name: methods[name]["share>0.50"] for name in ("whole_image", "centre_box", "class_mean") if name in methods
+    }
+    if known := {name: entry for name, entry in guesses.items() if entry["value"] is not None}:
+        best = max(known, key=lambda name: known[name]["value"])
+        text = f"Class given: boxes met so by the best guess ({best.replace('_', ' ')})"
+        add(text, known[best], notebook="04_gt_class_evaluation")
+    kind = evaluation.get("kind")
+    accuracy = ((evaluation.get("classification") or {}).get(kind) or {}).get("accuracy") or {}
+    n_classes = len((evaluation.get("provenance") or {}).get("classes") or [])
+    add(
+        f"Box given: boxes whose class comes first of {n_classes} ({kind} maps)", accuracy.get("top1"),
+        notebook="04_gt_class_evaluation",
+    )  # fmt: skip
+    for protocol, by_kind in (results.get("protocols") or {}).items():
+        for name in dict.fromkeys(("standard", results.get("kind"))):
+            if by_kind.get(name):
+                entry = by_kind[name][0]
+                text = f"Neither given: mAP@{entry['iou_threshold']:.2f} of {name}, protocol “{protocol}”"
+                add(text, entry, "map", "01_heatmap_generation")
+    recommended = ((sweep.get("report") or {}).get("recommended") or {}).get("protocols") or {}
+    for protocol, entries in recommended.items():
+        text = f"Neither given: mean mAP of the recommended setting, protocol “{protocol}”"
+        add(text, entries[-1], "map", "02_threshold_sweep")
+    return rows
 
 
 def _map_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -73,7 +117,7 @@ def _map_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "name": kind,
                 "difference": False,
                 "cells": [
-                    _cell(row.get(t), "map") | {"strong": t in row and (row[t]["map"] or 0) == best[t] > 0}
+                    figure_cell(row.get(t), "map") | {"strong": t in row and (row[t]["map"] or 0) == best[t] > 0}
                     for t in thresholds
                 ],
             }
@@ -86,7 +130,7 @@ def _map_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 entry = differences.get(threshold)
                 known = entry is not None and entry.get("low") is not None and entry.get("high") is not None
                 sure = known and (entry["low"] > 0 or entry["high"] < 0)
-                cells.append(_cell(entry, "difference", sign=True) | {"strong": sure})
+                cells.append(figure_cell(entry, "difference", sign=True) | {"strong": sure})
             rows.append({"name": f"{paired['a']} − {paired['b']}", "cells": cells, "difference": True})
         tables.append({"caption": captions.get(protocol, protocol), "thresholds": thresholds, "rows": rows})
     return tables
@@ -94,8 +138,7 @@ def _map_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _recommendation(run_dir: Path, owners: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The setting that the sweep chose beside the default, on the split of the report; empty without a sweep."""
-    name = "multi_iou_results.json"
-    found = read_json(run_dir / name) if name in owners else {}
+    found = read_json(run_dir / _SWEEP) if _SWEEP in owners else {}
     report = found.get("report") or {}
     if not report:
         return {}
@@ -117,7 +160,7 @@ def _recommendation(run_dir: Path, owners: Mapping[str, Mapping[str, Any]]) -> d
         "finding": found.get("finding"),
         "warnings": found.get("warnings") or [],
         "tables": tables,
-        "outdated": owners[name]["status"] == "outdated",
+        "outdated": owners[_SWEEP]["status"] == "outdated",
         "file": "recommended.yaml" if "recommended.yaml" in owners else None,
     }
 
@@ -132,11 +175,11 @@ def _recommendation_row(
         entry = by_threshold.get(threshold) or {}
         known = entry.get("low") is not None and entry.get("high") is not None
         sure = difference and known and (entry["low"] > 0 or entry["high"] < 0)
-        cells.append(_cell(entry, field, sign=difference) | {"strong": sure})
+        cells.append(figure_cell(entry, field, sign=difference) | {"strong": sure})
     return {"name": name, "difference": difference, "cells": cells}
 
 
-def _cell(entry: Mapping[str, Any] | None, field: str, *, sign: bool = False) -> dict[str, Any]:
+def figure_cell(entry: Mapping[str, Any] | None, field: str, *, sign: bool = False) -> dict[str, Any]:
     """A number and its interval as text; a dash where there is none."""
     number = "{:+.3f}" if sign else "{:.3f}"
     if entry is None or entry.get(field) is None:

@@ -223,7 +223,7 @@ def write_results(folder: Path) -> None:
     }
     paired = {"a": "vv_mixed", "b": "standard", "protocols": {"present": rows(0.3, "difference"), "all": []}}
     results = {"finding": "vv_mixed wins", "kinds": ["standard", "vv_mixed"], "iou_thresholds": thresholds}
-    results |= {"protocols": protocols, "paired_difference": paired, "percentile": 75.0, "warnings": [HOSTILE]}
+    results |= {"protocols": protocols, "paired_difference": paired, "kind": "vv_mixed", "warnings": [HOSTILE]}
     results |= {"provenance": {"model": "embedded", "dataset": HOSTILE, "classes": ["a"] * 20, "weights_sha256": None}}
     (folder / "map_results.json").write_text(json.dumps(results))
 
@@ -231,7 +231,11 @@ def write_results(folder: Path) -> None:
 def test_index_with_results(run_dir: Path) -> None:
     write_results(run_dir)
     soup = BeautifulSoup(index_html(run_dir), "html.parser")
-    tables = soup.select(".numbers table")
+    headline, *tables = soup.select(".numbers table")
+    rows = [[cell.get_text() for cell in row.find_all(["th", "td"])] for row in headline.select("tbody tr")]
+    assert [row[1] for row in rows] == ["0.100", "0.400", "0.050"]
+    assert rows[0][2] == "0.090 to 0.110"
+    assert "standard" in rows[0][0]
     assert len(tables) == 2
     cells = [[cell.get_text(" ") for cell in row.find_all("td")] for row in tables[0].select("tbody tr")]
     assert cells == [
