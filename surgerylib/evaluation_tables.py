@@ -164,7 +164,7 @@ def prompts_table(figures: pd.DataFrame, *, reference: str) -> pd.DataFrame:
 
 
 def main_confusions(confusion: pd.DataFrame) -> pd.DataFrame:
-    """For each class the other class that responds most in most of its boxes: frame label, other, boxes, share.
+    """For each class the other class that responds most in most of its boxes: frame label, other (NaN for none), boxes, share.
 
     Args:
         confusion: rows the class, columns the class that responds most; counts.
@@ -190,7 +190,7 @@ def confusion_finding(confusion: pd.DataFrame) -> str:
         return "No boxes to name"
     right = np.diag(confusion.to_numpy()).sum() / total
     worst = main_confusions(confusion).sort_values("share", ascending=False, kind="stable").iloc[0]
-    if worst["other"] is None:
+    if not isinstance(worst["other"], str):
         return f"The right class responds most in {100 * right:.0f} % of the boxes"
     return (
         f"The right class responds most in {100 * right:.0f} % of the boxes; "

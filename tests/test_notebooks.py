@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from surgerylib.datasets import load_dataset
-from surgerylib.errors import DatasetError, ParameterError, TrainingError
+from surgerylib.errors import CheckpointError, DatasetError, ParameterError, TrainingError
 from surgerylib.heatmaps import HEATMAP_KINDS
 from surgerylib.localizer import load_localizer
 from surgerylib.locations import PROJECT_ROOT
@@ -80,9 +80,18 @@ def test_the_numbers_of_the_page_are_those_of_the_file(run):
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("01_heatmap_generation", 6), ("02_threshold_sweep", 5), ("03_training", 3)]
+    ("name", "count"),
+    [
+        ("01_heatmap_generation", 6),
+        ("02_threshold_sweep", 5),
+        ("03_training", 3),
+        ("04_gt_class_evaluation", 4),
+        ("05_per_class_analysis", 4),
+    ],
 )
 def test_every_image_of_the_page_says_what_it_shows(run, name, count):
+    if name.startswith("05"):  # and an example for the card of each class with boxes
+        count += pd.read_parquet(run.index.parent / "ground_truth.parquet")["label"].nunique()
     html = (run.index.parent / f"{name}.html").read_text()
     alts = re.findall(r"<img[^>]*alt=\"([^\"]*)\"", html)
     assert len(alts) == html.count("<img") == count
@@ -147,6 +156,7 @@ def test_the_sweep_leaves_what_it_promises_and_the_index_shows_it(run, parameter
 def test_the_recommended_setting_runs_the_workbook(run, parameters, tmp_path):
     folder = run.index.parent
     given = parameters | yaml.safe_load((folder / "recommended.yaml").read_text())
+    given["cache_dir"] = str(folder / "cache")
     result = run_workbook(given, tmp_path / "out")
     assert result.ok, result.notebooks
     kind = given["kind"]
@@ -181,9 +191,6 @@ def test_the_training_leaves_what_it_promises_and_the_index_shows_it(run, parame
         "all three", "cam only", "features only", "image only", "best_iou",
     }  # fmt: skip
     assert len(results["positives_by_size"]) == 3 * 2
-    truth = pd.read_parquet(folder / "ground_truth.parquet")
-    ious = pd.read_parquet(folder / "gt_class_localization.parquet").sort_values("box_row")
-    assert ious[["image_id", "label"]].to_numpy().tolist() == truth[["image_id", "label"]].to_numpy().tolist()
     history = pd.read_parquet(folder / "training_history.parquet")
     assert history["val_iou"].max() == results["history"][results["best_epoch"]]["val_iou"]
     _, about = load_localizer(folder / "localizer.safetensors")
@@ -229,6 +236,114 @@ def test_a_recommendation_for_the_images_to_train_on_leaves_the_training_out(par
     recommended = yaml.safe_load((tmp_path / "out" / "recommended.yaml").read_text())
     assert recommended["train_split"] is None
     check(given | recommended)
+
+
+def test_the_evaluation_leaves_what_it_promises_and_the_index_opens_with_it(run):
+    folder = run.index.parent
+    results = json.loads((folder / "evaluation_results.json").read_text())
+    page, index = (html.unescape((folder / name).read_text()) for name in ("04_gt_class_evaluation.html", "index.html"))
+    assert results["verdict"]["sentence"] == results["finding"]
+    assert results["finding"] in index.split("<h2>")[0]  # the head of the page
+    assert results["naming"] in index
+    for method, figures in results["methods"].items():
+        for entry in figures.values():
+            assert f"{entry['value']:.3f} [" in page, method
+    truth = pd.read_parquet(folder / "ground_truth.parquet")
+    ious = pd.read_parquet(folder / "gt_class_localization.parquet")
+    assert ious[["image_id", "label"]].to_numpy().tolist() == truth[["image_id", "label"]].to_numpy().tolist()
+    assert (ious["oracle"] >= ious["cam_peak"]).all()
+    # the same head on the same boxes as in the notebook that trained it
+    trained = json.loads((folder / "training_results.json").read_text())["methods"]
+    for method, figures in trained.items():
+        assert results["methods"][method]["mean"]["value"] == pytest.approx(figures["mean"]["value"], abs=1e-6)
+    counts = truth["label"].value_counts()
+    for name, of_class in results["by_class"].items():
+        assert of_class["n_boxes"] == counts.get(name, 0)
+        assert (of_class["methods"] is None) == (of_class["n_boxes"] == 0)
+
+
+def test_the_per_class_analysis_leaves_what_it_promises_and_the_index_shows_it(run):
+    folder = run.index.parent
+    results = json.loads((folder / "per_class_results.json").read_text())
+    page, index = (html.unescape((folder / name).read_text()) for name in ("05_per_class_analysis.html", "index.html"))
+    assert len(results["failing"]) == 3
+    for failure in results["failing"]:
+        assert failure["sentence"] in page
+        assert failure["sentence"].removeprefix(failure["label"]) in index
+        assert f'05_per_class_analysis.html#{failure["label"].lower()}"' in index
+    first = json.loads((folder / "map_results.json").read_text())
+    ap = pd.read_parquet(folder / "ap_by_class.parquet")
+    lowest = ap[(ap["protocol"] == "all") & (ap["kind"] == "vv_mixed") & (ap["iou_threshold"] == 0.05)]
+    assert lowest["ap"].mean() == pytest.approx(first["protocols"]["all"]["vv_mixed"][0]["map"])
+    # the decomposition starts from the very mAP of the first notebook
+    for entry in first["protocols"]["all"]["vv_mixed"]:
+        of_errors = [row for row in results["errors"] if row["foreground_iou"] == entry["iou_threshold"]]
+        assert len(of_errors) == 6
+        assert [row["map"] for row in of_errors] == pytest.approx([entry["map"]] * 6, abs=1e-12)
+    evaluated = json.loads((folder / "evaluation_results.json").read_text())["by_class"]
+    for name, row in results["classes"].items():
+        if row["n_boxes"]:
+            assert row["oracle"] == evaluated[name]["methods"]["oracle"]["mean"]["value"]
+            assert f"### {name}" not in page
+            assert f">{name}<" in page
+        else:
+            assert row["mean_ap"] is None
+    assert "No boxes in this split." in page
+    assert 'class="sortable' in page
+
+
+def test_without_a_trained_head_the_evaluation_is_refused_before_anything_is_written(parameters, tmp_path):
+    with pytest.raises(CheckpointError, match="run notebook 03 into this folder first"):
+        run_workbook(parameters, tmp_path / "out", only="04")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(CheckpointError, match="'nowhere.*' is no file"):
+        run_workbook({**parameters, "localizer": "nowhere.safetensors"}, tmp_path / "out", only="04")
+    with pytest.raises(ParameterError, match="prompts holds 'singel'"):
+        run_workbook({**parameters, "prompts": ["singel"]}, tmp_path / "out", only="04")
+    with pytest.raises(ParameterError, match="classes_evaluated must be one of"):
+        run_workbook({**parameters, "classes_evaluated": "sean"}, tmp_path / "out", only="04")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_named_head_is_evaluated_where_nothing_is_trained(run, parameters, tmp_path, capsys):
+    head = run.index.parent / "localizer.safetensors"
+    given = {**parameters, "train_split": None, "cache_dir": str(run.index.parent / "cache"), "num_images": 1}
+    given |= {"prompts": ["ensemble"], "classes_evaluated": "seen"}
+    result = run_workbook({**given, "localizer": str(head)}, tmp_path / "out", only="03,04")
+    assert result.ok, result.notebooks
+    assert [notebook.name for notebook in result.notebooks] == ["04_gt_class_evaluation"]
+    results = json.loads((tmp_path / "out" / "evaluation_results.json").read_text())
+    assert results["verdict"]["outcome"] == "not decided"
+    assert results["verdict"]["low"] is None
+    page = (tmp_path / "out" / "04_gt_class_evaluation.html").read_text()
+    assert "interval not available" in page
+    assert "Only 1 image " in page
+    assert "Not measured: the head was trained on every class evaluated here." in page
+    with pytest.raises(ParameterError, match="or a trained head with localizer"):
+        run_workbook(given, tmp_path / "other", only="04")
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_per_class_analysis_needs_no_head_and_refuses_results_of_another_run(run, parameters, tmp_path):
+    given = {**parameters, "train_split": None, "cache_dir": str(run.index.parent / "cache")}
+    out = tmp_path / "out"
+    assert run_workbook(given, out, only="01,05").ok
+    page = (out / "05_per_class_analysis.html").read_text()
+    assert "what a head finds when told the class is left out" in page
+    results = json.loads((out / "per_class_results.json").read_text())
+    assert all(row["oracle"] is None for row in results["classes"].values())
+    # boxes of another setting under the same name
+    other = pd.read_parquet(out / "detections.parquet")
+    other.iloc[::2].to_parquet(out / "detections.parquet")
+    result = run_workbook(given, out, only="05", force=True)
+    assert not result.ok
+    assert "ResultsError" in result.notebooks[0].message
+    assert "not the file that this run's results were made with" in result.notebooks[0].message
+    # results on other images
+    (out / "detections.parquet").unlink()
+    result = run_workbook({**given, "num_images": 3}, out, only="05")
+    assert not result.ok
+    assert "of another run" in result.notebooks[0].message
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

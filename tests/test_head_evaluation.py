@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from surgerylib import evaluation_plots, evaluation_tables, head_evaluation, localizer_tables
+from surgerylib.boxes import box_iou
+from surgerylib.classification import classify
+from surgerylib.errors import CheckpointError, ParameterError
+from surgerylib.files import file_sha256
+from surgerylib.localizer import load_localizer, save_localizer, untrained_localizer
+from surgerylib.localizer_plan import PUBLISHED, TrainingPlan, publish
+from surgerylib.localizer_training import METHODS, summarise
+from surgerylib.map_shards import MapSource
+from surgerylib.scenes import write_scenes
+from surgerylib.session import Session, open_session
+from surgerylib.store import HeatmapStore
+
+SOURCES = {kind: MapSource(kind) for kind in ("standard", "vv_qk", "vv_mixed")}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp("data") / "scenes", num_train=6, num_val=4, num_test=8, size=96)
+
+
+def opened(scenes, tiny_folder, out_dir, **given) -> Session:
+    return open_session(
+        dataset=str(scenes), split=given.pop("split", "test"), model=f"local-dir:{tiny_folder}",
+        checkpoint=str(tiny_folder / "model.safetensors"), out_dir=str(out_dir), depth=3, device="cpu", **given,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def session(scenes, tiny_folder, tmp_path_factory) -> Session:
+    session = opened(scenes, tiny_folder, tmp_path_factory.mktemp("run"))
+    seen = sorted(session.other_split("train").boxes["label"].unique())
+    validation = set(session.other_split("val").boxes["label"])
+    plan = TrainingPlan(
+        epochs=1, warmup_epochs=0.5, picture_size=32, training_batch_size=4,
+        seen_classes=[name for name in seen if name in validation] or seen,
+    )  # fmt: skip
+    caches = plan.caches(session, plan.datasets(session))
+    for cache in caches.values():
+        cache.compute()
+    _, training = plan.train(caches, session.cache_dir)
+    publish(training, session.out_dir)
+    return session
+
+
+@pytest.fixture(scope="module")
+def head(session) -> head_evaluation.Head:
+    return head_evaluation.open_head(session, None)
+
+
+@pytest.fixture(scope="module")
+def cache(session, head):
+    return head.cache(session).compute()
+
+
+@pytest.fixture(scope="module")
+def ious(session, head, cache) -> pd.DataFrame:
+    return head_evaluation.evaluate_head(head, cache, session.dataset.classes)
+
+
+def test_the_head_of_the_run_is_taken_with_its_own_maps(session, head, cache):
+    assert head.path == session.out_dir / PUBLISHED
+    assert head.sha256 == file_sha256(head.path)
+    assert cache.source.last_layers == head.about["belongs_to"]["layers"] == 3
+    assert cache.picture_size == 32
+    start = untrained_localizer(head.model.config, 0).state_dict()
+    for name, value in head.untrained.state_dict().items():
+        assert torch.equal(value.cpu(), start[name])
+
+
+def test_every_box_has_a_row_in_the_order_of_the_data_set(session, ious):
+    boxes = session.dataset.boxes
+    assert ious["box_row"].tolist() == list(range(len(boxes)))
+    assert ious[["image_id", "label"]].to_numpy().tolist() == boxes[["image_id", "label"]].to_numpy().tolist()
+    assert (ious["oracle"] >= ious["cam_peak"]).all()
+    assert (ious["untrained_oracle"] >= ious["untrained_peak"]).all()
+    assert ious[list(METHODS)].to_numpy(float).min() >= 0
+
+
+def test_the_boxes_shown_are_those_that_were_measured(session, head, cache, ious):
+    rows = ious.iloc[[0, 3, 5]]
+    for row, said in zip(rows.itertuples(), head_evaluation.head_boxes(head.model, cache, rows), strict=True):
+        truth = session.dataset.boxes.iloc[row.box_row][["xmin", "ymin", "xmax", "ymax"]].to_numpy(float)
+        found = box_iou(said, np.tile(truth, (2, 1)))
+        np.testing.assert_allclose(found, [row.oracle, row.cam_peak], atol=1e-5)
+
+
+def test_classes_are_chosen_by_what_the_head_was_trained_on(session, head, cache, ious):
+    classes = session.dataset.classes
+    seen, unseen = (head_evaluation.evaluated_classes(head, classes, which) for which in ("seen", "unseen"))
+    assert seen == head.seen_classes
+    assert sorted(seen + unseen) == sorted(classes)
+    part = head_evaluation.evaluate_head(head, cache, unseen)
+    expected = ious[ious["label"].isin(unseen)].reset_index(drop=True)
+    # a head asked for fewer channels takes other products: equal to float32's rounding
+    pd.testing.assert_frame_equal(
+        part.drop(columns=["row", "column"]), expected.drop(columns=["row", "column"]), atol=1e-5
+    )
+    with pytest.raises(ParameterError, match="classes_evaluated must be one of all, seen, unseen"):
+        head_evaluation.evaluated_classes(head, classes, "sean")
+    with pytest.raises(ParameterError, match="trained on all classes"):
+        head_evaluation.evaluated_classes(head, seen, "unseen")
+
+
+def test_without_a_head_the_error_says_how_to_get_one(scenes, tiny_folder, tmp_path):
+    with pytest.raises(CheckpointError, match=r"run notebook 03 into this folder first .*localizer=FILE"):
+        head_evaluation.find_head(tmp_path, None)
+    with pytest.raises(CheckpointError, match="'nowhere' is no file"):
+        head_evaluation.find_head(tmp_path, "nowhere")
+
+
+def test_a_head_of_another_model_or_class_list_is_refused(session, head, tmp_path):
+    model, about = load_localizer(head.path)
+    for name, value in (("weights_sha256", "ab"), ("classes", ["ship"])):
+        other = json.loads(json.dumps(about))
+        other["belongs_to"][name] = value
+        path = save_localizer(tmp_path / f"{name}.safetensors", model.config, model.state_dict(), other)
+        with pytest.raises(CheckpointError, match=f"belongs to something else .*{name}"):
+            head_evaluation.open_head(session, str(path))
+    path = save_localizer(tmp_path / "bare.safetensors", model.config, model.state_dict(), {})
+    with pytest.raises(CheckpointError, match="does not say which maps it takes"):
+        head_evaluation.open_head(session, str(path))
+
+
+def test_images_that_were_trained_or_chosen_on_are_named(scenes, tiny_folder, session, head, tmp_path):
+    assert head.notes(session) == []
+    on_train = opened(scenes, tiny_folder, tmp_path, split="train")
+    assert head.notes(on_train) == ["6 of the 6 images were trained on: these figures flatter the head."]
+    on_val = opened(scenes, tiny_folder, tmp_path, split="val")
+    assert "4 of the 4 images were used to choose the epoch" in head.notes(on_val)[0]
+    both = opened(scenes, tiny_folder, tmp_path, split="trainval")
+    assert len(head.notes(both)) == 2
+    elsewhere = shutil.copytree(scenes, tmp_path / "others")
+    assert head.notes(opened(elsewhere, tiny_folder, tmp_path, split="train")) == []
+
+
+def test_examples_are_the_best_the_worst_and_those_between():
+    ious = pd.DataFrame({"image_id": list("aabbccdd"), "box_row": range(8), "oracle": np.linspace(0.1, 0.8, 8)})
+    picked = head_evaluation.pick_examples(ious, 2)
+    assert picked["best"]["box_row"].tolist() == [7, 5]  # no image twice
+    assert picked["worst"]["box_row"].tolist() == [0, 2]
+    assert set(picked["median"]["box_row"]) <= {1, 3, 4, 6}
+    assert list(picked) == ["best", "median", "worst"]
+    few = head_evaluation.pick_examples(ious.iloc[:2], 4)
+    assert len(few["best"]) == 2
+    assert few["worst"].empty
+    assert head_evaluation.pick_examples(ious.iloc[:0], 4)["median"].empty
+
+
+def test_results_are_plain_json_and_tables_repeat_them(session, head, ious):
+    data = session.dataset
+    store = HeatmapStore(session.clip, data, session.cache_dir).compute()
+    named = classify(store.similarities(), data, session.clip.grid, list(SOURCES.values()))
+    summary = summarise(ious)
+    said = evaluation_tables.verdict_of(summary)
+    classes = head_evaluation.by_class(ious, data.classes)
+    groups = head_evaluation.by_group(ious)
+    seen = localizer_tables.by_seen(ious, head.seen_classes)
+    levels = {path: named.image_level(path, interpolation="11point") for path in ("qk", "vv")}
+    prompts = evaluation_tables.prompt_figures(
+        {"ensemble": named, "again": named}, SOURCES["vv_mixed"], reference="ensemble", interpolation="11point"
+    )
+    results = evaluation_tables.evaluation_results(
+        said, summary, classes=classes, groups=groups, seen=seen, found=named, sources=SOURCES, image_level=levels,
+        prompts=prompts, seed=0, kind="vv_mixed",
+    )  # fmt: skip
+    again = json.loads(json.dumps(results, allow_nan=False))
+    assert again["finding"] == said.sentence
+    assert set(again["by_class"]) == set(data.classes)
+    absent = [name for name in data.classes if name not in set(data.boxes["label"])]
+    assert absent
+    for name in absent:
+        assert again["by_class"][name] == {"n_boxes": 0, "n_images": 0, "methods": None}
+    assert sum(of["n_boxes"] for of in again["by_class"].values()) == len(data.boxes)
+    for grouping in again["by_group"].values():
+        assert sum(of["n_boxes"] for of in grouping.values()) == len(data.boxes)
+    assert set(again["by_seen"]) == {"seen classes", "unseen classes"}
+    counted = sum(count for row in again["classification"]["vv_mixed"]["confusion"].values() for count in row.values())
+    assert counted == len(data.boxes)
+    same = prompts[(prompts["prompts"] == "again") & (prompts["figure"] == "difference")].iloc[0]
+    assert same[["value", "low", "high"]].tolist() == [0, 0, 0]
+
+    table = evaluation_tables.groups_table(classes)
+    assert (table.loc[absent, ["mean IoU, best cell", "share > 0.5", "best guess"]] == "no boxes").all(axis=None)
+    assert evaluation_tables.groups_table(groups).loc[("size", "large (from 96² px)"), "boxes"] == "0"
+    accuracy = evaluation_tables.accuracy_table(named, SOURCES)
+    assert list(accuracy.index)[:2] == ["standard = vv_qk", "vv_mixed"]
+    assert accuracy.loc["any class at random", "right class first"] == "0.050"
+    assert (
+        evaluation_tables.prompts_table(prompts, reference="ensemble").loc["ensemble", "minus ensemble (paired)"] == "–"
+    )
+    assert evaluation_tables.verdicts_table(seen).loc["seen classes", "verdict"] != "no boxes"
+    for sentence in (
+        evaluation_tables.groups_finding(groups),
+        evaluation_tables.classes_finding(classes),
+        evaluation_tables.classification_sentence(named, SOURCES["vv_mixed"], "vv_mixed"),
+        evaluation_tables.confusion_finding(named.confusion(SOURCES["vv_mixed"])),
+    ):
+        assert "nan" not in sentence.lower()
+
+    for figure in (
+        evaluation_plots.iou_distributions(ious, list(METHODS), "t"),
+        evaluation_plots.class_method_bars(classes, "t"),
+        evaluation_plots.confusion_heatmap(named.confusion(SOURCES["vv_mixed"]), "t"),
+    ):
+        figure.draw_without_rendering()
+
+
+def test_one_image_has_no_intervals_and_decides_nothing(ious):
+    one = ious[ious["image_id"] == ious["image_id"].iloc[0]]
+    summary = summarise(one)
+    said = evaluation_tables.verdict_of(summary)
+    assert said.outcome == "not decided"
+    assert math.isnan(said.low)
+    cells = localizer_tables.answer_table(summary)
+    assert cells.map(lambda cell: "interval not available" in cell).all(axis=None)
+    assert (
+        evaluation_tables.groups_finding(head_evaluation.by_group(one)) == "Too few images to compare groups of boxes."
+    )
+
+
+def test_no_boxes_at_all(ious):
+    nothing = ious.iloc[:0]
+    summary = summarise(nothing)
+    assert evaluation_tables.verdict_of(summary).outcome == "not decided"
+    assert (localizer_tables.answer_table(summary) == "no boxes").all(axis=None)
+    assert head_evaluation.by_group(nothing)["value"].isna().all()
+    assert evaluation_tables.classes_finding(head_evaluation.by_class(nothing, ["ship"])) == "No class has boxes"
+
+
+def test_main_confusions_by_hand():
+    names = ["a", "b", "c", "d"]
+    counts = pd.DataFrame([[3, 1, 1, 0], [0, 4, 0, 0], [2, 0, 0, 0], [0, 0, 0, 0]], names, names)
+    found = evaluation_tables.main_confusions(counts).set_index("label")
+    assert found.loc["a", ["other", "boxes"]].tolist() == ["b", 1]
+    assert found.loc["a", "share"] == 0.2
+    assert pd.isna(found.loc["b", "other"])
+    assert found.loc["c", ["other", "share"]].tolist() == ["a", 1.0]
+    assert pd.isna(found.loc["d", "other"])
+    assert math.isnan(found.loc["d", "share"])
+
+
+def test_a_confusion_without_mistakes_is_said_as_one():
+    names = ["a", "b"]
+    sentence = evaluation_tables.confusion_finding(pd.DataFrame([[3, 0], [0, 2]], names, names))
+    assert sentence == "The right class responds most in 100 % of the boxes"
+    assert evaluation_tables.confusion_finding(pd.DataFrame([[0, 0], [0, 0]], names, names)) == "No boxes to name"
+
+
+def test_classes_that_are_mistaken_for_each_other_stand_together():
+    shares = np.eye(6)
+    shares[0, 5] = shares[5, 0] = shares[1, 4] = shares[4, 1] = 0.5
+    order = evaluation_plots.cluster_order(shares).tolist()
+    assert abs(order.index(0) - order.index(5)) == 1
+    assert abs(order.index(1) - order.index(4)) == 1
+    for n in (0, 1, 2):
+        assert evaluation_plots.cluster_order(np.eye(n)).tolist() == list(range(n))

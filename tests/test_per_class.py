@@ -1,0 +1,233 @@
+"""From detections of known errors to the words that explain a class's failing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from surgerylib import per_class, per_class_plots, per_class_tables
+from surgerylib.classification import Classification
+from surgerylib.datasets import Dataset
+from surgerylib.error_types import ERROR_TYPES, detection_errors, error_decomposition, mean_gains
+from surgerylib.map_shards import MapSource
+from surgerylib.metrics import average_precision
+
+CLASSES = ("airport", "Expressway-toll-station", "ship", "windmill")  # windmill has no box
+THRESHOLDS = [0.05, 0.5]
+SOURCE = MapSource()
+KIND = "vv_mixed"
+SIDE = 100.0
+
+
+def dataset(n_images: int = 12) -> Dataset:
+    """In each image an airport on the left, a toll station on the right; ships in the first four."""
+    rows = []
+    for number in range(n_images):
+        rows.append((f"{number:02d}", "airport", 0, 0, 40, 40))
+        rows.append((f"{number:02d}", "Expressway-toll-station", 60, 60, 80, 80))
+        if number < 4:
+            rows.append((f"{number:02d}", "ship", 60, 0, 70, 10))
+    boxes = pd.DataFrame(rows, columns=["image_id", "label", "xmin", "ymin", "xmax", "ymax"])
+    boxes[["xmin", "ymin", "xmax", "ymax"]] = boxes[["xmin", "ymin", "xmax", "ymax"]].astype(float)
+    ids = [f"{number:02d}" for number in range(n_images)]
+    images = pd.DataFrame({"image_id": ids, "path": "", "width": 100, "height": 100})
+    return Dataset("d", Path("d"), "test", "DIOR", images, boxes, CLASSES, pd.DataFrame(), 0)
+
+
+def detections(data: Dataset) -> pd.DataFrame:
+    """Airports are found; toll stations are asked for on the airports, with a higher score than on their own; ships'
+    boxes lie on nothing."""
+    rows = []
+    for image_id in data.images["image_id"]:
+        rows.append((image_id, "airport", 0, 0, 40, 40, 0.9))
+        rows.append((image_id, "Expressway-toll-station", 0, 0, 40, 40, 0.8))
+        rows.append((image_id, "Expressway-toll-station", 60, 60, 80, 80, 0.4))
+        rows.append((image_id, "ship", 85, 85, 99, 99, 0.7))
+        rows.append((image_id, "windmill", 85, 0, 99, 10, 0.7))
+    for image_id in ("00", "01", "02", "03"):
+        rows.append((image_id, "ship", 60, 0, 70, 10, 0.3))
+    columns = ["image_id", "label", "xmin", "ymin", "xmax", "ymax", "score"]
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[2:], "float64"))
+
+
+def pairs(data: Dataset) -> pd.DataFrame:
+    frame = data.boxes.groupby(["image_id", "label"]).size().reset_index(name="n_boxes")
+    inside = frame["label"].map({"airport": 0.4, "Expressway-toll-station": 0.2, "ship": 0.1})
+    return frame.assign(inside_mean=inside, outside_mean=0.15, inverted=(inside < 0.15).astype(float))
+
+
+def classification(data: Dataset) -> Classification:
+    label = pd.Index(CLASSES).get_indexer(data.boxes["label"])
+    responses = np.full((len(label), len(CLASSES)), 0.1)
+    responses[np.arange(len(label)), np.where(label == 1, 0, label)] = 0.9  # toll stations answer to airport
+    return Classification(data, {SOURCE: responses}, {})
+
+
+class Case:
+    def __init__(self, data: Dataset, evaluation: dict | None = None) -> None:
+        self.data = data
+        self.found = detections(data)
+        ap = average_precision(self.found, data.boxes, iou_thresholds=THRESHOLDS, classes=list(CLASSES))
+        self.ap = ap.assign(protocol="all", kind=KIND, low=ap["ap"] - 0.01, high=ap["ap"])
+        self.decomposition = error_decomposition(
+            self.found, data.boxes, foreground_ious=THRESHOLDS, classes=list(CLASSES)
+        )
+        self.errors = detection_errors(self.found, data.boxes, foreground_iou=min(THRESHOLDS))
+        self.figures = per_class.class_figures(
+            data, (4, 4), ap_by_class=self.ap, pairs=pairs(data), named=classification(data), source=SOURCE, kind=KIND,
+            decomposition=self.decomposition, errors=self.errors, detections=self.found, evaluation=evaluation,
+        )  # fmt: skip
+        self.failures = per_class.failing_classes(self.figures, THRESHOLDS, kind=KIND, count=2)
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    return Case(dataset())
+
+
+def test_every_class_has_its_figures(case):
+    figures = case.figures
+    assert list(figures.index) == list(CLASSES)
+    assert figures["n_boxes"].tolist() == [12, 12, 4, 0]
+    assert figures["n_images"].tolist() == [12, 12, 4, 0]
+    assert figures["side"].tolist()[:3] == [40, 20, 10]
+    np.testing.assert_allclose(figures["patches"][:3], [1600 / 625, 400 / 625, 100 / 625])
+    assert figures.loc["airport", "mean_ap"] == 1
+    assert figures.loc["Expressway-toll-station", "right_first"] == 0
+    assert figures.loc["Expressway-toll-station", "confused_with"] == "airport"
+    assert figures.loc["Expressway-toll-station", "lies_on"] == "airport"
+    assert figures.loc["ship", "inverted"] == 1
+    assert figures.loc["ship", "gap"] == pytest.approx(-0.05)
+    assert figures.loc["windmill", ["mean_ap", "side", "gap", "right_first"]].isna().all()
+    assert figures["oracle"].isna().all()  # notebook 04 has not run
+
+
+def test_the_causes_are_those_that_were_planted(case):
+    # each ship ranks behind the twelve boxes on nothing, each toll station behind the twelve on airports
+    assert [failure.label for failure in case.failures] == ["ship", "Expressway-toll-station"]
+    ship, station = case.failures
+    assert ship.cause == "background"
+    assert ship.gain == pytest.approx(1 - ship.mean_ap)
+    assert "the background above all" in ship.sentence
+    assert "4 boxes (too few to be sure of)" in ship.sentence
+    assert "lower inside its boxes than outside by 0.050" in ship.sentence
+    assert station.cause == "classification"
+    assert station.gain == pytest.approx(1 - station.mean_ap)
+    assert "100 % lie on airport" in station.sentence
+    assert "first in 0 % of its boxes, airport in 100 %" in station.sentence
+    finding = per_class.failing_finding(case.failures)
+    assert finding.startswith(f"The classes that fail most: ship (mean AP {ship.mean_ap:.3f}: the background)")
+
+
+def test_a_class_without_a_cause_and_a_class_list_without_boxes():
+    row = pd.Series(
+        {"mean_ap": 0.9, "n_boxes": 20, "right_first": 1.0, "confused_with": None, "confused_share": 0.0,
+         "lies_on": None, "lies_on_share": np.nan, "patches": 2.0, "gap": 0.1, "inverted": 0.0, "oracle": np.nan,
+         "fate_found": 18, "fate_named otherwise": 2, "fate_badly located": 0, "fate_missed": 0}
+        | {f"gain_{error}": 0.0 for error in ERROR_TYPES} | {f"count_{error}": 0 for error in ERROR_TYPES},
+        name="dam",
+    )  # fmt: skip
+    failure = per_class.failing_classes(row.to_frame().T, THRESHOLDS, kind=KIND)[0]
+    assert failure.cause == per_class.NO_CAUSE
+    assert "18 found, 2 named otherwise" in failure.sentence
+    nothing = Case(dataset(0))
+    assert nothing.failures == []
+    assert "no class can be judged" in per_class.failing_finding([])
+    assert "nothing can be decomposed" in per_class_tables.errors_finding(mean_gains(nothing.decomposition))
+
+
+def test_the_order_of_images_boxes_and_detections_changes_nothing(case):
+    data = case.data
+    rng = np.random.default_rng(3)
+    images = data.images.iloc[rng.permutation(len(data.images))].reset_index(drop=True)
+    boxes = data.boxes.iloc[rng.permutation(len(data.boxes))].reset_index(drop=True)
+    turned = Dataset("d", Path("d"), "test", "DIOR", images, boxes, CLASSES, pd.DataFrame(), 0)
+    pd.testing.assert_frame_equal(Case(turned).figures, case.figures)
+
+
+def test_the_heads_figures_are_read_by_name(case):
+    methods = {
+        "oracle": {"mean": {"value": 0.8, "low": None, "high": None}},
+        "cam_peak": {"mean": {"value": 0.3, "low": 0.2, "high": 0.4}},
+    }
+    evaluation = {
+        "by_class": {"ship": {"methods": methods}, "windmill": {"methods": None}, "stranger": {"methods": None}}
+    }
+    figures = Case(case.data, evaluation).figures
+    assert figures.loc["ship", ["oracle", "cam_peak"]].tolist() == [0.8, 0.3]
+    assert np.isnan(figures.loc["ship", "oracle_low"])
+    assert figures.loc[["airport", "windmill"], "oracle"].isna().all()
+
+
+def test_tables_say_no_boxes_and_never_0(case):
+    table, numbers = per_class_tables.overview(case.figures, case.ap, [0.05, 0.5], KIND)
+    assert table.loc["windmill", "boxes"] == "0"
+    assert (
+        table.loc["windmill", ["mean AP", "AP@0.05", "size, px", "mending it", "costliest error"]] == "no boxes"
+    ).all()
+    assert table.loc["ship", "costliest error"] == "background"
+    assert "head, best cell" not in table
+    assert all(len(values) == len(table) for values in numbers.values())
+    assert "airport (100 %)" in table.loc["Expressway-toll-station", "mistaken for"]
+    gaps = per_class.response_gaps({"vv_vv = vv_mixed": pairs(case.data)}, CLASSES)
+    card = per_class_tables.card_table("ship", case.ap, gaps, {"vv_vv = vv_mixed": KIND}, [0.05])
+    assert card.loc["vv_vv = vv_mixed", "inverted"] == "1.000 [1.000, 1.000]"
+    text = per_class_tables.card_text(case.figures.loc["ship"], 0.05, KIND)
+    assert "4 boxes on 4 images" in text
+    assert "background +" in text
+
+
+def test_results_are_plain_json(case):
+    gains = mean_gains(case.decomposition)
+    results = per_class_tables.per_class_results("f", case.failures, case.figures, gains, case.decomposition, kind=KIND)
+    again = json.loads(json.dumps(results, allow_nan=False))
+    assert again["classes"]["windmill"]["mean_ap"] is None
+    assert again["classes"]["ship"]["n_boxes"] == 4
+    assert again["failing"][0]["label"] == "ship"
+
+
+def test_each_box_has_its_best_detection_and_each_class_its_examples(case):
+    best = per_class.best_detection_iou(case.found, case.data)
+    assert (best == 1).all()
+    worse = case.found.assign(xmin=case.found["xmin"] + np.where(case.found["image_id"] == "05", 2, 0))
+    best = per_class.best_detection_iou(worse, case.data)
+    assert best[case.data.boxes["image_id"].to_numpy() == "05"].max() < 1
+    picked = per_class.pick_images(best, case.data, 2)
+    assert picked["airport"][1][0] == "05"
+    assert set(picked) == {"airport", "Expressway-toll-station", "ship"}
+    assert len(picked["ship"][0]) == len(picked["ship"][1]) == 2
+    assert not set(picked["ship"][0]) & set(picked["ship"][1])
+    one = dataset(1)
+    assert per_class.pick_images(np.ones(len(one.boxes)), one, 2)["ship"] == (["00"], [])
+
+
+def test_card_thresholds():
+    assert per_class_tables.card_thresholds([0.05, 0.1, 0.15, 0.2, 0.3, 0.5]) == [0.05, 0.15, 0.5]
+    assert per_class_tables.card_thresholds([0.5]) == [0.5]
+    assert per_class_tables.card_thresholds([0.3, 0.5, 0.7, 0.9]) == [0.3, 0.5, 0.9]
+
+
+def test_figures_draw_with_many_few_and_no_classes(case):
+    gaps = per_class.response_gaps(
+        {"standard = vv_qk": pairs(case.data), "vv_vv = vv_mixed": pairs(case.data)}, CLASSES
+    )
+    figures = [
+        per_class_plots.ap_against_size(case.figures, "mean_ap", "t", "y", 20.0),
+        per_class_plots.ap_against_size(case.figures.iloc[3:], "mean_ap", "t", "y", 20.0),
+        per_class_plots.gap_dots(gaps, CLASSES, "t"),
+        per_class_plots.error_bars(case.figures, list(CLASSES), "t", "x"),
+    ]
+    nothing = pd.DataFrame(columns=["label", "recall", "precision", "score"])
+    aps = case.ap[case.ap["iou_threshold"] == 0.05].assign(kind="vv_vv = vv_mixed")
+    grid = per_class_plots.precision_recall_grid({"vv_vv = vv_mixed": nothing}, aps, CLASSES, "t")
+    texts = [text.get_text() for axis in grid.axes for text in axis.texts]
+    assert texts == ["AP 1.00", *texts[1:3], "no boxes"]
+    for figure in figures:
+        figure.draw_without_rendering()
+    labels = {text.get_text() for text in figures[0].axes[0].texts}
+    assert set(CLASSES[:3]) <= labels
+    assert "no boxes" in " ".join(text.get_text() for axis in figures[3].axes for text in axis.texts)
