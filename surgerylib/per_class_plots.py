@@ -108,7 +108,7 @@ def gap_dots(gaps: pd.DataFrame, order: Sequence[str], title: str) -> Figure:
     place = {label: row for row, label in enumerate(reversed(order))}
     for number, kind in enumerate(kinds):
         own = gaps[gaps["kind"] == kind].dropna(subset="gap")
-        at = own["label"].map(place) + 0.16 * ((len(kinds) - 1) / 2 - number)
+        at = own["label"].map(place).astype(float) + 0.16 * ((len(kinds) - 1) / 2 - number)
         colour = KIND_COLOURS[kind_of_name(kind)]
         axis.hlines(at, own["gap_low"], own["gap_high"], color=colour, linewidth=1.2, alpha=0.8)
         axis.plot(own["gap"], at, "o", color=colour, markersize=5, label=kind)

@@ -103,7 +103,7 @@ def test_a_second_run_executes_nothing(run, parameters):
     assert all(notebook.up_to_date for notebook in again.notebooks)
 
 
-def test_fewer_kinds_surgery_and_splits_without_a_single_box(parameters, tmp_path):
+def test_fewer_kinds_surgery_and_splits_without_a_single_box(run, parameters, tmp_path):
     folder = tmp_path / "empty"
     for name in ("JPEGImages-test", "ImageSets/Main", "Annotations/Horizontal Bounding Boxes"):
         (folder / name).mkdir(parents=True)
@@ -114,8 +114,11 @@ def test_fewer_kinds_surgery_and_splits_without_a_single_box(parameters, tmp_pat
         path = folder / "Annotations" / "Horizontal Bounding Boxes" / f"{image.stem}.xml"
         path.write_text("<annotation></annotation>")
     given = {**parameters, "dataset": str(folder), "kinds": ["vv_vv"], "similarity": "surgery", "last_layers": 2}
-    result = run_workbook(given, tmp_path / "out", only="01,02")
+    given |= {"train_split": None, "localizer": str(run.index.parent / "localizer.safetensors")}
+    result = run_workbook(given, tmp_path / "out")
     assert result.ok, result.notebooks
+    assert "no image here holds a box" in (tmp_path / "out" / "evaluation_results.json").read_text()
+    assert "no class can be judged" in (tmp_path / "out" / "per_class_results.json").read_text()
     assert "nothing can be measured" in (tmp_path / "out" / "map_results.json").read_text()
     assert "nothing can be chosen" in (tmp_path / "out" / "multi_iou_results.json").read_text()
 
@@ -296,7 +299,7 @@ def test_without_a_trained_head_the_evaluation_is_refused_before_anything_is_wri
     with pytest.raises(CheckpointError, match="run notebook 03 into this folder first"):
         run_workbook(parameters, tmp_path / "out", only="04")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(CheckpointError, match="'nowhere.*' is no file"):
+    with pytest.raises(CheckpointError, match=r"'nowhere.*' is no file"):
         run_workbook({**parameters, "localizer": "nowhere.safetensors"}, tmp_path / "out", only="04")
     with pytest.raises(ParameterError, match="prompts holds 'singel'"):
         run_workbook({**parameters, "prompts": ["singel"]}, tmp_path / "out", only="04")

@@ -221,6 +221,8 @@ def test_figures_draw_with_many_few_and_no_classes(case):
         per_class_plots.gap_dots(gaps, CLASSES, "t"),
         per_class_plots.error_bars(case.figures, list(CLASSES), "t", "x"),
     ]
+    empty = per_class.response_gaps({"standard = vv_qk": pairs(case.data).iloc[:0]}, CLASSES)
+    figures.append(per_class_plots.gap_dots(empty, CLASSES, per_class_tables.gaps_finding(empty)))
     nothing = pd.DataFrame(columns=["label", "recall", "precision", "score"])
     aps = case.ap[case.ap["iou_threshold"] == 0.05].assign(kind="vv_vv = vv_mixed")
     grid = per_class_plots.precision_recall_grid({"vv_vv = vv_mixed": nothing}, aps, CLASSES, "t")
