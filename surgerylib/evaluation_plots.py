@@ -122,6 +122,8 @@ def box_examples(rows: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray, np.nd
 def confusion_heatmap(confusion: pd.DataFrame, title: str) -> Figure:
     """Which class responds most in the boxes of a class, in per cent of its boxes; alike classes stand together.
 
+    Classes without a box have no row.
+
     Args:
         confusion: counts, rows the class, columns the class that responds most, both the class list.
         title: the finding.
@@ -130,25 +132,24 @@ def confusion_heatmap(confusion: pd.DataFrame, title: str) -> Figure:
     n_boxes = counts.sum(axis=1)
     shares = counts / np.maximum(n_boxes, 1)[:, None]
     order = cluster_order(shares)
-    shown = 100 * shares[np.ix_(order, order)]
-    shown[n_boxes[order] == 0] = np.nan
-    names, boxes = np.array(confusion.index)[order], n_boxes[order].astype(int)
+    rows = order[n_boxes[order] > 0]  # a class without a box is never asked for, but may answer
+    shown = 100 * shares[np.ix_(rows, order)]
+    names = np.array(confusion.index)
     side = 2.6 + 0.36 * len(names)
-    fig, axes = new_figure(size=(side + 0.6, side))
+    fig, axes = new_figure(size=(side + 0.6, side - 0.36 * (len(order) - len(rows))))
     axis = axes[0, 0]
-    texts = np.where(shown >= 0.5, np.char.mod("%.0f", np.nan_to_num(shown)), "")
+    texts = np.where(shown >= 0.5, np.char.mod("%.0f", shown), "")
     seaborn.heatmap(
         shown, ax=axis, cmap="Blues", vmin=0, vmax=100, annot=texts, fmt="", annot_kws={"fontsize": 7}, square=True,
-        linewidths=0.4, linecolor="white", cbar_kws={"label": "% of the class's boxes", "shrink": 0.7},
+        linewidths=0.4, linecolor="white", cbar_kws={"label": "% of the class's boxes", "shrink": 0.85},
     )  # fmt: skip
-    axis.set_xticks(np.arange(len(names)) + 0.5, names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
-    labels = [
-        f"{name}  ({count:,})" if count else f"{name}  (no boxes)" for name, count in zip(names, boxes, strict=True)
-    ]
-    axis.set_yticks(np.arange(len(names)) + 0.5, labels, rotation=0, fontsize=8)
+    at = np.arange(len(order)) + 0.5
+    axis.set_xticks(at, names[order], rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+    labels = [f"{names[row]}  ({int(n_boxes[row]):,})" for row in rows]
+    axis.set_yticks(at[: len(rows)], labels, rotation=0, fontsize=8)
     axis.set(xlabel="class whose map responds most inside the box", ylabel="class of the box")
-    axis.set_title(title)
     axis.grid(visible=False)
+    fig.suptitle(title, fontsize=11, x=0.01, ha="left")  # wider than a matrix of few rows
     return fig
 
 

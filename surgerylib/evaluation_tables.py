@@ -164,10 +164,13 @@ def prompts_table(figures: pd.DataFrame, *, reference: str) -> pd.DataFrame:
 
 
 def main_confusions(confusion: pd.DataFrame) -> pd.DataFrame:
-    """For each class the other class that responds most in most of its boxes: frame label, other (NaN for none), boxes, share.
+    """For each class the other class that responds most in most of its boxes.
 
     Args:
         confusion: rows the class, columns the class that responds most; counts.
+
+    Returns:
+        Frame label, other (NaN for none), boxes, share.
     """
     rows = []
     counts = confusion.to_numpy()

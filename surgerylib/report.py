@@ -282,7 +282,8 @@ def _mark_numbers(table: Tag) -> None:
             for cell in cells:
                 cell["class"] = [*cell.get("class", []), "number"]
             for cell, text in zip(values, texts, strict=True):
-                cell.string = text.replace(", ", ",\u00a0")  # an interval stays in one line
+                # an interval stays in one line, and so does `no boxes`
+                cell.string = re.sub(r"(?<=,) |(?<=^no) ", "\u00a0", text)
 
 
 def _parameter_rows(notebook: nbformat.NotebookNode) -> list[dict[str, Any]]:
