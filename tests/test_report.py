@@ -175,7 +175,7 @@ def test_tables_scroll_in_their_box_and_numbers_are_flush_right() -> None:
     table = soup.select(".output .scroll > table")[0]
     assert len(table.select("thead tr")) == 1
     assert [th.get_text() for th in table.select("thead th")] == ["row", "label", "ap"]
-    assert [cell.get_text() for cell in table.select("td.number")] == ["0.5 [0.4,\u00a00.6]", "no boxes"]
+    assert [cell.get_text() for cell in table.select("td.number")] == ["0.5 [0.4,\u00a00.6]", "no\u00a0boxes"]
 
 
 def test_an_empty_table_stays() -> None:
