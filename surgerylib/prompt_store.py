@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .clip import SurgeryCLIP
 from .datasets import Dataset, read_image
 from .image_shards import ImageShards
 from .map_shards import PATHS, open_shard
-from .prompts import PROMPT_SETS, check_prompts, encode_prompts
+from .prompts import PROMPT_SETS, Prompts, check_prompts
 
 
 class PromptStore(ImageShards):
@@ -84,3 +85,11 @@ class PromptStore(ImageShards):
         if not np.isfinite(similarities).all():
             raise self._not_finite(first)
         return similarities
+
+
+def encode_prompts(clip: SurgeryCLIP, classes: Sequence[str], prompts: Prompts) -> Tensor:
+    """Text embeddings of a class list: the mean over all words and templates, renormalised: [C, D], unit rows."""
+    names = prompts.names(classes)
+    each = clip.encode_text([word for words in names for word in words], prompts.templates)
+    means = [part.mean(dim=0) for part in each.split([len(words) for words in names])] if names else []
+    return F.normalize(torch.stack(means), dim=-1) if means else each

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .classes import PROMPT_TEMPLATES, canonical_class, prompt_names
 from .errors import ParameterError, UnknownClassError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from .clip import SurgeryCLIP
 
 DEFAULT_PROMPTS = "ensemble"
 # DIOR's own spelling -> other words for the same thing, beside the name that CLIP is asked with
@@ -73,14 +68,6 @@ PROMPT_SETS = {
 }
 
 
-def encode_prompts(clip: SurgeryCLIP, classes: Sequence[str], prompts: Prompts) -> Tensor:
-    """Text embeddings of a class list: the mean over all words and templates, renormalised: [C, D], unit rows."""
-    names = prompts.names(classes)
-    each = clip.encode_text([word for words in names for word in words], prompts.templates)
-    means = [part.mean(dim=0) for part in each.split([len(words) for words in names])]
-    return each.new_tensor([]).reshape(0, each.shape[-1]) if not means else _unit(means)
-
-
 def check_prompts(names: Sequence[str]) -> None:
     """Raise a `ParameterError` unless these name one or more of `PROMPT_SETS`, each once."""
     if isinstance(names, str) or not isinstance(names, list | tuple) or not names:
@@ -90,13 +77,6 @@ def check_prompts(names: Sequence[str]) -> None:
             raise ParameterError(f"prompts holds {name!r}; choose from {', '.join(PROMPT_SETS)}")
         if name in names[:place]:
             raise ParameterError(f"prompts names {name!r} twice; name each once")
-
-
-def _unit(means: list[Tensor]) -> Tensor:
-    import torch
-    from torch.nn.functional import normalize
-
-    return normalize(torch.stack(means), dim=-1)
 
 
 def _synonyms_of(name: str) -> tuple[str, ...]:

@@ -10,8 +10,8 @@ from surgerylib.classification import classify
 from surgerylib.datasets import load_dataset
 from surgerylib.errors import ParameterError
 from surgerylib.map_shards import MapSource
-from surgerylib.prompt_store import PromptStore
-from surgerylib.prompts import PROMPT_SETS, check_prompts, encode_prompts
+from surgerylib.prompt_store import PromptStore, encode_prompts
+from surgerylib.prompts import PROMPT_SETS, check_prompts
 from surgerylib.quality import image_quality
 from surgerylib.responses import accuracy_summary, box_responses, confusion_matrix, response_ranks
 from surgerylib.scenes import write_scenes
