@@ -184,6 +184,8 @@ def failing_classes(
 ) -> list[Failure]:
     """The classes with the lowest mean AP, worst first, each with what its failing comes from.
 
+    A class that lacks less than `LEAST_GAIN` does not fail.
+
     Args:
         figures: of `class_figures`.
         iou_thresholds: of the report.
@@ -191,11 +193,14 @@ def failing_classes(
         count: how many classes.
     """
     known = figures.dropna(subset="mean_ap").sort_values(["mean_ap", "n_boxes"], ascending=[True, False], kind="stable")
+    known = known[known["mean_ap"] <= 1 - LEAST_GAIN]
     return [_failure(row, iou_thresholds, kind) for _, row in known.head(count).iterrows()]
 
 
-def failing_finding(failures: Sequence[Failure]) -> str:
+def failing_finding(failures: Sequence[Failure], *, any_boxes: bool = True) -> str:
     """One sentence that names the failing classes, their AP and their causes."""
+    if not failures and any_boxes:
+        return "No class fails: every class with boxes is found."
     if not failures:
         return "No image of this split holds a box of the class list: no class can be judged."
     parts = [f"{failure.label} (mean AP {failure.mean_ap:.3f}: {failure.cause_name})" for failure in failures]

@@ -150,11 +150,13 @@ def size_finding(figures: pd.DataFrame) -> str:
 def gaps_finding(gaps: pd.DataFrame) -> str:
     """In how many classes each kind's maps are higher inside the boxes; `gaps` of `per_class.response_gaps`."""
     parts = []
-    for kind, own in gaps.dropna(subset="gap").groupby("kind", sort=False):
+    for kind, own in gaps.dropna(subset="gap_low").groupby("kind", sort=False):
         sure = int((own["gap_low"] > 0).sum())
         parts.append(f"{kind} in {sure} of {len(own)}")
-    if not parts:
+    if gaps["gap"].isna().all():
         return "No map could be held against a box"
+    if not parts:
+        return "Response inside minus outside; too few images for intervals"
     return f"Surely higher inside: {', '.join(parts)} classes"
 
 

@@ -30,6 +30,9 @@ _SHARED = (
 )
 
 
+_WRITTEN_BY = {"map_results.json": "01", "evaluation_results.json": "04"}
+
+
 def write_frames(out_dir: Path, frames: Mapping[str, pd.DataFrame]) -> dict[str, str]:
     """Write frames as parquet files; returns name -> sha256, for the JSON file that answers for them."""
     written = {name: atomic_write(out_dir / name, frame.to_parquet(index=False)) for name, frame in frames.items()}
@@ -49,7 +52,9 @@ def read_results(path: Path, provenance: Mapping[str, Any] | None = None) -> dic
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ResultsError(f"{path} is not there; run the notebook that writes it into this folder first") from None
+        number = _WRITTEN_BY.get(path.name)
+        writer = f"notebook {number}" if number else "the notebook that writes it"
+        raise ResultsError(f"{path} is not there; run {writer} into this folder first") from None
     except (OSError, ValueError) as error:
         raise ResultsError(
             f"{path} cannot be read ({' '.join(str(error).split())[:80]}); run its notebook again"

@@ -109,6 +109,8 @@ def test_every_class_has_its_figures(case):
 def test_the_causes_are_those_that_were_planted(case):
     # each ship ranks behind the twelve boxes on nothing, each toll station behind the twelve on airports
     assert [failure.label for failure in case.failures] == ["ship", "Expressway-toll-station"]
+    # the airports lack nothing, and a class without boxes is not judged
+    assert len(per_class.failing_classes(case.figures, THRESHOLDS, kind=KIND, count=4)) == 2
     ship, station = case.failures
     assert ship.cause == "background"
     assert ship.gain == pytest.approx(1 - ship.mean_ap)
@@ -136,7 +138,8 @@ def test_a_class_without_a_cause_and_a_class_list_without_boxes():
     assert "18 found, 2 named otherwise" in failure.sentence
     nothing = Case(dataset(0))
     assert nothing.failures == []
-    assert "no class can be judged" in per_class.failing_finding([])
+    assert "no class can be judged" in per_class.failing_finding([], any_boxes=False)
+    assert per_class.failing_finding([]) == "No class fails: every class with boxes is found."
     assert "nothing can be decomposed" in per_class_tables.errors_finding(mean_gains(nothing.decomposition))
 
 

@@ -57,3 +57,5 @@ def test_a_damaged_file_is_one_line(folder, content):
 def test_no_file(tmp_path):
     with pytest.raises(ResultsError, match="run the notebook that writes it"):
         read_results(tmp_path / "results.json", OWN)
+    with pytest.raises(ResultsError, match="run notebook 01 into this folder first"):
+        read_results(tmp_path / "map_results.json", OWN)
