@@ -131,7 +131,7 @@ def test_the_answer_is_a_table_and_a_sentence_with_the_same_figures(ious):
     summary = summarise(ious)
     table = localizer_tables.answer_table(summary)
     assert list(table.index) == list(localizer_tables.METHOD_NAMES.values())
-    assert list(table.columns) == ["mean IoU", "share > 0.3", "share > 0.5", "share > 0.7"]
+    assert list(table.columns) == ["mean IoU", "median", "sd", "share > 0.3", "share > 0.5", "share > 0.7"]
     sentence = localizer_tables.finding(ious, summary)
     assert table.loc["head, best cell (oracle)", "mean IoU"] in sentence
     assert table.loc["head, cell of the CAM's peak", "mean IoU"] in sentence
