@@ -1,0 +1,33 @@
+"""What the documentation points to must be there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from surgerylib.locations import PROJECT_ROOT
+
+PAGES = [PROJECT_ROOT / name for name in ("README.md", "docs/method.md", "data/README.md", "reports/README.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name + "/" + page.name)
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    targets = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_tests_that_the_method_names_exist():
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", (PROJECT_ROOT / "docs" / "method.md").read_text(encoding="utf-8")))
+    assert len(named) > 10
+    assert [name for name in named if f"def {name}(" not in tests] == []
+
+
+def test_every_module_stands_in_the_map_of_the_readme():
+    text = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
+    modules = [path.stem for path in (PROJECT_ROOT / "surgerylib").glob("*.py") if not path.stem.startswith("__")]
+    drawn = [name for name in modules if name.startswith("scene_")]
+    assert [name for name in modules if f"`{name}`" not in text and name not in drawn] == []
