@@ -81,11 +81,11 @@ def groups_finding(breakdown: pd.DataFrame) -> str:
     if len(of) < 2:
         return "No grouping has two groups with an interval."
     low, high = of.loc[of["value"].idxmin()], of.loc[of["value"].idxmax()]
-    apart = "" if low["high"] < high["low"] else " (the intervals overlap)"
+    apart = "" if low["high"] < high["low"] else "; the intervals overlap"
     return (
         f"Mean IoU of the best cell differs most by {low['grouping']}: "
-        f"{with_interval(*low[['value', 'low', 'high']])} for {low['group']}, "
-        f"{with_interval(*high[['value', 'low', 'high']])} for {high['group']}{apart}."
+        f"{with_interval(*low[['value', 'low', 'high']])} ({low['group']}) against "
+        f"{with_interval(*high[['value', 'low', 'high']])} ({high['group']}){apart}."
     )
 
 

@@ -115,6 +115,11 @@ def notebook_parameters(path: Path) -> dict[str, Parameter]:
     return parse_assignments(tagged_source(nbformat.read(path, as_version=4), "parameters"))
 
 
+def notebook_reads(path: Path) -> list[str]:
+    """The files of the run's folder that a notebook says it reads, in its metadata: what earlier notebooks left."""
+    return list(nbformat.read(path, as_version=4).metadata.get("reads", []))
+
+
 def known_parameters(notebooks: Iterable[Path]) -> dict[str, Parameter]:
     """The parameters of all notebooks; where two share one, the first notebook's default stands."""
     known: dict[str, Parameter] = {}

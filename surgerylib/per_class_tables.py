@@ -64,8 +64,15 @@ def overview(
     columns: dict[str, list[str]] = {}
     numbers: dict[str, list[float]] = {}
 
+    has_boxes = (figures["n_boxes"] > 0).tolist()
+
     def add(name: str, values: Sequence[float], cells: Sequence[str]) -> None:
-        columns[name], numbers[name] = list(cells), [float(value) for value in values]
+        numbers[name] = [float(value) for value in values]
+        # a class with boxes may still not have been measured: its boxes cover the image, or no head was asked for it
+        columns[name] = [
+            "–" if known and math.isnan(value) else cell
+            for cell, value, known in zip(cells, numbers[name], has_boxes, strict=True)
+        ]
 
     def plain(name: str, values: pd.Series, form: str) -> None:
         add(name, values, ["no boxes" if math.isnan(value) else form.format(value) for value in values])

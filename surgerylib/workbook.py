@@ -41,6 +41,7 @@ from .parameters import (
     known_parameters,
     load_config,
     notebook_parameters,
+    notebook_reads,
     validate,
 )
 from .preflight import check, check_cache, check_head, check_output, check_values
@@ -237,7 +238,7 @@ class _Run:
         interrupted = False
         try:
             _execute(path, partial, parameters, self.root, time_limit)
-            entry.update(status="ok")
+            entry.update(status="ok", read=_hashes(self.out, notebook_reads(path)))
         except NotebookFailure as failure:
             entry.update(status="failed", message=str(failure))
         except KeyboardInterrupt:
@@ -301,11 +302,18 @@ def _entry(path: Path, previous: dict[str, Any] | None, key: str) -> dict[str, A
 
 
 def _up_to_date(run: Mapping[str, Any], path: Path, key: str, out: Path) -> bool:
-    """Whether a good run with this key left everything that it wrote, and it is all still there."""
+    """Whether a good run with this key left everything that it wrote and read, and it is all still there."""
     entry = next((entry for entry in run.get("notebooks", []) if entry["name"] == path.stem), None)
     if entry is None or entry["status"] not in ("ok", "outdated") or entry.get("key") != key:
         return False
-    return all((out / name).exists() for name in [f"{path.stem}.html", f"{path.stem}.ipynb", *entry["files"]])
+    there = all((out / name).exists() for name in [f"{path.stem}.html", f"{path.stem}.ipynb", *entry["files"]])
+    # what it read of earlier notebooks may be another's by now
+    return there and _hashes(out, notebook_reads(path)) == entry.get("read", {})
+
+
+def _hashes(out: Path, names: Iterable[str]) -> dict[str, str | None]:
+    """sha256 of some files of the run's folder, None for one that is not there."""
+    return {name: file_sha256(out / name) if (out / name).is_file() else None for name in names}
 
 
 def _execute(notebook: Path, output: Path, parameters: Mapping[str, Any], root: Path, time_limit: float) -> None:

@@ -164,6 +164,8 @@ def test_the_heads_figures_are_read_by_name(case):
     assert figures.loc["ship", ["oracle", "cam_peak"]].tolist() == [0.8, 0.3]
     assert np.isnan(figures.loc["ship", "oracle_low"])
     assert figures.loc[["airport", "windmill"], "oracle"].isna().all()
+    table, _ = per_class_tables.overview(figures, case.ap, [0.05], KIND)
+    assert table["head, CAM's peak"].tolist() == ["–", "–", "0.300", "no boxes"]  # no head was asked for an airport
 
 
 def test_tables_say_no_boxes_and_never_0(case):

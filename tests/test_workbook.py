@@ -287,3 +287,29 @@ def test_a_folder_with_somebody_elses_page_is_left_alone(notebooks: Path, tmp_pa
     with pytest.raises(OutputError, match=r"no run\.json"):
         run_workbook({}, tmp_path, notebooks_dir=notebooks)
     assert (tmp_path / "index.html").read_text() == "mine"
+
+
+def test_a_notebook_runs_again_when_what_it_reads_of_another_has_changed(notebooks: Path, tmp_path: Path) -> None:
+    """A head that was trained anew by itself left the evaluation of the old one up to date."""
+    path = notebooks / "02_second.ipynb"
+    write_notebook(path, "What was read?", "open(out_dir + '/second.txt', 'w').write('x')")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata["reads"] = ["head.bin", "later.json"]
+    nbformat.write(notebook, path)
+    out = tmp_path / "out"
+
+    def executed() -> list[bool]:
+        return [not result.up_to_date for result in run_workbook(None, out, notebooks_dir=notebooks).notebooks]
+
+    assert executed() == [True, True]
+    assert executed() == [False, False]
+    (out / "head.bin").write_bytes(b"1")
+    assert executed() == [False, True]
+    assert executed() == [False, False]
+    (out / "head.bin").write_bytes(b"2")
+    assert executed() == [False, True]
+    (out / "later.json").write_text("{}")
+    assert executed() == [False, True]
+    (out / "head.bin").unlink()
+    assert executed() == [False, True]
+    assert executed() == [False, False]
