@@ -16,7 +16,7 @@ from scipy.spatial.distance import squareform
 from .frames import BOX_COLUMNS
 from .localizer_tables import METHOD_NAMES
 from .plots import PREDICTION, TRUTH, draw_boxes, new_figure, photo_axis, styled
-from .training_plots import METHOD_COLOURS, PEAK
+from .training_plots import METHOD_COLOURS, PEAK, head_legend
 
 # dashes tell the guesses, which share a colour, apart
 _LINES = {"whole_image": (0, (1, 1)), "centre_box": (0, (4, 2)), "class_mean": (0, (6, 2, 1, 2))}
@@ -109,12 +109,7 @@ def box_examples(rows: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray, np.nd
             draw_boxes(axis, pd.DataFrame([said[0]], columns=BOX_COLUMNS), colour=PREDICTION, style="--", width=1.6)
             draw_boxes(axis, pd.DataFrame([truth], columns=BOX_COLUMNS), colour=TRUTH)
             axis.set_title(f"{name if place == 0 else ''}\n{text}", fontsize=8.5)
-    handles = [
-        Line2D([], [], color=TRUTH, lw=1.8, label="ground truth"),
-        Line2D([], [], color=PREDICTION, lw=1.5, ls="--", label="best cell (oracle)"),
-        Line2D([], [], color=PEAK, lw=2, ls=":", label="cell of the CAM's peak"),
-    ]
-    fig.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
+    head_legend(fig)
     return fig
 
 

@@ -136,10 +136,15 @@ def prediction_steps(
             draw_boxes(axis, pd.DataFrame([peak], columns=BOX_COLUMNS), colour=PEAK, style=":", width=2)
             heading = f"{title}\n" if column == 0 else "\n"
             axis.set_title(f"{heading}{stage}: {text}", fontsize=9)
+    head_legend(fig)
+    return fig
+
+
+def head_legend(fig: Figure) -> None:
+    """What the lines around boxes mean where a head's are drawn with the ground truth."""
     handles = [
         Line2D([], [], color=TRUTH, lw=1.8, label="ground truth"),
         Line2D([], [], color=PREDICTION, lw=1.5, ls="--", label="best cell (oracle)"),
         Line2D([], [], color=PEAK, lw=2, ls=":", label="cell of the CAM's peak"),
     ]
     fig.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
-    return fig
