@@ -142,6 +142,38 @@ def basic_interval(point: np.ndarray, samples: np.ndarray, n_images: int) -> tup
     return np.where(nothing, np.nan, low), np.where(nothing, np.nan, high)
 
 
+def share_interval(
+    point: np.ndarray, samples: np.ndarray, n_rows: int | np.ndarray, n_images: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """95 % interval of a share of rows (Wilson 1927), with the spread that the bootstrap over images shows.
+
+    The spread says how many independent rows the share is worth: no more than there are rows. A share of exactly 0 or 1
+    has no spread to tell it, and then counts one row an image. Few images widen it as Student's t does.
+
+    Args:
+        point: [...] the share.
+        samples: [R, ...] the share in each bootstrap resample; NaN ones are left out.
+        n_rows: one number, or [...], of rows that the share is of.
+        n_images: with fewer than two there is no interval.
+
+    Returns:
+        low, high, each [...]; NaN where there is no interval.
+    """
+    point = np.asarray(point, dtype=np.float64)
+    nothing = np.isnan(point) | np.isnan(samples).all(axis=0) | (n_images < 2)
+    # the bootstrap's variance of a mean is short by (n - 1) / n
+    variance = np.nanvar(np.where(nothing, 0.0, samples), axis=0) * n_images / max(n_images - 1, 1)
+    share = np.where(nothing, 0.0, point)
+    binomial = share * (1 - share)
+    known = (binomial > 0) & (variance > 0)
+    worth = np.divide(binomial, variance, out=np.full(point.shape, float(max(n_images, 1))), where=known)
+    ratio = _student(max(n_images - 1, 1)) ** 2 / np.clip(worth, 1, np.maximum(n_rows, 1))
+    half_width = np.sqrt(ratio * (binomial + ratio / 4)) / (1 + ratio)
+    centre = (share + ratio / 2) / (1 + ratio)
+    low, high = np.minimum(centre - half_width, share), np.maximum(centre + half_width, share)
+    return np.where(nothing, np.nan, low), np.where(nothing, np.nan, high)
+
+
 def resampled_means(
     values: np.ndarray, images: np.ndarray | pd.Series, n_resamples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, int]:

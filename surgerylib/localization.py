@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .boxes import box_iou
 from .errors import ParameterError
-from .intervals import basic_interval, resampled_means
+from .intervals import basic_interval, resampled_means, share_interval
 from .losses import flat_targets
 
 SHARES = (0.3, 0.5, 0.7)
@@ -121,7 +121,8 @@ def localization_summary(
 ) -> pd.DataFrame:
     """Mean, median and standard deviation of IoU, shares of boxes above some IoUs: 95 % intervals over images.
 
-    The intervals are of the basic bootstrap; the median's is Woodruff's (1952, Confidence intervals for medians and
+    The intervals of mean and sd are of the basic bootstrap, those of shares Wilson's with the bootstrap's spread
+    (`intervals.share_interval`); the median's is Woodruff's (1952, Confidence intervals for medians and
     other position measures): the interval of the share of boxes at or below the median, read off the IoUs.
 
     Args:
@@ -151,7 +152,7 @@ def localization_summary(
         "sd": (sd, *basic_interval(sd, sd_samples, n_images)),
     }
     for share, value, of_share in zip(shares, above, drawn[3:], strict=True):
-        figures[f"share>{share:.2f}"] = (value, *basic_interval(value, of_share, n_images))
+        figures[f"share>{share:.2f}"] = (value, *share_interval(value, of_share, len(ious), n_images))
     rows = [
         (method, figure, *(part[place] for part in parts))
         for place, method in enumerate(methods)

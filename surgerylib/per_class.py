@@ -15,7 +15,7 @@ from .datasets import Dataset
 from .error_types import ERROR_TYPES, FATES, ErrorTypes, fates_by_class
 from .evaluation_tables import main_confusions
 from .frames import BOX_COLUMNS
-from .intervals import basic_interval, resampled_means
+from .intervals import basic_interval, resampled_means, share_interval
 from .map_shards import MapSource
 from .matching import overlapping_pairs
 from .measures import truth_codes
@@ -173,7 +173,7 @@ def response_gaps(
             values = np.column_stack([gaps, gaps < 0])
             mean, samples, n_images = resampled_means(values, own["image_id"], n_resamples, seed)
             low, high = basic_interval(mean, samples, n_images)
-            share = np.clip([low[1], high[1]], 0, 1)
+            share = np.concatenate(share_interval(mean[1:], samples[:, 1:], len(own), n_images))
             rows.append((label, kind, mean[0], low[0], high[0], mean[1], *share, n_images))
     columns = ["gap", "gap_low", "gap_high", "inverted", "inverted_low", "inverted_high", "n_images"]
     return pd.DataFrame(rows, columns=["label", "kind", *columns])

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from .errors import ParameterError
-from .intervals import basic_interval, bootstrap_weights
+from .intervals import bootstrap_weights, share_interval
 from .quality import pixel_spans
 
 TOP = 3
@@ -58,7 +58,7 @@ def response_ranks(responses: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def accuracy_summary(
     ranks: np.ndarray, labels: np.ndarray, images: np.ndarray | pd.Series, *, n_resamples: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
-    """How often the right class responds most in a box, with 95 % bootstrap intervals over images.
+    """How often the right class responds most in a box, with 95 % intervals over images.
 
     Args:
         ranks: [G] of `response_ranks`.
@@ -88,8 +88,8 @@ def accuracy_summary(
     with np.errstate(invalid="ignore"):  # a resample may hold no box of a class
         shares = [first.sum(axis=1) / boxes.sum(axis=1), among.sum(axis=1) / boxes.sum(axis=1)]
         estimates = np.column_stack([*shares, np.nanmean(first / boxes, axis=1)])
-    low, high = basic_interval(estimates[0], estimates[1:], len(known))
-    return pd.DataFrame({"figure": figures, "value": estimates[0], "low": low.clip(0, 1), "high": high.clip(0, 1)})
+    low, high = share_interval(estimates[0], estimates[1:], len(label), len(known))
+    return pd.DataFrame({"figure": figures, "value": estimates[0], "low": low, "high": high})
 
 
 def confusion_matrix(responses: np.ndarray, labels: np.ndarray) -> np.ndarray:

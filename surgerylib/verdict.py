@@ -79,8 +79,10 @@ def verdict(summary: pd.DataFrame, baselines: dict[str, str]) -> Verdict:
         f", the untrained head for {of.loc['untrained_oracle', 'value']:.1%}" if "untrained_oracle" in of.index else ""
     )
     sentence = f"{decided[0].upper()}{decided[1:]}: {found}, {_reason(share, low, high)}; {beside}; {guess}{untrained}."
-    if of.loc[best, "high"] >= low:
-        sentence += " The guess is not told apart from the head: the share says little of what the head knows."
+    if of.loc[best, "low"] > high:
+        sentence += " The guess does better than the head: the share says nothing of what the head knows."
+    elif of.loc[best, "high"] >= low:
+        sentence += " The guess's interval overlaps the head's: the share says little of what the head knows."
     return Verdict(decided, sentence.replace("%", " %"), share, low, high)
 
 

@@ -57,7 +57,19 @@ def test_a_guess_that_does_as_well_is_named():
     images = np.arange(60)
     said = verdict(summary_of(np.full(60, 0.9), images, guess=0.8), GUESSES)
     assert said.outcome == CLASSIFICATION
-    assert "The guess is not told apart from the head" in said.sentence
+    assert "The guess does better" not in said.sentence
+    assert "The guess's interval overlaps the head's" in said.sentence
+    rng = np.random.default_rng(0)
+    said = verdict(summary_of(np.where(rng.random(200) < 0.35, 0.9, 0.1), np.arange(200), guess=0.8), GUESSES)
+    assert "The guess does better than the head" in said.sentence
+
+
+@pytest.mark.parametrize(("iou", "n_images"), [(0.9, 2), (0.9, 5), (0.1, 2), (0.1, 4)])
+def test_a_few_boxes_that_all_agree_decide_nothing(iou, n_images):
+    """Two boxes, both found, had the interval [1, 1] and made classification the problem."""
+    said = verdict(summary_of(np.full(n_images, iou), np.arange(n_images), guess=0.0), GUESSES)
+    assert said.outcome == NOT_DECIDED
+    assert "crosses that line" in said.sentence
 
 
 def test_one_image_decides_nothing():
