@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .classification import Classification
+from .intervals import basic_interval, resampled_means
 from .localization import BASELINES
 from .localizer_tables import METHOD_NAMES, plain_methods, plain_rows
 from .map_shards import MapSource, joint_sources
@@ -138,14 +139,21 @@ def prompt_figures(
         seed: of the resamples.
 
     Returns:
-        Frame prompts, figure, value, low, high: the figures of `responses.accuracy_summary`, then `image_map`, the
-        image-level mAP of the stock CLS, and `difference`, of it to the reference (not for the reference itself).
+        Frame prompts, figure, value, low, high: the figures of `responses.accuracy_summary`, `image_map`, the
+        image-level mAP of the stock CLS, and the paired differences to the reference (not for the reference itself):
+        `top1_difference` of the share named rightly, `difference` of the image-level mAP.
     """
     levels = {name: of.image_level("qk", interpolation=interpolation, seed=seed) for name, of in by_prompts.items()}
     parts = []
     for name, found in by_prompts.items():
         level = levels[name].summary()[["map", "low", "high"]].set_axis(["value", "low", "high"], axis=1)
         rows = [found.accuracy(source, seed=seed), level.assign(figure="image_map")]
+        if name != reference and reference in by_prompts:
+            right, theirs = (of.ranks(source) == 0 for of in (found, by_prompts[reference]))
+            gained = (right.astype(np.float64) - theirs)[:, None]
+            mean, samples, n_images = resampled_means(gained, found.dataset.boxes["image_id"], 1000, seed)
+            ends = basic_interval(mean, samples, n_images)
+            rows.append(pd.DataFrame({"figure": "top1_difference", "value": mean, "low": ends[0], "high": ends[1]}))
         if name != reference and reference in levels:
             difference = paired_difference(levels[name], levels[reference]).summary()[["difference", "low", "high"]]
             rows.append(difference.rename(columns={"difference": "value"}).assign(figure="difference"))
@@ -155,7 +163,9 @@ def prompt_figures(
 
 def prompts_table(figures: pd.DataFrame, *, reference: str) -> pd.DataFrame:
     """`prompt_figures` for a reader: a row a prompt set."""
-    titles = {**_ACCURACIES, "image_map": "image-level mAP", "difference": f"minus {reference} (paired)"}
+    minus = f"minus {reference} (paired)"
+    titles = {"top1": _ACCURACIES["top1"], "top1_difference": f"right first, {minus}"}
+    titles |= {**_ACCURACIES, "image_map": "image-level mAP", "difference": f"image-level, {minus}"}
     rows: dict[str, dict[str, str]] = {}
     for row in figures.itertuples():
         rows.setdefault(row.prompts, {})[titles[row.figure]] = with_interval(row.value, row.low, row.high)
@@ -173,31 +183,31 @@ def main_confusions(confusion: pd.DataFrame) -> pd.DataFrame:
         Frame label, other (NaN for none), boxes, share.
     """
     rows = []
-    counts = confusion.to_numpy()
-    for place, label in enumerate(confusion.index):
-        others = counts[place].copy()
+    by_name = confusion[sorted(confusion.columns)]  # of equal counts the first by name, whatever the list's order
+    for label in confusion.index:
+        others = by_name.loc[label].to_numpy().copy()
         total = int(others.sum())
-        others[place] = -1
+        others[by_name.columns.get_loc(label)] = -1
         best = int(others.argmax())
         if total == 0 or others[best] <= 0:
             rows.append((label, None, 0, math.nan if total == 0 else 0.0))
         else:
-            rows.append((label, str(confusion.columns[best]), int(others[best]), others[best] / total))
+            rows.append((label, str(by_name.columns[best]), int(others[best]), others[best] / total))
     return pd.DataFrame(rows, columns=["label", "other", "boxes", "share"])
 
 
 def confusion_finding(confusion: pd.DataFrame) -> str:
-    """The share of boxes named rightly, and the confusion of most boxes in relation to its class."""
+    """The share of boxes named rightly, and the confusion of most boxes."""
     total = confusion.to_numpy().sum()
     if total == 0:
         return "No boxes to name"
     right = np.diag(confusion.to_numpy()).sum() / total
-    worst = main_confusions(confusion).sort_values("share", ascending=False, kind="stable").iloc[0]
+    worst = main_confusions(confusion).sort_values(["boxes", "label"], ascending=[False, True]).iloc[0]
     if not isinstance(worst["other"], str):
         return f"The right class responds most in {100 * right:.0f} % of the boxes"
     return (
         f"The right class responds most in {100 * right:.0f} % of the boxes; "
-        f"most often mistaken: {worst['label']} for {worst['other']} ({100 * worst['share']:.0f} %)"
+        f"mistaken most: {worst['label']} for {worst['other']} ({worst['boxes']:,} boxes)"
     )
 
 
@@ -210,8 +220,8 @@ def classification_sentence(found: Classification, source: MapSource, kind: str,
     top = figures.loc[f"top{TOP}", "value"]
     return (
         f"Asked for the class of a box instead ({kind} maps, all {len(found.dataset.classes)} classes), the frozen "
-        f"CLIP puts the right one first in {with_interval(value, low, high)} of them, among the first {TOP} in "
-        f"{top:.3f}."
+        f"CLIP puts the right one first in {with_interval(value, low, high)} of the {len(found.dataset.boxes):,} boxes "
+        f"of all classes, among the first {TOP} in {top:.3f}."
     )
 
 
@@ -315,6 +325,6 @@ def classes_finding(classes: pd.DataFrame) -> str:
     if len(means) == 1:
         return f"{best['group']}: mean IoU of the best cell {best['value']:.2f}"
     return (
-        f"{best['group']} is found best ({best['value']:.2f}), {worst['group']} least ({worst['value']:.2f}): mean IoU "
-        "of the best cell"
+        f"Highest mean IoU of the best cell: {best['group']} ({best['value']:.2f}, {best['n_boxes']:,} boxes); lowest: "
+        f"{worst['group']} ({worst['value']:.2f}, {worst['n_boxes']:,} boxes)"
     )

@@ -56,7 +56,10 @@ class Head:
         return FeatureCache(session.clip, session.dataset, session.cache_dir, **{name: maps[name] for name in names})
 
     def notes(self, session: Session) -> list[str]:
-        """What a reader must know of the images: those that were trained or chosen on flatter."""
+        """What a reader must know of the images: those that were trained or chosen on flatter.
+
+        A split is known by the names of its folder and itself; its images in a renamed folder are not recognised.
+        """
         notes = []
         ids = set(session.dataset.images["image_id"])
         for role, said in (("trained_on", "trained on"), ("chosen_on", "used to choose the epoch")):
@@ -68,7 +71,10 @@ class Head:
             except DatasetError:  # that split is not here: nothing of it is evaluated
                 continue
             if shared:
-                notes.append(f"{shared:,} of the {len(ids):,} images were {said}: these figures flatter the head.")
+                notes.append(
+                    f"{shared:,} of the {len(ids):,} images are in the split {other['split']}, which was {said}: these "
+                    "figures flatter the head."
+                )
         return notes
 
 
@@ -98,8 +104,12 @@ def load_head(path: Path, clip: SurgeryCLIP, classes: Sequence[str]) -> tuple[GT
     _, about = load_localizer(path)
     maps = about.get("belongs_to", {})
     names = ("layers", "kind", "similarity", "templates", "picture_size")
-    if missing := [name for name in names if name not in maps]:
-        raise CheckpointError(f"{path} does not say which maps it takes ({', '.join(missing)}); train it again")
+    needed = ("settings", "class_means", "seen_classes", "trained_on", "epoch")
+    missing = [name for name in names if name not in maps] + [name for name in needed if name not in about]
+    if missing:
+        raise CheckpointError(
+            f"{path} does not say which maps it takes and how it was trained ({', '.join(missing)}); train it again"
+        )
     own = clip_and_maps(clip, classes, **{name: maps[name] for name in names})
     return load_localizer(path, belongs_to=own)
 

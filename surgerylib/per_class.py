@@ -71,6 +71,7 @@ def class_figures(
     errors: ErrorTypes,
     detections: pd.DataFrame,
     evaluation: Mapping[str, Any] | None = None,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """One row a class, with every number that its card and the tables need; NaN where there is none.
 
@@ -85,6 +86,7 @@ def class_figures(
         decomposition: of `error_types.error_decomposition`, of the detections of that kind.
         errors: of `error_types.detection_errors`, of the same at the lowest IoU; `detections`: those.
         evaluation: `evaluation_results.json` of notebook 04; None where it has not run.
+        seed: of the resamples.
 
     Returns:
         Frame indexed by class: n_boxes, n_images, side (median of √area in pixels), patches (median area in patches),
@@ -117,7 +119,7 @@ def class_figures(
         frame[f"ap@{threshold:.2f}"] = ap[threshold]
     frame["mean_ap"] = ap.mean(axis=1)
 
-    gaps = response_gaps({kind: pairs}, names).set_index("label")
+    gaps = response_gaps({kind: pairs}, names, seed=seed).set_index("label")
     of_gaps = ["gap", "gap_low", "gap_high", "inverted"]
     frame[of_gaps] = gaps[of_gaps]
     confusions = main_confusions(named.confusion(source)).set_index("label")
@@ -192,7 +194,8 @@ def failing_classes(
         kind: the kind shown.
         count: how many classes.
     """
-    known = figures.dropna(subset="mean_ap").sort_values(["mean_ap", "n_boxes"], ascending=[True, False], kind="stable")
+    known = figures.dropna(subset="mean_ap").sort_index()
+    known = known.sort_values(["mean_ap", "n_boxes"], ascending=[True, False], kind="stable")
     known = known[known["mean_ap"] <= 1 - LEAST_GAIN]
     return [_failure(row, iou_thresholds, kind) for _, row in known.head(count).iterrows()]
 
@@ -278,13 +281,12 @@ def _failure(row: pd.Series, iou_thresholds: Sequence[float], kind: str) -> Fail
         return Failure(label, mean_ap, NO_CAUSE, float(ranked.iloc[0]), sentence.strip())
     cause, gain = str(ranked.index[0]), float(ranked.iloc[0])
     name, meaning = CAUSES[cause]
-    count = int(row[f"count_{cause}"])
-    what = f"{count:,} of its {boxes}" if cause == "missed" else f"{count:,} such at IoU {lowest:.2f}"
     second = ""
     if ranked.iloc[1] >= LEAST_GAIN:
         second = f" (next: {CAUSES[str(ranked.index[1])][0]}, +{ranked.iloc[1]:.3f})"
     sentence = (
-        f"{start}{name} above all: {meaning} ({what}). Mending these alone would give back {gain:.3f}{second}. "
+        f"{start}{name} above all: {meaning}. Mending this type of error alone, in all classes, would give back "
+        f"{gain:.3f}{second}. "
         f"{_evidence(row, cause, kind)}"
     )
     return Failure(label, mean_ap, cause, gain, sentence.strip())
@@ -300,7 +302,7 @@ def _evidence(row: pd.Series, cause: str | None, kind: str) -> str:
             f"of its best-scored boxes on other objects {100 * row['lies_on_share']:.0f} % lie on {row['lies_on']}"
         )
     else:
-        mistaken = "none of its boxes lies on another class's object"
+        mistaken = "none of its own boxes is counted as misnamed at the lowest IoU"
     size = f"its median box covers {row['patches']:.1f} patches"
     facts = {"naming": naming, "size": size, "mistaken": mistaken}
     if not math.isnan(row["gap"]):
@@ -310,7 +312,10 @@ def _evidence(row: pd.Series, cause: str | None, kind: str) -> str:
             f"{100 * row['inverted']:.0f} % of its images"
         )
     if not math.isnan(row["oracle"]):
-        facts["head"] = f"told the class, a trained head reaches mean IoU {row['oracle']:.2f} in its best cell"
+        facts["head"] = (
+            f"told the class, a trained head reaches mean IoU {row['oracle']:.2f} in its best cell (an oracle; "
+            f"{row['cam_peak']:.2f} at the CAM's peak)"
+        )
     order = {
         "classification": ("mistaken", "naming"),
         "both": ("mistaken", "size"),

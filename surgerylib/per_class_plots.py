@@ -87,7 +87,7 @@ def ap_against_size(figures: pd.DataFrame, value: str, title: str, ylabel: str, 
         fig.legend(handles=handles, title="boxes", loc="outside right upper", fontsize=8, labelspacing=1.4)
         fig.draw_without_rendering()
         adjust_text(
-            texts, ax=axis, objects=points, expand=(1.1, 1.3),
+            texts, ax=axis, objects=points, expand=(1.1, 1.3), iter_lim=300, time_lim=60,
             arrowprops={"arrowstyle": "-", "color": "#999999", "lw": 0.6},
         )  # fmt: skip
     return fig
@@ -125,21 +125,19 @@ def gap_dots(gaps: pd.DataFrame, order: Sequence[str], title: str) -> Figure:
 
 @styled
 def precision_recall_grid(
-    curves: Mapping[str, pd.DataFrame], aps: pd.DataFrame, order: Sequence[str], title: str
+    curves: Mapping[str, pd.DataFrame], aps: pd.Series, order: Sequence[str], title: str
 ) -> Figure:
-    """Precision against recall, a panel a class, a line a kind; in the corner the AP of the last kind.
+    """Precision against recall, a panel a class, a line a kind; in the corner the AP of the kind shown.
 
     Args:
         curves: kind (those with the same maps under one name) -> frame of `precision_recall.precision_recall`.
-        aps: label, kind, ap; NaN where a class has no box.
+        aps: class -> AP of the kind shown; NaN where it has no box.
         order: the classes.
         title: the finding.
     """
     columns = min(5, max(len(order), 1))
     rows = -(-max(len(order), 1) // columns)
     fig, axes = new_figure(rows, columns, size=(2.0 * columns + 0.4, 1.75 * rows + 0.8), sharex=True, sharey=True)
-    shown = list(curves)[-1]
-    values = aps[aps["kind"] == shown].set_index("label")["ap"]
     for axis in axes.flat[len(order) :]:
         axis.set_visible(False)
     for axis, label in zip(axes.flat, order, strict=False):
@@ -154,7 +152,7 @@ def precision_recall_grid(
             )
             if len(own) == 1:  # a line of one point would not be seen
                 axis.plot(own["recall"], own["precision"], ".", color=KIND_COLOURS[name])
-        ap = values.get(label, np.nan)
+        ap = aps.get(label, np.nan)
         axis.text(0.97, 0.95, "no boxes" if np.isnan(ap) else f"AP {ap:.2f}", transform=axis.transAxes, ha="right",
                   va="top", fontsize=8)  # fmt: skip
         axis.set_title(label, fontsize=8.5)

@@ -32,15 +32,33 @@ def card_thresholds(iou_thresholds: Sequence[float]) -> list[float]:
     return list(dict.fromkeys([known[0], known[(len(known) - 1) // 2], known[-1]]))
 
 
-def failing_table(failures: Sequence[Failure], figures: pd.DataFrame, thresholds: Sequence[float]) -> pd.DataFrame:
-    """The failing classes, worst first: boxes, AP, cause, and what mending it would give back."""
+def failing_table(
+    failures: Sequence[Failure],
+    figures: pd.DataFrame,
+    ap_by_class: pd.DataFrame,
+    thresholds: Sequence[float],
+    kind: str,
+) -> pd.DataFrame:
+    """The failing classes, worst first: boxes, AP, cause, and what mending it would give back.
+
+    Args:
+        failures: of `per_class.failing_classes`.
+        figures: of `per_class.class_figures`.
+        ap_by_class: of notebook 01.
+        thresholds: IoU thresholds whose AP is shown.
+        kind: the kind shown.
+    """
+    ap = {f"AP@{threshold:.2f}": _of(ap_by_class, kind, threshold) for threshold in thresholds}
     rows = {}
     for failure in failures:
         row = figures.loc[failure.label]
         rows[failure.label] = {
             "boxes": f"{int(row['n_boxes']):,}",
             "mean AP": f"{failure.mean_ap:.3f}",
-            **{f"AP@{threshold:.2f}": f"{row[f'ap@{threshold:.2f}']:.3f}" for threshold in thresholds},
+            **{
+                name: with_interval(*of.loc[failure.label, ["ap", "low", "high"]].astype(float))
+                for name, of in ap.items()
+            },
             "what fails": failure.cause_name,
             "mending it gives back": f"{failure.gain:+.3f}",
         }
@@ -149,9 +167,7 @@ def size_finding(figures: pd.DataFrame) -> str:
     rho = known["mean_ap"].rank().corr(known["side"].rank())
     if math.isnan(rho):
         return "AP does not differ between the classes"
-    strength = "hardly" if abs(rho) < 0.3 else "somewhat" if abs(rho) < 0.6 else "clearly"
-    sign = "higher" if rho >= 0 else "lower"
-    return f"Larger objects score {strength} {sign} (rank correlation over {len(known)} classes {rho:+.2f})"
+    return f"Rank correlation of mean AP and object size over {len(known)} classes: {rho:+.2f}"
 
 
 def gaps_finding(gaps: pd.DataFrame) -> str:
@@ -164,7 +180,7 @@ def gaps_finding(gaps: pd.DataFrame) -> str:
         return "No map could be held against a box"
     if not parts:
         return "Response inside minus outside; too few images for intervals"
-    return f"Surely higher inside: {', '.join(parts)} classes"
+    return f"Interval above 0: {', '.join(parts)} classes"
 
 
 def card_table(

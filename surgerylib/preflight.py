@@ -46,7 +46,6 @@ _WHOLE_NUMBERS = {
     "patience": 1,
     "num_failing": 1,
     "num_class_examples": 0,
-    "max_detections": 1,
 }
 
 

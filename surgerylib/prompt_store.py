@@ -88,7 +88,10 @@ class PromptStore(ImageShards):
 
 
 def encode_prompts(clip: SurgeryCLIP, classes: Sequence[str], prompts: Prompts) -> Tensor:
-    """Text embeddings of a class list: the mean over all words and templates, renormalised: [C, D], unit rows."""
+    """Text embeddings of a class list, unit rows [C, D]: the renormalised mean over its words' embeddings.
+
+    A word's embedding is the renormalised mean over the templates.
+    """
     names = prompts.names(classes)
     each = clip.encode_text([word for words in names for word in words], prompts.templates)
     means = [part.mean(dim=0) for part in each.split([len(words) for words in names])] if names else []

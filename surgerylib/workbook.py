@@ -269,7 +269,28 @@ class _Run:
         )
         atomic_write(self.out / f"{path.stem}.html", html)
 
+    def _mark_outdated(self) -> None:
+        """A notebook made of another's files is no newer than they are, and no longer valid when they have changed."""
+        for path, entry in self.entries.items():
+            if entry["status"] != "ok":
+                continue
+            read = entry.get("read", {})
+            now = _hashes(self.out, read)
+            owners = {name: other for other in self.entries.values() for name in other["files"]}
+            for name in [name for name in read if now[name] is not None or read[name] is not None]:
+                owner = owners.get(name)
+                # a head may come from the command `train`, results come from a notebook
+                stale = owner["status"] != "ok" if owner else name.endswith(".json")
+                if stale or now[name] != read[name]:
+                    of = f"{name} of {owner['name']}" if owner else name
+                    entry.update(
+                        status="outdated", message=f"made of {of}, which is from an earlier run or has changed"
+                    )
+                    print(f"{path.stem}: outdated, {entry['message']}", flush=True)
+                    break
+
     def _finish(self, status: str, started: float) -> None:
+        self._mark_outdated()
         self.record.update(status=status, finished=_now(), seconds=round(time.monotonic() - started, 2))
         self.record.pop("pid", None)
         self._save()

@@ -131,14 +131,20 @@ def test_a_head_of_another_model_or_class_list_is_refused(session, head, tmp_pat
     path = save_localizer(tmp_path / "bare.safetensors", model.config, model.state_dict(), {})
     with pytest.raises(CheckpointError, match="does not say which maps it takes"):
         head_evaluation.open_head(session, str(path))
+    other = {name: value for name, value in about.items() if name != "settings"}
+    path = save_localizer(tmp_path / "half.safetensors", model.config, model.state_dict(), other)
+    with pytest.raises(CheckpointError, match=r"how it was trained \(settings\)"):
+        head_evaluation.open_head(session, str(path))
 
 
 def test_images_that_were_trained_or_chosen_on_are_named(scenes, tiny_folder, session, head, tmp_path):
     assert head.notes(session) == []
     on_train = opened(scenes, tiny_folder, tmp_path, split="train")
-    assert head.notes(on_train) == ["6 of the 6 images were trained on: these figures flatter the head."]
+    assert head.notes(on_train) == [
+        "6 of the 6 images are in the split train, which was trained on: these figures flatter the head."
+    ]
     on_val = opened(scenes, tiny_folder, tmp_path, split="val")
-    assert "4 of the 4 images were used to choose the epoch" in head.notes(on_val)[0]
+    assert "4 of the 4 images are in the split val, which was used to choose the epoch" in head.notes(on_val)[0]
     both = opened(scenes, tiny_folder, tmp_path, split="trainval")
     assert len(head.notes(both)) == 2
     elsewhere = shutil.copytree(scenes, tmp_path / "others")
@@ -190,6 +196,8 @@ def test_results_are_plain_json_and_tables_repeat_them(session, head, ious):
     assert counted == len(data.boxes)
     same = prompts[(prompts["prompts"] == "again") & (prompts["figure"] == "difference")].iloc[0]
     assert same[["value", "low", "high"]].tolist() == [0, 0, 0]
+    same = prompts[(prompts["prompts"] == "again") & (prompts["figure"] == "top1_difference")].iloc[0]
+    assert same[["value", "low", "high"]].tolist() == [0, 0, 0]
 
     table = evaluation_tables.groups_table(classes)
     assert (table.loc[absent, ["mean IoU, best cell", "share > 0.5", "best guess"]] == "no boxes").all(axis=None)
@@ -198,7 +206,10 @@ def test_results_are_plain_json_and_tables_repeat_them(session, head, ious):
     assert list(accuracy.index)[:2] == ["standard = vv_qk", "vv_mixed"]
     assert accuracy.loc["any class at random", "right class first"] == "0.050"
     assert (
-        evaluation_tables.prompts_table(prompts, reference="ensemble").loc["ensemble", "minus ensemble (paired)"] == "–"
+        evaluation_tables.prompts_table(prompts, reference="ensemble").loc[
+            "ensemble", "image-level, minus ensemble (paired)"
+        ]
+        == "–"
     )
     assert evaluation_tables.verdicts_table(seen).loc["seen classes", "verdict"] != "no boxes"
     for sentence in (
@@ -249,6 +260,8 @@ def test_main_confusions_by_hand():
     assert found.loc["c", ["other", "share"]].tolist() == ["a", 1.0]
     assert pd.isna(found.loc["d", "other"])
     assert math.isnan(found.loc["d", "share"])
+    turned = evaluation_tables.main_confusions(counts.loc[::-1, ::-1]).set_index("label").loc[names]
+    pd.testing.assert_frame_equal(turned, found)  # the class list's order decides no tie
 
 
 def test_a_confusion_without_mistakes_is_said_as_one():

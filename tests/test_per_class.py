@@ -121,6 +121,8 @@ def test_the_causes_are_those_that_were_planted(case):
     assert station.gain == pytest.approx(1 - station.mean_ap)
     assert "100 % lie on airport" in station.sentence
     assert "first in 0 % of its boxes, airport in 100 %" in station.sentence
+    table = per_class_tables.failing_table(case.failures, case.figures, case.ap, [0.05], KIND)
+    assert table.loc["ship", "AP@0.05"] == f"{ship.mean_ap:.3f} [{ship.mean_ap - 0.01:.3f}, {ship.mean_ap:.3f}]"
     finding = per_class.failing_finding(case.failures)
     assert finding.startswith(f"The classes that fail most: ship (mean AP {ship.mean_ap:.3f}: the background)")
 
@@ -229,7 +231,7 @@ def test_figures_draw_with_many_few_and_no_classes(case):
     empty = per_class.response_gaps({"standard = vv_qk": pairs(case.data).iloc[:0]}, CLASSES)
     figures.append(per_class_plots.gap_dots(empty, CLASSES, per_class_tables.gaps_finding(empty)))
     nothing = pd.DataFrame(columns=["label", "recall", "precision", "score"])
-    aps = case.ap[case.ap["iou_threshold"] == 0.05].assign(kind="vv_vv = vv_mixed")
+    aps = case.ap[case.ap["iou_threshold"] == 0.05].set_index("label")["ap"]
     grid = per_class_plots.precision_recall_grid({"vv_vv = vv_mixed": nothing}, aps, CLASSES, "t")
     texts = [text.get_text() for axis in grid.axes for text in axis.texts]
     assert texts == ["AP 1.00", *texts[1:3], "no boxes"]

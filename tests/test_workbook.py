@@ -313,3 +313,24 @@ def test_a_notebook_runs_again_when_what_it_reads_of_another_has_changed(noteboo
     (out / "head.bin").unlink()
     assert executed() == [False, True]
     assert executed() == [False, False]
+
+
+def test_what_is_made_of_an_outdated_notebook_is_outdated_too(notebooks: Path, tmp_path: Path) -> None:
+    """The index showed results of one setting beside those of another, and blamed neither."""
+    path = notebooks / "02_second.ipynb"
+    write_notebook(path, "What was read?", "open(out_dir + '/second.txt', 'w').write(str(seed))")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata["reads"] = ["first.json"]
+    nbformat.write(notebook, path)
+    out = tmp_path / "out"
+    run_workbook(None, out, notebooks_dir=notebooks)
+    assert status(out) == {"01_first": "ok", "02_second": "ok"}
+    # the second alone, with another seed: it read what the first had made of the old one
+    run_workbook({"seed": 1}, out, only="02", notebooks_dir=notebooks)
+    assert status(out) == {"01_first": "outdated", "02_second": "outdated"}
+    assert "first.json of 01_first" in json.loads((out / "run.json").read_text())["notebooks"][1]["message"]
+    # the first alone: the second is still made of the old file
+    run_workbook({"seed": 1}, out, only="01", notebooks_dir=notebooks)
+    assert status(out) == {"01_first": "ok", "02_second": "outdated"}
+    run_workbook({"seed": 1}, out, notebooks_dir=notebooks)
+    assert status(out) == {"01_first": "ok", "02_second": "ok"}
