@@ -120,7 +120,7 @@ def image_level_table(results: Mapping[str, BootstrapResult], found: Classificat
         rows[PATH_NAMES[path]] = with_interval(*result.summary()[["map", "low", "high"]].iloc[0])
     pairs = found.dataset.boxes.drop_duplicates(["image_id", "label"])["label"].value_counts()
     share = (pairs / max(len(found.dataset.images), 1)).mean()
-    rows["images in any order (mean share of images with the class)"] = (
+    rows["share of images with the class, mean (an AP in any order is somewhat higher)"] = (
         "no boxes" if math.isnan(share) else f"{share:.3f}"
     )
     return pd.DataFrame({"mean average precision": rows})
@@ -322,6 +322,8 @@ def classes_finding(classes: pd.DataFrame) -> str:
     if means.empty:
         return "No class has boxes"
     best, worst = means.loc[means["value"].idxmax()], means.loc[means["value"].idxmin()]
+    if len(means) > 1 and best["value"] == worst["value"]:
+        return f"Mean IoU of the best cell is {best['value']:.2f} in every class with boxes"
     if len(means) == 1:
         return f"{best['group']}: mean IoU of the best cell {best['value']:.2f}"
     return (

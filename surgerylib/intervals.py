@@ -126,7 +126,8 @@ def basic_interval(point: np.ndarray, samples: np.ndarray, n_images: int) -> tup
     """Basic 95 % interval [2 x - q(97.5 %), 2 x - q(2.5 %)] of bootstrap quantiles q, widened to hold x itself.
 
     For means and ratios of sums over images, which duplicates of an image do not bias (Davison and Hinkley 1997,
-    Bootstrap Methods and their Application, section 5.2).
+    Bootstrap Methods and their Application, section 5.2). Few images widen it as Student's t does, and by the
+    sqrt(n / (n - 1)) that a bootstrap's spread is short of.
 
     Args:
         point: [...] x, the value on all images.
@@ -138,7 +139,9 @@ def basic_interval(point: np.ndarray, samples: np.ndarray, n_images: int) -> tup
     """
     nothing = np.isnan(samples).all(axis=0) | (n_images < 2)
     low, high = np.nanquantile(np.where(nothing, 0.0, samples), [0.025, 0.975], axis=0)
-    low, high = np.minimum(2 * point - high, point), np.maximum(2 * point - low, point)
+    others = np.maximum(np.asarray(n_images) - 1, 1)
+    wider = _student(others) / _NORMAL * np.sqrt((others + 1) / others)
+    low, high = np.minimum(point - wider * (high - point), point), np.maximum(point + wider * (point - low), point)
     return np.where(nothing, np.nan, low), np.where(nothing, np.nan, high)
 
 

@@ -40,6 +40,7 @@ class Failure:
 
     Attributes:
         label: the class.
+        n_boxes: how many boxes it has.
         mean_ap: its average precision, mean over the IoU thresholds.
         cause: the error type whose mending would give back most, or `NO_CAUSE`.
         gain: what it would give back, mean over the IoU thresholds.
@@ -47,6 +48,7 @@ class Failure:
     """
 
     label: str
+    n_boxes: int
     mean_ap: float
     cause: str
     gain: float
@@ -206,7 +208,11 @@ def failing_finding(failures: Sequence[Failure], *, any_boxes: bool = True) -> s
         return "No class fails: every class with boxes is found."
     if not failures:
         return "No image of this split holds a box of the class list: no class can be judged."
-    parts = [f"{failure.label} (mean AP {failure.mean_ap:.3f}: {failure.cause_name})" for failure in failures]
+    parts = [
+        f"{failure.label} (mean AP {failure.mean_ap:.3f} on {failure.n_boxes:,} "
+        f"{'box' if failure.n_boxes == 1 else 'boxes'}: {failure.cause_name})"
+        for failure in failures
+    ]
     listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + f" and {parts[-1]}"
     return f"{'The class that fails' if len(parts) == 1 else 'The classes that fail'} most: {listed}."
 
@@ -278,7 +284,7 @@ def _failure(row: pd.Series, iou_thresholds: Sequence[float], kind: str) -> Fail
             f"{start}no single kind of error explains it, for mending any one alone gives back less than {LEAST_GAIN}; "
             f"of its {boxes} at IoU {lowest:.2f}: {', '.join(counts)}. {_evidence(row, None, kind)}"
         )
-        return Failure(label, mean_ap, NO_CAUSE, float(ranked.iloc[0]), sentence.strip())
+        return Failure(label, n_boxes, mean_ap, NO_CAUSE, float(ranked.iloc[0]), sentence.strip())
     cause, gain = str(ranked.index[0]), float(ranked.iloc[0])
     name, meaning = CAUSES[cause]
     second = ""
@@ -289,7 +295,7 @@ def _failure(row: pd.Series, iou_thresholds: Sequence[float], kind: str) -> Fail
         f"{gain:.3f}{second}. "
         f"{_evidence(row, cause, kind)}"
     )
-    return Failure(label, mean_ap, cause, gain, sentence.strip())
+    return Failure(label, n_boxes, mean_ap, cause, gain, sentence.strip())
 
 
 def _evidence(row: pd.Series, cause: str | None, kind: str) -> str:
@@ -325,4 +331,5 @@ def _evidence(row: pd.Series, cause: str | None, kind: str) -> str:
         "missed": ("size", "response"),
     }.get(cause, ("naming", "size"))
     chosen = [facts[name] for name in dict.fromkeys((*order, "head")) if name in facts]
-    return f"{chosen[0][0].upper()}{chosen[0][1:]}; {'; '.join(chosen[1:])}." if len(chosen) > 1 else f"{chosen[0]}."
+    text = "; ".join(chosen)
+    return f"{text[0].upper()}{text[1:]}."

@@ -11,7 +11,7 @@ import pandas as pd
 
 from .error_types import ERROR_TYPES, FATES
 from .localizer_tables import plain_rows
-from .per_class import CAUSES, PROTOCOL, Failure
+from .per_class import CAUSES, LEAST_GAIN, PROTOCOL, Failure
 from .summary import with_interval
 
 ERROR_MEANINGS = {
@@ -122,7 +122,8 @@ def overview(
     gains = figures[[f"gain_{error}" for error in ERROR_TYPES]].set_axis(list(ERROR_TYPES), axis=1)
     largest = gains.max(axis=1)
     columns["costliest error"] = [
-        "no boxes" if math.isnan(gain) else str(gains.loc[label].idxmax()) for label, gain in largest.items()
+        "no boxes" if math.isnan(gain) else str(gains.loc[label].idxmax()) if gain >= LEAST_GAIN else "–"
+        for label, gain in largest.items()
     ]
     plain("mending it", largest, "{:+.3f}")
     return pd.DataFrame(columns, index=figures.index), numbers
@@ -155,7 +156,10 @@ def errors_finding(gains: pd.DataFrame) -> str:
     for threshold in dict.fromkeys([gains["foreground_iou"].min(), gains["foreground_iou"].max()]):
         own = gains[gains["foreground_iou"] == threshold]
         worst = own.loc[own["gain"].idxmax()]
-        parts.append(f"at IoU {threshold:.2f} {worst['error']} ({worst['gain']:+.3f} on {worst['map']:.3f})")
+        if worst["gain"] < LEAST_GAIN:
+            parts.append(f"at IoU {threshold:.2f} none, by {LEAST_GAIN} or more on {worst['map']:.3f}")
+        else:
+            parts.append(f"at IoU {threshold:.2f} {worst['error']} ({worst['gain']:+.3f} on {worst['map']:.3f})")
     return f"The type of error whose mending alone gives back most mAP: {', '.join(parts)}."
 
 
@@ -166,7 +170,7 @@ def size_finding(figures: pd.DataFrame) -> str:
         return "Too few classes to relate AP to size"
     rho = known["mean_ap"].rank().corr(known["side"].rank())
     if math.isnan(rho):
-        return "AP does not differ between the classes"
+        return "Mean AP, or size, is the same in all classes"
     return f"Rank correlation of mean AP and object size over {len(known)} classes: {rho:+.2f}"
 
 

@@ -88,7 +88,9 @@ def accuracy_summary(
     with np.errstate(invalid="ignore"):  # a resample may hold no box of a class
         shares = [first.sum(axis=1) / boxes.sum(axis=1), among.sum(axis=1) / boxes.sum(axis=1)]
         estimates = np.column_stack([*shares, np.nanmean(first / boxes, axis=1)])
-    low, high = share_interval(estimates[0], estimates[1:], len(label), len(known))
+    # a mean over classes is worth no more rows than its rare classes let it be
+    rows = n_classes**2 / (1 / counts.sum(axis=0)).sum()
+    low, high = share_interval(estimates[0], estimates[1:], np.array([len(label), len(label), rows]), len(known))
     return pd.DataFrame({"figure": figures, "value": estimates[0], "low": low, "high": high})
 
 

@@ -15,6 +15,7 @@ from .report import content_security_policy, page_environment, read_json
 from .summary import INTERVAL_NOTE
 
 MAX_KEY_FIGURES = 12
+_GIVEN = {"present": "Classes of the image given", "all": "Neither given"}
 _SWEEP = "multi_iou_results.json"
 
 
@@ -84,11 +85,11 @@ def _headline(
         for name in dict.fromkeys(("standard", results.get("kind"))):
             if by_kind.get(name):
                 entry = by_kind[name][0]
-                text = f"Neither given: mAP@{entry['iou_threshold']:.2f} of {name}, protocol “{protocol}”"
+                text = f"{_GIVEN[protocol]}: mAP@{entry['iou_threshold']:.2f} of {name}, protocol “{protocol}”"
                 add(text, entry, "map", "01_heatmap_generation")
     recommended = ((sweep.get("report") or {}).get("recommended") or {}).get("protocols") or {}
     for protocol, entries in recommended.items():
-        text = f"Neither given: mean mAP of the recommended setting, protocol “{protocol}”"
+        text = f"{_GIVEN[protocol]}: mean mAP of the recommended setting, protocol “{protocol}”"
         add(text, entries[-1], "map", "02_threshold_sweep")
     return rows
 

@@ -79,10 +79,13 @@ def verdict(summary: pd.DataFrame, baselines: dict[str, str]) -> Verdict:
         f", the untrained head for {of.loc['untrained_oracle', 'value']:.1%}" if "untrained_oracle" in of.index else ""
     )
     sentence = f"{decided[0].upper()}{decided[1:]}: {found}, {_reason(share, low, high)}; {beside}; {guess}{untrained}."
-    if of.loc[best, "low"] > high:
+    guesses = of.loc[list(baselines)]
+    if guesses["low"].max() > high:
         sentence += " The guess does better than the head: the share says nothing of what the head knows."
-    elif of.loc[best, "high"] >= low:
+    elif guesses["high"].max() >= low:
         sentence += " The guess's interval overlaps the head's: the share says little of what the head knows."
+    if "untrained_oracle" in of.index and of.loc["untrained_oracle", "high"] >= low:
+        sentence += " The untrained head's interval reaches the trained one's: choosing among many cells may do it all."
     return Verdict(decided, sentence.replace("%", " %"), share, low, high)
 
 

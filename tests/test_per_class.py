@@ -124,7 +124,9 @@ def test_the_causes_are_those_that_were_planted(case):
     table = per_class_tables.failing_table(case.failures, case.figures, case.ap, [0.05], KIND)
     assert table.loc["ship", "AP@0.05"] == f"{ship.mean_ap:.3f} [{ship.mean_ap - 0.01:.3f}, {ship.mean_ap:.3f}]"
     finding = per_class.failing_finding(case.failures)
-    assert finding.startswith(f"The classes that fail most: ship (mean AP {ship.mean_ap:.3f}: the background)")
+    assert finding.startswith(
+        f"The classes that fail most: ship (mean AP {ship.mean_ap:.3f} on 4 boxes: the background)"
+    )
 
 
 def test_a_class_without_a_cause_and_a_class_list_without_boxes():
