@@ -283,8 +283,8 @@ def test_intervals_are_those_of_resampled_images():
     expected_low = np.minimum(value - wider * (high - value), value)
     expected_high = np.maximum(value + wider * (value - low), value)
     expected_low[1:], expected_high[1:] = expected_low[1:].clip(0, 1), expected_high[1:].clip(0, 1)
-    np.testing.assert_allclose(result.loc[names, "low"], expected_low, rtol=1e-3)
-    np.testing.assert_allclose(result.loc[names, "high"], expected_high, rtol=1e-3)
+    np.testing.assert_allclose(result.loc[names, "low"], expected_low, atol=1e-3)
+    np.testing.assert_allclose(result.loc[names, "high"], expected_high, atol=1e-3)
 
 
 def test_difference_of_kinds_is_paired():
