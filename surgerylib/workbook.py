@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,15 +19,10 @@ from typing import Any
 
 import filelock
 import nbformat
-import papermill
-from ipykernel.kernelspec import get_kernel_dict
-from jupyter_client import AsyncKernelManager
-from jupyter_client.kernelspec import KernelSpec
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
-from traitlets import default
 
 from . import report
 from .errors import OutputError, ParameterError
+from .execution import NotebookFailure, execute_notebook
 from .files import atomic_write, file_sha256
 from .fingerprints import notebook_keys
 from .locations import RUN_LOCK, dataset_folder
@@ -69,28 +62,6 @@ class RunResult:
     index: Path
     ok: bool
     notebooks: tuple[NotebookResult, ...]
-
-
-class NotebookFailure(Exception):
-    """A notebook stopped before its end; the message is one line."""
-
-
-class ThisInterpreter(AsyncKernelManager):
-    """Kernels of the interpreter that runs this, whatever a user's kernelspec called python3 points to."""
-
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        # with MPLBACKEND=Agg in the user's shell the figures would silently be missing from the report
-        environment = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-        return KernelSpec(**get_kernel_dict() | {"env": environment})
-
-    @default("transport_encryption")
-    def _encrypt(self) -> str:
-        return "auto"  # otherwise ipykernel prints a warning into the middle of the progress lines
-
-    async def start_kernel(self, **kwargs: Any) -> None:
-        """Start without the kernel process's own messages; what cells print comes through the notebook."""
-        await super().start_kernel(stderr=subprocess.DEVNULL, **kwargs)
 
 
 def run_workbook(
@@ -237,7 +208,7 @@ class _Run:
         partial = self.out / f".{path.stem}.partial.ipynb"
         interrupted = False
         try:
-            _execute(path, partial, parameters, self.root, time_limit)
+            execute_notebook(path, partial, parameters, self.root, time_limit)
             entry.update(status="ok", read=_hashes(self.out, notebook_reads(path)))
         except NotebookFailure as failure:
             entry.update(status="failed", message=str(failure))
@@ -335,41 +306,6 @@ def _up_to_date(run: Mapping[str, Any], path: Path, key: str, out: Path) -> bool
 def _hashes(out: Path, names: Iterable[str]) -> dict[str, str | None]:
     """sha256 of some files of the run's folder, None for one that is not there."""
     return {name: file_sha256(out / name) if (out / name).is_file() else None for name in names}
-
-
-def _execute(notebook: Path, output: Path, parameters: Mapping[str, Any], root: Path, time_limit: float) -> None:
-    """papermill in a kernel of this interpreter, with one deadline for the whole notebook."""
-    deadline = time.monotonic() + time_limit
-    # papermill and nbclient log what is said here in one line
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)
-    try:
-        papermill.execute_notebook(
-            _literal(notebook),
-            _literal(output),
-            parameters=dict(parameters),
-            kernel_name="python3",
-            language="python",
-            cwd=str(root),
-            progress_bar={"desc": notebook.stem, "disable": None, "leave": False},
-            kernel_manager_class=ThisInterpreter,
-            timeout_func=lambda cell: max(0.1, deadline - time.monotonic()),
-        )
-    except papermill.PapermillExecutionError as error:
-        lines = str(error.evalue).strip().splitlines() or ["(no message)"]
-        raise NotebookFailure(f"{error.ename}: {lines[0]}") from None
-    except CellTimeoutError:
-        raise NotebookFailure(
-            f"the time limit of {time_limit / 60:g} minutes was reached; a longer one: --time-limit MINUTES"
-        ) from None
-    except DeadKernelError:
-        raise NotebookFailure("the kernel died; the usual cause is that memory ran out") from None
-    except RuntimeError as error:  # of jupyter_client, when the kernel does not come up
-        raise NotebookFailure(f"the kernel did not start: {str(error).splitlines()[0]}") from None
-
-
-def _literal(path: Path) -> str:
-    """A path that papermill, which fills `{name}` in paths, takes as it stands."""
-    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _draw_embedded_scenes(settings: Mapping[str, Any], root: Path) -> bool:
