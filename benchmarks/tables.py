@@ -134,15 +134,15 @@ def _notebook_05(
         own, data.boxes, foreground_ious=IOU_THRESHOLDS, classes=classes
     ))  # fmt: skip
     errors = steps("types at the lowest IoU", lambda: detection_errors(own, data.boxes, foreground_iou=0.05))
+    gaps = steps("response gaps", lambda: per_class.response_gaps({"standard": pairs, SHOWN: pairs}, classes))
     figures = steps("figures by class", lambda: per_class.class_figures(
-        data, GRID, ap_by_class=ap, pairs=pairs, named=named, source=SOURCES[SHOWN], kind=SHOWN,
+        data, GRID, ap_by_class=ap, gaps=gaps[gaps["kind"] == SHOWN], named=named, source=SOURCES[SHOWN], kind=SHOWN,
         decomposition=decomposition, errors=errors, detections=own,
     ))  # fmt: skip
     failures = per_class.failing_classes(figures, IOU_THRESHOLDS, kind=SHOWN)
     steps("sortable table", lambda: sortable_table(
         *per_class_tables.overview(figures, ap, [0.05, 0.15, 0.5], SHOWN)[:1], caption="t"
     ))  # fmt: skip
-    gaps = steps("response gaps", lambda: per_class.response_gaps({"standard": pairs, SHOWN: pairs}, classes))
     curves = steps("precision and recall", lambda: {
         kind: precision_recall(found, data.boxes, iou_threshold=0.05, classes=classes)
         for kind, found in detections.items()

@@ -65,7 +65,7 @@ def class_figures(
     grid: tuple[int, int],
     *,
     ap_by_class: pd.DataFrame,
-    pairs: pd.DataFrame,
+    gaps: pd.DataFrame,
     named: Classification,
     source: MapSource,
     kind: str,
@@ -73,7 +73,6 @@ def class_figures(
     errors: ErrorTypes,
     detections: pd.DataFrame,
     evaluation: Mapping[str, Any] | None = None,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """One row a class, with every number that its card and the tables need; NaN where there is none.
 
@@ -81,14 +80,13 @@ def class_figures(
         dataset: images and boxes.
         grid: the model's patches (rows, columns).
         ap_by_class: of notebook 01: protocol, kind, label, iou_threshold, ap, low, high.
-        pairs: of `diagnosis.map_quality`, of the kind shown.
+        gaps: of `response_gaps`, a row a class, of the kind shown.
         named: CLIP's own classification.
         source: the maps of the kind shown.
         kind: the kind shown.
         decomposition: of `error_types.error_decomposition`, of the detections of that kind.
         errors: of `error_types.detection_errors`, of the same at the lowest IoU; `detections`: those.
         evaluation: `evaluation_results.json` of notebook 04; None where it has not run.
-        seed: of the resamples.
 
     Returns:
         Frame indexed by class: n_boxes, n_images, side (median of √area in pixels), patches (median area in patches),
@@ -97,59 +95,22 @@ def class_figures(
         fate_<fate>.
     """
     names = list(dataset.classes)
-    image, label = truth_codes(dataset)
-    sides = dataset.boxes[BOX_COLUMNS].to_numpy(np.float64) @ np.array([[-1, 0], [0, -1], [1, 0], [0, 1]])
-    whole = dataset.images[["width", "height"]].to_numpy(np.float64)[image]
-    per_box = pd.DataFrame(
-        {
-            "label": np.array(names, dtype=object)[label],
-            "side": np.sqrt(sides.prod(axis=1)),
-            "patches": (sides / whole).prod(axis=1) * grid[0] * grid[1],
-            "right_first": named.ranks(source) == 0,
-        }
-    )
-    by_label = per_box.groupby("label")
-    frame = pd.DataFrame(index=pd.Index(names, name="label"))
-    frame["n_boxes"] = by_label.size().reindex(names, fill_value=0)
-    frame["n_images"] = dataset.boxes.groupby("label")["image_id"].nunique().reindex(names, fill_value=0)
-    frame["side"], frame["patches"] = by_label["side"].median(), by_label["patches"].median()
-    frame["right_first"] = by_label["right_first"].mean()
-
     own = ap_by_class[(ap_by_class["protocol"] == PROTOCOL) & (ap_by_class["kind"] == kind)]
     ap = own.pivot_table(index="label", columns="iou_threshold", values="ap", dropna=False)
-    for threshold in ap.columns:
-        frame[f"ap@{threshold:.2f}"] = ap[threshold]
-    frame["mean_ap"] = ap.mean(axis=1)
-
-    gaps = response_gaps({kind: pairs}, names, seed=seed).set_index("label")
-    of_gaps = ["gap", "gap_low", "gap_high", "inverted"]
-    frame[of_gaps] = gaps[of_gaps]
     confusions = main_confusions(named.confusion(source)).set_index("label")
-    frame["confused_with"], frame["confused_share"] = confusions["other"], confusions["share"]
-
-    for figure in ("oracle", "oracle_low", "oracle_high", "cam_peak"):
-        frame[figure] = math.nan
-    for name, of_class in ((evaluation or {}).get("by_class") or {}).items():
-        if name in frame.index and of_class["methods"]:
-            mean = of_class["methods"]["oracle"]["mean"]
-            peak = of_class["methods"]["cam_peak"]["mean"]["value"]
-            values = [mean["value"], mean["low"], mean["high"], peak]
-            frame.loc[name, ["oracle", "oracle_low", "oracle_high", "cam_peak"]] = [
-                math.nan if value is None else value for value in values
-            ]
-
-    gains = decomposition.pivot_table(index="label", columns="error", values="gain", dropna=False)
-    lowest = decomposition[decomposition["foreground_iou"] == decomposition["foreground_iou"].min()]
-    counts = lowest.pivot_table(index="label", columns="error", values="count", aggfunc="first", dropna=False)
-    for error in ERROR_TYPES:
-        frame[f"gain_{error}"] = gains.get(error, math.nan)
-        frame[f"count_{error}"] = counts.reindex(index=names, columns=ERROR_TYPES)[error].fillna(0).astype(int)
-    others = _lies_on(detections, dataset.boxes, errors)
-    frame["lies_on"], frame["lies_on_share"] = others["other"], others["share"]
-    fates = fates_by_class(dataset.boxes, errors, names)
-    for fate in FATES:
-        frame[f"fate_{fate}"] = fates.set_index("label")[fate].reindex(names).fillna(0).astype(int)
-    return frame
+    parts = [
+        _box_figures(dataset, grid, named.ranks(source) == 0),
+        ap.rename(columns="ap@{:.2f}".format).assign(mean_ap=ap.mean(axis=1)),
+        gaps.set_index("label")[["gap", "gap_low", "gap_high", "inverted"]],
+        confusions[["other", "share"]].set_axis(["confused_with", "confused_share"], axis=1),
+        _head_figures(evaluation, names),
+        _error_figures(decomposition, names),
+        _lies_on(detections, dataset.boxes, errors)[["other", "share"]].set_axis(["lies_on", "lies_on_share"], axis=1),
+        fates_by_class(dataset.boxes, errors, names).set_index("label")[list(FATES)].add_prefix("fate_"),
+    ]
+    frame = pd.concat([part.reindex(names) for part in parts], axis=1).rename_axis("label")
+    fates = [f"fate_{fate}" for fate in FATES]
+    return frame.astype(dict.fromkeys(fates, int))
 
 
 def response_gaps(
@@ -247,6 +208,44 @@ def pick_images(best_iou: np.ndarray, dataset: Dataset, count: int) -> dict[str,
         good = ids[: min(count, -(-len(ids) // 2))]
         picked[label] = (good, ids[len(good) :][::-1][:count])
     return picked
+
+
+def _box_figures(dataset: Dataset, grid: tuple[int, int], is_right: np.ndarray) -> pd.DataFrame:
+    """n_boxes, n_images, side, patches, right_first of each class with boxes or without."""
+    image, label = truth_codes(dataset)
+    sides = dataset.boxes[BOX_COLUMNS].to_numpy(np.float64) @ np.array([[-1, 0], [0, -1], [1, 0], [0, 1]])
+    whole = dataset.images[["width", "height"]].to_numpy(np.float64)[image]
+    by_label = pd.DataFrame(
+        {
+            "image": image,
+            "side": np.sqrt(sides.prod(axis=1)),
+            "patches": (sides / whole).prod(axis=1) * grid[0] * grid[1],
+            "right_first": is_right,
+        }
+    ).groupby(np.array(dataset.classes, dtype=object)[label])
+    counts = pd.DataFrame({"n_boxes": by_label.size(), "n_images": by_label["image"].nunique()})
+    rest = by_label[["side", "patches"]].median().assign(right_first=by_label["right_first"].mean())
+    return pd.concat([counts.reindex(dataset.classes, fill_value=0), rest.reindex(dataset.classes)], axis=1)
+
+
+def _head_figures(evaluation: Mapping[str, Any] | None, names: Sequence[str]) -> pd.DataFrame:
+    """oracle, oracle_low, oracle_high, cam_peak: mean IoU of a class's boxes in notebook 04."""
+    rows = {}
+    for name, of_class in ((evaluation or {}).get("by_class") or {}).items():
+        if of_class["methods"]:
+            oracle, peak = (of_class["methods"][method]["mean"] for method in ("oracle", "cam_peak"))
+            rows[name] = [oracle["value"], oracle["low"], oracle["high"], peak["value"]]
+    columns = ["oracle", "oracle_low", "oracle_high", "cam_peak"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns, dtype=np.float64).reindex(names)
+
+
+def _error_figures(decomposition: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """gain_<error>, mean over the IoU thresholds, and count_<error>, at the lowest."""
+    gains = decomposition.pivot_table(index="label", columns="error", values="gain", dropna=False)
+    lowest = decomposition[decomposition["foreground_iou"] == decomposition["foreground_iou"].min()]
+    counts = lowest.pivot_table(index="label", columns="error", values="count", aggfunc="first", dropna=False)
+    gains, counts = (of.reindex(index=names, columns=list(ERROR_TYPES)) for of in (gains, counts))
+    return pd.concat([gains.add_prefix("gain_"), counts.fillna(0).astype(int).add_prefix("count_")], axis=1)
 
 
 def _lies_on(detections: pd.DataFrame, ground_truth: pd.DataFrame, errors: ErrorTypes) -> pd.DataFrame:

@@ -78,8 +78,9 @@ class Case:
         )
         self.errors = detection_errors(self.found, data.boxes, foreground_iou=min(THRESHOLDS))
         self.figures = per_class.class_figures(
-            data, (4, 4), ap_by_class=self.ap, pairs=pairs(data), named=classification(data), source=SOURCE, kind=KIND,
-            decomposition=self.decomposition, errors=self.errors, detections=self.found, evaluation=evaluation,
+            data, (4, 4), ap_by_class=self.ap, gaps=per_class.response_gaps({KIND: pairs(data)}, CLASSES),
+            named=classification(data), source=SOURCE, kind=KIND, decomposition=self.decomposition, errors=self.errors,
+            detections=self.found, evaluation=evaluation,
         )  # fmt: skip
         self.failures = per_class.failing_classes(self.figures, THRESHOLDS, kind=KIND, count=2)
 
