@@ -1,10 +1,13 @@
-"""95 % intervals of average precision from half-samples of the images.
+"""95 % intervals over images: of average precision, of means, and of shares.
 
 Average precision on few images is too high, by several standard errors of a mean over many classes: best precisions
 are maxima over noise. Drawing with replacement adds to that (copies of an image rank side by side) without telling how
 much; a half-sample without replacement is what half as many images would have given. Its excess over the whole set
 shows how fast the bias falls, and its variance given the whole set is that of the whole set's mean (the half-sample
-replication of surveys: McCarthy 1969; as the delete-half jackknife: Shao and Wu 1989).
+replication of surveys: McCarthy 1969; as the delete-half jackknife: Shao and Wu 1989): `half_samples`, `interval`.
+
+Means and shares have no such bias. Theirs come from the bootstrap: `resampled_means`, `basic_interval`,
+`share_interval`.
 """
 
 from __future__ import annotations

@@ -19,8 +19,6 @@ import pandas as pd
 from .curves import INTERPOLATIONS, ClassCurves, class_curves, weighted_average_precision
 from .errors import ParameterError
 from .frames import BOX_COLUMNS, Evaluation, evaluate
-from .intervals import basic_interval as _interval  # noqa: F401
-from .intervals import bootstrap_weights as _resample_weights  # noqa: F401
 from .intervals import degrees_of_freedom, half_samples, interval, keep_mean_at_zero
 
 __all__ = [
