@@ -61,10 +61,6 @@ def ap_against_size(figures: pd.DataFrame, value: str, title: str, ylabel: str, 
         points = axis.scatter(
             known["side"], known[value], s=area, color="#0072B2", alpha=0.55, linewidths=0.8, edgecolors="white"
         )
-        texts = [
-            axis.text(row.side, row.value, row.Index, fontsize=8)
-            for row in known.rename(columns={value: "value"}).itertuples()
-        ]
     axis.axvline(patch_side, color="#888888", linewidth=1, linestyle=":")
     axis.text(patch_side, top, " a patch", fontsize=8, color="#666666", va="top")
     axis.xaxis.set_major_formatter("{x:.0f}")
@@ -86,8 +82,16 @@ def ap_against_size(figures: pd.DataFrame, value: str, title: str, ylabel: str, 
         ]
         fig.legend(handles=handles, title="boxes", loc="outside right upper", fontsize=8, labelspacing=1.4)
         fig.draw_without_rendering()
+        at = known[["side", value]].to_numpy(float)
+        # labels start above their points: between two points that they touch both, none of them gives way
+        radius = np.sqrt(area.to_numpy()) / 2 * fig.dpi / 72
+        above = axis.transData.transform(at) + np.column_stack([np.zeros(len(at)), radius + 2])
+        texts = [
+            axis.text(*place, name, fontsize=8, ha="center")
+            for name, place in zip(known.index, axis.transData.inverted().transform(above), strict=True)
+        ]
         adjust_text(
-            texts, ax=axis, objects=points, expand=(1.1, 1.3), iter_lim=300, time_lim=60,
+            texts, ax=axis, target_x=at[:, 0], target_y=at[:, 1], objects=points, expand=(1.1, 1.3), iter_lim=300,
             arrowprops={"arrowstyle": "-", "color": "#999999", "lw": 0.6},
         )  # fmt: skip
     return fig

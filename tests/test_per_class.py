@@ -243,3 +243,42 @@ def test_figures_draw_with_many_few_and_no_classes(case):
     labels = {text.get_text() for text in figures[0].axes[0].texts}
     assert set(CLASSES[:3]) <= labels
     assert "no boxes" in " ".join(text.get_text() for axis in figures[3].axes for text in axis.texts)
+
+
+def test_labels_of_points_that_lie_close_cover_none_of_them_and_nothing_is_logged(caplog):
+    """A label stuck between two points, half over both; and the placement's warning stood in the page."""
+    rows = [
+        ("airplane", 51, 0.09, 58),
+        ("airport", 281, 0.263, 16),
+        ("baseballfield", 125, 0.311, 10),
+        ("basketballcourt", 94, 0.216, 17),
+        ("bridge", 79, 0.015, 27),
+        ("chimney", 70, 0.02, 7),
+        ("dam", 112, 0.016, 13),
+        ("Expressway-Service-area", 133, 0.056, 5),
+        ("Expressway-toll-station", 118, 0.453, 5),
+        ("golffield", 234, 0.567, 10),
+        ("groundtrackfield", 113, 0.28, 16),
+        ("harbor", 204, 0.465, 16),
+        ("overpass", 172, 0.398, 9),
+        ("ship", 57, 0.172, 50),
+        ("stadium", 123, 0.569, 11),
+        ("storagetank", 58, 0.069, 24),
+        ("tenniscourt", 84, 0.26, 26),
+        ("trainstation", 173, 0.035, 14),
+        ("vehicle", 32, 0.087, 67),
+        ("windmill", 91, 0.164, 13),
+    ]
+    figures = pd.DataFrame(rows, columns=["label", "side", "mean_ap", "n_boxes"]).set_index("label")
+    names = list(figures.index)
+    figure = per_class_plots.ap_against_size(figures, "mean_ap", "t", "y", 32.0)
+    axis = figure.axes[0]
+    figure.draw_without_rendering()
+    centres = axis.transData.transform(figures[["side", "mean_ap"]].to_numpy())
+    radii = np.sqrt(axis.collections[0].get_sizes()) / 2 * figure.dpi / 72
+    labels = [text for text in axis.texts if text.get_text() in names]
+    boxes = np.array([text.get_window_extent().extents for text in labels])
+    nearest = np.clip(centres[None], boxes[:, None, :2], boxes[:, None, 2:])  # of each label's box to each centre
+    assert (np.linalg.norm(nearest - centres, axis=-1) > radii - 1).all()
+    assert sorted(text.get_text() for text in labels) == sorted(names)
+    assert not caplog.records
