@@ -34,8 +34,8 @@ class DetectionSettings:
     Attributes:
         kinds: heatmap kinds.
         similarity, last_layers: as in `heatmaps.heatmaps`.
-        percentile, working_size, min_side, max_side, box_score, nms_iou: as in `extraction.BoxSettings` (where
-            `box_score` is `score`).
+        percentile, working_size, min_side, max_side, box_score, nms_iou, floor: as in `extraction.BoxSettings`
+            (where `box_score` is `score`).
         templates: prompts.
     """
 
@@ -48,6 +48,7 @@ class DetectionSettings:
     max_side: int | None = None
     box_score: str = "mean"
     nms_iou: float | None = None
+    floor: float | None = None
     templates: tuple[str, ...] = PROMPT_TEMPLATES
 
     def __post_init__(self) -> None:
@@ -58,7 +59,7 @@ class DetectionSettings:
     def boxes(self) -> BoxSettings:
         """How boxes are cut out of a map."""
         return BoxSettings(
-            self.percentile, self.working_size, self.min_side, self.max_side, self.box_score, self.nms_iou
+            self.percentile, self.working_size, self.min_side, self.max_side, self.box_score, self.nms_iou, self.floor
         )
 
     @property

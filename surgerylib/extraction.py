@@ -24,6 +24,7 @@ Threshold = float | Sequence[float] | str
 OTSU = "otsu"
 BOX_SCORES = ("mean", "max", "mean_sqrt_area")
 _KERNEL = np.ones((3, 3), np.uint8)
+_LARGEST = float(np.finfo(np.float32).max)  # maps are float32: a larger floor could not be compared with them
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class BoxSettings:
         score: `mean` or `max` of the raw map inside, or `mean_sqrt_area`: the mean times the square root of the box's
             share of the image (of two boxes with the same negative mean, the larger one then ranks lower).
         nms_iou: a box is dropped when its IoU with a better one of the same map exceeds this; None keeps all.
+        floor: raw value that a pixel must reach besides the threshold, the same for all images; None sets none.
     """
 
     percentile: Threshold = 75.0
@@ -47,6 +49,7 @@ class BoxSettings:
     max_side: int | None = None
     score: str = "mean"
     nms_iou: float | None = None
+    floor: float | None = None
 
     def __post_init__(self) -> None:
         check_percentile(self.percentile)
@@ -59,6 +62,9 @@ class BoxSettings:
             check_working_pixels("max_side", self.max_side, least=self.min_side + 1)
         check_box_score(self.score)
         check_nms_iou(self.nms_iou)
+        check_floor(self.floor)
+        if self.floor is not None:
+            object.__setattr__(self, "floor", float(self.floor) + 0.0)  # + 0.0: of the two zeros the positive one
 
     @property
     def thresholds(self) -> tuple[float | str, ...]:
@@ -83,6 +89,7 @@ def extract_boxes(
     max_side: int | None = None,
     score: str = "mean",
     nms_iou: float | None = None,
+    floor: float | None = None,
 ) -> np.ndarray:
     """Boxes around the strongest responses of one heatmap, in five steps.
 
@@ -101,15 +108,17 @@ def extract_boxes(
         max_side: in working pixels.
         score: one of `BOX_SCORES`.
         nms_iou: IoU in (0, 1].
+        floor: raw value that a pixel must reach besides the threshold; None sets none. A percentile finds something in
+            every map, a floor leaves the maps below it without a box.
 
     Returns:
         float64 [K, 5]: xmin, ymin, xmax, ymax in original pixels, score; highest score first. A constant map gives
-        [0, 5].
+        [0, 5], and so does one that the floor is above.
 
     Raises:
         ParameterError: an argument outside what it may be; a map that is not [h, w] or not finite.
     """
-    setting = BoxSettings(percentile, working_size, min_side, max_side, score, nms_iou)
+    setting = BoxSettings(percentile, working_size, min_side, max_side, score, nms_iou, floor)
     return extract_many(heatmap, image_size_wh, [setting])[0].boxes
 
 
@@ -130,7 +139,7 @@ def extract_many(
     for working_size in dict.fromkeys(setting.working_size for setting in settings):
         members = [index for index, setting in enumerate(settings) if setting.working_size == working_size]
         resized = resize_map(heatmap, working_size)
-        wanted = dict.fromkeys(t for index in members for t in settings[index].thresholds)
+        wanted = dict.fromkeys((t, settings[index].floor) for index in members for t in settings[index].thresholds)
         regions = _regions(resized, wanted)
         sums = cv2.integral(resized, sdepth=cv2.CV_64F)
         for index in members:
@@ -170,6 +179,11 @@ def threshold_levels(resized: np.ndarray, thresholds: Collection[float | str]) -
     if OTSU in thresholds:
         levels[OTSU] = _otsu_level(resized)
     return levels
+
+
+def floored_level(level: float, floor: float | None) -> float:
+    """Step 2 with a floor: the raw value that a pixel must reach is the higher of the level and the floor."""
+    return level if floor is None else max(level, floor)
 
 
 def threshold_mask(resized: np.ndarray, level: float) -> np.ndarray:
@@ -259,30 +273,46 @@ def check_nms_iou(nms_iou: float | None) -> None:
         raise ParameterError(f"the NMS threshold must lie in (0, 1], got {nms_iou!r}")
 
 
+def check_floor(floor: float | None) -> None:
+    """Raise a `ParameterError` unless this is a finite number, in raw similarity, or None."""
+    numeric = isinstance(floor, int | float | np.integer | np.floating) and not isinstance(floor, bool)
+    if floor is not None and not (numeric and -_LARGEST <= floor <= _LARGEST):
+        raise ParameterError(f"the floor must be a finite number (float32, as the maps are), or None, got {floor!r}")
+
+
 def check_working_pixels(name: str, value: int, least: int) -> None:
     """Raise a `ParameterError` unless `value` is a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ParameterError(f"{name} must be a whole number of at least {least} working pixels, got {value!r}")
 
 
-def _regions(resized: np.ndarray, thresholds: Collection[float | str]) -> dict[float | str, tuple[np.ndarray, float]]:
-    """threshold -> rectangles int [K, 4] of its mask, of any size, and the mask's share of the map."""
+def _regions(
+    resized: np.ndarray, cuts: Collection[tuple[float | str, float | None]]
+) -> dict[tuple[float | str, float | None], tuple[np.ndarray, float]]:
+    """(threshold, floor) -> rectangles int [K, 4] of its mask, of any size, and the mask's share of the map."""
     nothing = (np.empty((0, 4), np.int64), 0.0)
     low, high, _, _ = cv2.minMaxLoc(resized)
     if low == high:
-        return dict.fromkeys(thresholds, nothing)
+        return dict.fromkeys(cuts, nothing)
+    levels = threshold_levels(resized, dict.fromkeys(threshold for threshold, _ in cuts))
+    masked: dict[float, tuple[np.ndarray, float]] = {}  # thresholds below one floor have one mask
     regions = {}
-    for threshold, level in threshold_levels(resized, thresholds).items():
-        mask = threshold_mask(resized, level)
-        regions[threshold] = (mask_rectangles(mask), cv2.countNonZero(mask) / mask.size)
+    for threshold, floor in cuts:
+        level = floored_level(levels[threshold], floor)
+        if level not in masked:
+            masked[level] = nothing
+            if np.float32(level) <= high:  # most maps of absent classes lie below a good floor: no mask to look at
+                mask = threshold_mask(resized, level)
+                masked[level] = (mask_rectangles(mask), cv2.countNonZero(mask) / mask.size)
+        regions[threshold, floor] = masked[level]
     return regions
 
 
 def _cut(
     resized: np.ndarray, sums: np.ndarray, regions: dict, image_size_wh: tuple[int, int], setting: BoxSettings
 ) -> FoundBoxes:
-    """Step 5 under one setting, from what is shared: the integral image `sums` and the thresholds' rectangles."""
-    parts = [regions[threshold] for threshold in setting.thresholds]
+    """Step 5 under one setting, from what is shared: the integral image `sums` and the masks' rectangles."""
+    parts = [regions[threshold, setting.floor] for threshold in setting.thresholds]
     activated = max(share for _, share in parts)
     rectangles = parts[0][0]
     if len(parts) > 1:

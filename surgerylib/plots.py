@@ -23,6 +23,7 @@ from .boxes import box_iou
 from .extraction import (
     BoxSettings,
     extract_many,
+    floored_level,
     keep_sides,
     mask_rectangles,
     resize_map,
@@ -246,7 +247,8 @@ def extraction_steps(
     size, min_side = settings.working_size, settings.min_side
     resized = resize_map(heatmap, size)
     first = settings.thresholds[0]
-    threshold = threshold_levels(resized, [first])[first]
+    level = threshold_levels(resized, [first])[first]
+    threshold = floored_level(level, settings.floor)
     # a constant map lies at its threshold everywhere, and has no box
     mask = threshold_mask(resized, threshold) * (resized.min() < resized.max())
     found = extract_many(heatmap, (width, height), [settings])[0].boxes
@@ -264,9 +266,14 @@ def extraction_steps(
     similarity.set_title(f"2  similarity to “{label}”")
     fig.colorbar(drawn, ax=similarity, shrink=0.8)
     drawn = upsampled.imshow(resized, cmap="viridis")
-    upsampled.contour(resized, levels=[threshold], colors="white", linewidths=1)
-    line = "Otsu's threshold" if first == "otsu" else f"percentile {first:g}"
-    upsampled.set_title(f"3  bilinear to {size}, line: {line}")
+    line = "line: Otsu's threshold" if first == "otsu" else f"line: percentile {first:g}"
+    if threshold > level:
+        line = f"line: floor {settings.floor:.3g}"
+    if threshold <= resized.max():
+        upsampled.contour(resized, levels=[threshold], colors="white", linewidths=1)
+    else:
+        line = f"all below floor {settings.floor:.3g}"
+    upsampled.set_title(f"3  bilinear to {size}, {line}")
     fig.colorbar(drawn, ax=upsampled, shrink=0.8)
     masked.imshow(mask, cmap="gray_r", vmin=0, vmax=1.6)
     masked.set_title(f"4  mask ≥ {threshold:.3f}, closed, opened")

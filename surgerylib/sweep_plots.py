@@ -20,7 +20,7 @@ from matplotlib.ticker import NullLocator
 from seaborn.utils import relative_luminance
 
 from . import plots
-from .extraction import BoxSettings, extract_many, resize_map, threshold_levels, threshold_mask
+from .extraction import BoxSettings, extract_many, floored_level, resize_map, threshold_levels, threshold_mask
 from .frames import BOX_COLUMNS
 
 _WIDTH = 10.0  # inches: the width of a notebook's column
@@ -317,7 +317,7 @@ def _masks(heatmap: np.ndarray, settings: Sequence[BoxSettings]) -> list[np.ndar
     if resized.min() == resized.max():
         return [np.zeros(resized.shape, np.uint8)] * len(settings)
     levels = threshold_levels(resized, dict.fromkeys(setting.percentile for setting in settings))
-    return [threshold_mask(resized, levels[setting.percentile]) for setting in settings]
+    return [threshold_mask(resized, floored_level(levels[own.percentile], own.floor)) for own in settings]
 
 
 def _tint(axis: Axes, mask: np.ndarray, image_size_wh: tuple[int, int]) -> None:

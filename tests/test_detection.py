@@ -44,6 +44,21 @@ def test_detections_are_extract_boxes_of_every_class_kind_and_image(tiny, data):
                 np.testing.assert_allclose(same[list(DETECTION_COLUMNS[2:7])], expected, atol=1e-4)
 
 
+def test_a_floor_leaves_maps_below_it_without_a_box(tiny, data):
+    plain = detect(tiny, data)
+    floor = float(plain["score"].quantile(0.9))
+    found = detect(tiny, data, DetectionSettings(floor=floor))
+    pairs = [frame.groupby(["kind", "image_id", "label"]).ngroups for frame in (found, plain)]
+    assert 0 < pairs[0] < pairs[1]
+    text = tiny.encode_text(prompt_names(data.classes))
+    image = data.images.iloc[0]
+    maps = image_heatmaps(tiny, read_image(image["path"]), text, DetectionSettings())["vv_mixed"]
+    for index in range(len(data.classes)):
+        expected = extract_boxes(maps[index], (image["width"], image["height"]), floor=floor)
+        same = found.query("image_id == @image.image_id and kind == 'vv_mixed' and label == @data.classes[@index]")
+        np.testing.assert_allclose(same[list(DETECTION_COLUMNS[2:7])], expected, atol=1e-4)
+
+
 def test_kinds_of_one_source_share_their_boxes(tiny, data):
     found = detect(tiny, data)
     by_kind = {kind: frame.drop(columns="kind").reset_index(drop=True) for kind, frame in found.groupby("kind")}
@@ -107,7 +122,9 @@ def test_a_damaged_image_stops_the_run_by_name(tiny, scenes, data):
         path.write_bytes(before)
 
 
-@pytest.mark.parametrize("bad", [{"kinds": ("vv",)}, {"kinds": ()}, {"similarity": "dot"}, {"percentile": 100}])
+@pytest.mark.parametrize(
+    "bad", [{"kinds": ("vv",)}, {"kinds": ()}, {"similarity": "dot"}, {"percentile": 100}, {"floor": "x"}]
+)
 def test_settings_are_checked_before_any_work(bad):
     with pytest.raises(ParameterError):
         DetectionSettings(**bad)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from fractions import Fraction
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from surgerylib import extraction
 from surgerylib.boxes import box_iou
 from surgerylib.errors import ParameterError
 from surgerylib.extraction import (
@@ -49,7 +51,8 @@ def written_out(heatmap: np.ndarray, size_wh: tuple[int, int], setting: BoxSetti
     """The five steps with NumPy and OpenCV's own functions, one percentile: boxes [K, 5] and the activated share."""
     side = setting.working_size
     up = cv2.resize(heatmap, (side, side), interpolation=cv2.INTER_LINEAR)
-    mask = (up >= np.percentile(up.astype(np.float64), setting.percentile)).astype(np.uint8)
+    level = np.percentile(up.astype(np.float64), setting.percentile)
+    mask = (up >= (level if setting.floor is None else max(level, setting.floor))).astype(np.uint8)
     mask = cv2.morphologyEx(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, KERNEL), cv2.MORPH_OPEN, KERNEL)
     rows = []
     for contour in cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]:
@@ -82,6 +85,10 @@ def many_settings() -> list[BoxSettings]:
         BoxSettings("otsu", score="max"),
         BoxSettings("otsu", working_size=96),
         BoxSettings(75.0),  # asked for twice
+        *(replace(setting, floor=0.2) for setting in plain[2:6]),
+        BoxSettings(75.0, floor=0.3, working_size=96, score="max"),
+        BoxSettings((60, 75, 90), floor=0.25),
+        BoxSettings("otsu", floor=0.25),
     ]
 
 
@@ -136,6 +143,8 @@ def test_no_settings_and_a_tensor():
         {"score": "max"},
         {"score": "mean_sqrt_area"},
         {"working_size": 97, "score": "mean_sqrt_area"},
+        {"floor": 0.25},
+        {"floor": -0.25},
     ],
 )
 def test_against_the_steps_written_out(grid, change):
@@ -298,6 +307,114 @@ def test_nms_of_one_map_against_the_definition(nms_iou):
     assert (dropped > 0) == (nms_iou < 1)
 
 
+# --------------------------------------------------------------------------------------------------------- a floor
+
+
+def two_heights() -> np.ndarray:
+    """224 x 224: 19 % of the map at 1, 3 % at 0.5, the rest 0."""
+    heatmap = np.zeros((224, 224), np.float32)
+    heatmap[40:100, 20:180], heatmap[150:190, 30:70] = 1, 0.5
+    return heatmap
+
+
+HIGH, LOW, WHOLE = [20, 40, 180, 100], [30, 150, 70, 190], [0, 0, 224, 224]
+
+
+@pytest.mark.parametrize(
+    ("percentile", "floor", "expected"),
+    [
+        (75, None, [WHOLE]),  # more than three quarters are 0: the level is 0, and every pixel reaches it
+        (75, 0, [WHOLE]),
+        (75, 0.25, [HIGH, LOW]),
+        (75, 0.5, [HIGH, LOW]),  # reached is enough
+        (75, 0.51, [HIGH]),
+        (75, 1, [HIGH]),
+        (75, 1.01, []),
+        (80, None, [HIGH, LOW]),
+        (80, -3.5, [HIGH, LOW]),
+        (80, 0.75, [HIGH]),
+        (95, 0.25, [HIGH]),  # the percentile's level is the higher one
+        ((75, 80, 95), None, [HIGH, LOW, WHOLE]),
+        ((75, 80, 95), 0.25, [HIGH, LOW]),  # each once
+        ((75, 80, 95), 0.75, [HIGH]),
+        ((75, 80, 95), 2, []),
+        ("otsu", None, [HIGH, LOW]),
+        ("otsu", 0.75, [HIGH]),
+        ("otsu", 2, []),
+    ],
+)
+def test_a_pixel_must_reach_threshold_and_floor(percentile, floor, expected):
+    (found,) = extract_many(two_heights(), (224, 224), [BoxSettings(percentile, floor=floor)])
+    assert found.boxes[:, :4].tolist() == expected
+    parts = {tuple(HIGH): 160 * 60, tuple(LOW): 40 * 40}
+    share = 1 if WHOLE in expected else sum(parts[tuple(box)] for box in expected) / 224**2
+    assert found.activated == pytest.approx(share)
+
+
+def test_a_floor_is_compared_in_float32_as_the_map_is():
+    value = np.float32(0.7)
+    assert float(value) < 0.7
+    assert len(extract_boxes(two_heights() * value, (224, 224), floor=0.7)) == 1
+    assert len(extract_boxes(two_heights() * value, (224, 224), floor=float(np.nextafter(value, np.float32(1))))) == 0
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("levels", [None, 3])
+def test_a_floor_below_all_values_changes_nothing_and_one_above_leaves_nothing(grid, levels):
+    heatmap, asked = random_map(0, grid, levels), [replace(setting, floor=None) for setting in many_settings()]
+    plain = extract_many(heatmap, SIZE_WH, asked)
+    for floor in (float(heatmap.min()) - 1e-6, -1e38):  # resizing rounds
+        for a, b in zip(
+            plain, extract_many(heatmap, SIZE_WH, [replace(own, floor=floor) for own in asked]), strict=True
+        ):
+            np.testing.assert_array_equal(a.boxes, b.boxes)
+            assert a.activated == b.activated
+    for floor in (float(heatmap.max()) + 1e-6, 1e38):
+        for found in extract_many(heatmap, SIZE_WH, [replace(own, floor=floor) for own in asked]):
+            assert found.boxes.shape == (0, 5)
+            assert found.activated == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    percentile=st.one_of(
+        st.floats(1, 99), st.just("otsu"), st.lists(st.integers(1, 99), min_size=2, max_size=3, unique=True)
+    ),
+    floors=st.lists(st.floats(0, 0.4), min_size=2, max_size=4).map(sorted),
+    grid=st.sampled_from(GRIDS),
+    levels=st.sampled_from([None, 2, 5]),
+)
+def test_the_higher_the_floor_the_smaller_the_mask(seed, percentile, floors, grid, levels):
+    asked = [BoxSettings(percentile, min_side=0, floor=floor) for floor in (None, *floors)]
+    found = extract_many(random_map(seed, grid, levels), (224, 224), asked)
+    for lower, higher in pairwise(found):
+        assert higher.activated <= lower.activated
+        for x1, y1, x2, y2, _ in higher.boxes:  # what is left lies in what was there
+            around = lower.boxes
+            holds = (around[:, :2] <= (x1, y1)).all(axis=1) & (around[:, 2:4] >= (x2, y2)).all(axis=1)
+            assert holds.any()
+
+
+def test_thresholds_below_one_floor_share_a_mask_and_a_map_below_it_has_none(monkeypatch):
+    heatmap, made = two_heights(), []
+    monkeypatch.setattr(extraction, "threshold_mask", lambda *given: made.append(given) or threshold_mask(*given))
+    asked = [BoxSettings(percentile, floor=0.25) for percentile in (30, 50, 75, (60, 70))]
+    extract_many(heatmap, SIZE_WH, [*asked, replace(asked[0], score="max")])
+    assert [level for _, level in made] == [0.25]
+    extract_many(heatmap, SIZE_WH, [replace(setting, floor=1.5) for setting in asked])
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("given", [0, -0.0, np.float32(0), np.int64(0), np.float64(-0.0)])
+def test_ways_to_write_a_floor(given):
+    setting = BoxSettings(floor=given)
+    assert setting == BoxSettings(floor=0.0)
+    assert hash(setting) == hash(BoxSettings(floor=0.0))
+    assert json.dumps(asdict(setting)) == json.dumps(asdict(BoxSettings(floor=0.0)))
+    assert setting != BoxSettings()
+
+
 # ---------------------------------------------------------------------------------------------------------- Otsu
 
 
@@ -363,15 +480,16 @@ def test_otsu_of_a_single_pixel_that_stands_out():
     extra=st.one_of(st.none(), st.integers(1, 200)),
     score=st.sampled_from(BOX_SCORES),
     nms_iou=st.one_of(st.none(), st.floats(0.01, 1)),
+    floor=st.one_of(st.none(), st.floats(-0.5, 1)),
     levels=st.sampled_from([None, 2, 5]),
 )
 def test_boxes_lie_in_the_image(
-    seed, rows, columns, size_wh, percentile, working_size, min_side, extra, score, nms_iou, levels
+    seed, rows, columns, size_wh, percentile, working_size, min_side, extra, score, nms_iou, floor, levels
 ):
     max_side = None if extra is None else min_side + extra
     with np.errstate(invalid="ignore"):  # a single value can't be spread over levels
         heatmap = np.nan_to_num(random_map(seed, (rows, columns), levels))
-    setting = BoxSettings(percentile, working_size, min_side, max_side, score, nms_iou)
+    setting = BoxSettings(percentile, working_size, min_side, max_side, score, nms_iou, floor)
     (found,) = extract_many(heatmap, size_wh, [setting])
     width, height = size_wh
     boxes = found.boxes
@@ -444,6 +562,15 @@ def test_a_box_over_the_whole_image_ends_at_its_border(width):
         ({"nms_iou": True}, "got True"),
         ({"nms_iou": float("nan")}, "got nan"),
         ({"nms_iou": "0.5"}, "got '0.5'"),
+        ({"floor": True}, "floor must be a finite number .*got True"),
+        ({"floor": np.True_}, "got np.True_"),
+        ({"floor": "0.25"}, "got '0.25'"),
+        ({"floor": [0.25]}, r"got \[0.25\]"),
+        ({"floor": 1j}, "got 1j"),
+        ({"floor": float("nan")}, "got nan"),
+        ({"floor": float("-inf")}, "got -inf"),
+        ({"floor": 1e39}, "float32, as the maps are.*got 1e\\+39"),
+        ({"floor": 10**400}, "floor must be a finite number"),
     ],
 )
 def test_values_that_cannot_be(bad, match):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 import matplotlib
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from surgerylib import plots
+from surgerylib.extraction import BoxSettings, extract_many
 from surgerylib.summary import evaluate_kinds
 
 BOX = ["xmin", "ymin", "xmax", "ymax"]
@@ -48,6 +50,23 @@ def test_steps_of_a_constant_map_too(image, heatmap, constant):
     figure = plots.extraction_steps(image, heatmap, truth, label="ship", patch_size=32)
     assert len(figure.axes) >= 6
     assert rendered(figure).std() > 5
+
+
+@pytest.mark.parametrize(
+    ("place", "line"), [(10, "line: percentile 75"), (90, "line: floor {:.3g}"), (101, "all below floor {:.3g}")]
+)
+def test_steps_with_a_floor_show_the_line_that_the_mask_has(image, heatmap, place, line):
+    floor = float(np.percentile(heatmap, place)) if place <= 100 else 9.0
+    settings = BoxSettings(floor=floor)
+    truth = boxes().astype(dict.fromkeys(BOX, float))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = plots.extraction_steps(image, heatmap, truth, label="ship", patch_size=32, boxes=settings)
+    titles = {axis.get_title(loc="left"): axis for axis in figure.axes}
+    assert f"3  bilinear to 224, {line.format(floor)}" in titles
+    (found,) = extract_many(heatmap, (224, 224), [settings])
+    (masked,) = (axis for title, axis in titles.items() if title.startswith("4"))
+    assert masked.images[0].get_array().mean() == pytest.approx(found.activated)
 
 
 def test_the_same_figure_gives_the_same_bytes(image, heatmap):

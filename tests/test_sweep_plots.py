@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from surgerylib import plots, sweep_plots
-from surgerylib.extraction import BoxSettings, extract_boxes
+from surgerylib.extraction import BoxSettings, extract_boxes, extract_many
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -186,6 +186,17 @@ def test_multiples_say_what_each_percentile_finds(scene):
         assert 0 < tinted.mean() < 1.05 - percentile / 100
     assert legend(figure) == ["ground truth: ship", "prediction", "mask, closed and opened", "other classes"]
     assert rendered(figure).std() > 5
+
+
+def test_multiples_with_a_floor_show_the_mask_that_is_left(scene):
+    image, heatmap, truth = scene
+    for floor in (float(np.percentile(heatmap, 97)), 9.0):
+        setting = BoxSettings(floor=floor)
+        figure = sweep_plots.percentile_multiples(image, heatmap, truth, "ship", [10, 75], title="t", boxes=setting)
+        (found,) = extract_many(heatmap, (120, 80), [setting])
+        for axis in figure.axes[2:]:  # both percentiles lie below the floor
+            assert (axis.images[1].get_array()[..., 3] > 0).mean() == pytest.approx(found.activated)
+            assert len(axis.patches) == 1 + len(found.boxes)
 
 
 @pytest.mark.parametrize("case", ["constant", "absent", "wide", "one", "many", "none"])
