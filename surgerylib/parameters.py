@@ -25,6 +25,8 @@ PATH_PARAMETERS = ("dataset", "checkpoint", "cache_dir", "localizer")
 SET_BY_RUNNER = "out_dir"
 # may be a number, a list or a word: `preflight.check_values` alone judges them
 OF_SEVERAL_TYPES = ("percentile",)
+# null, or a number: the default tells no type
+NUMBERS_OR_NULL = ("floor", "nms_iou")
 # null leaves out every notebook that has it
 LEAVES_OUT = "train_split"
 # names the trained head that a notebook needs; null takes the one of the notebooks that `LEAVES_OUT` leaves out
@@ -213,12 +215,12 @@ _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", 
 
 def _fitted(name: str, value: Any, default: Any) -> Any:
     """The value as the type of the default, or an error."""
-    if default is None or default is ANYTHING:
-        return value
     expected = list if isinstance(default, (list, tuple)) else type(default)
-    if expected is float and isinstance(value, str):
+    if (expected is float or name in NUMBERS_OR_NULL) and isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = float(value)  # YAML takes 1e-3 for text
+    if default is None or default is ANYTHING:
+        return value
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if name in OF_SEVERAL_TYPES or (name == LEAVES_OUT and value is None):

@@ -100,7 +100,7 @@ def check_values(settings: Mapping[str, Any]) -> None:
         ParameterError: Names the parameter, the value seen and what it may be.
     """
     # these import torch, which takes seconds that a mere `import preflight` need not spend
-    from .extraction import check_box_score, check_nms_iou, check_percentile
+    from .extraction import check_box_score, check_floor, check_nms_iou, check_percentile
     from .frames import check_interpolation, checked_thresholds
     from .kinds import check_kinds, check_similarity
     from .settings import chosen_kind
@@ -114,6 +114,7 @@ def check_values(settings: Mapping[str, Any]) -> None:
         "iou_thresholds": checked_thresholds,
         "box_score": check_box_score,
         "nms_iou": check_nms_iou,
+        "floor": check_floor,
     }
     for name, check_value in checks.items():
         if name in settings and (settings[name] is not None or name == "percentile"):
@@ -146,6 +147,7 @@ def _check_sweep(settings: Mapping[str, Any]) -> None:
     """The lists of the threshold sweep, where a notebook has them."""
     if "percentiles" not in settings:
         return
+    from .floors import check_floor_percentiles
     from .settings import Criterion, Setting, post_processing_variants, setting_grid
 
     setting_grid(
@@ -154,6 +156,7 @@ def _check_sweep(settings: Mapping[str, Any]) -> None:
     )  # fmt: skip
     names = ("nms_ious", "min_sides", "max_sides", "box_scores", "unions")
     post_processing_variants(Setting(), **{name: settings[name] for name in names})
+    check_floor_percentiles(settings["floor_percentiles"])
     Criterion(settings["choose_protocol"], settings["choose_iou"]).check(settings["iou_thresholds"])
 
 

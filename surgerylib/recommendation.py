@@ -107,6 +107,21 @@ def finding(recommendation: Recommendation) -> str:
     )
 
 
+def false_boxes(recommendation: Recommendation) -> str:
+    """One sentence: how often a class that is not in an image gets a box, on the other split.
+
+    Empty where there is no such class.
+    """
+    rows = recommendation.report.frame
+    rows = rows[rows["protocol"] == "all"].drop_duplicates("setting").set_index("setting")["false_box_rate"]
+    rate = dict(zip((setting.key for setting in recommendation.report.settings), rows.sort_index(), strict=True))
+    own, default = rate[recommendation.chosen.key], rate[recommendation.default.key]
+    if math.isnan(own):
+        return ""
+    text = f"Absent classes with a box on {recommendation.report_split}: {own:.1%}"
+    return f"{text}." if recommendation.is_default else f"{text}; under the default {default:.1%}."
+
+
 def notes(recommendation: Recommendation) -> list[str]:
     """What a reader must know about the choice: that it stands at the border of what was tried."""
     plain, found = recommendation.plain, []

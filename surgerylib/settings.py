@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
@@ -15,6 +15,7 @@ from .extraction import (
     BoxSettings,
     Threshold,
     check_box_score,
+    check_floor,
     check_nms_iou,
     check_percentile,
     check_working_pixels,
@@ -47,6 +48,7 @@ class Setting:
             "max_side": self.boxes.max_side,
             "box_score": self.boxes.score,
             "nms_iou": self.boxes.nms_iou,
+            "floor": self.boxes.floor,
         }
 
     def describe(self) -> str:
@@ -56,6 +58,8 @@ class Setting:
         parts = [source.kind, source.similarity, threshold]
         if source.last_layers > 1:
             parts.insert(2, f"mean of the last {source.last_layers} layers")
+        if boxes.floor is not None:
+            parts.append(f"floor {boxes.floor:.3g}")
         if boxes.nms_iou is not None:
             parts.append(f"NMS at {boxes.nms_iou:g}")
         if boxes.min_side != plain.min_side:
@@ -165,6 +169,7 @@ def post_processing_variants(
     max_sides: Sequence[int] = (),
     box_scores: Sequence[str] = (),
     unions: Sequence[Sequence[float]] = (),
+    floors: Mapping[str, float] | None = None,
     union_nms_iou: float = 0.5,
     otsu: bool = True,
 ) -> dict[str, Setting]:
@@ -174,6 +179,7 @@ def post_processing_variants(
         plain: the setting that is changed.
         nms_ious, min_sides, max_sides, box_scores: values to try, as in `BoxSettings`.
         unions: lists of percentiles whose boxes are united and go through non-maximum suppression.
+        floors: what a floor is, in words -> its value, such as `percentile 95 of all values` -> 0.25; None tries none.
         union_nms_iou: its threshold.
         otsu: also try Otsu's threshold in the percentile's place.
 
@@ -184,6 +190,9 @@ def post_processing_variants(
     for name, values in {**lists, "unions": unions}.items():
         if not isinstance(values, list | tuple) or any(value is None for value in values):
             raise ParameterError(f"{name} is {values!r}; give a list, an empty one to try none")
+    floors = {} if floors is None else floors
+    if not isinstance(floors, Mapping) or any(value is None for value in floors.values()):
+        raise ParameterError(f"floors is {floors!r}; give values by their names, or None to try none")
     changes: dict[str, dict[str, Any]] = {}
     for value in nms_ious:
         _named("nms_ious", check_nms_iou, value)
@@ -203,6 +212,9 @@ def post_processing_variants(
         _named("unions", check_percentile, percentiles)
         name = f"percentiles {threshold_text(percentiles)}, NMS at {union_nms_iou:g}"
         changes[name] = {"percentile": tuple(percentiles), "nms_iou": union_nms_iou}
+    for words, value in floors.items():
+        _named("floors", check_floor, value)
+        changes[f"floor at {value:.3g} ({words})"] = {"floor": value}
     if otsu:
         changes["Otsu's threshold"] = {"percentile": OTSU}
     limit = plain.boxes.max_side

@@ -312,4 +312,4 @@ def _tidy(settings: Sequence[Setting], results: Mapping, measures: Mapping) -> p
                 {**shared, **row, **measures[setting.key, protocol]} for row in result.summary().to_dict("records")
             ]
     frame = pd.DataFrame(rows)
-    return frame.astype({"percentile": "float64", "max_side": "Int64", "nms_iou": "float64"})
+    return frame.astype({"percentile": "float64", "max_side": "Int64", "nms_iou": "float64", "floor": "float64"})

@@ -47,12 +47,16 @@ def candidates_table(sweep: Sweep, criterion: Criterion, count: int = 10) -> pd.
 
 
 def changes_table(sweep: Sweep, plain: Setting, variants: Mapping[str, Setting], criterion: Criterion) -> pd.DataFrame:
-    """Each change of the extraction beside the plain five steps: name, value, difference, low, high, boxes an image.
+    """Each change of the extraction beside the plain five steps.
 
-    Columns: name, map (`value [low, high]`), difference, low, high (paired, numbers), boxes_per_image.
+    Columns: name, map (`value [low, high]`), difference, low, high (paired, numbers), boxes_per_image and
+    false_box_rate, the share of absent classes that get a box (of `all` always).
     """
     where = (criterion.protocol, criterion.iou_threshold)
-    boxes = sweep.frame[sweep.frame["protocol"] == criterion.protocol].drop_duplicates("setting").set_index("setting")
+    measured = {
+        protocol: rows.drop_duplicates("setting").set_index("setting")
+        for protocol, rows in sweep.frame.groupby("protocol")
+    }
     number_of = {setting.key: number for number, setting in enumerate(sweep.settings)}
     rows = []
     for name, setting in {"plain five steps": plain, **variants}.items():
@@ -62,7 +66,8 @@ def changes_table(sweep: Sweep, plain: Setting, variants: Mapping[str, Setting],
                 "name": name,
                 "map": with_interval(*sweep.value(setting, *where)),
                 **dict(zip(("difference", "low", "high"), difference, strict=True)),
-                "boxes_per_image": boxes.loc[number_of[setting.key], "boxes_per_image"],
+                "boxes_per_image": measured[criterion.protocol].loc[number_of[setting.key], "boxes_per_image"],
+                "false_box_rate": measured["all"].loc[number_of[setting.key], "false_box_rate"],
             }
         )
     return pd.DataFrame(rows)

@@ -22,6 +22,7 @@ from surgerylib.preflight import check
 from surgerylib.scenes import write_scenes
 from surgerylib.workbook import RunResult, run_workbook
 
+SWEEP_RESULTS = "multi_iou_results.json"
 NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -172,6 +173,27 @@ def test_the_recommended_setting_runs_the_workbook(run, parameters, tmp_path):
     assert all(len(rows) == 3 for rows in again["choice"]["by_percentile"]["all"].values())
     analysis = json.loads((tmp_path / "out" / "heatmap_quality_analysis.json").read_text())
     assert len(analysis["by_percentile"]["rows"]) == 3
+
+
+def test_a_floor_goes_through_both_notebooks_of_the_maps(run, parameters, tmp_path):
+    """As YAML gives it: a whole number, where the notebooks' default is null."""
+    given = {**parameters, "floor": 0, "floor_percentiles": [50], "percentile": 30, "percentiles": [60], "unions": []}
+    given |= {"similarity": "surgery", "similarities": ["surgery"], "layer_counts": [1], "kinds": ["vv_mixed"]}
+    given |= {"nms_ious": [], "min_sides": [], "max_sides": [], "box_scores": []}
+    given["cache_dir"] = str(run.index.parent / "cache")
+    result = run_workbook(given, tmp_path / "out", only="01,02")
+    assert result.ok, result.notebooks
+    first, second = (json.loads((tmp_path / "out" / name).read_text()) for name in ("map_results.json", SWEEP_RESULTS))
+    default = second["report"]["default"]
+    assert first["floor"] == default["parameters"]["floor"] == 0
+    assert first["description"] == default["description"] == "vv_mixed, surgery, percentile 30, floor 0"
+    assert default["protocols"]["all"][:-1] == first["protocols"]["all"]["vv_mixed"]
+    frame = pd.read_parquet(tmp_path / "out" / "sweep.parquet")
+    assert len(set(frame["floor"].dropna())) == 2  # the default's, and the one tried
+    page = html.unescape((tmp_path / "out" / "02_threshold_sweep.html").read_text())
+    assert "(percentile 50 of all values)" in page
+    assert "Absent classes with a box on test: " in page
+    assert yaml.safe_load((tmp_path / "out" / "recommended.yaml").read_text())["floor"] in {*frame["floor"], None}
 
 
 def test_the_training_leaves_what_it_promises_and_the_index_shows_it(run, parameters):

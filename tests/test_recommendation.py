@@ -166,6 +166,34 @@ def test_a_union_that_helps_brings_its_suppression_along():
     assert together == {"union, score": with_percentile((75.0, 90.0), nms_iou=0.5, score="max")}
 
 
+def test_one_floor_at_most_is_part_of_a_combination():
+    plain = with_percentile(90.0)
+    variants = {
+        "low": with_percentile(90.0, floor=0.1),
+        "high": with_percentile(90.0, floor=0.2),
+        "max": with_percentile(90.0, score="max"),
+        "too high": with_percentile(90.0, floor=9.0),
+    }
+    changed = fake_sweep(dict(zip([plain, *variants.values()], [0.3, 0.6, 0.8, 0.7, 0.0], strict=True)))
+    assert sweep_tables.combinations(changed, plain, variants, MEANS) == {
+        "low, max": with_percentile(90.0, floor=0.1, score="max"),
+        "high, max": with_percentile(90.0, floor=0.2, score="max"),
+    }
+    table = sweep_tables.changes_table(changed, plain, variants, MEANS)
+    assert table["false_box_rate"].tolist() == [MEASURES["false_box_rate"]] * 5
+
+
+def test_absent_classes_with_a_box_are_told_beside_the_defaults(choice, confirmed):
+    frame = confirmed.report.frame.copy()
+    number = confirmed.report.settings.index(BETTER)
+    frame.loc[(frame["setting"] == number) & (frame["protocol"] == "all"), "false_box_rate"] = 0.1234
+    own = replace(confirmed, report=replace(confirmed.report, frame=frame))
+    assert module.false_boxes(own) == "Absent classes with a box on test: 12.3%; under the default 100.0%."
+    assert module.false_boxes(recommend(choice, choice, DEFAULT)) == "Absent classes with a box on test: 100.0%."
+    everywhere = replace(own.report, frame=frame.assign(false_box_rate=np.nan))
+    assert module.false_boxes(replace(own, report=everywhere)) == ""
+
+
 def test_sides_that_contradict_each_other_are_not_combined():
     plain = with_percentile(90.0)
     variants = {"small": with_percentile(90.0, max_side=20), "large": with_percentile(90.0, min_side=30)}
@@ -191,8 +219,9 @@ def test_curves_hold_plain_percentiles_of_one_map_under_both_protocols(choice):
     assert len(sweep_tables.percentile_table(choice, BETTER)) == 4
 
 
-def test_recommended_yaml_is_taken_by_the_workbook(confirmed):
-    chosen = with_percentile((75.0, 90.0), nms_iou=0.5, min_side=9, max_side=99, score="max")
+@pytest.mark.parametrize("floor", [None, 0.25, 0.0, -0.1, 1 / 3, 3e-05, 1e-30])
+def test_recommended_yaml_is_taken_by_the_workbook(confirmed, floor):
+    chosen = with_percentile((75.0, 90.0), nms_iou=0.5, min_side=9, max_side=99, score="max", floor=floor)
     report = fake_sweep({DEFAULT: 0.3, chosen: 0.7})
     parameters = {"dataset": "data/DIOR", "split": "test", "choose_split": "val", "model": "ViT-B-32",
                   "checkpoint": "openai", "image_size": None, "depth": 6}  # fmt: skip
@@ -204,6 +233,7 @@ def test_recommended_yaml_is_taken_by_the_workbook(confirmed):
     settings = {name: parameter.default for name, parameter in known.items()} | validate(values, known)
     check_values(settings)
     assert settings["percentile"] == [75.0, 90.0]
+    assert settings["floor"] == floor
     assert "best of 5 different settings on val" in text.splitlines()[1]
 
 

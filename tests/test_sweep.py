@@ -54,6 +54,7 @@ def test_the_boxes_of_a_sweep_are_those_of_extract_boxes_setting_by_setting_bit_
         BoxSettings(percentile=90.0, nms_iou=0.3, score="max"),
         BoxSettings(percentile=(60.0, 90.0), nms_iou=0.5, min_side=8, max_side=100),
         BoxSettings(percentile="otsu", score="mean_sqrt_area"),
+        BoxSettings(percentile=60.0, floor=0.02),
     ]
     for source in (MapSource("standard"), MapSource("vv_mixed", "surgery", 3)):
         tables = boxes_of(store.shards, [source], settings, workers=2)[source]
@@ -69,6 +70,7 @@ def test_the_boxes_of_a_sweep_are_those_of_extract_boxes_setting_by_setting_bit_
                         max_side=setting.max_side,
                         score=setting.score,
                         nms_iou=setting.nms_iou,
+                        floor=setting.floor,
                     )
                     own = table.boxes[(table.image == image) & (table.label == label)]
                     np.testing.assert_array_equal(own, alone)
@@ -292,26 +294,35 @@ def test_no_images_and_no_ground_truth(store, grid):
 def test_variants_change_one_thing_and_leave_out_what_changes_nothing():
     plain = Setting(boxes=BoxSettings(min_side=10))
     variants = post_processing_variants(
-        plain, nms_ious=[0.3], min_sides=[10, 20], max_sides=[100], box_scores=["mean", "max"], unions=[[75, 90]]
-    )
+        plain, nms_ious=[0.3], min_sides=[10, 20], max_sides=[100], box_scores=["mean", "max"], unions=[[75, 90]],
+        floors={"percentile 95 of all values": 0.25, "a small one": 0.000123456},
+    )  # fmt: skip
     assert list(variants) == [
-        "NMS at 0.3", "sides > 20", "sides ≤ 100", "score max", "percentiles 75 + 90, NMS at 0.5", "Otsu's threshold",
+        "NMS at 0.3", "sides > 20", "sides ≤ 100", "score max", "percentiles 75 + 90, NMS at 0.5",
+        "floor at 0.25 (percentile 95 of all values)", "floor at 0.000123 (a small one)", "Otsu's threshold",
     ]  # fmt: skip
+    assert variants["floor at 0.25 (percentile 95 of all values)"].boxes == BoxSettings(min_side=10, floor=0.25)
+    of_floor = replace(plain, boxes=replace(plain.boxes, floor=0.25))
+    assert "floor at 0.25 (the same)" not in post_processing_variants(of_floor, floors={"the same": 0.25})
     assert variants["percentiles 75 + 90, NMS at 0.5"].boxes == BoxSettings((75, 90), min_side=10, nms_iou=0.5)
     assert variants["sides > 20"].boxes == BoxSettings(min_side=20)
 
 
 def test_a_setting_by_the_names_of_the_notebooks_and_in_words():
     setting = Setting(
-        MapSource("standard", "surgery", 3), BoxSettings((60, 90), min_side=9, max_side=99, score="max", nms_iou=0.5)
+        MapSource("standard", "surgery", 3),
+        BoxSettings((60, 90), min_side=9, max_side=99, score="max", nms_iou=0.5, floor=0.25),
     )
     assert setting.parameters() == {
         "kind": "standard", "similarity": "surgery", "last_layers": 3, "percentile": [60, 90], "min_side": 9,
-        "max_side": 99, "box_score": "max", "nms_iou": 0.5,
+        "max_side": 99, "box_score": "max", "nms_iou": 0.5, "floor": 0.25,
     }  # fmt: skip
     assert setting.describe() == (
-        "standard, surgery, mean of the last 3 layers, percentile 60 + 90, NMS at 0.5, sides > 9, sides ≤ 99, score max"
+        "standard, surgery, mean of the last 3 layers, percentile 60 + 90, floor 0.25, NMS at 0.5, sides > 9, "
+        "sides ≤ 99, score max"
     )
+    assert Setting().parameters()["floor"] is None
+    assert Setting(boxes=BoxSettings(floor=-0.012345)).describe() == "vv_mixed, cosine, percentile 75, floor -0.0123"
     assert Setting(boxes=BoxSettings("otsu")).describe() == "vv_mixed, cosine, Otsu's threshold"
 
 
@@ -353,6 +364,9 @@ def test_iou_thresholds_that_cannot_be(store, grid, bad):
         ({"nms_ious": ["x"]}, "NMS threshold"),
         ({"nms_ious": [None]}, "nms_ious is"),
         ({"nms_ious": [0]}, "NMS threshold"),
+        ({"floors": [0.25]}, r"floors is \[0.25\]"),
+        ({"floors": {"no": None}}, "floors is"),
+        ({"floors": {"none": float("nan")}}, "floors: the floor must be a finite number"),
         ({"box_scores": [["a"]]}, "unknown box score"),
         ({"min_sides": [-1]}, "each of min_sides"),
         ({"max_sides": [2]}, "each of max_sides"),
