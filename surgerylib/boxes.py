@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .extraction import extract_boxes, nms, resize_map
 
-__all__ = ["box_giou", "box_iou", "extract_boxes", "nms", "resize_map"]
+__all__ = ["box_giou", "box_iou", "extract_boxes", "nms", "patch_coverage", "resize_map"]
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 
@@ -44,6 +44,32 @@ def box_giou(boxes_a: Array, boxes_b: Array) -> Array:
     high = xp.maximum(boxes_a[..., 2:], boxes_b[..., 2:])
     hull = _area(low, high)
     return intersection / union.clip(min=_tiny(union)) - (hull - union) / hull.clip(min=_tiny(hull))
+
+
+def patch_coverage(boxes_xyxy: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """The share of each patch that some box covers: exact, boxes that overlap count once.
+
+    The edges of boxes and patches together cut the image into cells that are wholly inside or outside of each.
+
+    Args:
+        boxes_xyxy: [G, 4] in [0, 1] of the image.
+        grid: (rows h, columns w) of patches.
+
+    Returns:
+        float64 [h, w] in [0, 1].
+    """
+    boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4).clip(0, 1)
+    inside, shares = [], []
+    for low, high, n_patches in ((1, 3, grid[0]), (0, 2, grid[1])):  # rows, then columns
+        edges = np.unique(np.concatenate([boxes[:, low], boxes[:, high], np.arange(n_patches + 1) / n_patches]))
+        middle = (edges[:-1] + edges[1:]) / 2
+        inside.append((boxes[:, low, None] < middle) & (middle < boxes[:, high, None]))  # [G, cells]
+        patch = np.minimum((middle * n_patches).astype(int), n_patches - 1)
+        of_patch = np.zeros((n_patches, len(middle)))
+        of_patch[patch, np.arange(len(middle))] = np.diff(edges) * n_patches
+        shares.append(of_patch)
+    covered = inside[0].T.astype(np.float64) @ inside[1] > 0  # [cells of rows, cells of columns]
+    return (shares[0] @ covered @ shares[1].T).clip(0, 1)
 
 
 def _intersection_union(boxes_a: Array, boxes_b: Array) -> tuple[Array, Array]:

@@ -1,6 +1,6 @@
-"""Losses of what is trained on frozen features, vectorised over images, boxes and cells.
+"""Losses of what is trained on frozen features, vectorised over images, classes, boxes, cells and patches.
 
-Boxes are xyxy in [0, 1] of the image, as the localiser gives them.
+The localiser is judged by its boxes, xyxy in [0, 1] of the image, the heatmap adapter by its logits of each patch.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .boxes import box_giou, box_iou
@@ -171,3 +172,146 @@ def _channels(pred_boxes: Tensor) -> int:
     if pred_boxes.ndim != 5 or pred_boxes.shape[-1] != 4:
         raise ParameterError(f"pred_boxes must be [B, C, H, W, 4], got {list(pred_boxes.shape)}")
     return pred_boxes.shape[1]
+
+
+@dataclass(frozen=True)
+class HeatmapLoss:
+    """The terms of `heatmap_loss`; `terms["bce"]` is `terms.bce`.
+
+    Attributes:
+        total: the weighted sum, with gradient.
+        classification, localization, sparsity: of the functions of that name.
+        bce, dice: the two parts of `localization`.
+    """
+
+    total: Tensor
+    classification: Tensor
+    localization: Tensor
+    sparsity: Tensor
+    bce: Tensor
+    dice: Tensor
+
+    def __getitem__(self, term: str) -> Tensor:
+        return getattr(self, term)
+
+
+def heatmap_loss(
+    logits: Tensor,
+    coverage: Tensor,
+    *,
+    classification_weight: float = 1.0,
+    localization_weight: float = 1.0,
+    sparsity_weight: float = 1.0,
+    positive_weight: float = 1.0,
+    focal_gamma: float = 0.0,
+) -> HeatmapLoss:
+    """What a map should say (`heatmap_classification_loss`), where (`heatmap_localization_loss`), and nothing else
+    (`heatmap_sparsity_loss`).
+
+        total = classification_weight · classification + localization_weight · (bce + dice) + sparsity_weight · sparsity
+
+    Args:
+        logits: [B, C, h, w] of C classes, each asked for on each image.
+        coverage: [B, C, h, w] in [0, 1], the share of each patch that the class's boxes cover (`boxes.patch_coverage`).
+        classification_weight, localization_weight, sparsity_weight: 0 switches a term off: it is still measured, but
+            has no gradient.
+        positive_weight, focal_gamma: of `heatmap_localization_loss`.
+
+    Raises:
+        ParameterError: shapes that differ.
+    """
+    _check_maps(logits, coverage)
+
+    def only_if(weight: float) -> Tensor:
+        return logits if weight else logits.detach()
+
+    classification = heatmap_classification_loss(only_if(classification_weight), coverage)
+    bce, dice = heatmap_localization_loss(
+        only_if(localization_weight), coverage, positive_weight=positive_weight, focal_gamma=focal_gamma
+    )
+    sparsity = heatmap_sparsity_loss(only_if(sparsity_weight), coverage)
+    localization = bce + dice
+    total = (
+        classification_weight * classification
+        + localization_weight * localization
+        + sparsity_weight * sparsity
+    )  # fmt: skip
+    return HeatmapLoss(total, classification, localization, sparsity, bce, dice)
+
+
+def heatmap_classification_loss(logits: Tensor, coverage: Tensor) -> Tensor:
+    """Whether the class is in the image, from its whole map: multi-label, every class of the list on every image.
+
+    The map z of N patches is pooled by log-sum-exp, a soft maximum (Pinheiro and Collobert 2015, arXiv:1411.6228); y is
+    1 where a box of the class is in the image:
+
+        mean over images and classes of BCE(log(1/N sum exp(z)), y)
+
+    Args:
+        logits: [B, C, h, w].
+        coverage: [B, C, h, w] in [0, 1].
+    """
+    _check_maps(logits, coverage)
+    flat = logits.flatten(2)
+    pooled = flat.logsumexp(dim=-1) - torch.log(flat.new_tensor(float(flat.shape[-1])))
+    return F.binary_cross_entropy_with_logits(pooled, (coverage.flatten(2).amax(dim=-1) > 0).to(pooled.dtype))
+
+
+def heatmap_localization_loss(
+    logits: Tensor, coverage: Tensor, *, positive_weight: float = 1.0, focal_gamma: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """How far each patch's probability p = sigmoid(z) is from the share y of it that boxes of the class cover.
+
+    Cross-entropy over all images, classes and patches, and Dice (Milletari et al. 2016, arXiv:1606.04797) of each map
+    whose class is in the image:
+
+        bce = sum m BCE(z, y) / sum m   with m = 1 + (positive_weight - 1) y
+        dice = mean over the maps with boxes of 1 - (2 sum p y + 1) / (sum p + sum y + 1)
+
+    With `focal_gamma` above 0, bce is the focal loss for soft targets instead (Li et al. 2020, arXiv:2006.04388):
+    sum m |p - y|^gamma BCE(z, y) / sum y.
+
+    Args:
+        logits: [B, C, h, w].
+        coverage: [B, C, h, w] in [0, 1].
+        positive_weight: what a wholly covered patch counts against an empty one: few are covered.
+        focal_gamma: how much patches that are nearly right are discounted; 0 not at all.
+
+    Returns:
+        bce, dice; dice is 0 where no class is in any image.
+    """
+    _check_maps(logits, coverage)
+    coverage = coverage.to(logits.dtype)
+    probability = logits.sigmoid()
+    weight = 1 + (positive_weight - 1) * coverage
+    entropy = weight * F.binary_cross_entropy_with_logits(logits, coverage, reduction="none")
+    if focal_gamma:
+        bce = ((probability - coverage).abs() ** focal_gamma * entropy).sum() / coverage.sum().clamp(min=1)
+    else:
+        bce = entropy.sum() / weight.sum()
+    both, p, y = (part.flatten(2).sum(dim=-1) for part in (probability * coverage, probability, coverage))
+    present = (y > 0).to(logits.dtype)
+    dice = ((1 - (2 * both + 1) / (p + y + 1)) * present).sum() / present.sum().clamp(min=1)
+    return bce, dice
+
+
+def heatmap_sparsity_loss(logits: Tensor, coverage: Tensor) -> Tensor:
+    """How much a map says where no box of its class is: mean of sigmoid(z) over the patches that none touches.
+
+    Args:
+        logits: [B, C, h, w].
+        coverage: [B, C, h, w] in [0, 1].
+
+    Returns:
+        In [0, 1]; 0 where every patch is touched.
+    """
+    _check_maps(logits, coverage)
+    outside = (coverage == 0).to(logits.dtype)
+    return (logits.sigmoid() * outside).sum() / outside.sum().clamp(min=1)
+
+
+def _check_maps(logits: Tensor, coverage: Tensor) -> None:
+    if logits.ndim != 4 or logits.shape != coverage.shape:
+        raise ParameterError(
+            f"logits and coverage must both be [B, C, h, w], got {list(logits.shape)} and {list(coverage.shape)}"
+        )
