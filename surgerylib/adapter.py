@@ -1,0 +1,215 @@
+"""The trainable heatmap adapter: a small residual on the frozen patch tokens, the open vocabulary kept.
+
+It changes what a patch says, never what is asked: the text enters as it is, so any prompt works, and a class that was
+not trained on gets a map like any other. Untrained it changes nothing, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from .checks import whole_number
+from .clip import SurgeryCLIP
+from .errors import CheckpointError, ParameterError
+from .files import atomic_write
+from .identities import differences
+from .kinds import KIND_PATHS, check_kinds
+
+# the two scalars of the logits move so many times faster than the weights: a similarity spans 0.5, a logit 10 and more
+_GAIN = 10.0
+
+
+class HeatmapAdapter(nn.Module):
+    """Patch tokens of a frozen CLIP -> tokens whose similarity to a text is a logit that all images share.
+
+    For the unit patch token x of layer l of L, and any unit text t:
+
+        x' = (1 + d_l) (x + U gelu(V x + v))        low-rank residual and weight of the layer
+        logit = exp(10 s) · mean over l of x'·t + 10 b
+
+    d, U, s and b begin at zero. The residual has `rank` channels; it sees one patch at a time and no class.
+
+    Attributes:
+        embed_dim, num_layers, rank: as given.
+    """
+
+    def __init__(self, embed_dim: int, num_layers: int = 3, rank: int = 32) -> None:
+        """V is drawn from torch's generator; all else begins at zero.
+
+        Args:
+            embed_dim: D of the tokens (`SurgeryCLIP.embed_dim`).
+            num_layers: L, number of last layers whose tokens are given.
+            rank: of the residual map.
+
+        Raises:
+            ParameterError: a size below 1.
+        """
+        super().__init__()
+        self.embed_dim = whole_number("embed_dim", embed_dim)
+        self.num_layers = whole_number("num_layers", num_layers)
+        self.rank = whole_number("rank", rank)
+        self.layer_offsets = nn.Parameter(torch.zeros(self.num_layers))
+        self.down = nn.Linear(self.embed_dim, self.rank)
+        self.up = nn.Linear(self.rank, self.embed_dim, bias=False)
+        nn.init.zeros_(self.up.weight)
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    @property
+    def config(self) -> dict[str, int]:
+        """The arguments that make another of its kind."""
+        return {"embed_dim": self.embed_dim, "num_layers": self.num_layers, "rank": self.rank}
+
+    @property
+    def layer_weights(self) -> Tensor:
+        """[L] what each layer counts in the mean, relative to an equal share (1)."""
+        return 1 + self.layer_offsets
+
+    @property
+    def scale(self) -> Tensor:
+        """What a similarity is multiplied with: one over the temperature."""
+        return torch.exp(_GAIN * self.log_scale)
+
+    def tokens(self, patches: Tensor) -> Tensor:
+        """Adapted patch tokens, each layer with its weight.
+
+        Args:
+            patches: [L, B, N, D] unit rows, deepest layer last.
+
+        Returns:
+            [L, B, N, D], not of unit length.
+
+        Raises:
+            ParameterError: another number of layers or another width.
+        """
+        if patches.ndim != 4 or patches.shape[0] != self.num_layers or patches.shape[-1] != self.embed_dim:
+            raise ParameterError(
+                f"this adapter takes patch tokens [{self.num_layers}, B, N, {self.embed_dim}], got "
+                f"{list(patches.shape)}; use as many last layers, of the CLIP that it was trained on"
+            )
+        return self.weigh(patches + self.residual(patches))
+
+    def residual(self, patches: Tensor) -> Tensor:
+        """What is added to each patch token: [L, B, N, D] -> the same."""
+        return self.up(F.gelu(self.down(patches)))
+
+    def weigh(self, tokens: Tensor) -> Tensor:
+        """Tokens [L, B, N, D], each layer with its weight."""
+        return tokens * self.layer_weights[:, None, None, None]
+
+    def logits(self, similarities: Tensor) -> Tensor:
+        """Similarities of adapted tokens, of any shape -> logits: 0 is even odds, on every image."""
+        return self.scale * similarities + _GAIN * self.bias
+
+    def forward(self, patches: Tensor, text: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Logit maps of any texts.
+
+        Args:
+            patches: [L, B, N, D] unit rows, deepest layer last.
+            text: [C, D] unit rows.
+            grid: (h, w) with h * w = N; None for a square one.
+
+        Returns:
+            [B, C, h, w] logits.
+
+        Raises:
+            ParameterError: a shape that does not fit.
+        """
+        return self.maps(self.tokens(patches), text, grid)
+
+    def maps(self, adapted: Tensor, text: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """`forward` where `tokens` are known: [L, B, N, D] -> [B, C, h, w] logits."""
+        n_patches = adapted.shape[2]
+        side = math.isqrt(n_patches)
+        rows, columns = (side, side) if grid is None else grid
+        if rows * columns != n_patches:
+            raise ParameterError(f"{n_patches} patches are not a grid of {rows} x {columns}; give grid=(rows, columns)")
+        if text.ndim != 2 or text.shape[1] != self.embed_dim:
+            raise ParameterError(f"text must be [C, {self.embed_dim}] for this adapter, got {list(text.shape)}")
+        maps = self.logits(adapted.mean(dim=0) @ text.to(adapted.dtype).T)  # [B, N, C]
+        return maps.transpose(1, 2).reshape(len(maps), len(text), rows, columns)
+
+
+def untrained_adapter(config: Mapping[str, int], seed: int) -> HeatmapAdapter:
+    """The adapter that a training with this seed starts from, in eval mode.
+
+    Args:
+        config: arguments of `HeatmapAdapter`.
+        seed: of the weights; torch's own generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return HeatmapAdapter(**config).eval()
+
+
+def clip_and_tokens(clip: SurgeryCLIP, kind: str, layers: int) -> dict[str, Any]:
+    """What a trained adapter belongs to: the CLIP, but not the device that it runs on, and the tokens of a kind.
+
+    Kinds that take their patches from the same path (`standard` and `vv_qk`, `vv_vv` and `vv_mixed`) have the same
+    tokens, and share an adapter.
+    """
+    check_kinds([kind])
+    own = {name: value for name, value in clip.identity.items() if name != "device"}
+    return {**own, "patches": KIND_PATHS[kind][1], "layers": layers}
+
+
+def save_adapter(
+    path: str | Path, config: Mapping[str, int], weights: Mapping[str, Tensor], about: Mapping[str, Any]
+) -> Path:
+    """Write an adapter's weights as safetensors, with what they belong to as JSON in its metadata.
+
+    Args:
+        path: the file.
+        config: arguments of `HeatmapAdapter`.
+        weights: its state dict.
+        about: plain values; `belongs_to` is what `load_adapter` compares.
+    """
+    # one entry: of several, safetensors writes another order each time, and equal adapters should be equal files
+    metadata = {"adapter": json.dumps({"config": config, "about": about})}
+    content = safetensors.torch.save({k: v.contiguous() for k, v in weights.items()}, metadata=metadata)
+    return atomic_write(path, content)
+
+
+def load_adapter(
+    path: str | Path, *, belongs_to: Mapping[str, Any] | None = None
+) -> tuple[HeatmapAdapter, dict[str, Any]]:
+    """A trained adapter from a file that `save_adapter` wrote, in eval mode on the CPU, and what was written about it.
+
+    Args:
+        path: the file.
+        belongs_to: the CLIP and tokens that it will be used with (`clip_and_tokens`); None compares nothing.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, or one that belongs to another CLIP, kind or number of layers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no trained adapter {path}; train one: python -m surgerylib train --stage heatmap")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})["adapter"])
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        config, about = metadata["config"], metadata["about"]
+        model = untrained_adapter(config, seed=0)
+        model.load_state_dict(weights)
+        if not all(value.isfinite().all() for value in weights.values()):
+            raise ValueError("it holds NaN or infinite weights")
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(f"{path} is not a trained adapter ({reason}); train one again") from error
+    if different := differences(about.get("belongs_to", {}), belongs_to or {}):
+        raise CheckpointError(
+            f"the adapter {path} belongs to something else ({different}); use it with what it was trained on, or "
+            "train another"
+        )
+    return model.requires_grad_(False), about
