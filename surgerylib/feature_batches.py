@@ -5,9 +5,10 @@ Everything that is drawn comes from (seed, epoch): the batches of an epoch can b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from .features import FeatureCache
 
 N_SYMMETRIES = 8  # of the square: quarter turns 0 to 3, then the same after a mirroring
+Asked, Read = TypeVar("Asked"), TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class BatchReader:
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """All images with boxes to look at, in the order of the data set, as they are."""
         places = [self.usable[start : start + batch_size] for start in range(0, len(self.usable), batch_size)]
-        yield from self._ahead([(part, None) for part in places])
+        yield from read_ahead(self.batch, places)
 
     def steps(self, batch_size: int) -> int:
         """Batches of an epoch; the last may be smaller."""
@@ -112,16 +114,18 @@ class BatchReader:
         order = rng.permutation(self.usable)
         symmetries = rng.integers(N_SYMMETRIES, size=len(order)) if augment else np.zeros(len(order), np.int64)
         starts = range(first * batch_size, len(order), batch_size)
-        yield from self._ahead([(order[s : s + batch_size], symmetries[s : s + batch_size]) for s in starts])
+        parts = [(order[s : s + batch_size], symmetries[s : s + batch_size]) for s in starts]
+        yield from read_ahead(lambda part: self.batch(*part), parts)
 
-    def _ahead(self, asked: list[tuple[np.ndarray, np.ndarray | None]]) -> Iterator[Batch]:
-        """The next batch is read while the present one is used."""
-        with ThreadPoolExecutor(1) as pool:
-            pending = [pool.submit(self.batch, *asked[0])] if asked else []
-            for index in range(len(asked)):
-                batch = pending.pop().result()
-                pending = [pool.submit(self.batch, *asked[index + 1])] if index + 1 < len(asked) else []
-                yield batch
+
+def read_ahead(read: Callable[[Asked], Read], asked: Sequence[Asked]) -> Iterator[Read]:
+    """`read` of each, in order; the next one is read in a thread while the present one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = [pool.submit(read, asked[0])] if asked else []
+        for index in range(len(asked)):
+            present = pending.pop().result()
+            pending = [pool.submit(read, asked[index + 1])] if index + 1 < len(asked) else []
+            yield present
 
 
 def turn(array: np.ndarray, symmetry: int, axes: tuple[int, int] = (-2, -1)) -> np.ndarray:

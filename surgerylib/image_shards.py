@@ -55,7 +55,7 @@ class ImageShards(ABC):
         cache_dir: str | Path,
         *,
         layers: int,
-        templates: Sequence[str],
+        templates: Sequence[str] | None,
         details: Mapping[str, Any],
         record: np.dtype,
         shard_images: int,
@@ -65,10 +65,10 @@ class ImageShards(ABC):
 
         Args:
             clip: the frozen model.
-            dataset: its whole class list is stored, in its order.
+            dataset: what is asked for is its whole class list, in its order.
             cache_dir: folder of stores, one subfolder each.
             layers: number of last layers.
-            templates: prompts.
+            templates: prompts; None where no class is asked for, so that the class list doesn't matter either.
             details: what else the numbers depend on: plain values.
             record: dtype of one image's record, perhaps with a shape.
             shard_images: images a file.
@@ -81,14 +81,14 @@ class ImageShards(ABC):
         """
         if layers > clip.depth:
             raise ParameterError(f"layers must lie in 1..{clip.depth} (the VV path's depth), got {layers}")
-        self.clip, self.dataset, self.templates, self.layers = clip, dataset, tuple(templates), layers
+        self.clip, self.dataset, self.templates, self.layers = clip, dataset, tuple(templates or ()), layers
         self.record, self.shard_images = record, shard_images
         self.identity = {
             **clip.identity,
             "layers": layers,
             **details,
-            "classes": list(dataset.classes),
-            "templates": list(templates),
+            "classes": [] if templates is None else list(dataset.classes),
+            "templates": list(self.templates),
             "n_images": len(dataset.images),
             "images_sha256": _images_sha256(dataset),
             "shard_images": shard_images,
