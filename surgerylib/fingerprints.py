@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from .files import file_sha256
-from .locations import EMBEDDED, checkpoint_file, dataset_folder
-from .parameters import NEEDS_HEAD, SET_BY_RUNNER, notebook_parameters
+from .locations import ADAPTER_FILES, EMBEDDED, checkpoint_file, dataset_folder
+from .parameters import NEEDS_HEAD, SET_BY_RUNNER, TAKES_ADAPTER, notebook_parameters
 from .versions import library_sha256, versions
 
 
@@ -34,6 +34,10 @@ def notebook_keys(notebooks: Iterable[Path], settings: Mapping[str, Any], root: 
         own = {name: settings[name] for name in sorted(notebook_parameters(path)) if name != SET_BY_RUNNER}
         if head := checkpoint_file(own.get(NEEDS_HEAD), root):
             own["localizer_sha256"] = file_sha256(head)
+        if adapter := own.get(TAKES_ADAPTER):
+            where = root / Path(adapter).expanduser()
+            files = [where] if where.is_file() else sorted(where.glob(ADAPTER_FILES))
+            own["adapter_sha256"] = [file_sha256(file) for file in files]
         text = f"{chain}\n{file_sha256(path)}\n{json.dumps(own, sort_keys=True, default=repr)}"
         chain = keys[path] = hashlib.sha256(text.encode()).hexdigest()
     return keys

@@ -7,6 +7,7 @@ from pathlib import Path
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 EMBEDDED = "embedded"  # as a dataset: the procedural scenes; as a model: the small CLIP that is shipped
 RUN_LOCK = ".run.lock"  # in a run's folder: held by the one process that writes there
+ADAPTER_FILES = "adapter_*.safetensors"  # in a folder of trained heatmap adapters
 EMBEDDED_MODEL = PROJECT_ROOT / "data" / "embedded"
 
 

@@ -28,11 +28,17 @@ _OPEN_FILES = 64
 
 @dataclass(frozen=True)
 class MapSource:
-    """Which heatmap of an image: the arguments of `heatmaps.heatmaps`, and how many of the last layers it averages."""
+    """Which heatmap of an image: the arguments of `heatmaps.heatmaps`, and how many of the last layers it averages.
+
+    Attributes:
+        kind, similarity, last_layers: as there.
+        adapter: key of the adapter that the maps went through (`adapted_store.TrainedAdapter`); None for none.
+    """
 
     kind: str = "vv_mixed"
     similarity: str = "cosine"
     last_layers: int = 1
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         check_kinds([self.kind])
@@ -40,16 +46,24 @@ class MapSource:
         layers = self.last_layers
         if isinstance(layers, bool) or not isinstance(layers, int | np.integer) or layers < 1:
             raise ParameterError(f"last_layers must be a whole number of at least 1, got {layers!r}")
+        if self.adapter is not None and self.similarity != "cosine":
+            raise ParameterError(
+                f"an adapter is trained on cosine maps, similarity is {self.similarity!r}; leave the adapter out or "
+                "take cosine"
+            )
 
     def describe(self) -> str:
         """`surgery similarity, last layer`: what two kinds' maps have in common."""
-        layers = "last layer" if self.last_layers == 1 else f"mean of the last {self.last_layers} layers"
-        return f"{self.similarity} similarity, {layers}"
+        layers = "last layer" if self.last_layers == 1 else f"last {self.last_layers} layers"
+        if self.adapter is not None:
+            return f"{self.similarity} similarity, adapter on the {layers}"
+        return f"{self.similarity} similarity, {'mean of the ' if self.last_layers > 1 else ''}{layers}"
 
     @property
     def key(self) -> tuple:
         """Equal for sources with the same maps."""
-        return (*map_source(self.kind, self.similarity), self.similarity, self.last_layers)
+        own = (*map_source(self.kind, self.similarity), self.similarity, self.last_layers)
+        return own if self.adapter is None else (*own, self.adapter)
 
 
 def joint_sources(sources: Mapping[str, MapSource]) -> dict[str, MapSource]:
@@ -71,6 +85,8 @@ class MapShard:
         first: place of the shard's first image in the data set.
         sizes_wh: [n] (width, height) in pixels.
         offset: the first image's row in the file.
+        adapted: a file beside it, float32 [n, A, C, h * w]: logits of A adapters; empty for none.
+        adapters: [A] their keys.
     """
 
     path: str
@@ -78,6 +94,8 @@ class MapShard:
     first: int
     sizes_wh: tuple[tuple[int, int], ...]
     offset: int = 0
+    adapted: str = ""
+    adapters: tuple[str, ...] = ()
 
     def pieces(self, n_images: int) -> list[MapShard]:
         """The same images, at most `n_images` each."""
@@ -90,11 +108,17 @@ class MapShard:
         """Raw heatmaps of every image and class: float32 [n, C, h, w].
 
         Raises:
-            ParameterError: more layers than the shard holds, or `surgery` with one class.
+            ParameterError: more layers than the shard holds, `surgery` with one class, or another adapter.
             CacheError: the file is not there, or damaged.
         """
-        similarities = open_shard(self.path)[self.offset : self.offset + len(self.sizes_wh)]
-        return maps_of(similarities, source, self.grid)
+        rows = slice(self.offset, self.offset + len(self.sizes_wh))
+        if source.adapter is None:
+            return maps_of(open_shard(self.path)[rows], source, self.grid)
+        if source.adapter not in self.adapters:
+            known = ", ".join(self.adapters) or "none"
+            raise ParameterError(f"there are no maps of the adapter {source.adapter}, only of {known}; open it first")
+        logits = open_shard(self.adapted, "adapted maps")[rows, self.adapters.index(source.adapter)]  # [n, C, N]
+        return np.ascontiguousarray(logits).reshape(*logits.shape[:2], *self.grid)
 
 
 def maps_of(similarities: np.ndarray, source: MapSource, grid: tuple[int, int]) -> np.ndarray:

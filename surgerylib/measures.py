@@ -41,18 +41,12 @@ def measure_boxes(table: BoxTable, dataset: Dataset, asked: np.ndarray | None = 
     n_images, n_classes = len(dataset.images), len(dataset.classes)
     present = present_pairs(dataset)
     asked = np.ones_like(present) if asked is None else asked
-    place, label = truth_codes(dataset)
     keep = asked[table.image, table.label]
-    image, boxes = table.image[keep].astype(np.int64), table.boxes[keep, :4]
-    group = image * n_classes + table.label[keep]
-    truth = dataset.boxes[BOX_COLUMNS].to_numpy(np.float64)
-    of_box, of_truth = np.zeros(len(boxes)), np.zeros(len(truth))
-    for box, target, iou in overlapping_pairs(boxes, group, truth, place * n_classes + label):
-        np.maximum.at(of_box, box, iou)
-        np.maximum.at(of_truth, target, iou)
+    of_box, of_truth = best_overlaps(table, dataset, keep)
+    group = table.image[keep].astype(np.int64) * n_classes + table.label[keep]
     absent_counts = np.bincount(group, minlength=n_images * n_classes).reshape(present.shape)[asked & ~present]
     return {
-        "boxes_per_image": len(boxes) / n_images if n_images else np.nan,
+        "boxes_per_image": len(of_box) / n_images if n_images else np.nan,
         "mean_iou": _mean(of_box),
         "max_iou": of_box.max() if len(of_box) else np.nan,
         "mean_best_iou": _mean(of_truth),
@@ -60,6 +54,29 @@ def measure_boxes(table: BoxTable, dataset: Dataset, asked: np.ndarray | None = 
         "false_box_rate": _mean(absent_counts > 0),
         "boxes_per_absent_class": _mean(absent_counts),
     }
+
+
+def best_overlaps(table: BoxTable, dataset: Dataset, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How well boxes and ground truth fit each other, class by class and image by image.
+
+    Args:
+        table: boxes of every image and class.
+        dataset: with the ground truth.
+        keep: bool [K], the boxes looked at.
+
+    Returns:
+        IoU of each box kept [K'] with the ground truth box that it overlaps most, and of each ground truth box [G] with
+        the box that overlaps it most; 0 where there is none.
+    """
+    n_classes = len(dataset.classes)
+    place, label = truth_codes(dataset)
+    boxes, truth = table.boxes[keep, :4], dataset.boxes[BOX_COLUMNS].to_numpy(np.float64)
+    group = table.image[keep].astype(np.int64) * n_classes + table.label[keep]
+    of_box, of_truth = np.zeros(len(boxes)), np.zeros(len(truth))
+    for box, target, iou in overlapping_pairs(boxes, group, truth, place * n_classes + label):
+        np.maximum.at(of_box, box, iou)
+        np.maximum.at(of_truth, target, iou)
+    return of_box, of_truth
 
 
 def present_pairs(dataset: Dataset) -> np.ndarray:

@@ -180,6 +180,31 @@ class BootstrapResult:
         ap, ap_samples = self.ap[:0], np.empty((len(self.map_samples), 0, len(self.iou_thresholds)))
         return replace(self, classes=(), class_images=self.class_images[:0], ap=ap, ap_samples=ap_samples)
 
+    def of_classes(self, labels: Sequence[str]) -> BootstrapResult:
+        """The same of some classes alone: the mean over them, in the same resamples of the images.
+
+        Raises:
+            ParameterError: a class that was not evaluated, or whose figures were left out (`without_classes`).
+        """
+        strangers = [label for label in labels if label not in self.classes]
+        if strangers:
+            known = ", ".join(map(str, self.classes))
+            raise ParameterError(f"there are no figures of {strangers[0]!r}, only of {known}; name those")
+        rows = [place for place, label in enumerate(self.classes) if label in set(labels)]
+        ap, ap_samples, class_images = self.ap[rows], self.ap_samples[:, rows], self.class_images[rows]
+        of = hashlib.sha256("\0".join(map(str, (self.data_hash, *(self.classes[row] for row in rows)))).encode())
+        return replace(
+            self,
+            classes=tuple(self.classes[row] for row in rows),
+            class_images=class_images,
+            map_degrees=degrees_of_freedom(class_images),
+            ap=ap,
+            ap_samples=ap_samples,
+            map=_mean_over_classes(ap),
+            map_samples=_mean_over_classes(ap_samples),
+            data_hash=of.hexdigest(),
+        )
+
     def class_summary(self) -> pd.DataFrame:
         """Frame label, iou_threshold, ap, low, high: a row for each class and threshold."""
         degrees = np.maximum(self.class_images - 1, 0)[:, None]

@@ -21,16 +21,20 @@ import yaml
 from .errors import ParameterError, nearest
 from .locations import PROJECT_ROOT
 
-PATH_PARAMETERS = ("dataset", "checkpoint", "cache_dir", "localizer")
+PATH_PARAMETERS = ("dataset", "checkpoint", "cache_dir", "localizer", "adapter")
 SET_BY_RUNNER = "out_dir"
 # may be a number, a list or a word: `preflight.check_values` alone judges them
 OF_SEVERAL_TYPES = ("percentile",)
 # null, or a number: the default tells no type
-NUMBERS_OR_NULL = ("floor", "nms_iou")
+NUMBERS_OR_NULL = ("floor", "adapter_floor", "nms_iou")
 # null leaves out every notebook that has it
 LEAVES_OUT = "train_split"
 # names the trained head that a notebook needs; null takes the one of the notebooks that `LEAVES_OUT` leaves out
 NEEDS_HEAD = "localizer"
+# names the trained heatmap adapters that a notebook shows beside the maps as they are
+TAKES_ADAPTER = "adapter"
+# which of the things to train is trained
+STAGE = "stage"
 
 
 class _Anything:

@@ -14,6 +14,8 @@ from .locations import EMBEDDED, checkpoint_file, dataset_folder
 from .parameters import (
     LEAVES_OUT,
     NEEDS_HEAD,
+    STAGE,
+    TAKES_ADAPTER,
     find_notebooks,
     known_parameters,
     load_config,
@@ -46,6 +48,9 @@ _WHOLE_NUMBERS = {
     "patience": 1,
     "num_failing": 1,
     "num_class_examples": 0,
+    "adapter_rank": 1,
+    "adapter_epochs": 1,
+    "adapter_ablation_epochs": 0,
 }
 
 
@@ -130,7 +135,7 @@ def check_values(settings: Mapping[str, Any]) -> None:
     _check_sweep(settings)
     _check_training(settings)
     _check_evaluation(settings)
-    for name in ("checkpoint", "cache_dir", NEEDS_HEAD):
+    for name in ("checkpoint", "cache_dir", NEEDS_HEAD, TAKES_ADAPTER):
         value = settings.get(name)
         if value is not None and (not isinstance(value, str) or not value):
             raise ParameterError(f"{name} must be text, or null, not {value!r}")
@@ -164,13 +169,20 @@ def _check_training(settings: Mapping[str, Any]) -> None:
     """The parameters of the training, where a notebook has them."""
     if settings.get("train_split") is None:
         return
+    from .adapter_plan import BOTH, AdapterPlan, check_stage
+    from .classes import DIOR_CLASSES
     from .localizer_plan import TrainingPlan
 
     for name in ("train_split", "choose_split"):
         if not settings[name]:
             raise ParameterError(f"{name} is empty; name a split, such as train or val")
-    plan = TrainingPlan.from_parameters(settings)
-    _ = plan.settings, plan.schedule  # each raises what is wrong with it
+    stages = check_stage(settings.get(STAGE, BOTH))
+    plan, adapter_plan = TrainingPlan.from_parameters(settings), AdapterPlan.from_parameters(settings)
+    # each raises what is wrong with it
+    if "localizer" in stages:
+        _ = plan.settings, plan.schedule
+    if "heatmap" in stages:
+        _ = adapter_plan.settings(DIOR_CLASSES), adapter_plan.schedule
 
 
 def _check_evaluation(settings: Mapping[str, Any]) -> None:
@@ -208,7 +220,7 @@ def check_head(chosen: Sequence[Path], settings: Mapping[str, Any], out_dir: Pat
     """
     accepted = [notebook_parameters(path) for path in chosen]
     needed = any(NEEDS_HEAD in names for names in accepted)
-    trained = any(LEAVES_OUT in names for names in accepted)
+    trained = any(LEAVES_OUT in names for names in accepted) and settings.get(STAGE) != "heatmap"
     if not needed or (trained and not settings.get(NEEDS_HEAD)):
         return
     from .head_evaluation import find_head
@@ -247,7 +259,7 @@ def _check_dataset(settings: Mapping[str, Any], root: Path) -> list[str]:
         datasets.check_disjoint(one, other)
     parts = [whole[name].sample(settings.get(wanted[name]), settings.get("seed", 0)) for name in whole]
     if "train_split" in whole:
-        _check_to_learn_from(dict(zip(whole, parts, strict=True)), settings.get("seen_classes"))
+        _check_to_learn_from(dict(zip(whole, parts, strict=True)), settings)
     lines = []
     for part in parts:
         damaged = datasets.check_images(part)
@@ -258,18 +270,26 @@ def _check_dataset(settings: Mapping[str, Any], root: Path) -> list[str]:
     return lines
 
 
-def _check_to_learn_from(parts: Mapping[str, Dataset], seen: Sequence[str] | None) -> None:
-    """The images to train and to choose on must have boxes of the classes that are trained on."""
+def _check_to_learn_from(parts: Mapping[str, Dataset], settings: Mapping[str, Any]) -> None:
+    """The images to train and to choose on must have boxes of the classes that are trained on, at every stage."""
+    from .adapter_plan import BOTH, AdapterPlan, check_stage
     from .datasets import check_have_boxes
 
-    names = parts["train_split"].classes if seen is None else check_have_boxes(parts["train_split"], seen)
-    for parameter in ("train_split", "choose_split"):
-        part = parts[parameter]
-        if not part.boxes["label"].isin(names).any():
-            raise TrainingError(
-                f"{parameter} {part.split!r} has no box of the classes that are trained on; choose another split, or "
-                "leave the training out with train_split=null"
-            )
+    train, seen = parts["train_split"], settings.get("seen_classes")
+    trained_on = {}
+    for stage in check_stage(settings.get(STAGE, BOTH)):
+        if stage == "localizer":
+            trained_on[stage] = train.classes if seen is None else check_have_boxes(train, seen)
+        else:
+            trained_on[stage] = AdapterPlan.from_parameters(settings).settings(train.classes).seen_classes
+    for names in trained_on.values():
+        for parameter in ("train_split", "choose_split"):
+            part = parts[parameter]
+            if not part.boxes["label"].isin(names or part.classes).any():
+                raise TrainingError(
+                    f"{parameter} {part.split!r} has no box of the classes that are trained on; choose another split, "
+                    "or leave the training out with train_split=null"
+                )
 
 
 def _check_model(settings: Mapping[str, Any], root: Path, device: str) -> list[str]:
@@ -295,6 +315,10 @@ def _check_model(settings: Mapping[str, Any], root: Path, device: str) -> list[s
         from .head_evaluation import find_head, load_head
 
         load_head(find_head(root, settings[NEEDS_HEAD], root), clip, DIOR_CLASSES)
+    if settings.get(TAKES_ADAPTER):
+        from .adapted_store import load_adapters
+
+        load_adapters(settings[TAKES_ADAPTER], clip)
     rows, columns = clip.grid
     return [
         f"model: {clip.name}, weights from {clip.weights.source} (sha256 {clip.weights.sha256[:12]}), "

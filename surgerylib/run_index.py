@@ -14,7 +14,7 @@ from PIL import Image
 from .report import content_security_policy, page_environment, read_json
 from .summary import INTERVAL_NOTE
 
-MAX_KEY_FIGURES = 12
+MAX_KEY_FIGURES = 14
 _GIVEN = {"present": "Classes of the image given", "all": "Neither given"}
 _SWEEP = "multi_iou_results.json"
 

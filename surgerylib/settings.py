@@ -56,7 +56,9 @@ class Setting:
         source, boxes, plain = self.source, self.boxes, BoxSettings()
         threshold = "percentile " + threshold_text(boxes.percentile) if boxes.percentile != OTSU else "Otsu's threshold"
         parts = [source.kind, source.similarity, threshold]
-        if source.last_layers > 1:
+        if source.adapter is not None:
+            parts.insert(2, f"adapter on the last {source.last_layers} layers")
+        elif source.last_layers > 1:
             parts.insert(2, f"mean of the last {source.last_layers} layers")
         if boxes.floor is not None:
             parts.append(f"floor {boxes.floor:.3g}")

@@ -7,12 +7,14 @@ What is kept is the similarity of every token to every class, for both paths and
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .adapted_store import AdaptedStore, TrainedAdapter
 from .classes import PROMPT_TEMPLATES, prompt_names
 from .clip import SurgeryCLIP
 from .datasets import Dataset, read_image
@@ -24,7 +26,10 @@ SHARD_IMAGES = 64
 
 
 class HeatmapStore(ImageShards):
-    """Similarities of a data set's tokens to its class list, in shards on disk. Attributes as in `ImageShards`."""
+    """Similarities of a data set's tokens to its class list, in shards on disk. Attributes as in `ImageShards`.
+
+    With adapters their maps lie beside these, in a store of their own: `MapSource.adapter` chooses between them.
+    """
 
     what = "heatmaps"
     code = ("_open_clip", "attention", "checkpoints", "classes", "clip", "image_shards", "images", "store")
@@ -37,6 +42,7 @@ class HeatmapStore(ImageShards):
         *,
         layers: int = 1,
         templates: Sequence[str] = PROMPT_TEMPLATES,
+        adapters: Sequence[TrainedAdapter] = (),
         folder: str | Path | None = None,
     ) -> None:
         """Find or prepare the store of a model and a data set; nothing is computed yet.
@@ -47,6 +53,7 @@ class HeatmapStore(ImageShards):
             cache_dir: folder of stores, one subfolder each.
             layers: at least this many of the last layers are kept, and `STORED_LAYERS` where the model has so many.
             templates: prompts.
+            adapters: whose maps are wanted too, each once.
             folder: this very store, made earlier (and not looked for in `cache_dir`).
 
         Raises:
@@ -67,6 +74,18 @@ class HeatmapStore(ImageShards):
             shard_images=SHARD_IMAGES,
             folder=folder,
         )
+        self.adapted = None
+        if adapters:
+            self.adapted = AdaptedStore(
+                clip, dataset, cache_dir, adapters, shard_images=SHARD_IMAGES, templates=templates
+            )  # fmt: skip
+
+    def compute(self, *, batch_size: int = 16, workers: int | None = None) -> HeatmapStore:
+        """As `ImageShards.compute`, with the adapters' maps."""
+        super().compute(batch_size=batch_size, workers=workers)
+        if self.adapted is not None:
+            self.adapted.compute(batch_size=batch_size, workers=workers)
+        return self
 
     @property
     def shards(self) -> list[MapShard]:
@@ -74,8 +93,7 @@ class HeatmapStore(ImageShards):
         images = self.dataset.images
         sizes = list(zip(images["width"].tolist(), images["height"].tolist(), strict=True))
         return [
-            MapShard(str(self.path(first)), self.clip.grid, first, tuple(sizes[first : first + self.shard_images]))
-            for first in self._firsts()
+            self._shard(first, tuple(sizes[first : first + self.shard_images]), offset=0) for first in self._firsts()
         ]
 
     def similarities(self) -> Iterator[np.ndarray]:
@@ -86,8 +104,14 @@ class HeatmapStore(ImageShards):
     def maps(self, position: int, source: MapSource) -> np.ndarray:
         """Raw heatmaps of one image, by its place in the data set: float32 [C, h, w]."""
         width, height = self.dataset.images[["width", "height"]].iloc[position].tolist()
-        path, offset = self.path(position), position % self.shard_images
-        return MapShard(str(path), self.clip.grid, position, ((width, height),), offset).maps(source)[0]
+        return self._shard(position, ((width, height),), offset=position % self.shard_images).maps(source)[0]
+
+    def _shard(self, first: int, sizes_wh: tuple[tuple[int, int], ...], *, offset: int) -> MapShard:
+        shard = MapShard(str(self.path(first)), self.clip.grid, first, sizes_wh, offset)
+        if self.adapted is None:
+            return shard
+        keys = tuple(adapter.key for adapter in self.adapted.adapters)
+        return replace(shard, adapted=str(self.adapted.path(first)), adapters=keys)
 
     def _read(self, path: str) -> Tensor:
         return self.clip.preprocess(read_image(path))

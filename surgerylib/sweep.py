@@ -34,6 +34,8 @@ from .versions import source_sha256
 
 # what decides the numbers of a sweep, beside the store's
 _CODE = (
+    "adapted_store",
+    "adapter",
     "curves",
     "extraction",
     "frames",

@@ -30,6 +30,7 @@ from .parameters import (
     LEAVES_OUT,
     NEEDS_HEAD,
     SET_BY_RUNNER,
+    STAGE,
     find_notebooks,
     known_parameters,
     load_config,
@@ -124,18 +125,25 @@ def run_workbook(
 
 
 def _without_left_out(chosen: list[Path], settings: Mapping[str, Any]) -> list[Path]:
-    """The notebooks that have what they need: `train_split: null` leaves out the training and what needs its head."""
-    if settings.get(LEAVES_OUT, "") is not None:
-        return chosen
-    needed = {LEAVES_OUT} if settings.get(NEEDS_HEAD) else {LEAVES_OUT, NEEDS_HEAD}
-    left_out = [path for path in chosen if needed & set(notebook_parameters(path))]
-    if left_out == chosen:
+    """The notebooks that have what they need.
+
+    `train_split: null` leaves out the training and what needs its head, `stage: heatmap` only the latter.
+    """
+    lacking, reason = set(), ""
+    if settings.get(LEAVES_OUT, "") is None:
+        lacking, reason = {LEAVES_OUT, NEEDS_HEAD}, f"{LEAVES_OUT} is null"
+    elif settings.get(STAGE) == "heatmap" and any(LEAVES_OUT in notebook_parameters(path) for path in chosen):
+        lacking, reason = {NEEDS_HEAD}, f"{STAGE} is heatmap, which trains no head"
+    if settings.get(NEEDS_HEAD):
+        lacking -= {NEEDS_HEAD}
+    left_out = [path for path in chosen if lacking & set(notebook_parameters(path))]
+    if left_out and left_out == chosen:
         raise ParameterError(
-            f"{LEAVES_OUT} is null, so there is nothing to run of {left_out[0].stem}; name a split to train on, or a "
+            f"{reason}, so there is nothing to run of {left_out[0].stem}; name a split to train on, or a "
             f"trained head with {NEEDS_HEAD}"
         )
     for path in left_out:
-        print(f"{path.stem}: left out, {LEAVES_OUT} is null", flush=True)
+        print(f"{path.stem}: left out, {reason}", flush=True)
     return [path for path in chosen if path not in left_out]
 
 

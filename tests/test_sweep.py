@@ -315,13 +315,15 @@ def test_a_setting_by_the_names_of_the_notebooks_and_in_words():
     )
     assert setting.parameters() == {
         "kind": "standard", "similarity": "surgery", "last_layers": 3, "percentile": [60, 90], "min_side": 9,
-        "max_side": 99, "box_score": "max", "nms_iou": 0.5, "floor": 0.25,
+        "max_side": 99, "box_score": "max", "nms_iou": 0.5, "floor": 0.25, "adapter": None,
     }  # fmt: skip
     assert setting.describe() == (
         "standard, surgery, mean of the last 3 layers, percentile 60 + 90, floor 0.25, NMS at 0.5, sides > 9, "
         "sides ≤ 99, score max"
     )
     assert Setting().parameters()["floor"] is None
+    adapted = Setting(MapSource("vv_mixed", "cosine", 3, "0123456789ab"))
+    assert adapted.describe() == "vv_mixed, cosine, adapter on the last 3 layers, percentile 75"
     assert Setting(boxes=BoxSettings(floor=-0.012345)).describe() == "vv_mixed, cosine, percentile 75, floor -0.0123"
     assert Setting(boxes=BoxSettings("otsu")).describe() == "vv_mixed, cosine, Otsu's threshold"
 
