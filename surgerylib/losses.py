@@ -286,7 +286,9 @@ def heatmap_localization_loss(
     weight = 1 + (positive_weight - 1) * coverage
     entropy = weight * F.binary_cross_entropy_with_logits(logits, coverage, reduction="none")
     if focal_gamma:
-        bce = ((probability - coverage).abs() ** focal_gamma * entropy).sum() / coverage.sum().clamp(min=1)
+        # below gamma 1 a power has no gradient at 0; a clamped value has none either, but a finite one
+        off = (probability - coverage).abs().clamp(min=torch.finfo(logits.dtype).tiny)
+        bce = (off**focal_gamma * entropy).sum() / coverage.sum().clamp(min=1)
     else:
         bce = entropy.sum() / weight.sum()
     both, p, y = (part.flatten(2).sum(dim=-1) for part in (probability * coverage, probability, coverage))

@@ -1,4 +1,6 @@
-"""The GT-class localisation loss against a slow loop written from its definition, gradients included."""
+"""The losses against slow loops written from their definitions: of the localiser's boxes, gradients included, and of
+the heatmap adapter's logits.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,14 @@ import pytest
 import torch
 
 from surgerylib.errors import ParameterError
-from surgerylib.losses import ASSIGNERS, gt_class_localization_loss
+from surgerylib.losses import (
+    ASSIGNERS,
+    gt_class_localization_loss,
+    heatmap_classification_loss,
+    heatmap_localization_loss,
+    heatmap_loss,
+    heatmap_sparsity_loss,
+)
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}  # float64 on both sides
 
@@ -208,3 +217,217 @@ def test_arguments_that_cannot_be():
         gt_class_localization_loss(pred[0], *nothing)
     with pytest.raises(ParameterError, match="1 were predicted"):
         gt_class_localization_loss(pred, [], [])
+
+
+# ------------------------------------------------------------------------------------------- the heatmap adapter's
+
+TERMS = ("classification", "localization", "sparsity")
+
+
+def random_maps(seed: int, shape: tuple[int, ...] = (3, 4, 5, 6)) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits, and coverage with empty maps, empty patches, parts and whole patches."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    coverage = (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 0.8).clamp(0, 1)
+    present = torch.rand(shape[:2], generator=generator) < 0.6
+    present[0, 0], present[-1, -1] = True, False
+    return logits, coverage * present[:, :, None, None]
+
+
+def slow_heatmap_losses(logits, coverage, positive_weight=1.0, focal_gamma=0.0) -> dict[str, float]:
+    """Map by map and patch by patch, from the docstrings."""
+    classification, entropies, weights, dices, outside, covered = [], [], [], [], [], 0.0
+    for of_image, covered_of_image in zip(logits.tolist(), coverage.tolist(), strict=True):
+        for rows, covered_rows in zip(of_image, covered_of_image, strict=True):
+            z = [value for row in rows for value in row]
+            y = [value for row in covered_rows for value in row]
+            p = [1 / (1 + math.exp(-value)) for value in z]
+            pooled = math.log(sum(map(math.exp, z)) / len(z))
+            probability = 1 / (1 + math.exp(-pooled))
+            classification.append(-math.log(probability if any(y) else 1 - probability))
+            for value, of_patch, target in zip(z, p, y, strict=True):
+                weight = 1 + (positive_weight - 1) * target
+                entropy = -target * math.log(of_patch) - (1 - target) * math.log(1 / (1 + math.exp(value)))
+                focus = abs(of_patch - target) ** focal_gamma if focal_gamma else 1
+                entropies.append(focus * weight * entropy)
+                weights.append(weight)
+                covered += target
+                if target == 0:
+                    outside.append(of_patch)
+            if any(y):
+                both = sum(a * b for a, b in zip(p, y, strict=True))
+                dices.append(1 - (2 * both + 1) / (sum(p) + sum(y) + 1))
+    bce = sum(entropies) / (max(covered, 1) if focal_gamma else sum(weights))
+    dice = sum(dices) / max(len(dices), 1)
+    return {
+        "classification": sum(classification) / len(classification), "bce": bce, "dice": dice,
+        "localization": bce + dice, "sparsity": sum(outside) / max(len(outside), 1),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("options", [{}, {"positive_weight": 10.0}, {"focal_gamma": 2.0},
+                                     {"positive_weight": 0.3, "focal_gamma": 0.5}])  # fmt: skip
+def test_the_heatmap_losses_are_those_of_their_definitions(seed, options):
+    logits, coverage = random_maps(seed)
+    weights = {"classification_weight": 0.7, "localization_weight": 1.3, "sparsity_weight": 2.0}
+    terms = heatmap_loss(logits, coverage, **weights, **options)
+    slow = slow_heatmap_losses(logits, coverage, **options)
+    for name, value in slow.items():
+        assert float(terms[name]) == pytest.approx(value, rel=1e-10, abs=1e-10), name
+    total = sum(weights[f"{name}_weight"] * slow[name] for name in TERMS)
+    assert float(terms.total) == pytest.approx(total, rel=1e-10, abs=1e-10)
+    assert float(heatmap_classification_loss(logits, coverage)) == float(terms.classification)
+    assert heatmap_localization_loss(logits, coverage, **options) == (terms.bce, terms.dice)
+    assert float(heatmap_sparsity_loss(logits, coverage)) == float(terms.sparsity)
+
+
+def test_the_gradient_of_the_heatmap_losses_is_that_of_the_values():
+    logits, coverage = random_maps(4, (2, 3, 2, 3))
+    for options in ({}, {"positive_weight": 5.0, "focal_gamma": 2.0}, {"focal_gamma": 0.5}):
+        assert torch.autograd.gradcheck(
+            lambda z, options=options: heatmap_loss(z, coverage, **options).total, logits.clone().requires_grad_()
+        )
+
+
+def test_tiny_maps_by_hand():
+    """Two classes of two patches, logits 0 and log 3: probabilities 1/2 and 3/4. The second class is absent."""
+    logits = torch.tensor([[[[0.0, math.log(3)]], [[0.0, math.log(3)]]]], dtype=torch.float64)
+    coverage = torch.tensor([[[[0.0, 1.0]], [[0.0, 0.0]]]], dtype=torch.float64)
+    # pooled: log((1 + 3) / 2) = log 2: a probability of 2/3, once right, once wrong
+    expected = (-math.log(2 / 3) - math.log(1 / 3)) / 2
+    assert float(heatmap_classification_loss(logits, coverage)) == pytest.approx(expected)
+    bce, dice = heatmap_localization_loss(logits, coverage)
+    assert float(bce) == pytest.approx(-(math.log(1 / 2) + math.log(3 / 4) + math.log(1 / 2) + math.log(1 / 4)) / 4)
+    assert float(dice) == pytest.approx(1 - (2 * 3 / 4 + 1) / (5 / 4 + 1 + 1))  # of the map with a box alone
+    bce, _ = heatmap_localization_loss(logits, coverage, positive_weight=3)
+    assert float(bce) == pytest.approx(-(math.log(1 / 2) + 3 * math.log(3 / 4) + math.log(1 / 2) + math.log(1 / 4)) / 6)
+    bce, _ = heatmap_localization_loss(logits, coverage, focal_gamma=2)
+    focal = (math.log(1 / 2) / 4, math.log(3 / 4) / 16, math.log(1 / 2) / 4, math.log(1 / 4) * 9 / 16)
+    assert float(bce) == pytest.approx(-sum(focal))  # one patch is covered
+    assert float(heatmap_sparsity_loss(logits, coverage)) == pytest.approx((1 / 2 + 1 / 2 + 3 / 4) / 3)
+
+
+def test_half_a_patch_is_a_soft_target():
+    """The least cross-entropy of a patch that is half covered is at even odds."""
+    coverage = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64)
+    at = {z: float(heatmap_localization_loss(torch.full_like(coverage, z), coverage)[0]) for z in (-1.0, 0.0, 1.0)}
+    assert at[0.0] == pytest.approx(math.log(2))
+    assert at[-1.0] == pytest.approx(at[1.0])
+    assert at[1.0] > at[0.0]
+    assert heatmap_sparsity_loss(torch.zeros_like(coverage), coverage) == 0  # it is touched
+
+
+def test_gamma_zero_and_positive_weight_one_are_the_plain_mean():
+    logits, coverage = random_maps(5)
+    plain = torch.nn.functional.binary_cross_entropy_with_logits(logits, coverage)
+    for options in ({}, {"focal_gamma": 0.0}, {"positive_weight": 1.0}):
+        torch.testing.assert_close(heatmap_localization_loss(logits, coverage, **options)[0], plain, **TOLERANCE)
+    # as gamma goes to 0 the sum does not jump: only what it is divided by is another
+    bce, _ = heatmap_localization_loss(logits, coverage, focal_gamma=1e-9)
+    assert float(bce) == pytest.approx(float(plain * coverage.numel() / coverage.sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("off", TERMS)
+def test_a_weight_of_zero_takes_the_gradient_and_leaves_the_value(off):
+    logits, coverage = random_maps(6)
+    weights = {f"{name}_weight": 0.0 if name == off else 1.5 for name in TERMS}
+    z = logits.clone().requires_grad_()
+    terms = heatmap_loss(z, coverage, **weights, positive_weight=4.0)
+    assert not terms[off].requires_grad
+    assert all(terms[name].requires_grad for name in TERMS if name != off)
+    everything = heatmap_loss(logits, coverage, positive_weight=4.0)
+    for name in (*TERMS, "bce", "dice"):
+        assert float(terms[name].detach()) == float(everything[name]) > 0
+    terms.total.backward()
+    other = logits.clone().requires_grad_()
+    bce, dice = heatmap_localization_loss(other, coverage, positive_weight=4.0)
+    alone = {
+        "classification": heatmap_classification_loss(other, coverage),
+        "localization": bce + dice,
+        "sparsity": heatmap_sparsity_loss(other, coverage),
+    }
+    sum(1.5 * value for name, value in alone.items() if name != off).backward()
+    torch.testing.assert_close(z.grad, other.grad, **TOLERANCE)
+
+
+@pytest.mark.parametrize("options", [{}, {"positive_weight": 10.0}, {"focal_gamma": 2.0}, {"focal_gamma": 0.5}])
+def test_images_without_any_box(options):
+    z = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    terms = heatmap_loss(z, torch.zeros(2, 3, 4, 4), **options)
+    assert terms.dice == 0
+    assert all(terms[name].isfinite() for name in ("total", *TERMS, "bce"))
+    torch.testing.assert_close(terms.sparsity, z.sigmoid().mean())
+    terms.total.backward()
+    assert (z.grad > 0).all()  # all it can learn is to say less, everywhere
+
+
+def test_a_map_without_an_empty_patch_has_no_sparsity():
+    z = torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    sparsity = heatmap_sparsity_loss(z, torch.full((1, 2, 3, 3), 0.01))
+    assert sparsity == 0
+    sparsity.backward()
+    assert not z.grad.any()
+
+
+@pytest.mark.parametrize("options", [{}, {"positive_weight": 10.0}, {"focal_gamma": 2.0}])
+def test_perfect_maps_cost_nothing_and_their_opposites_much(options):
+    coverage = torch.zeros(2, 3, 4, 4)
+    coverage[0, 1, 1:3, 1:3] = coverage[1, 0, 0, 2:] = coverage[0, 2, 3] = 1
+    perfect = heatmap_loss(40 * coverage - 20, coverage, **options)
+    wrong = heatmap_loss(20 - 40 * coverage, coverage, **options)
+    for name in ("total", *TERMS, "bce", "dice"):
+        assert 0 <= perfect[name] < 1e-4, name
+        assert wrong[name] > 0.7, name
+
+
+def test_the_order_of_images_classes_and_patches_does_not_matter():
+    logits, coverage = random_maps(7)
+    generator = torch.Generator().manual_seed(8)
+    options = {"positive_weight": 4.0, "focal_gamma": 2.0}
+    plain = heatmap_loss(logits, coverage, **options)
+    for axis in range(3):
+        parts = [part if axis < 2 else part.flatten(2)[:, :, None] for part in (logits, coverage)]
+        along = axis if axis < 2 else 3
+        order = torch.randperm(parts[0].shape[along], generator=generator)
+        turned = heatmap_loss(*(part.index_select(along, order) for part in parts), **options)
+        for name in ("total", *TERMS, "bce", "dice"):
+            torch.testing.assert_close(turned[name], plain[name], **TOLERANCE)
+    # which is not so where they change places in one of the two alone
+    assert not torch.isclose(heatmap_loss(logits, coverage.flip(0), **options).total, plain.total, rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1e4, -1e4, 200.0])
+@pytest.mark.parametrize("options", [{}, {"positive_weight": 10.0}, {"focal_gamma": 2.0}, {"focal_gamma": 1.0}])
+def test_extreme_logits_are_finite_in_value_and_gradient(size, options):
+    coverage = torch.zeros(2, 2, 3, 3)
+    coverage[0, 0, 0], coverage[0, 0, 1, 1] = 1, 0.5
+    signs = torch.ones(2, 2, 3, 3)
+    signs[:, :, :, ::2] = -1
+    z = (size * signs).requires_grad_()
+    terms = heatmap_loss(z, coverage, **options)
+    terms.total.backward()
+    assert all(terms[name].isfinite() for name in ("total", *TERMS, "bce", "dice"))
+    assert z.grad.isfinite().all()
+
+
+def test_bug_the_focal_loss_below_gamma_one_had_no_gradient_where_a_patch_is_exactly_right():
+    """A power below 1 has an infinite slope at 0: a saturated patch, or one at its share, made the gradient NaN."""
+    coverage = torch.tensor([0.0, 1.0, 0.5, 0.0]).view(1, 1, 2, 2)
+    z = torch.tensor([-1e4, 1e4, 0.0, 2.0]).view(1, 1, 2, 2).requires_grad_()
+    bce, _ = heatmap_localization_loss(z, coverage, focal_gamma=0.5)
+    bce.backward()
+    assert z.grad.flatten()[:3].tolist() == [0, 0, 0]
+    assert z.grad.flatten()[3] > 0
+    assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("logits", "coverage"), [((2, 3, 4, 4), (2, 3, 4, 5)), ((2, 3, 4, 4), (1, 3, 4, 4)), ((3, 4, 4), (3, 4, 4))]
+)
+def test_maps_of_other_shapes(logits, coverage):
+    for loss in (heatmap_loss, heatmap_classification_loss, heatmap_localization_loss, heatmap_sparsity_loss):
+        with pytest.raises(ParameterError, match=r"must both be \[B, C, h, w\]") as raised:
+            loss(torch.zeros(logits), torch.zeros(coverage))
+        assert str(list(logits)) in str(raised.value)
+        assert str(list(coverage)) in str(raised.value)
