@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgerylib.boxes import box_giou, box_iou, extract_boxes, nms
+from surgerylib.boxes import box_giou, box_iou, extract_boxes, nms, patch_coverage
 from surgerylib.errors import ParameterError
 
 A = np.array([0.0, 0.0, 10.0, 10.0])
@@ -168,3 +168,69 @@ def test_nms_of_nothing_and_bad_threshold():
     assert nms(np.empty((0, 5)), 0.5).shape == (0, 5)
     with pytest.raises(ParameterError, match="NMS threshold"):
         nms(np.empty((0, 5)), 0.0)
+
+
+# ------------------------------------------------------------------------------------------- coverage of patches
+
+
+@pytest.mark.parametrize(
+    ("boxes", "expected"),
+    [
+        ([], [[0, 0], [0, 0]]),
+        ([[0, 0, 1, 1]], [[1, 1], [1, 1]]),
+        ([[0, 0, 0.5, 0.5]], [[1, 0], [0, 0]]),  # a patch: its neighbours are not touched
+        ([[0.5, 0, 1, 0.5]], [[0, 1], [0, 0]]),  # x first: the upper right patch
+        ([[0.25, 0.25, 0.75, 0.75]], [[0.25, 0.25], [0.25, 0.25]]),
+        ([[0.1, 0.2, 0.3, 0.3]], [[0.08, 0], [0, 0]]),
+        ([[0, 0, 0.5, 0.5], [0, 0, 0.5, 0.5]], [[1, 0], [0, 0]]),  # twice the same
+        ([[0, 0, 0.5, 0.25], [0, 0, 0.25, 0.5]], [[0.75, 0], [0, 0]]),  # overlapping
+        ([[0.1, 0.1, 0.4, 0.4], [0.2, 0.2, 0.3, 0.3]], [[0.36, 0], [0, 0]]),  # one in another
+        ([[0, 0, 0.25, 0.5], [0.25, 0, 0.5, 0.5]], [[1, 0], [0, 0]]),  # side by side
+        ([[0.75, 0.75, 1, 1]], [[0, 0], [0, 0.25]]),  # at the border
+        ([[-3, -0.5, 2, 1.5]], [[1, 1], [1, 1]]),  # larger than the image
+        ([[0.5, 0.5, 1.5, 0.75]], [[0, 0], [0, 0.5]]),
+        ([[1.2, 0.1, 1.5, 0.4]], [[0, 0], [0, 0]]),  # beside it
+        ([[0.3, 0.2, 0.3, 0.4]], [[0, 0], [0, 0]]),  # without area
+    ],
+)
+def test_coverage_of_boxes_by_hand(boxes, expected):
+    covered = patch_coverage(np.array(boxes), (2, 2))
+    assert covered.dtype == np.float64
+    np.testing.assert_allclose(covered, expected, rtol=0, atol=1e-12)
+    assert ((covered == 0) == (np.array(expected) == 0)).all()  # not touched is exactly 0: the sparsity loss asks
+
+
+def test_rows_and_columns_of_a_grid_that_is_not_square():
+    covered = patch_coverage(np.array([[0.0, 0.0, 0.5, 0.5]]), (2, 3))
+    np.testing.assert_allclose(covered, [[1, 0.5, 0], [0, 0, 0]], atol=1e-12)
+    np.testing.assert_allclose(patch_coverage(np.array([[0.2, 0, 0.6, 1]]), (1, 5)), [[0, 1, 1, 0, 0]], atol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([1, 2, 3, 4, 5, 6, 7, 10, 12, 14]),
+    st.sampled_from([1, 2, 3, 4, 5, 6, 7, 10, 12, 14]),
+    st.lists(st.tuples(*[st.integers(0, 420)] * 4), max_size=6),
+)
+def test_coverage_is_that_of_a_fine_raster(rows, columns, corners):
+    """420 divides by every grid: with corners on the raster, counting its cells is exact."""
+    raster = np.zeros((420, 420), dtype=bool)
+    boxes = [[min(a, c), min(b, d), max(a, c), max(b, d)] for a, b, c, d in corners]
+    for xmin, ymin, xmax, ymax in boxes:
+        raster[ymin:ymax, xmin:xmax] = True
+    counted = raster.reshape(rows, 420 // rows, columns, 420 // columns).mean(axis=(1, 3))
+    covered = patch_coverage(np.array(boxes) / 420, (rows, columns))
+    np.testing.assert_allclose(covered, counted, rtol=0, atol=1e-9)
+    assert covered.min() >= 0
+    assert covered.max() <= 1
+    assert covered.mean() == pytest.approx(raster.mean(), abs=1e-9)  # share of a patch x area of a patch
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 16), st.integers(1, 16))
+def test_the_covered_area_is_that_of_the_union_whatever_the_grid(seed, rows, columns):
+    corners = np.random.default_rng(seed).uniform(size=(2, 2, 2))
+    a, b = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
+    width, height = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)) - max(width, 0) * max(height, 0)
+    assert patch_coverage(np.array([a, b]), (rows, columns)).mean() == pytest.approx(union, abs=1e-12)
