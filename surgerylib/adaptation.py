@@ -350,7 +350,7 @@ class _Measure:
             if name in _SHARES:
                 low, high = share_interval(value, samples, n_rows, n_images)
             else:
-                low, high = basic_interval(value, samples, n_images)
+                low, high = np.clip(basic_interval(value, samples, n_images), 0, 1)
             rows.append((name, float(value), float(low), float(high)))
         return pd.DataFrame(rows, columns=["figure", "value", "low", "high"])
 
@@ -366,6 +366,7 @@ class _Measure:
             value_a, samples_a, _, images_a = self._estimate(*counts_a[name], places, name)
             value_b, samples_b, _, images_b = self._estimate(*counts_b[name], places, name)
             low, high = basic_interval(value_a - value_b, samples_a - samples_b, min(images_a, images_b))
+            low, high = np.clip((low, high), -1, 1)
             rows.append((name, float(value_a - value_b), float(low), float(high)))
         return pd.DataFrame(rows, columns=["figure", "difference", "low", "high"])
 

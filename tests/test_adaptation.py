@@ -1,0 +1,574 @@
+"""Before and after an adapter: every figure is held against the judge that there was for it before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+from adapted_scenes import LAYERS, SEEN, adapted_store, load_adapters, write_adapter, write_adapters
+
+from surgerylib import adaptation as module
+from surgerylib import adapter_variants
+from surgerylib.adaptation import (
+    ALL,
+    EVEN_ODDS,
+    FIGURES,
+    FLOOR_PERCENTILES,
+    UNSEEN,
+    best_states,
+    choose_floor,
+    class_groups,
+    compare_adapted,
+    states_of,
+)
+from surgerylib.adaptation import SEEN as OF_SEEN
+from surgerylib.adapter_plan import AdapterPlan
+from surgerylib.adapter_training import LOSSES, AdapterSettings
+from surgerylib.adapter_variants import balance_variants, compare_variants, loss_variants
+from surgerylib.datasets import Dataset, load_dataset
+from surgerylib.detection import detections_frame
+from surgerylib.diagnosis import map_quality
+from surgerylib.errors import ParameterError
+from surgerylib.extraction import BoxSettings
+from surgerylib.floors import floor_values
+from surgerylib.intervals import basic_interval, resampled_means, share_interval
+from surgerylib.kinds import HEATMAP_KINDS, PROTOCOLS
+from surgerylib.map_shards import BoxTable, MapSource, boxes_of
+from surgerylib.measures import best_overlaps, measure_boxes, present_pairs
+from surgerylib.metrics import bootstrap_map, paired_difference
+from surgerylib.quality import quality_difference, quality_summary
+from surgerylib.scenes import write_scenes
+from surgerylib.settings import Criterion, Setting
+from surgerylib.store import HeatmapStore
+from surgerylib.summary import evaluate_kinds, present_only
+from surgerylib.sweep import sweep
+from surgerylib.token_cache import TokenCache
+
+DRAWN = {"n_resamples": 40, "seed": 3}
+OPTIONS = {**DRAWN, "workers": 1}
+SOURCES = {kind: MapSource(kind, "cosine", LAYERS) for kind in HEATMAP_KINDS}
+PAIRS = [("after", "before"), ("after", "floor"), ("floor", "before")]
+NUMBERS = {
+    "maps": ["map"],
+    "map_differences": ["difference"],
+    "figures": ["value"],
+    "figure_differences": ["difference"],
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp("data") / "scenes", num_train=6, num_val=5, num_test=9, size=96)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("stores")
+
+
+@pytest.fixture(scope="module")
+def data(root) -> Dataset:
+    return load_dataset(root, "test")
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny, folder):
+    return load_adapters(write_adapters(folder / "adapters", tiny), tiny)
+
+
+@pytest.fixture(scope="module")
+def store(tiny, data, folder, adapters) -> HeatmapStore:
+    return adapted_store(tiny, data, folder, adapters)
+
+
+@pytest.fixture(scope="module")
+def states(adapters):
+    floors = {"standard": 0.1, "vv_qk": 0.1, "vv_vv": 0.12, "vv_mixed": 0.12}
+    return states_of(SOURCES, adapters, BoxSettings(70), floors=floors)
+
+
+@pytest.fixture(scope="module")
+def groups(data, adapters):
+    return class_groups(data.classes, adapters["vv_mixed"].seen_classes)
+
+
+@pytest.fixture(scope="module")
+def found(store, states, groups):
+    return compare_adapted(store, states, groups, **OPTIONS)
+
+
+def only(frame: pd.DataFrame, **match) -> pd.DataFrame:
+    """The rows with these values."""
+    for name, value in match.items():
+        frame = frame[frame[name] == value]
+    return frame.reset_index(drop=True)
+
+
+def boxes_in(store: HeatmapStore, setting: Setting) -> BoxTable:
+    return boxes_of(store.shards, [setting.source], [setting.boxes], workers=1)[setting.source][0]
+
+
+def of_labels(data: Dataset, labels) -> Dataset:
+    return replace(data, boxes=data.boxes[data.boxes["label"].isin(labels)].reset_index(drop=True))
+
+
+def judged(store: HeatmapStore, setting: Setting, protocol: str, labels, **options):
+    """The bootstrap of one setting, on frames that hold boxes of these classes alone."""
+    truth = of_labels(store.dataset, labels).boxes
+    found = detections_frame(boxes_in(store, setting), store.dataset)
+    found = found[found["label"].isin(labels)].reset_index(drop=True)
+    found = present_only(found, truth) if protocol == "present" else found
+    ids = store.dataset.images["image_id"]
+    return bootstrap_map(found, truth, image_ids=ids, classes=labels, **DRAWN, **options)
+
+
+def with_large_boxes(data: Dataset, every: int = 1) -> Dataset:
+    """A large box of each class (or of every so many) on every image; the scenes' own are hard to hit by drawn maps."""
+    rows = [
+        (image_id, label, 10.0 + 2 * place, 10.0, 40.0 + 2 * place, 50.0)
+        for number, image_id in enumerate(data.images["image_id"])
+        for place, label in enumerate(data.classes)
+        if (place + number) % every == 0
+    ]
+    return replace(data, boxes=pd.DataFrame(rows, columns=["image_id", "label", "xmin", "ymin", "xmax", "ymax"]))
+
+
+# --------------------------------------------------------------------------------------------- against the judges
+
+
+def test_there_is_something_to_compare(data, store, states, found):
+    """The judges would agree on nothing too."""
+    assert set(data.boxes["label"]) & set(SEEN)
+    assert set(data.boxes["label"]) - set(SEEN)
+    assert (only(found.maps, iou_threshold=0.05).groupby("state")["map"].max() > 0).all()
+    assert (found.figure_differences.groupby("figure")["difference"].apply(lambda d: d.abs().max()) > 0).all()
+    assert list(found.settings) == list(HEATMAP_KINDS)
+    assert found.n_images == 9
+
+
+def test_map_of_all_classes_is_evaluate_kinds_with_its_intervals_and_paired_differences(store, states, found):
+    data = store.dataset
+    for kind, of_kind in states.items():
+        frames = [
+            detections_frame(boxes_in(store, setting), data).assign(kind=state) for state, setting in of_kind.items()
+        ]
+        for pair in PAIRS:
+            judge = evaluate_kinds(
+                pd.concat(frames, ignore_index=True), data.boxes, image_ids=data.images["image_id"],
+                classes=data.classes, kinds=list(of_kind), compared=pair, **DRAWN,
+            )  # fmt: skip
+            own = only(found.map_differences, group=ALL, kind=kind, state=pair[0], reference=pair[1])
+            both = own.merge(judge.differences, on=["protocol", "iou_threshold"], suffixes=("", "_judge"))
+            assert len(both) == len(own) == 2 * 6
+            for name in ("difference", "low", "high"):
+                np.testing.assert_array_equal(both[name], both[f"{name}_judge"])
+        own = only(found.maps, group=ALL, kind=kind)
+        judged_maps = judge.summary.rename(columns={"kind": "state"})
+        both = own.merge(judged_maps, on=["protocol", "state", "iou_threshold"], suffixes=("", "_judge"))
+        assert len(both) == len(own) == 3 * 2 * 6
+        for name in ("map", "low", "high"):
+            np.testing.assert_array_equal(both[name], both[f"{name}_judge"])
+
+
+@pytest.mark.parametrize("group", [OF_SEEN, UNSEEN])
+def test_map_of_a_group_is_that_of_frames_with_its_classes_alone(store, states, groups, found, group):
+    for kind, protocol in product(("standard", "vv_mixed"), PROTOCOLS):
+        results = {s: judged(store, setting, protocol, groups[group]) for s, setting in states[kind].items()}
+        for state, result in results.items():
+            own = only(found.maps, group=group, kind=kind, state=state, protocol=protocol)
+            np.testing.assert_array_equal(own[["map", "low", "high"]], result.summary()[["map", "low", "high"]])
+        for state, reference in PAIRS:
+            own = only(
+                found.map_differences, group=group, kind=kind, state=state, reference=reference, protocol=protocol
+            )
+            paired = paired_difference(results[state], results[reference]).summary()
+            columns = ["difference", "low", "high"]
+            np.testing.assert_array_equal(own[columns], paired[columns])
+
+
+def test_another_interpolation_and_other_thresholds_are_taken(store, states, groups):
+    one = {"vv_mixed": states["vv_mixed"]}
+    options = {"interpolation": "area", "iou_thresholds": [0.1, 0.25]}
+    found = compare_adapted(store, one, groups, **options, **OPTIONS)
+    assert found.interpolation == "area"
+    judge = judged(store, states["vv_mixed"]["after"], "all", groups[OF_SEEN], **options).summary()
+    own = only(found.maps, group=OF_SEEN, state="after", protocol="all")
+    np.testing.assert_array_equal(own[["iou_threshold", "map", "low", "high"]], judge)
+
+
+@pytest.mark.parametrize("group", [ALL, OF_SEEN, UNSEEN])
+def test_figures_of_the_boxes_are_those_of_measure_boxes(store, states, groups, found, group):
+    few, labels = of_labels(store.dataset, groups[group]), groups[group]
+    places = [few.classes.index(label) for label in labels]
+    in_group = np.zeros((len(few.images), len(few.classes)), bool)
+    in_group[:, places] = True
+    for kind, of_kind in states.items():
+        for state, setting in of_kind.items():
+            table = boxes_in(store, setting)
+            present = measure_boxes(table, few, present_pairs(few))
+            own = only(found.figures, group=group, kind=kind, state=state).set_index("figure")["value"]
+            assert list(own.index) == list(FIGURES)
+            for name in ("mean_iou", "max_iou", "mean_best_iou"):
+                assert own[name] == pytest.approx(present[name], nan_ok=True)
+            every = measure_boxes(table, few, in_group)
+            assert own["false_box_rate"] == pytest.approx(every["false_box_rate"])
+
+
+@pytest.mark.parametrize("group", [ALL, OF_SEEN, UNSEEN])
+def test_inverted_and_pointing_are_those_of_quality_summary(store, states, groups, found, group):
+    for kind, of_kind in states.items():
+        sources = [of_kind[state].source for state in ("before", "after")]
+        pairs = [frame[frame["label"].isin(groups[group])] for frame in map_quality(store, sources, workers=1).values()]
+        for state, own in zip(("before", "after"), pairs, strict=True):
+            judge = quality_summary(own, **DRAWN).set_index("figure")["value"]
+            mine = only(found.figures, group=group, kind=kind, state=state).set_index("figure")["value"]
+            for name in ("inverted", "pointing"):
+                assert mine[name] == pytest.approx(judge[name])
+        judge = quality_difference(pairs[1], pairs[0], **DRAWN).set_index("figure")
+        mine = only(found.figure_differences, group=group, kind=kind, state="after", reference="before")
+        mine = mine.set_index("figure")
+        same_resamples = pairs[0]["image_id"].nunique() == found.n_images  # they leave out images without a pair
+        assert same_resamples or group != ALL
+        for name in ("inverted", "pointing"):
+            assert mine.loc[name, "difference"] == pytest.approx(judge.loc[name, "difference"])
+            if same_resamples:
+                expected = judge.loc[name, ["low", "high"]].astype(float).clip(-1, 1)
+                np.testing.assert_allclose(mine.loc[name, ["low", "high"]].astype(float), expected, atol=1e-12)
+
+
+def test_intervals_of_figures_are_those_of_resampled_rows(store, states, found):
+    """Every image holds a box and an absent class: the rows' own bootstrap draws the same images."""
+    data, n_images = store.dataset, found.n_images
+    present = present_pairs(data)
+    assert data.boxes["image_id"].nunique() == n_images
+    ids = data.images["image_id"].to_numpy()
+    absent_image = np.repeat(ids, (~present).sum(axis=1))
+    rows = {}
+    for state, setting in states["vv_mixed"].items():
+        table = boxes_in(store, setting)
+        counts = np.zeros(present.shape)
+        np.add.at(counts, (table.image, table.label), 1)
+        of_box, of_truth = best_overlaps(table, data, present[table.image, table.label])
+        image = ids[table.image[present[table.image, table.label]]]
+        rows[state] = {
+            "false_box_rate": (counts[~present] > 0, absent_image),
+            "mean_best_iou": (of_truth, data.boxes["image_id"].to_numpy()),
+            "mean_iou": (of_box, image),
+        }
+
+    def means(state: str, name: str):
+        values, images = rows[state][name]
+        means, samples, n = resampled_means(values[:, None].astype(float), images, DRAWN["n_resamples"], DRAWN["seed"])
+        return means[0], samples[:, 0], n, len(values)
+
+    for state in rows:
+        own = only(found.figures, group=ALL, kind="vv_mixed", state=state).set_index("figure")
+        for name in rows[state]:
+            value, samples, n, n_rows = means(state, name)
+            if n < n_images:  # a state without a box on some image
+                continue
+            share = name == "false_box_rate"
+            low, high = share_interval(value, samples, n_rows, n) if share else basic_interval(value, samples, n)
+            expected = np.clip([value, low, high], 0, 1)
+            np.testing.assert_allclose(own.loc[name, ["value", "low", "high"]].astype(float), expected, atol=1e-12)
+    for state, reference in PAIRS:
+        own = only(found.figure_differences, group=ALL, kind="vv_mixed", state=state, reference=reference)
+        for name in ("false_box_rate", "mean_best_iou"):
+            (a, samples_a, *_), (b, samples_b, *_) = means(state, name), means(reference, name)
+            expected = np.clip([a - b, *basic_interval(a - b, samples_a - samples_b, n_images)], -1, 1)
+            mine = own.set_index("figure").loc[name, ["difference", "low", "high"]].astype(float)
+            np.testing.assert_allclose(mine, expected, atol=1e-12)
+
+
+def test_no_interval_leaves_the_values_that_there_can_be(found):
+    """An IoU below 0, or a share that falls by more than 1, stood in the tables of few images."""
+    figures = found.figures.dropna()
+    assert figures["low"].min() >= 0
+    assert figures["high"].max() <= 1
+    differences = found.figure_differences.dropna()
+    assert differences["low"].min() >= -1
+    assert differences["high"].max() <= 1
+    for frame, value in ((figures, "value"), (differences, "difference")):
+        assert (frame["low"] <= frame[value]).all()
+        assert (frame[value] <= frame["high"]).all()
+    assert only(found.figures, figure="max_iou")[["low", "high"]].isna().all(axis=None)
+
+
+def test_kinds_with_the_same_maps_have_the_same_figures(found):
+    for one, other in (("standard", "vv_qk"), ("vv_vv", "vv_mixed")):
+        floors = {"standard": 0.1, "vv_qk": 0.1, "vv_vv": 0.12, "vv_mixed": 0.12}
+        assert floors[one] == floors[other]
+        for name in NUMBERS:
+            frame = getattr(found, name).drop(columns="kind")
+            kinds = getattr(found, name)["kind"]
+            pd.testing.assert_frame_equal(
+                frame[kinds == one].reset_index(drop=True), frame[kinds == other].reset_index(drop=True)
+            )
+
+
+# ---------------------------------------------------------------------------------------------------------- groups
+
+
+def test_groups_are_all_classes_and_the_two_parts_where_there_are_two():
+    classes = ("a", "b", "c", "d")
+    assert class_groups(classes, ["c", "a"]) == {ALL: classes, OF_SEEN: ("a", "c"), UNSEEN: ("b", "d")}
+    assert class_groups(classes, ["d", "c", "b", "a"]) == {ALL: classes}
+    assert class_groups(classes, []) == {ALL: classes}
+    assert class_groups(classes, ["x"]) == {ALL: classes}
+
+
+def test_a_group_in_another_order_has_the_same_figures(store, states, groups, found):
+    one = {"vv_mixed": states["vv_mixed"]}
+    other = compare_adapted(store, one, {OF_SEEN: groups[OF_SEEN][::-1]}, **OPTIONS)
+    for name in NUMBERS:
+        mine = only(getattr(found, name), group=OF_SEEN, kind="vv_mixed")
+        pd.testing.assert_frame_equal(getattr(other, name), mine)
+
+
+# ------------------------------------------------------------------------------------------------ nothing has changed
+
+
+def test_an_untrained_adapter_changes_no_figure_at_all(tiny, data, folder):
+    untrained = load_adapters(write_adapters(folder / "untrained", tiny, strength=0.0), tiny)
+    store = adapted_store(tiny, data, folder, untrained)
+    states = states_of(SOURCES, untrained, BoxSettings(70), adapter_floor=None)
+    found = compare_adapted(store, states, class_groups(data.classes, SEEN), **OPTIONS)
+    for frame, keys in ((found.maps, ["protocol", "iou_threshold"]), (found.figures, ["figure"])):
+        before, after = (only(frame, state=state).drop(columns="state") for state in ("before", "after"))
+        pd.testing.assert_frame_equal(before.sort_values(["group", "kind", *keys]), after.sort_values(
+            ["group", "kind", *keys]))  # fmt: skip
+    numbers = found.map_differences[["difference", "low", "high"]]
+    assert (numbers.dropna() == 0).all(axis=None)
+    assert (found.figure_differences["difference"] == 0).all()
+    assert (found.figure_differences[["low", "high"]].dropna() == 0).all(axis=None)
+    assert len(numbers.dropna()) > 0
+
+
+def test_the_order_of_images_boxes_and_classes_changes_nothing(tiny, data, folder, adapters, states, groups, found):
+    turned = replace(
+        data,
+        images=data.images.iloc[::-1].reset_index(drop=True),
+        boxes=data.boxes.sample(frac=1, random_state=0).reset_index(drop=True),
+        classes=data.classes[::-1],
+    )
+    store = adapted_store(tiny, turned, folder, adapters)
+    one = {"vv_mixed": states["vv_mixed"]}
+    other = compare_adapted(store, one, {group: labels[::-1] for group, labels in groups.items()}, **OPTIONS)
+    for name, numbers in NUMBERS.items():
+        mine = only(getattr(found, name), kind="vv_mixed")
+        numbers = [*numbers, "low", "high"]
+        theirs = getattr(other, name)
+        names = [column for column in mine if column not in numbers]
+        both = mine.merge(theirs, on=names, suffixes=("", "_turned"))
+        assert len(both) == len(mine) == len(theirs)
+        for column in numbers:
+            np.testing.assert_allclose(both[column], both[f"{column}_turned"], atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------- little to measure
+
+
+def test_a_data_set_without_boxes(tiny, data, folder, adapters, states, groups):
+    store = adapted_store(tiny, of_labels(data, []), folder, adapters)
+    found = compare_adapted(store, {"standard": states["standard"]}, groups, **OPTIONS)
+    assert found.maps["map"].isna().all()
+    assert found.map_differences["difference"].isna().all()
+    known = found.figures[found.figures["value"].notna()]
+    assert set(known["figure"]) == {"false_box_rate"}
+    assert set(found.figure_differences.dropna()["figure"]) == {"false_box_rate"}
+
+
+def test_one_image_has_values_and_no_interval(tiny, data, folder, adapters, states, groups):
+    images = data.images.iloc[[4]].reset_index(drop=True)
+    boxes = data.boxes[data.boxes["image_id"] == images["image_id"][0]].reset_index(drop=True)
+    store = adapted_store(tiny, replace(data, images=images, boxes=boxes), folder, adapters)
+    found = compare_adapted(store, {"standard": states["standard"]}, groups, **OPTIONS)
+    assert only(found.maps, group=ALL)["map"].notna().all()
+    assert only(found.figures, group=ALL, figure="mean_best_iou")["value"].notna().all()
+    for name in NUMBERS:
+        assert getattr(found, name)[["low", "high"]].isna().all(axis=None)
+
+
+def test_where_no_class_is_ever_absent_there_is_no_false_box_rate(tiny, data, folder, adapters, states, groups):
+    store = adapted_store(tiny, with_large_boxes(data), folder, adapters)
+    found = compare_adapted(store, {"standard": states["standard"]}, groups, **OPTIONS)
+    rates = only(found.figures, figure="false_box_rate")[["value", "low", "high"]]
+    assert rates.isna().all(axis=None)
+    assert only(found.figures, figure="mean_best_iou")["value"].notna().all()
+    for group, state in product(groups, ("before", "floor", "after")):
+        of_state = only(found.maps, group=group, state=state)
+        both = [only(of_state, protocol=protocol)["map"] for protocol in PROTOCOLS]
+        np.testing.assert_array_equal(*both)  # every class is present: the protocols ask for the same
+
+
+def test_a_state_without_a_single_box(store, adapters, groups):
+    states = states_of({"vv_mixed": SOURCES["vv_mixed"]}, adapters, BoxSettings(70), adapter_floor=1e6)
+    found = compare_adapted(store, states, groups, **OPTIONS)
+    after = only(found.figures, group=ALL, state="after").set_index("figure")["value"]
+    assert after["false_box_rate"] == 0
+    assert after["mean_best_iou"] == 0
+    assert after[["mean_iou", "max_iou"]].isna().all()
+    assert (only(found.maps, group=ALL, state="after")["map"] == 0).all()
+    differences = only(found.figure_differences, group=ALL).set_index("figure")["difference"]
+    before = only(found.figures, group=ALL, state="before").set_index("figure")["value"]
+    assert differences["false_box_rate"] == -before["false_box_rate"]
+    assert np.isnan(differences["mean_iou"])
+
+
+# ---------------------------------------------------------------------------------------------------------- settings
+
+
+def test_states_are_settings_of_the_kinds_that_have_an_adapter(tiny, tmp_path, adapters):
+    boxes = BoxSettings(80, min_side=7, floor=0.3)
+    states = states_of(SOURCES, adapters, boxes)
+    assert list(states) == list(HEATMAP_KINDS)
+    for kind, of_kind in states.items():
+        assert list(of_kind) == ["before", "after"]
+        assert of_kind["before"] == Setting(SOURCES[kind], boxes)
+        adapted = MapSource(kind, "cosine", LAYERS, adapters[kind].key)
+        assert of_kind["after"] == Setting(adapted, replace(boxes, floor=0.0))
+    none = states_of(SOURCES, adapters, boxes, adapter_floor=None)
+    assert none["standard"]["after"].boxes == replace(boxes, floor=None)
+    floors = dict.fromkeys(HEATMAP_KINDS, 0.2)
+    with_floors = states_of(SOURCES, adapters, boxes, adapter_floor=-1.5, floors=floors)
+    assert list(with_floors["vv_vv"]) == ["before", "floor", "after"]
+    assert with_floors["vv_vv"]["floor"] == Setting(SOURCES["vv_vv"], replace(boxes, floor=0.2))
+    assert with_floors["vv_vv"]["after"].boxes.floor == -1.5
+    one = load_adapters(write_adapter(tmp_path / "one.safetensors", tiny, "vv_qk"), tiny)
+    assert list(states_of(SOURCES, one, boxes)) == ["standard", "vv_qk"]
+    with pytest.raises(ParameterError, match=r"standard, vv_qk, none of which is among .* \(vv_vv, vv_mixed\)"):
+        states_of({kind: SOURCES[kind] for kind in ("vv_vv", "vv_mixed")}, one, boxes)
+
+
+@pytest.fixture(scope="module")
+def choice(tiny, root, folder, adapters) -> HeatmapStore:
+    return adapted_store(tiny, with_large_boxes(load_dataset(root, "val"), every=3), folder, adapters)
+
+
+def test_the_floor_chosen_is_the_best_of_its_candidates(choice):
+    boxes = BoxSettings(70, min_side=7)
+    for kind in ("standard", "vv_mixed"):
+        source = SOURCES[kind]
+        by_percentile = floor_values(choice, source, FLOOR_PERCENTILES)
+        candidates = list(by_percentile.values())
+        worth = [
+            sweep(choice, [setting], **OPTIONS).value(setting, "all")[0]
+            for setting in (Setting(source, replace(boxes, floor=floor)) for floor in candidates)
+        ]
+        assert len(set(worth)) > 1
+        assert choose_floor(choice, source, boxes, **OPTIONS) == candidates[int(np.argmax(worth))]
+        assert choose_floor(choice, source, boxes, percentiles=[95], **OPTIONS) == by_percentile[95]
+
+
+@pytest.mark.parametrize("criterion", [Criterion("all", None), Criterion("present", 0.1)])
+def test_each_state_is_at_the_best_of_the_settings_tried_for_it(choice, adapters, monkeypatch, criterion):
+    asked = []
+    monkeypatch.setattr(module, "sweep", lambda store, settings, **options: asked.append(settings) or sweep(
+        store, settings, **options))  # fmt: skip
+    sources = {kind: SOURCES[kind] for kind in ("standard", "vv_mixed")}
+    boxes, options = BoxSettings(75, min_side=7, floor=0.05), {"n_resamples": 4, "workers": 1}
+    states = best_states(
+        choice, sources, adapters, boxes, percentiles=[60, 90], floor_percentiles=[80, 95],
+        box_scores=["mean", "max", "mean"], criterion=criterion, **options,
+    )  # fmt: skip
+    assert list(states) == list(sources)
+    (tried,) = asked
+    assert all(setting.boxes.min_side == 7 for setting in tried)
+    found = sweep(choice, tried, **options)
+    for kind, of_kind in states.items():
+        assert list(of_kind) == ["before", "floor", "after"]
+        before = list(floor_values(choice, sources[kind], [80, 95]).values())
+        after = list(floor_values(choice, adapters[kind].source(kind), [80, 95]).values())
+        for state, floors in {"before": [None], "floor": before, "after": [EVEN_ODDS, *after]}.items():
+            source = adapters[kind].source(kind) if state == "after" else sources[kind]
+            expected = {
+                Setting(source, replace(boxes, percentile=percentile, floor=floor, score=score))
+                for percentile, floor, score in product([60, 90], floors, ["mean", "max"])
+            }
+            assert expected <= set(tried)
+            values = {s: found.value(s, criterion.protocol, criterion.iou_threshold)[0] for s in expected}
+            assert of_kind[state] in expected
+            assert values[of_kind[state]] == max(values.values()) > min(values.values())
+    assert len(tried) == len(set(tried)) == 2 * 2 * 2 * (1 + 2 + 3)
+
+
+def test_without_floors_to_try_no_state_has_one_before(choice, adapters):
+    states = best_states(
+        choice, {"vv_mixed": SOURCES["vv_mixed"]}, adapters, BoxSettings(), percentiles=[75], floor_percentiles=[],
+        box_scores=["max"], criterion=Criterion(), **OPTIONS,
+    )  # fmt: skip
+    assert list(states["vv_mixed"]) == ["before", "after"]
+    assert states["vv_mixed"]["before"].boxes == BoxSettings(75, score="max")
+    assert states["vv_mixed"]["after"].boxes == BoxSettings(75, score="max", floor=EVEN_ODDS)
+
+
+# ---------------------------------------------------------------------------------------------------------- variants
+
+
+@pytest.mark.parametrize("weights", [{}, {"sparsity_weight": 0.0, "localization_weight": 2.5}])
+def test_losses_are_tried_alone_in_pairs_and_together(weights):
+    settings = AdapterSettings(**weights, seen_classes=SEEN, rank=3)
+    variants = loss_variants(settings)
+    assert list(variants) == [
+        "classification alone", "localization alone", "sparsity alone", "classification + localization",
+        "classification + sparsity", "localization + sparsity", "all three losses",
+    ]  # fmt: skip
+    full = {name: getattr(settings, f"{name}_weight") or 1.0 for name in LOSSES}
+    for name, variant in variants.items():
+        for loss in LOSSES:
+            expected = full[loss] if loss in name or name == "all three losses" else 0.0
+            assert getattr(variant, f"{loss}_weight") == expected
+        assert variant.rank == 3
+        assert variant.seen_classes == settings.seen_classes
+    assert (variants["all three losses"] == settings) == (not weights)
+
+
+def test_balances_change_the_balance_alone():
+    settings = AdapterSettings(positive_weight=7.0, focal_gamma=1.0, rank=3)
+    variants = balance_variants(settings)
+    found = {name: (variant.positive_weight, variant.focal_gamma) for name, variant in variants.items()}
+    assert found == {
+        "no balance": (1, 0), "covered patches × 3": (3, 0), "covered patches × 10": (10, 0),
+        "covered patches × 30": (30, 0), "focal, γ = 2": (1, 2),
+    }  # fmt: skip
+    for variant in variants.values():
+        assert replace(variant, positive_weight=7.0, focal_gamma=1.0) == settings
+    assert balance_variants(AdapterSettings())["covered patches × 10"] == AdapterSettings()
+
+
+def test_equal_settings_are_trained_and_measured_once(tiny, root, tmp_path, monkeypatch):
+    caches = {
+        role: TokenCache(tiny, load_dataset(root, split), tmp_path, layers=2).compute()
+        for role, split in (("train", "train"), ("choose", "val"))
+    }
+    label = caches["choose"].dataset.boxes["label"]
+    seen = tuple(set(label) & set(caches["train"].dataset.boxes["label"]))
+    settings = AdapterSettings(rank=2, batch_size=3, seen_classes=seen)
+    plan = AdapterPlan(adapter_epochs=1, warmup_epochs=0.0)
+    measured = []
+    real = adapter_variants.compare_adapted
+    monkeypatch.setattr(
+        adapter_variants, "compare_adapted", lambda store, states, *a, **k: measured.append(states) or real(
+            store, states, *a, **k)
+    )  # fmt: skip
+    variants = compare_variants(
+        {"own": settings, "other": replace(settings, positive_weight=2.0), "own again": settings}, plan, caches,
+        tmp_path, "vv_mixed", BoxSettings(70), adapter_floor=-0.5, **OPTIONS,
+    )  # fmt: skip
+    assert list(variants) == ["own", "other", "own again"]
+    assert variants["own"].found is variants["own again"].found
+    assert variants["own"].found is not variants["other"].found
+    assert len(list(tmp_path.glob("adapter-training-*"))) == len(measured) == 2
+    for (of_kind,) in (states.values() for states in measured):
+        assert list(of_kind) == ["after"]
+        assert of_kind["after"].boxes == BoxSettings(70, floor=-0.5)
+        assert of_kind["after"].source.last_layers == 2
+    assert 0 < variants["own"].patch_ap < 1
+    found = variants["other"].found
+    assert set(found.groups) == {ALL, OF_SEEN, UNSEEN}
+    assert set(found.groups[OF_SEEN]) == set(seen)
+    assert found.map_differences.empty
+    assert found.figure_differences.empty
