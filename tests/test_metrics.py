@@ -595,6 +595,49 @@ def test_pairing_is_refused_where_images_seed_or_settings_differ():
         paired_difference(reference, bootstrap_map(detections, truth.iloc[1:], **options))
 
 
+@pytest.mark.parametrize("labels", [["a"], ["c", "a"], ["z", "b"], ["a", "b", "c", "z"]])
+def test_some_classes_of_a_result_are_the_bootstrap_of_frames_with_them_alone(labels):
+    detections, truth = random_frames(7, n_images=30, n_truth=200, n_detections=300)
+    options = {"image_ids": image_ids(30), "n_resamples": 60, "seed": 3}
+    result = bootstrap_map(detections, truth, classes=[*"abcz"], **options)
+    chosen = result.of_classes(labels)
+    alone = bootstrap_map(
+        *(frame[frame["label"].isin(labels)] for frame in (detections, truth)), classes=sorted(labels), **options
+    )
+    assert chosen.classes == alone.classes == tuple(sorted(labels))
+    pd.testing.assert_frame_equal(chosen.summary(), alone.summary())
+    pd.testing.assert_frame_equal(chosen.class_summary(), alone.class_summary())
+    assert chosen.mean_over_thresholds() == alone.mean_over_thresholds()
+    assert (chosen.map_degrees, chosen.n_images) == (alone.map_degrees, alone.n_images)
+    again = result.of_classes(labels[::-1])
+    assert (again.classes, again.data_hash) == (chosen.classes, chosen.data_hash)
+    np.testing.assert_array_equal(again.map_samples, chosen.map_samples)
+
+
+def test_two_groups_of_classes_are_not_paired():
+    detections, truth = random_frames(7, n_images=30, n_truth=200, n_detections=300)
+    options = {"image_ids": image_ids(30), "n_resamples": 60, "seed": 3}
+    a, b = bootstrap_map(truth.assign(score=0.5), truth, **options), bootstrap_map(detections, truth, **options)
+    paired = paired_difference(a.of_classes(["a", "c"]), b.of_classes(["c", "a"]))
+    np.testing.assert_array_equal(paired.map, a.ap[[0, 2]].mean(axis=0) - b.ap[[0, 2]].mean(axis=0))
+    for one, other in ((["a", "c"], ["a"]), (["a"], ["b"])):
+        with pytest.raises(ParameterError, match="ground truth differ"):
+            paired_difference(a.of_classes(one), b.of_classes(other))
+    with pytest.raises(ParameterError, match="ground truth differ"):
+        paired_difference(a, b.of_classes(["a"]))
+
+
+def test_a_class_that_was_not_evaluated_has_no_figures_to_take_out():
+    detections, truth = random_frames(7)
+    result = bootstrap_map(detections, truth, image_ids=image_ids(), n_resamples=5)
+    with pytest.raises(ParameterError, match="no figures of 'ship', only of a, b, c; name those"):
+        result.of_classes(["a", "ship"])
+    with pytest.raises(ParameterError, match="no figures of 'a'"):
+        result.without_classes().of_classes(["a"])
+    nothing = result.of_classes([])
+    assert nothing.summary()[["map", "low", "high"]].isna().all(axis=None)
+
+
 # one clear line for each bad input
 
 

@@ -17,7 +17,7 @@ from surgerylib.detection import DetectionSettings, detect, detections_frame
 from surgerylib.errors import CacheError, OutputError, ParameterError
 from surgerylib.extraction import BoxSettings
 from surgerylib.map_shards import BoxTable, MapSource, boxes_of
-from surgerylib.measures import MEASURES, measure_boxes, present_pairs
+from surgerylib.measures import MEASURES, best_overlaps, measure_boxes, present_pairs
 from surgerylib.metrics import bootstrap_map, paired_difference
 from surgerylib.scenes import write_scenes
 from surgerylib.settings import Criterion, Setting, at_percentiles, chosen_kind, post_processing_variants, setting_grid
@@ -277,6 +277,42 @@ def test_measures_by_hand(store):
     assert nothing["boxes_per_image"] == 0
     assert nothing["mean_best_iou"] == 0
     assert np.isnan(nothing["mean_iou"])
+
+
+def test_best_overlaps_by_hand(store):
+    data = store.dataset
+    ids = data.images["image_id"].iloc[:2].tolist()
+    truth = pd.DataFrame(
+        [
+            (ids[1], data.classes[2], 0.0, 0.0, 20.0, 10.0),  # not in the order of the images
+            (ids[0], data.classes[0], 50.0, 50.0, 60.0, 60.0),
+            (ids[0], data.classes[0], 0.0, 0.0, 10.0, 10.0),
+            (ids[0], data.classes[1], 0.0, 0.0, 10.0, 10.0),
+        ],
+        columns=["image_id", "label", "xmin", "ymin", "xmax", "ymax"],
+    )
+    few = replace(data, images=data.images.iloc[:2], boxes=truth)
+    table = box_table(
+        [
+            (0, 0, 0, 0, 10, 10),  # IoU 1 with the third
+            (0, 0, 0, 0, 10, 5),  # 0.5 with the same
+            (0, 0, 50, 50, 60, 54),  # 0.4 with the second
+            (0, 2, 0, 0, 20, 10),  # the class is in the other image alone
+            (1, 0, 0, 0, 10, 10),  # likewise
+            (1, 2, 0, 0, 15, 10),  # 0.75 with the first
+        ],
+        (2, len(data.classes)),
+    )
+    of_box, of_truth = best_overlaps(table, few, np.ones(6, bool))
+    assert of_box.tolist() == [1, 0.5, 0.4, 0, 0, 0.75]
+    assert of_truth.tolist() == [0.75, 0.4, 1, 0]
+    of_box, of_truth = best_overlaps(table, few, np.array([False, True, True, False, True, False]))
+    assert of_box.tolist() == [0.5, 0.4, 0]
+    assert of_truth.tolist() == [0, 0.4, 0.5, 0]
+    of_box, of_truth = best_overlaps(table, few, np.zeros(6, bool))
+    assert (of_box.tolist(), of_truth.tolist()) == ([], [0, 0, 0, 0])
+    of_box, of_truth = best_overlaps(table, replace(few, boxes=truth.iloc[:0]), np.ones(6, bool))
+    assert (of_box.tolist(), of_truth.tolist()) == ([0] * 6, [])
 
 
 def test_no_images_and_no_ground_truth(store, grid):
