@@ -49,19 +49,26 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _features(arguments: argparse.Namespace) -> int:
-    from . import localizer_commands
+def _training_configuration(arguments: argparse.Namespace) -> tuple[Path, dict]:
+    from .parameters import STAGE
 
     path, config = _configuration(arguments)
-    localizer_commands.features(config, _out(arguments, path), predict_only=arguments.predict)
+    return path, config | ({} if arguments.stage is None else {STAGE: arguments.stage})
+
+
+def _features(arguments: argparse.Namespace) -> int:
+    from . import training_commands
+
+    path, config = _training_configuration(arguments)
+    training_commands.features(config, _out(arguments, path), predict_only=arguments.predict)
     return 0
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from . import localizer_commands
+    from . import training_commands
 
-    path, config = _configuration(arguments)
-    print(localizer_commands.train(config, _out(arguments, path), resume=arguments.resume))
+    path, config = _training_configuration(arguments)
+    print(*training_commands.train(config, _out(arguments, path), resume=arguments.resume), sep="\n")
     return 0
 
 
@@ -142,12 +149,16 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(command=_check)
 
     features = commands.add_parser(
-        "features", parents=[shared, placed], help="compute the frozen features that the localiser is trained on"
+        "features", parents=[shared, placed], help="compute what the adapters and the localiser are trained on"
     )
+    features.add_argument("--stage", help="heatmap, localizer or both (default: the configuration's, else both)")
     features.add_argument("--predict", action="store_true", help="only say how much disk they need")
     features.set_defaults(command=_features)
 
-    train = commands.add_parser("train", parents=[shared, placed], help="train the localiser, as notebook 03 does")
+    train = commands.add_parser(
+        "train", parents=[shared, placed], help="train what notebook 03 trains: heatmap adapters, localiser"
+    )
+    train.add_argument("--stage", help="heatmap, localizer or both (default: the configuration's, else both)")
     train.add_argument("--resume", action="store_true", help="go on with a training of these settings that was stopped")
     train.set_defaults(command=_train)
 

@@ -274,7 +274,7 @@ def test_the_figures_draw(ious, trained):
 
 
 def words(command: str, arguments: dict, out: Path, **more) -> list[str]:
-    given = {**arguments, **SMALL, **more}
+    given = {**arguments, **SMALL, "stage": "localizer", **more}
     items = [item for name, value in given.items() for item in ("-p", f"{name}={value}")]
     return [command, "--out", str(out), *items]
 
@@ -325,6 +325,31 @@ def test_resume_is_asked_for_and_only_where_there_is_something(arguments, tmp_pa
     assert main([*words("train", arguments, tmp_path), "--resume"]) == 0
     assert progress_of(folder) == (3, True)
     assert (tmp_path / "localizer.safetensors").is_file()
+
+
+def test_train_of_both_stages_and_the_stage_that_the_command_names(arguments, tmp_path, capsys):
+    short = {"adapter_epochs": 3, "adapter_rank": 2, "stage": "both"}
+    assert main([*words("train", arguments, tmp_path, **short), "--stage", "heatmap"]) == 0
+    published = [tmp_path / "adapters" / f"adapter_{kind}.safetensors" for kind in ("standard", "vv_mixed")]
+    assert capsys.readouterr().out.splitlines()[-2:] == list(map(str, published))
+    assert not (tmp_path / "localizer.safetensors").exists()
+    assert not list((tmp_path / "cache").glob("features-*"))  # the adapters don't pay for the head
+    before = [path.read_bytes() for path in published]
+    assert main(words("train", arguments, tmp_path, **short)) == 0
+    said = capsys.readouterr().out
+    assert "the training of the adapter of vv_mixed is at its end already" in said
+    assert said.splitlines()[-1] == str(tmp_path / "localizer.safetensors")
+    assert [path.read_bytes() for path in published] == before
+    assert main([*words("train", arguments, tmp_path, **short), "--stage", "heatmaps"]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert error == ["error: stage must be heatmap, localizer or both, got 'heatmaps'"]
+
+
+def test_features_of_the_heatmap_stage_say_their_size(arguments, tmp_path, capsys):
+    assert main([*words("features", arguments, tmp_path), "--stage", "heatmap", "--predict"]) == 0
+    said = capsys.readouterr().out
+    assert f"tokens, train (train): {2 * 3 * 16 * 24 * 2:,} bytes an image, 12 images, 0.000 GB" in said
+    assert not (tmp_path / "cache").exists()
 
 
 def test_train_leaves_the_report_of_another_training_alone(arguments, tmp_path, capsys):
