@@ -8,7 +8,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .boxes import box_giou, box_iou, extract_boxes, nms
+    from .adapted_store import load_adapters
+    from .adapter import HeatmapAdapter, load_adapter
+    from .boxes import box_giou, box_iou, extract_boxes, nms, patch_coverage
     from .classes import DIOR_CLASSES, PROMPT_TEMPLATES, prompt_names
     from .clip import ImageTokens, SurgeryCLIP, load_clip
     from .datasets import Dataset, load_dataset, read_image
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from .heatmaps import HEATMAP_KINDS, heatmaps, upsample
     from .localization import gt_class_localization, peak_localization
     from .localizer import GTClassLocalizer, load_localizer
-    from .losses import gt_class_localization_loss
+    from .losses import gt_class_localization_loss, heatmap_loss
     from .metrics import average_precision
     from .workbook import run_workbook
 
@@ -27,7 +29,9 @@ __version__ = "0.1.0"
 # each name is imported on first use: worker processes, `--help` and notebooks take only what they need of torch,
 # open_clip and papermill, which take seconds
 _HOMES = {
-    "boxes": ("box_giou", "box_iou"),
+    "adapted_store": ("load_adapters",),
+    "adapter": ("HeatmapAdapter", "load_adapter"),
+    "boxes": ("box_giou", "box_iou", "patch_coverage"),
     "classes": ("DIOR_CLASSES", "PROMPT_TEMPLATES", "prompt_names"),
     "clip": ("ImageTokens", "SurgeryCLIP", "load_clip"),
     "datasets": ("Dataset", "load_dataset"),
@@ -39,7 +43,7 @@ _HOMES = {
     "images": ("read_image",),
     "localization": ("gt_class_localization", "peak_localization"),
     "localizer": ("GTClassLocalizer", "load_localizer"),
-    "losses": ("gt_class_localization_loss",),
+    "losses": ("gt_class_localization_loss", "heatmap_loss"),
     "metrics": ("average_precision",),
     "workbook": ("run_workbook",),
 }
@@ -53,6 +57,7 @@ __all__ = [
     "DetectionSettings",
     "FeatureCache",
     "GTClassLocalizer",
+    "HeatmapAdapter",
     "ImageTokens",
     "SurgeryCLIP",
     "SurgeryError",
@@ -64,11 +69,15 @@ __all__ = [
     "extract_boxes",
     "gt_class_localization",
     "gt_class_localization_loss",
+    "heatmap_loss",
     "heatmaps",
+    "load_adapter",
+    "load_adapters",
     "load_clip",
     "load_dataset",
     "load_localizer",
     "nms",
+    "patch_coverage",
     "peak_localization",
     "prompt_names",
     "read_image",

@@ -16,7 +16,7 @@ from .summary import INTERVAL_NOTE
 
 MAX_KEY_FIGURES = 14
 _GIVEN = {"present": "Classes of the image given", "all": "Neither given"}
-_SWEEP = "multi_iou_results.json"
+_SWEEP, _ADAPTER = "multi_iou_results.json", "adapter_results.json"
 
 
 def index_html(run_dir: Path) -> str:
@@ -40,7 +40,12 @@ def index_html(run_dir: Path) -> str:
             tables=_map_tables(results),
             evaluation=evaluation,
             per_class=per_class,
-            headline=_headline(results, evaluation, read_json(run_dir / _SWEEP) if _SWEEP in owners else {}),
+            headline=_headline(
+                results,
+                evaluation,
+                *(read_json(run_dir / name) if name in owners else {} for name in (_SWEEP, _ADAPTER)),
+            ),
+            adapter=read_json(run_dir / _ADAPTER) if _ADAPTER in owners else {},
             recommendation=_recommendation(run_dir, owners),
             outdated=[entry["name"] for entry in valid if entry["status"] == "outdated"],
             figures=_key_figures(run_dir, sorted(owners)),
@@ -52,14 +57,16 @@ def index_html(run_dir: Path) -> str:
 
 
 def _headline(
-    results: Mapping[str, Any], evaluation: Mapping[str, Any], sweep: Mapping[str, Any]
+    results: Mapping[str, Any], evaluation: Mapping[str, Any], sweep: Mapping[str, Any], adapter: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """The run in a few rows: finding, naming, and detection; what was not measured has no row."""
+    """The run in a few rows: finding, naming, detection, before and after training; unmeasured things have no row."""
     rows = []
 
-    def add(text: str, entry: Mapping[str, Any] | None, field: str = "value", notebook: str = "") -> None:
+    def add(
+        text: str, entry: Mapping[str, Any] | None, field: str = "value", notebook: str = "", *, sign: bool = False
+    ) -> None:
         if entry and entry.get(field) is not None:
-            rows.append({"text": text, "notebook": notebook, **figure_cell(entry, field)})
+            rows.append({"text": text, "notebook": notebook, **figure_cell(entry, field, sign=sign)})
 
     methods = evaluation.get("methods") or {}
     for method, text in (
@@ -91,6 +98,23 @@ def _headline(
     for protocol, entries in recommended.items():
         text = f"{_GIVEN[protocol]}: mean mAP of the recommended setting, protocol “{protocol}”"
         add(text, entries[-1], "map", "02_threshold_sweep")
+    kind = adapter.get("kind")
+    for group, of_group in (adapter.get("groups") or {}).items():
+        states = (of_group.get("kinds") or {}).get(kind) or {}
+        n_classes = len(of_group.get("classes") or [])
+        for state, words in (
+            ("before", "before training"),
+            ("after", "after"),
+            ("after - before", "difference, paired"),
+        ):
+            of_state = states.get(state) or {}
+            difference = state == "after - before"
+            for entry in ((of_state.get("protocols") or {}).get("all") or [])[:1]:
+                text = f"Heatmap adapter, {group} ({n_classes}): mAP@{entry['iou_threshold']:.2f} of {kind}, {words}"
+                add(text, entry, "difference" if difference else "map", "03_training", sign=difference)
+            if group == "all classes" and not difference:
+                text = f"Heatmap adapter: classes not in an image that get a box there, {words}"
+                add(text, (of_state.get("figures") or {}).get("false_box_rate"), "value", "03_training")
     return rows
 
 
