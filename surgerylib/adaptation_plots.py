@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -57,12 +58,13 @@ def examples(
     ids = data.images["image_id"].tolist()
     names = [name for name in (SEEN, UNSEEN) if name in groups] or [ALL]
     pairs: list[tuple[str, str]] = []
-    while len(pairs) < count - 1:
-        name = names[len(pairs) % len(names)]
-        fresh = data.boxes["label"].isin(groups[name]) & ~data.boxes["image_id"].isin([shown for shown, _ in pairs])
-        found = plots.example_pairs(
-            data.boxes[fresh & ~data.boxes["label"].isin([label for _, label in pairs])], ids, 1
-        )
+    while len(pairs) < max(count - 1, min(count, 1)):
+        turn = len(pairs) % len(names)
+        shown_ids, shown_labels = ([pair[place] for pair in pairs] for place in (0, 1))
+        fresh = data.boxes[~data.boxes["image_id"].isin(shown_ids) & ~data.boxes["label"].isin(shown_labels)]
+        # of a group without any more, the other's
+        by_group = (fresh[fresh["label"].isin(groups[name])] for name in names[turn:] + names[:turn])
+        found = next((own for boxes in by_group if (own := plots.example_pairs(boxes, ids, 1))), [])
         if not found:
             break
         pairs += found
@@ -118,7 +120,8 @@ def before_after(found: Adaptation, kind: str, title: str) -> Figure:
             axis.text(0.5, 0.5, "no boxes in this split", transform=axis.transAxes, ha="center", color="#666666")
         axis.set(title=f"{group} ({n_classes})", xlabel="IoU threshold", ylim=(0, None))
     axes[0, 0].set_ylabel(f"mAP of {kind}, all protocol")
-    fig.suptitle(title, fontsize=11, x=0.006, ha="left")
+    # as wide as the panels: beyond them it would stick out
+    fig.suptitle(textwrap.fill(title, 38 * len(groups) + 6), fontsize=11, x=0.006, ha="left")
     handles = [
         Line2D([], [], color=STATE_COLOURS[state], marker=_STATE_MARKERS[state], markersize=5, label=name)
         for state, name in STATES.items()
@@ -141,7 +144,7 @@ def example_rows(examples: Sequence[Example]) -> Figure:
         size_wh = (example.image.shape[1], example.image.shape[0])
         for axis, (state, shown) in zip(axes[row], panels, strict=True):
             plots.photo_axis(axis, example.image)
-            heading = f"{example.title}\n" if axis is axes[row, 0] else ""
+            heading = f"{textwrap.fill(example.title, 36)}\n" if axis is axes[row, 0] else ""
             if shown == "map":
                 heatmap = example.maps[state]
                 plots.overlay(axis, heatmap, size_wh)

@@ -15,6 +15,7 @@ from .summary import INTERVAL_NOTE, average_precision_text, with_interval
 from .training import Training
 
 _SHOWN = (0.05, 0.15, 0.5)  # IoU thresholds of the answer, as far as they were measured
+_ANSWERED = ("false_box_rate", "pointing", "inverted")  # figures of the answer
 _DIFFERENCES = {
     ("after", "before"): "after − before (paired)",
     ("after", "floor"): "after − before with a floor (paired)",
@@ -31,7 +32,9 @@ def finding(found: Adaptation, kind: str) -> str:
     group = SEEN if SEEN in found.groups else ALL
     ends = sorted({min(found.maps["iou_threshold"]), max(found.maps["iou_threshold"])})
     if math.isnan(_map(found, group, kind, "before", "all", ends[0])[0]):
-        return "No image of this split holds a box of the class list: nothing can be measured."
+        any_box = not math.isnan(_map(found, ALL, kind, "before", "all", ends[0])[0])
+        what = "the classes that were trained on" if any_box else "the class list"
+        return f"No image of this split holds a box of {what}: nothing can be measured{' of them' if any_box else ''}."
     of_group = []
     for threshold in ends:
         before, after = (_map(found, group, kind, state, "all", threshold)[0] for state in ("before", "after"))
@@ -60,13 +63,13 @@ def title(found: Adaptation, kind: str) -> str:
     threshold = min(found.maps["iou_threshold"])
     before, after = (_map(found, group, kind, state, "all", threshold)[0] for state in ("before", "after"))
     if math.isnan(before):
-        return "No box to measure on"
+        return f"No box{'' if group == ALL else f' of the {group}'} to measure on"
     return f"{_verdict(found, kind)}: mAP@{threshold:.2f} of {kind} {before:.3f} before, {after:.3f} after ({group})"
 
 
 def answer_table(found: Adaptation, kind: str) -> pd.DataFrame:
     """Before and after for one kind: rows by group of classes and state, then the paired differences."""
-    thresholds = [value for value in _SHOWN if value in set(found.maps["iou_threshold"])]
+    thresholds = _shown(found)
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for group in groups_of(found):
         name = f"{group} ({len(found.groups[group])})"
@@ -76,11 +79,8 @@ def answer_table(found: Adaptation, kind: str) -> pd.DataFrame:
                 cells |= {
                     f"mAP@{t:.2f}, present": _map(found, group, kind, state, "present", t) for t in thresholds[:1]
                 }
-                cells |= {
-                    FIGURES[f]: _figure(found, group, kind, state, f)
-                    for f in ("false_box_rate", "pointing", "inverted")
-                }
                 rows[name, title] = {column: with_interval(*cell) for column, cell in cells.items()}
+                rows[name, title] |= {FIGURES[f]: _cell(_figure(found, group, kind, state, f), f) for f in _ANSWERED}
         for (state, reference), title in _DIFFERENCES.items():
             if _has(found, kind, state) and _has(found, kind, reference):
                 cells = {
@@ -90,11 +90,10 @@ def answer_table(found: Adaptation, kind: str) -> pd.DataFrame:
                     f"mAP@{t:.2f}, present": _map_difference(found, group, kind, reference, "present", t)
                     for t in thresholds[:1]
                 }
-                cells |= {
-                    FIGURES[f]: _figure_difference(found, group, kind, reference, f)
-                    for f in ("false_box_rate", "pointing", "inverted")
-                }
                 rows[name, title] = {column: with_interval(*cell) for column, cell in cells.items()}
+                rows[name, title] |= {
+                    FIGURES[f]: _cell(_figure_difference(found, group, kind, reference, f), f) for f in _ANSWERED
+                }
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index = pd.MultiIndex.from_tuples(table.index, names=[f"{kind}, classes", "maps"])
     return table
@@ -186,14 +185,14 @@ def variant_table(variants: Mapping[str, Variant], kind: str) -> pd.DataFrame:
     rows = {}
     for name, variant in variants.items():
         found = variant.found
-        thresholds = [value for value in _SHOWN if value in set(found.maps["iou_threshold"])]
+        thresholds = _shown(found)
         cells = {"patch AP": f"{variant.patch_ap:.3f}"}
         for group in [group for group in groups_of(found) if group != ALL] or [ALL]:
             cells |= {
                 f"mAP@{t:.2f}, {group.split()[0]}": with_interval(*_map(found, group, kind, "after", "all", t))
                 for t in thresholds
             }
-        cells[FIGURES["false_box_rate"]] = with_interval(*_figure(found, ALL, kind, "after", "false_box_rate"))
+        cells[FIGURES["false_box_rate"]] = _cell(_figure(found, ALL, kind, "after", "false_box_rate"), "false_box_rate")
         rows[name] = cells
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -202,14 +201,12 @@ def variants_finding(variants: Mapping[str, Variant], kind: str) -> str:
     """Which of the short trainings come out best for the classes that are trained on."""
     group = SEEN if SEEN in next(iter(variants.values())).found.groups else ALL
     means = {name: mean_map(variant.found, group, kind) for name, variant in variants.items()}
-    if all(map(math.isnan, means.values())):
+    ranked = sorted((name for name in means if not math.isnan(means[name])), key=means.get, reverse=True)
+    if not ranked:
         return "No box to compare on."
-    ranked = sorted(means, key=lambda name: -math.inf if math.isnan(means[name]) else means[name], reverse=True)
-    best, second, last = ranked[0], ranked[min(1, len(ranked) - 1)], ranked[-1]
-    return (
-        f"Highest mean mAP under all, {group}: {best} ({means[best]:.3f}), then {second} ({means[second]:.3f}); "
-        f"lowest: {last} ({means[last]:.3f})."
-    )
+    best, *others = [f"{name} ({means[name]:.3f})" for name in ranked]
+    then = f", then {others[0]}; lowest: {others[-1]}" if others else ""
+    return f"Highest mean mAP under all, {group}: {best}{then}."
 
 
 def results(
@@ -267,6 +264,12 @@ def _verdict(found: Adaptation, kind: str) -> str:
     return "The adapter finds less" if less else "The adapter is not told apart from the maps as they were"
 
 
+def _shown(found: Adaptation) -> list[float]:
+    """The IoU thresholds of the answer: some of those measured, or all of them where none of these was."""
+    measured = list(dict.fromkeys(found.maps["iou_threshold"]))
+    return [value for value in _SHOWN if value in measured] or measured
+
+
 def _has(found: Adaptation, kind: str, state: str) -> bool:
     return state in found.settings[kind]
 
@@ -306,6 +309,8 @@ def _figure_difference(
 def _cell(values: tuple[float, float, float], figure: str) -> str:
     if figure == "max_iou" and not math.isnan(values[0]):  # one box decides it: there is no interval
         return f"{values[0]:.3f}"
+    if figure == "false_box_rate" and math.isnan(values[0]):
+        return "no absent class"  # "no boxes" would say that absent classes get none
     return with_interval(*values)
 
 
