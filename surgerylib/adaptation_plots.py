@@ -144,7 +144,7 @@ def example_rows(examples: Sequence[Example]) -> Figure:
         size_wh = (example.image.shape[1], example.image.shape[0])
         for axis, (state, shown) in zip(axes[row], panels, strict=True):
             plots.photo_axis(axis, example.image)
-            heading = f"{textwrap.fill(example.title, 36)}\n" if axis is axes[row, 0] else ""
+            heading = f"{textwrap.fill(example.title, 32)}\n" if axis is axes[row, 0] else ""
             if shown == "map":
                 heatmap = example.maps[state]
                 plots.overlay(axis, heatmap, size_wh)
