@@ -102,7 +102,10 @@ class AdapterPlan:
         """
         own = {"epochs": self.adapter_epochs, "learning_rate": self.adapter_learning_rate}
         others = {field.name for field in fields(Schedule)} - set(own)
-        return Schedule(**own, **{name: getattr(self, name) for name in others})
+        try:
+            return Schedule(**own, **{name: getattr(self, name) for name in others})
+        except ParameterError as error:  # of epochs and learning_rate, which are also the head's parameters
+            raise ParameterError(f"the adapter's schedule: {error}") from None
 
     def short(self, epochs: int) -> AdapterPlan:
         """The same with fewer epochs, the warm-up shortened in proportion, to compare variants with each other."""

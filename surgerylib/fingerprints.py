@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import file_sha256
-from .locations import ADAPTER_FILES, EMBEDDED, checkpoint_file, dataset_folder
+from .locations import EMBEDDED, adapter_files, checkpoint_file, dataset_folder
 from .parameters import NEEDS_HEAD, SET_BY_RUNNER, TAKES_ADAPTER, notebook_parameters
 from .versions import library_sha256, versions
 
@@ -35,9 +35,7 @@ def notebook_keys(notebooks: Iterable[Path], settings: Mapping[str, Any], root: 
         if head := checkpoint_file(own.get(NEEDS_HEAD), root):
             own["localizer_sha256"] = file_sha256(head)
         if adapter := own.get(TAKES_ADAPTER):
-            where = root / Path(adapter).expanduser()
-            files = [where] if where.is_file() else sorted(where.glob(ADAPTER_FILES))
-            own["adapter_sha256"] = [file_sha256(file) for file in files]
+            own["adapter_sha256"] = [file_sha256(file) for file in adapter_files(adapter, root)]
         text = f"{chain}\n{file_sha256(path)}\n{json.dumps(own, sort_keys=True, default=repr)}"
         chain = keys[path] = hashlib.sha256(text.encode()).hexdigest()
     return keys

@@ -23,6 +23,15 @@ def dataset_folder(dataset: str, root: Path = PROJECT_ROOT) -> tuple[Path, bool]
     return folder, folder == embedded
 
 
+def adapter_files(where: str, root: Path = PROJECT_ROOT) -> list[Path]:
+    """The adapter files that a parameter names, relative to the project or absolute: one, or those in a folder."""
+    try:
+        path = root / Path(where).expanduser()
+        return [path] if path.is_file() else sorted(path.glob(ADAPTER_FILES))
+    except (OSError, RuntimeError):  # too long for a name, or the home of nobody
+        return []
+
+
 def checkpoint_file(checkpoint: str | None, root: Path = PROJECT_ROOT) -> Path | None:
     """The file that a checkpoint names, relative to the project or absolute; None when it names no file."""
     try:

@@ -223,7 +223,7 @@ def _fitted(name: str, value: Any, default: Any) -> Any:
     if (expected is float or name in NUMBERS_OR_NULL) and isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = float(value)  # YAML takes 1e-3 for text
-    if default is None or default is ANYTHING:
+    if default is None or default is ANYTHING or (name in NUMBERS_OR_NULL and value is None):
         return value
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -110,6 +110,12 @@ def check_values(settings: Mapping[str, Any]) -> None:
     from .kinds import check_kinds, check_similarity
     from .settings import chosen_kind
 
+    def check_adapter_floor(floor: float) -> None:
+        try:
+            check_floor(floor)
+        except ParameterError as error:
+            raise ParameterError(f"adapter_floor: {error}") from None
+
     checks = {
         "percentile": check_percentile,
         "kinds": check_kinds,
@@ -120,6 +126,7 @@ def check_values(settings: Mapping[str, Any]) -> None:
         "box_score": check_box_score,
         "nms_iou": check_nms_iou,
         "floor": check_floor,
+        "adapter_floor": check_adapter_floor,
     }
     for name, check_value in checks.items():
         if name in settings and (settings[name] is not None or name == "percentile"):
@@ -316,9 +323,13 @@ def _check_model(settings: Mapping[str, Any], root: Path, device: str) -> list[s
 
         load_head(find_head(root, settings[NEEDS_HEAD], root), clip, DIOR_CLASSES)
     if settings.get(TAKES_ADAPTER):
+        from .adaptation import states_of
         from .adapted_store import load_adapters
+        from .extraction import BoxSettings
+        from .map_shards import MapSource
 
-        load_adapters(settings[TAKES_ADAPTER], clip)
+        kinds = {kind: MapSource(kind) for kind in settings["kinds"]}
+        states_of(kinds, load_adapters(settings[TAKES_ADAPTER], clip), BoxSettings())
     rows, columns = clip.grid
     return [
         f"model: {clip.name}, weights from {clip.weights.source} (sha256 {clip.weights.sha256[:12]}), "
