@@ -283,17 +283,22 @@ def test_intervals_of_figures_are_those_of_resampled_rows(store, states, found):
             np.testing.assert_allclose(mine, expected, atol=1e-12)
 
 
-def test_no_interval_leaves_the_values_that_there_can_be(found):
+def test_no_interval_leaves_the_values_that_there_can_be(tiny, data, folder, adapters, states, found):
     """An IoU below 0, or a share that falls by more than 1, stood in the tables of few images."""
-    figures = found.figures.dropna()
-    assert figures["low"].min() >= 0
-    assert figures["high"].max() <= 1
-    differences = found.figure_differences.dropna()
-    assert differences["low"].min() >= -1
-    assert differences["high"].max() <= 1
-    for frame, value in ((figures, "value"), (differences, "difference")):
-        assert (frame["low"] <= frame[value]).all()
-        assert (frame[value] <= frame["high"]).all()
+    images = data.images.iloc[:3].reset_index(drop=True)
+    boxes = data.boxes[data.boxes["image_id"].isin(images["image_id"])].reset_index(drop=True)
+    store = adapted_store(tiny, replace(data, images=images, boxes=boxes), folder, adapters)
+    few = compare_adapted(store, states, {ALL: data.classes}, **OPTIONS)
+    for own in (found, few):
+        figures, differences = own.figures.dropna(), own.figure_differences.dropna()
+        assert figures["low"].min() >= 0
+        assert figures["high"].max() <= 1
+        assert differences["low"].min() >= -1
+        assert differences["high"].max() <= 1
+        for frame, value in ((figures, "value"), (differences, "difference")):
+            assert (frame["low"] <= frame[value]).all()
+            assert (frame[value] <= frame["high"]).all()
+    assert few.figure_differences["low"].min() == -1
     assert only(found.figures, figure="max_iou")[["low", "high"]].isna().all(axis=None)
 
 
@@ -448,22 +453,27 @@ def choice(tiny, root, folder, adapters) -> HeatmapStore:
     return adapted_store(tiny, with_large_boxes(load_dataset(root, "val"), every=3), folder, adapters)
 
 
-def test_the_floor_chosen_is_the_best_of_its_candidates(choice):
-    boxes = BoxSettings(70, min_side=7)
-    for kind in ("standard", "vv_mixed"):
-        source = SOURCES[kind]
-        by_percentile = floor_values(choice, source, FLOOR_PERCENTILES)
-        candidates = list(by_percentile.values())
-        worth = [
-            sweep(choice, [setting], **OPTIONS).value(setting, "all")[0]
-            for setting in (Setting(source, replace(boxes, floor=floor)) for floor in candidates)
-        ]
-        assert len(set(worth)) > 1
-        assert choose_floor(choice, source, boxes, **OPTIONS) == candidates[int(np.argmax(worth))]
-        assert choose_floor(choice, source, boxes, percentiles=[95], **OPTIONS) == by_percentile[95]
+@pytest.mark.parametrize(("score", "floored", "expected"), [("mean", True, 95), ("mean_sqrt_area", False, 85)])
+def test_the_floor_chosen_is_the_best_of_its_candidates(tiny, folder, adapters, choice, score, floored, expected):
+    """The ground truth is what these maps show in places of a class above percentile 95 of all values."""
+    source, boxes = SOURCES["vv_mixed"], BoxSettings(60, min_side=7, score=score)
+    floors = floor_values(choice, source, FLOOR_PERCENTILES)
+    cut, plain = (
+        detections_frame(boxes_in(choice, Setting(source, replace(boxes, floor=floor))), choice.dataset)
+        for floor in (floors[95], None)
+    )
+    truth = cut if floored else present_only(plain, cut)
+    store = adapted_store(tiny, replace(choice.dataset, boxes=truth.drop(columns="score")), folder, adapters)
+    found = sweep(store, [Setting(source, replace(boxes, floor=floor)) for floor in floors.values()], **OPTIONS)
+    worth = {protocol: [found.value(s, protocol)[0] for s in found.settings] for protocol in PROTOCOLS}
+    if not floored:  # false boxes of absent classes decide: all is not present
+        assert np.argmax(worth["all"]) != np.argmax(worth["present"])
+    assert list(floors.values())[np.argmax(worth["all"])] == floors[expected]
+    assert choose_floor(store, source, boxes, **OPTIONS) == floors[expected]
+    assert choose_floor(store, source, boxes, percentiles=[99], **OPTIONS) == floors[99]
 
 
-@pytest.mark.parametrize("criterion", [Criterion("all", None), Criterion("present", 0.1)])
+@pytest.mark.parametrize("criterion", [Criterion("all", 0.2), Criterion("present", 0.05)])
 def test_each_state_is_at_the_best_of_the_settings_tried_for_it(choice, adapters, monkeypatch, criterion):
     asked = []
     monkeypatch.setattr(module, "sweep", lambda store, settings, **options: asked.append(settings) or sweep(
