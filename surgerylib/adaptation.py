@@ -31,14 +31,14 @@ from .sweep import sweep
 # what is done to a map, in the order of a table
 STATES = {
     "before": "before",
-    "floor": "before, with a floor",
-    "after": "after (adapter)",
+    "floor": "floor alone",
+    "after": "after",
 }
 EVEN_ODDS = 0.0  # as a logit: the floor that a trained adapter brings along
 FLOOR_PERCENTILES = (80, 85, 90, 93, 95, 96, 97, 98, 99)
 ALL, SEEN, UNSEEN = "all classes", "seen classes", "unseen classes"
 FIGURES = {
-    "false_box_rate": "absent classes with a box",
+    "false_box_rate": "absent with a box",
     "inverted": "inverted",
     "pointing": "pointing",
     "mean_iou": "mean IoU of the boxes",

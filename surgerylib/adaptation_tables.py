@@ -15,10 +15,10 @@ from .summary import INTERVAL_NOTE, average_precision_text, with_interval
 from .training import Training
 
 _SHOWN = (0.05, 0.15, 0.5)  # IoU thresholds of the answer, as far as they were measured
-_ANSWERED = ("false_box_rate", "pointing", "inverted")  # figures of the answer
+_ANSWERED = ("false_box_rate", "pointing")  # figures of the answer
 _DIFFERENCES = {
-    ("after", "before"): "after − before (paired)",
-    ("after", "floor"): "after − before with a floor (paired)",
+    ("after", "before"): "after − before",
+    ("after", "floor"): "after − floor alone",
 }
 
 
@@ -70,32 +70,28 @@ def title(found: Adaptation, kind: str) -> str:
 def answer_table(found: Adaptation, kind: str) -> pd.DataFrame:
     """Before and after for one kind: rows by group of classes and state, then the paired differences."""
     thresholds = _shown(found)
+    columns = [(f"mAP@{t:.2f}", "all", t) for t in thresholds]
+    columns += [(f"mAP@{t:.2f}, present", "present", t) for t in thresholds[:1]]
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for group in groups_of(found):
         name = f"{group} ({len(found.groups[group])})"
         for state, title in STATES.items():
             if _has(found, kind, state):
-                cells = {f"mAP@{t:.2f}, all": _map(found, group, kind, state, "all", t) for t in thresholds}
-                cells |= {
-                    f"mAP@{t:.2f}, present": _map(found, group, kind, state, "present", t) for t in thresholds[:1]
-                }
+                cells = {column: _map(found, group, kind, state, protocol, t) for column, protocol, t in columns}
                 rows[name, title] = {column: with_interval(*cell) for column, cell in cells.items()}
                 rows[name, title] |= {FIGURES[f]: _cell(_figure(found, group, kind, state, f), f) for f in _ANSWERED}
         for (state, reference), title in _DIFFERENCES.items():
             if _has(found, kind, state) and _has(found, kind, reference):
                 cells = {
-                    f"mAP@{t:.2f}, all": _map_difference(found, group, kind, reference, "all", t) for t in thresholds
-                }
-                cells |= {
-                    f"mAP@{t:.2f}, present": _map_difference(found, group, kind, reference, "present", t)
-                    for t in thresholds[:1]
+                    column: _map_difference(found, group, kind, reference, protocol, t)
+                    for column, protocol, t in columns
                 }
                 rows[name, title] = {column: with_interval(*cell) for column, cell in cells.items()}
                 rows[name, title] |= {
                     FIGURES[f]: _cell(_figure_difference(found, group, kind, reference, f), f) for f in _ANSWERED
                 }
     table = pd.DataFrame.from_dict(rows, orient="index")
-    table.index = pd.MultiIndex.from_tuples(table.index, names=[f"{kind}, classes", "maps"])
+    table.index = pd.MultiIndex.from_tuples(table.index, names=["classes", kind])
     return table
 
 
@@ -114,7 +110,7 @@ def kinds_table(found: Adaptation, group: str, protocol: str) -> pd.DataFrame:
             for t in thresholds
         }
     table = pd.DataFrame.from_dict(rows, orient="index")
-    table.index = pd.MultiIndex.from_tuples(table.index, names=["kind", f"{group}, {protocol}"])
+    table.index = pd.MultiIndex.from_tuples(table.index, names=[group, protocol])
     return table
 
 
@@ -132,7 +128,7 @@ def figures_table(found: Adaptation, group: str) -> pd.DataFrame:
             for figure, text in FIGURES.items()
         }
     table = pd.DataFrame.from_dict(rows, orient="index")
-    table.index = pd.MultiIndex.from_tuples(table.index, names=["kind", group])
+    table.index = pd.MultiIndex.from_tuples(table.index, names=[group, "maps"])
     return table
 
 
@@ -144,9 +140,9 @@ def settings_text(found: Adaptation, kind: str) -> str:
 def caption(found: Adaptation, kind: str) -> str:
     """What stands under the tables: the settings, the protocols and what the figures mean."""
     return (
-        f"{found.n_images:,} images. {settings_text(found, kind)} AP: "
-        f"{average_precision_text(found.interpolation)}; in brackets the 95 % interval over images, of differences on "
-        f"the same resamples. {INTERVAL_NOTE}  \n*"
+        f"{found.n_images:,} images, mAP under all unless it says present. {settings_text(found, kind)} AP: "
+        f"{average_precision_text(found.interpolation)}; in brackets the 95 % interval over images, of differences "
+        f"(paired) on the same resamples. {INTERVAL_NOTE}  \n*"
         + "; ".join(PROTOCOLS.values())
         + ". Absent classes: (image, class) pairs without ground truth, under all. Inverted: pairs whose map is lower "
         "inside the boxes than outside; pointing: whose peak lies in a box. IoUs: of all boxes with the ground truth "

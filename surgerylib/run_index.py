@@ -98,23 +98,25 @@ def _headline(
     for protocol, entries in recommended.items():
         text = f"{_GIVEN[protocol]}: mean mAP of the recommended setting, protocol “{protocol}”"
         add(text, entries[-1], "map", "02_threshold_sweep")
-    kind = adapter.get("kind")
-    for group, of_group in (adapter.get("groups") or {}).items():
-        states = (of_group.get("kinds") or {}).get(kind) or {}
-        n_classes = len(of_group.get("classes") or [])
+    kind, groups = adapter.get("kind"), adapter.get("groups") or {}
+
+    def trained(group: str, state: str) -> Mapping[str, Any]:
+        return ((groups[group].get("kinds") or {}).get(kind) or {}).get(state) or {}
+
+    for group in [group for group in groups if group != "all classes"] or groups:
+        name = f"Heatmap adapter, {group} ({len(groups[group].get('classes') or [])})"
         for state, words in (
             ("before", "before training"),
             ("after", "after"),
             ("after - before", "difference, paired"),
         ):
-            of_state = states.get(state) or {}
-            difference = state == "after - before"
-            for entry in ((of_state.get("protocols") or {}).get("all") or [])[:1]:
-                text = f"Heatmap adapter, {group} ({n_classes}): mAP@{entry['iou_threshold']:.2f} of {kind}, {words}"
-                add(text, entry, "difference" if difference else "map", "03_training", sign=difference)
-            if group == "all classes" and not difference:
-                text = f"Heatmap adapter: classes not in an image that get a box there, {words}"
-                add(text, (of_state.get("figures") or {}).get("false_box_rate"), "value", "03_training")
+            for entry in ((trained(group, state).get("protocols") or {}).get("all") or [])[:1]:
+                text = f"{name}: mAP@{entry['iou_threshold']:.2f} of {kind}, {words}"
+                field = "difference" if "-" in state else "map"
+                add(text, entry, field, "03_training", sign=field == "difference")
+    for state, words in (("before", "before training"), ("after", "after")) if "all classes" in groups else ():
+        figure = (trained("all classes", state).get("figures") or {}).get("false_box_rate")
+        add(f"Heatmap adapter: classes not in an image that get a box there, {words}", figure, "value", "03_training")
     return rows
 
 
