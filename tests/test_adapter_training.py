@@ -1,0 +1,631 @@
+"""The token cache, and adapters trained on it: resume, kills, seeds, order of classes, what cannot be trained."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torchmetrics.functional.classification import binary_average_precision
+
+from surgerylib import token_cache as token_cache_module
+from surgerylib.adapter import HeatmapAdapter, clip_and_tokens, load_adapter
+from surgerylib.adapter_training import (
+    AdapterSettings,
+    AdapterTask,
+    logits_in_order,
+    patch_average_precision,
+    train_adapter,
+    training_folder,
+)
+from surgerylib.boxes import patch_coverage
+from surgerylib.classes import prompt_names
+from surgerylib.clip import ImageTokens
+from surgerylib.datasets import Dataset, load_dataset, read_image
+from surgerylib.errors import (
+    CacheError,
+    CheckpointError,
+    ImageReadError,
+    ParameterError,
+    TrainingError,
+    UnknownClassError,
+)
+from surgerylib.heatmaps import HEATMAP_KINDS, heatmaps
+from surgerylib.scenes import write_scenes
+from surgerylib.token_cache import CoverageTargets, TokenCache
+from surgerylib.training import Schedule, fit, progress_of
+
+N_TRAIN, N_VAL, SHARD_IMAGES = 14, 5, 4
+SETTINGS = AdapterSettings(rank=4, batch_size=3)
+SCHEDULE = Schedule(epochs=3, learning_rate=1e-2, warmup_epochs=0.5)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(token_cache_module, "SHARD_IMAGES", SHARD_IMAGES)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    return write_scenes(folder, num_train=N_TRAIN, num_val=N_VAL, num_test=1, size=96)
+
+
+@pytest.fixture(scope="module")
+def caches(tiny, root, tmp_path_factory) -> tuple[TokenCache, TokenCache]:
+    """For reading only."""
+    folder = tmp_path_factory.mktemp("kept")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(token_cache_module, "SHARD_IMAGES", SHARD_IMAGES)
+        both = [TokenCache(tiny, load_dataset(root, split), folder) for split in ("train", "val")]
+    return tuple(cache.compute(batch_size=2) for cache in both)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(caches, tmp_path_factory):
+    return train_adapter(*caches, SETTINGS, SCHEDULE, tmp_path_factory.mktemp("undisturbed"))
+
+
+def one_line(raised: pytest.ExceptionInfo) -> str:
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def with_dataset(cache: TokenCache, dataset: Dataset) -> TokenCache:
+    """The same tokens, with other boxes or another class list."""
+    return TokenCache(cache.clip, dataset, cache.folder.parent, layers=cache.layers, folder=cache.folder)
+
+
+def without_boxes(cache: TokenCache, *names: str) -> TokenCache:
+    boxes = cache.dataset.boxes
+    return with_dataset(cache, replace(cache.dataset, boxes=boxes[~boxes["label"].isin(names)].reset_index(drop=True)))
+
+
+# ----------------------------------------------------------------------------------------------- the token cache
+
+
+@pytest.fixture(scope="module")
+def live(tiny, root) -> list[ImageTokens]:
+    """The tokens of the validation images, each in a forward of its own."""
+    paths = load_dataset(root, "val").images["path"]
+    return [tiny.encode_image(tiny.preprocess(read_image(path))[None], 3) for path in paths]
+
+
+@pytest.mark.parametrize("path", ["qk", "vv"])
+def test_the_tokens_are_those_of_the_model_but_for_16_bits(caches, live, path):
+    """16 bits round a number by at most 2^-11 of it, and its similarity to a unit text by less than 0.001."""
+    cache = caches[1]
+    stored = cache.read(range(N_VAL), path)
+    assert stored.dtype == torch.float32
+    assert stored.shape == (3, N_VAL, 16, 24)
+    text = cache.clip.encode_text(prompt_names(cache.dataset.classes))
+    for position, tokens in enumerate(live):
+        patches = getattr(tokens, path)[:, 0, 1:]  # without CLS
+        torch.testing.assert_close(stored[:, position], patches, rtol=2**-11, atol=2e-6)
+        assert ((stored[:, position] - patches) @ text.T).abs().max() < 1e-3
+    assert torch.equal(cache.read([4, 0, 3], path), stored[:, [4, 0, 3]])  # over the border of shards, in any order
+    assert torch.equal(torch.cat(list(cache.in_order(path)), dim=1), stored)
+    assert cache.read([], path).shape == (3, 0, 16, 24)
+
+
+def test_all_images_are_gone_through_a_few_at_a_time(caches, monkeypatch):
+    whole = torch.cat(list(caches[0].in_order("vv")), dim=1)
+    monkeypatch.setattr(token_cache_module, "_READ_IMAGES", 4)
+    parts = list(caches[0].in_order("vv"))
+    assert [part.shape[1] for part in parts] == [4, 4, 4, 2]
+    assert torch.equal(torch.cat(parts, dim=1), whole)
+
+
+def test_both_paths_and_all_layers_are_apart(caches):
+    parts = [caches[1].read(range(N_VAL), path)[layer] for path in ("qk", "vv") for layer in range(3)]
+    for place, part in enumerate(parts):
+        assert not any(torch.allclose(part, other, atol=1e-2) for other in parts[:place])
+
+
+def test_the_class_list_is_no_part_of_it(tiny, caches, tmp_path, monkeypatch):
+    """The same tokens serve any classes: nothing is computed again, and the text is never asked for."""
+    for name in ("encode_image", "encode_text"):
+        monkeypatch.setattr(tiny, name, lambda *_, name=name: pytest.fail(f"{name} was used"))
+    cache, data = caches[0], caches[0].dataset
+    permuted, fewer = tuple(reversed(data.classes)), data.classes[:3]
+    for other in (replace(data, classes=permuted), replace(data, classes=fewer, boxes=data.boxes.iloc[:0])):
+        again = TokenCache(tiny, other, cache.folder.parent).compute()
+        assert again.folder == cache.folder
+        assert again.key == cache.key
+    assert TokenCache(tiny, data, tmp_path, layers=2).key != cache.key
+    assert TokenCache(tiny, data.sample(5), tmp_path).key != cache.key
+
+
+def test_its_size_is_known_before_it_is_written(caches):
+    cache = caches[0]
+    files = sorted(path for path in cache.folder.iterdir() if path.name.startswith("tokens-"))
+    assert [np.load(path).shape for path in files] == [(n, 2, 3, 16, 24) for n in (4, 4, 4, 2)]
+    assert all(np.load(path).dtype == np.float16 for path in files)
+    assert cache.nbytes == sum(np.load(path).nbytes for path in files)
+    assert "tokens of 14 of 14 images, 3 layers" in cache.describe()
+
+
+def test_tokens_that_cannot_be(tiny, caches, tmp_path, monkeypatch):
+    data = caches[1].dataset
+    with pytest.raises(ParameterError, match=r"layers must lie in 1\.\.3 .*got 4"):
+        TokenCache(tiny, data, tmp_path, layers=4)
+    with pytest.raises(ImageReadError, match="gone"):
+        TokenCache(tiny, replace(data, images=data.images.assign(path="gone.jpg")), tmp_path)
+    with pytest.raises(CacheError, match=r"there are no tokens .*compute the store first"):
+        TokenCache(tiny, data, tmp_path).read([0], "vv")
+    encode = tiny.encode_image
+    monkeypatch.setattr(tiny, "encode_image", lambda *args: replace(encode(*args), vv=encode(*args).vv * math.nan))
+    with pytest.raises(CheckpointError, match="NaN or infinite values"):
+        TokenCache(tiny, data, tmp_path).compute()
+
+
+def test_a_damaged_shard_is_refused(tiny, caches, tmp_path):
+    shutil.copytree(caches[0].folder, tmp_path / "copied")
+    cache = TokenCache(tiny, caches[0].dataset, tmp_path, folder=tmp_path / "copied")
+    content = bytearray(cache.path(4).read_bytes())
+    content[-1] ^= 1  # one bit
+    cache.path(4).write_bytes(content)
+    with pytest.raises(CacheError, match=r"tokens-00001\.npy is not as it was written") as raised:
+        cache.compute()
+    one_line(raised)
+    cache.path(4).write_bytes(content[:1000])
+    for work in (cache.compute, lambda: cache.read([5], "vv")):
+        with pytest.raises(CacheError, match=r"tokens-00001\.npy is not a shard of tokens") as raised:
+            work()
+        one_line(raised)
+    cache.path(4).unlink()
+    cache.compute(batch_size=2)
+    assert cache.path(4).read_bytes() == caches[0].path(4).read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------ killed in between
+
+# a real process that kills itself: in a forward in the middle of the second shard, or before an optimiser step in the
+# middle of an epoch (14 images, 3 a step: 5 steps an epoch)
+KILLED = f"""
+import os, signal, sys
+import torch
+from surgerylib import token_cache
+from surgerylib.adapter_training import AdapterSettings, train_adapter
+from surgerylib.clip import load_clip
+from surgerylib.datasets import load_dataset
+from surgerylib.training import Schedule
+model, scenes, cached, out, place, number = sys.argv[1:]
+token_cache.SHARD_IMAGES = {SHARD_IMAGES}
+clip = load_clip(f"local-dir:{{model}}", model + "/model.safetensors", device="cpu", depth=3)
+left = [int(number)]
+def count_down():
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+if place == "forward":
+    encode = clip.encode_image
+    clip.encode_image = lambda *args: (count_down(), encode(*args))[1]
+else:
+    step = torch.optim.AdamW.step
+    torch.optim.AdamW.step = lambda self: (count_down(), step(self))
+caches = [token_cache.TokenCache(clip, load_dataset(scenes, s), cached).compute(batch_size=2) for s in ("train", "val")]
+settings = AdapterSettings(rank=4, batch_size=3)
+schedule = Schedule(epochs=3, learning_rate=1e-2, warmup_epochs=0.5)
+train_adapter(*caches, settings, schedule, out, checkpoint_seconds=0)
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(tiny_folder, root, caches, tmp_path_factory) -> dict[str, Path]:
+    """place -> the folder in which a process killed itself there."""
+    folders = {place: tmp_path_factory.mktemp(place) for place in ("forward", "step")}
+    cached = {"forward": folders["forward"], "step": caches[0].folder.parent}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", KILLED, *map(str, (tiny_folder, root, cached[place], folder, place, number))],
+            cwd=Path(__file__).parents[1],
+            stderr=subprocess.PIPE,
+        )
+        for (place, folder), number in zip(folders.items(), (4, 8), strict=True)
+    ]
+    for process in running:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL, errors.decode()
+    return folders
+
+
+def test_a_killed_cache_goes_on_behind_the_last_whole_shard(killed, tiny, caches, monkeypatch):
+    (folder,) = killed["forward"].iterdir()
+    whole = {path: path.stat().st_mtime_ns for path in folder.glob("tokens-*.npy")}
+    assert [path.name for path in whole] == ["tokens-00000.npy"]
+    assert len(list(folder.glob(".tokens-*.part"))) == 1
+    encode, sizes = tiny.encode_image, []
+    monkeypatch.setattr(tiny, "encode_image", lambda images, *args: sizes.append(len(images)) or encode(images, *args))
+    cache = TokenCache(tiny, caches[0].dataset, killed["forward"]).compute(batch_size=2)
+    assert cache.folder == folder
+    assert sum(sizes) == N_TRAIN - SHARD_IMAGES
+    assert {path: path.stat().st_mtime_ns for path in whole} == whole
+    assert not list(folder.glob(".tokens-*.part"))
+    for path in caches[0].folder.glob("*.npy"):
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+
+
+def test_killed_in_the_middle_of_an_epoch_it_ends_with_the_same_weights(killed, undisturbed, caches):
+    _, run = undisturbed
+    (folder,) = (path for path in killed["step"].iterdir() if path.is_dir())
+    assert progress_of(folder) == (1, False)
+    _, again = train_adapter(*caches, SETTINGS, SCHEDULE, killed["step"])
+    assert again.folder == folder
+    assert again.resumed_at == 7  # two steps into the second epoch; the killed one was lost
+    assert again.last.read_bytes() == run.last.read_bytes()
+    assert again.best.read_bytes() == run.best.read_bytes()
+    pd.testing.assert_frame_equal(again.history, run.history, check_exact=True)
+
+
+# ------------------------------------------------------------------------------------------------------- training
+
+
+def test_the_history_says_what_happened(undisturbed):
+    task, run = undisturbed
+    history = run.history
+    assert history["epoch"].tolist() == [0, 1, 2, 3]
+    assert history["step"].tolist() == [0, 5, 10, 15]
+    figures = ["loss", "classification", "localization", "sparsity", "bce", "dice", "drift", "scale"]
+    assert history[figures].iloc[1:].notna().all(axis=None)
+    assert history["val_patch_ap"].between(0, 1).all()
+    assert (np.diff(history["loss"].iloc[1:]) < 0).all()  # it learns
+    assert run.best_epoch == history["val_patch_ap"].idxmax()
+    names = ("classification", "localization", "sparsity")
+    total = history[[*names]].sum(axis=1) + 3 * history["drift"]
+    np.testing.assert_allclose(history["loss"].iloc[1:], total.iloc[1:], rtol=1e-5)
+    assert float(task.model.scale.detach()) > 1
+
+
+@pytest.mark.parametrize("kind", ["vv_mixed", "standard"])
+def test_the_validation_before_training_is_that_of_the_frozen_maps(caches, kind):
+    """Asked of the notebooks' own functions: heatmaps of the stored tokens, and boxes one class and image at a time."""
+    task = AdapterTask(*caches, SETTINGS, kind=kind)
+    cache, data = caches[1], caches[1].dataset
+    blank = torch.zeros(3, N_VAL, 1, 24)
+    tokens = ImageTokens(
+        *(torch.cat([blank, cache.read(range(N_VAL), path)], dim=2) for path in ("qk", "vv")), blank, cache.clip.grid
+    )  # fmt: skip
+    maps = heatmaps(tokens, cache.clip.encode_text(prompt_names(task.seen)), kind)
+    text = cache.clip.encode_text(prompt_names(task.seen))
+    stored = torch.cat(list(logits_in_order(HeatmapAdapter(24, 3).requires_grad_(False), cache, kind, text)))
+    assert torch.equal(stored, maps)
+    coverage = np.zeros(maps.shape)
+    for image, image_id in enumerate(data.images["image_id"]):
+        for place, name in enumerate(task.seen):
+            rows = data.boxes[(data.boxes["image_id"] == image_id) & (data.boxes["label"] == name)]
+            boxes = rows[["xmin", "ymin", "xmax", "ymax"]].to_numpy() / 96
+            coverage[image, place] = patch_coverage(boxes, cache.clip.grid)
+    targets = CoverageTargets(data, task.seen, cache.clip.grid)
+    np.testing.assert_allclose(targets.read(range(N_VAL)), coverage, atol=1e-7)
+    assert len(targets) == (coverage > 0).any(axis=(2, 3)).sum()
+    expected = np.nanmean(patch_average_precision(maps, torch.tensor(coverage, dtype=torch.float32)))
+    assert task.validate() == {"val_patch_ap": pytest.approx(expected, abs=1e-9)}
+
+
+def test_coverage_goes_with_the_places_asked_for(caches):
+    targets = CoverageTargets(caches[0].dataset, ["ship", "vehicle"], (4, 4))
+    whole = targets.read(range(N_TRAIN))
+    assert whole.any()
+    assert torch.equal(targets.read([5, 2]), whole[[5, 2]])
+    turned = CoverageTargets(caches[0].dataset, ["vehicle", "ship"], (4, 4))
+    assert torch.equal(turned.read(range(N_TRAIN)), whole.flip(1))
+    assert targets.read([]).shape == (0, 2, 4, 4)
+
+
+def test_an_epoch_shows_each_image_once_and_can_be_taken_up_anywhere(caches):
+    """Those without a box too: they say what is not there."""
+    task = AdapterTask(without_boxes(caches[0], "ship"), caches[1], AdapterSettings(rank=4, batch_size=4))
+    whole = list(task.batches(2, 0))
+    assert task.steps == len(whole) == 4
+    assert sorted(np.concatenate([batch.positions for batch in whole])) == list(range(N_TRAIN))
+    for first in range(5):
+        rest = list(task.batches(2, first))
+        assert [batch.positions.tolist() for batch in rest] == [batch.positions.tolist() for batch in whole[first:]]
+        assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(rest, whole[first:], strict=True))
+        assert all(torch.equal(a.coverage, b.coverage) for a, b in zip(rest, whole[first:], strict=True))
+    other = np.concatenate([batch.positions for batch in task.batches(3, 0)])
+    order = np.concatenate([batch.positions for batch in whole]).tolist()
+    assert other.tolist() != order
+    another_seed = AdapterTask(task.train, caches[1], AdapterSettings(rank=4, batch_size=4, seed=1)).batches(2, 0)
+    assert np.concatenate([batch.positions for batch in another_seed]).tolist() != order
+    assert task.describe(whole[-1]).startswith("images ")
+
+
+def test_best_and_last_say_what_they_are(undisturbed, caches, tiny):
+    task, run = undisturbed
+    for path, epoch in ((run.best, run.best_epoch), (run.last, 3)):
+        model, about = load_adapter(path, belongs_to=clip_and_tokens(tiny, "vv_vv", 3))
+        assert about["epoch"] == epoch
+        assert about["validation"] == run.history["val_patch_ap"].iloc[epoch]
+        assert about["kinds"] == ["vv_vv", "vv_mixed"]
+        assert about["seen_classes"] == task.seen
+        assert about["trained_on"] == {"dataset": "scenes", "split": "train"}
+        assert about["chosen_on"] == {"dataset": "scenes", "split": "val"}
+        text = tiny.encode_text(prompt_names(task.seen))
+        logits = torch.cat(list(logits_in_order(model, caches[1], "vv_mixed", text)))
+        coverage = CoverageTargets(caches[1].dataset, task.seen, tiny.grid).read(range(N_VAL))
+        assert np.nanmean(patch_average_precision(logits, coverage)) == pytest.approx(about["validation"], abs=1e-12)
+
+
+def test_the_same_seed_gives_the_same_file_and_another_does_not(undisturbed, caches, tmp_path):
+    _, run = undisturbed
+    state = torch.get_rng_state()
+    _, again = train_adapter(*caches, SETTINGS, SCHEDULE, tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)  # the caller's generator is left alone
+    assert again.last.read_bytes() == run.last.read_bytes()
+    _, other = train_adapter(*caches, replace(SETTINGS, seed=1), SCHEDULE, tmp_path)
+    assert not same_weights(other.last, run.last)
+    assert progress_of(other.folder) == (3, True)
+    _, finished = train_adapter(*caches, SETTINGS, SCHEDULE, tmp_path)
+    assert finished.resumed_at == 15  # nothing was left to do
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    mine, theirs = (load_adapter(path)[0].state_dict() for path in (a, b))
+    return all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_kinds_that_share_their_patches_give_the_same_adapter_and_others_do_not(caches, tmp_path, undisturbed):
+    _, run = undisturbed
+    short = Schedule(epochs=1, warmup_epochs=0)
+    runs = {kind: train_adapter(*caches, SETTINGS, short, tmp_path, kind=kind)[1] for kind in HEATMAP_KINDS}
+    assert len({found.folder for found in runs.values()}) == 2
+    assert runs["vv_qk"].resumed_at == runs["vv_mixed"].resumed_at == 5  # done already, under the other's name
+    assert not same_weights(runs["standard"].last, runs["vv_vv"].last)
+    assert run.folder not in {found.folder for found in runs.values()}
+
+
+def test_the_order_of_classes_does_not_change_the_weights(caches, tmp_path):
+    """Neither that of `seen_classes` nor that of the data set's class list, bit for bit."""
+    short, names = Schedule(epochs=1, learning_rate=1e-2, warmup_epochs=0), ("ship", "Storage Tank", "vehicle")
+    task, run = train_adapter(*caches, replace(SETTINGS, seen_classes=names), short, tmp_path / "a")
+    assert task.seen == ["ship", "storagetank", "vehicle"]
+    turned = replace(SETTINGS, seen_classes=("vehicle", "storagetank", "Ship"))
+    assert AdapterTask(*caches, turned).key == task.key
+    rng = np.random.default_rng(0)
+    permuted = [
+        with_dataset(cache, replace(cache.dataset, classes=tuple(rng.permutation(cache.dataset.classes).tolist())))
+        for cache in caches
+    ]
+    other, again = train_adapter(*permuted, turned, short, tmp_path / "b")
+    assert other.seen == task.seen
+    assert same_weights(again.last, run.last)
+    every, plain = (train_adapter(*both, SETTINGS, short, tmp_path / "c") for both in (caches, permuted))
+    assert every[0].seen == plain[0].seen
+    assert same_weights(every[1].last, plain[1].last)
+
+
+def test_a_class_without_a_box_is_left_out_and_that_is_written_down(caches, tmp_path):
+    """It would learn to be nowhere."""
+    train = without_boxes(caches[0], "vehicle", "ship")
+    short = Schedule(epochs=1, warmup_epochs=0)
+    asked = replace(SETTINGS, seen_classes=("vehicle", "storagetank", "harbor"))
+    task, run = train_adapter(train, caches[1], asked, short, tmp_path)
+    assert task.seen == ["harbor", "storagetank"]
+    assert next(task.batches(1, 0)).coverage.shape == (3, 2, 4, 4)
+    about = load_adapter(run.last)[1]
+    assert about["seen_classes"] == ["harbor", "storagetank"]
+    assert about["settings"]["seen_classes"] == ["harbor", "storagetank", "vehicle"]  # what was asked for
+    every = AdapterTask(train, caches[1], SETTINGS).seen
+    assert set(every) == set(caches[0].dataset.boxes["label"]) - {"vehicle", "ship"}
+
+
+def test_boxes_of_other_classes_have_no_part_in_it(caches, tmp_path):
+    short, only = Schedule(epochs=1, warmup_epochs=0), replace(SETTINGS, seen_classes=("ship", "harbor"))
+    others = set(caches[0].dataset.boxes["label"]) - {"ship", "harbor"}
+    assert others
+    runs = [
+        train_adapter(*both, only, short, tmp_path / str(k))[1]
+        for k, both in enumerate((caches, [without_boxes(cache, *others) for cache in caches]))
+    ]
+    assert same_weights(runs[0].last, runs[1].last)
+
+
+def test_no_box_of_any_class_that_is_trained_on(caches):
+    names = set(caches[0].dataset.boxes["label"])
+    for both, split in (
+        ((without_boxes(caches[0], *names), caches[1]), "train"),
+        ((caches[0], without_boxes(caches[1], *names)), "val"),
+    ):
+        with pytest.raises(TrainingError, match=f"the split {split} has no box of the classes") as raised:
+            AdapterTask(*both, SETTINGS)
+        one_line(raised)
+    with pytest.raises(TrainingError, match="the split train has no box"):
+        AdapterTask(without_boxes(caches[0], "ship"), caches[1], replace(SETTINGS, seen_classes=("ship",)))
+
+
+def test_what_does_not_go_together(tiny, caches, tmp_path):
+    train, validation = caches
+    with pytest.raises(ParameterError, match="share 14 images"):
+        AdapterTask(train, train, SETTINGS)
+    fewer = TokenCache(tiny, validation.dataset, tmp_path, layers=2)
+    with pytest.raises(CacheError, match=r"made of different things .*layers: 2 there, 3 here") as raised:
+        AdapterTask(train, fewer, SETTINGS)
+    one_line(raised)
+    with pytest.raises(ParameterError, match="unknown heatmap kind"):
+        AdapterTask(train, validation, SETTINGS, kind="vv")
+    short = with_dataset(train, replace(train.dataset, classes=train.dataset.classes[:3]))
+    with pytest.raises(UnknownClassError, match="windmill"):
+        AdapterTask(short, validation, replace(SETTINGS, seen_classes=("windmill",)))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rank": 0}, {"rank": 2.0}, {"batch_size": 0}, {"seed": -1}, {"seed": None},
+        {"classification_weight": -1}, {"localization_weight": math.nan}, {"sparsity_weight": "1"},
+        {"anchor_weight": -0.1}, {"positive_weight": 0}, {"positive_weight": math.inf}, {"focal_gamma": -1},
+        {"seen_classes": ()}, {"seen_classes": ("harbor", "harbour")},
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be(wrong):
+    with pytest.raises(ParameterError, match=next(iter(wrong))) as raised:
+        AdapterSettings(**wrong)
+    one_line(raised)
+
+
+def test_weights_of_zero_and_classes_that_nobody_knows():
+    with pytest.raises(ParameterError, match="all three losses are 0"):
+        AdapterSettings(classification_weight=0, localization_weight=0, sparsity_weight=0)  # the anchor alone is none
+    with pytest.raises(UnknownClassError, match="nearest known"):
+        AdapterSettings(seen_classes=("zeppelin",))
+    assert AdapterSettings(seen_classes=("Ship", "harbour")) == AdapterSettings(seen_classes=("harbor", "ship"))
+
+
+def test_a_training_of_something_else_is_refused(undisturbed, caches, tmp_path):
+    task, run = undisturbed
+    shutil.copytree(run.folder, tmp_path / "x")
+    other = AdapterTask(*caches, replace(SETTINGS, anchor_weight=1.0))
+    with pytest.raises(CheckpointError, match=r"something else .*anchor_weight") as raised:
+        fit(other, SCHEDULE, tmp_path / "x")
+    one_line(raised)
+    folders = {
+        training_folder(some, schedule, tmp_path)
+        for some in (task, other, AdapterTask(*caches, SETTINGS, kind="standard"))
+        for schedule in (SCHEDULE, replace(SCHEDULE, epochs=4))
+    }
+    assert len(folders) == 6
+
+
+# ------------------------------------------------------------------------------- the patches' average precision
+
+
+def slow_average_precision(scores: list[float], shares: list[float]) -> float:
+    """From the definition: the mean of the precision at each positive, a patch counting by its share."""
+    if not sum(shares):
+        return math.nan
+    order = sorted(range(len(scores)), key=lambda k: (-scores[k], k))
+    total = seen = 0.0
+    for n, k in enumerate(order, start=1):
+        seen += shares[k]
+        total += shares[k] * seen / n
+    return total / sum(shares)
+
+
+def test_patch_average_precision_against_the_definition():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 4, 5, 6, generator=generator).round(decimals=1)  # with ties
+    coverage = (torch.rand(3, 4, 5, 6, generator=generator) - 0.6).clamp(0, 1)
+    coverage[:, 2] = 0
+    found = patch_average_precision(logits, coverage)
+    assert found.dtype == np.float64
+    for c in range(4):
+        expected = slow_average_precision(logits[:, c].flatten().tolist(), coverage[:, c].flatten().tolist())
+        assert found[c] == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    assert np.isnan(found).tolist() == [False, False, True, False]
+
+
+def test_patch_average_precision_against_torchmetrics():
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(6, 3, 7, 7, generator=generator)
+    coverage = (torch.rand(6, 3, 7, 7, generator=generator) < 0.1).float()
+    for c, found in enumerate(patch_average_precision(logits, coverage)):
+        judge = binary_average_precision(logits[:, c].flatten(), coverage[:, c].flatten().long())
+        assert found == pytest.approx(float(judge), abs=1e-5)  # the judge counts in 32 bits
+
+
+def test_patch_average_precision_by_hand():
+    logits = torch.tensor([3.0, 2.0, 1.0, 0.0]).view(1, 1, 2, 2)
+    for coverage, expected in (
+        ([1, 0, 0, 0], 1), ([0, 0, 0, 1], 1 / 4), ([1, 0, 1, 0], (1 + 2 / 3) / 2), ([1, 1, 1, 1], 1),
+        ([0.5, 0, 0, 0], 0.5),
+    ):  # fmt: skip
+        found = patch_average_precision(logits, torch.tensor(coverage, dtype=torch.float32).view(1, 1, 2, 2))
+        assert found == pytest.approx([expected])
+    # a map that is high where nothing is costs on another image too, and of equal logits the first comes first
+    two = torch.zeros(2, 1, 2, 2)
+    coverage = torch.zeros(2, 1, 2, 2)
+    coverage[1, 0, 0, 1] = 1
+    assert patch_average_precision(two, coverage) == pytest.approx([1 / 6])
+    assert patch_average_precision(two.flip(0), coverage.flip(0)) == pytest.approx([1 / 2])
+    assert np.isnan(patch_average_precision(logits, torch.zeros(1, 1, 2, 2))).all()
+
+
+def test_any_scale_of_the_logits_gives_the_same_average_precision():
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(2, 3, 4, 4, generator=generator)
+    coverage = torch.rand(2, 3, 4, 4, generator=generator)
+    np.testing.assert_array_equal(
+        patch_average_precision(8 * logits - 3, coverage), patch_average_precision(logits, coverage)
+    )
+
+
+# ----------------------------------------------------------------------------------------------- what it is for
+
+# a toy world: 4 x 4 patches; text knows ship, harbor and airplane apart, the frozen patches of ships and harbors don't
+# lie nearer to either, but do differ in a direction of their own. Airplanes are seen well, and not trained on; their
+# text is not at right angles with the others, as no text is in a CLIP: what moves those may move them.
+WIDTH, SIDE = 12, 4
+TEXTS = dict(zip(("airplane", "harbor", "ship"), torch.eye(WIDTH)[:3], strict=True))
+TEXTS["airplane"] = torch.nn.functional.normalize(TEXTS["airplane"] + 0.3 * TEXTS["harbor"], dim=0)
+HIDDEN = {"harbor": torch.eye(WIDTH)[4], "ship": torch.eye(WIDTH)[5]}
+
+
+class ToyClip:
+    """As much of a CLIP as a training asks for."""
+
+    embed_dim, grid, device = WIDTH, (SIDE, SIDE), torch.device("cpu")
+    identity = {"model": "toy", "device": "cpu"}  # noqa: RUF012
+
+    def encode_text(self, names, templates) -> torch.Tensor:
+        return torch.stack([TEXTS[name] for name in names])
+
+
+def toy_cache(split: str, n_images: int, seed: int) -> SimpleNamespace:
+    """As much of a token cache: images of 40 x 40 pixels, a box a patch, 3 of each class."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = 0.35 * torch.randn(1, n_images, SIDE * SIDE, WIDTH, generator=generator)
+    tokens += (TEXTS["ship"] + TEXTS["harbor"]) * 0.5
+    ids, rows = [f"{split}-{k}" for k in range(n_images)], []
+    for image in range(n_images):
+        places = torch.randperm(SIDE * SIDE, generator=generator)[:9].tolist()
+        for place, name in zip(places, 3 * ["airplane", "harbor", "ship"], strict=True):
+            tokens[0, image, place] += 2 * HIDDEN[name] if name in HIDDEN else 2 * TEXTS[name]
+            y, x = (10.0 * side for side in divmod(place, SIDE))
+            rows.append((ids[image], name, x, y, x + 10, y + 10))
+    tokens /= tokens.norm(dim=-1, keepdim=True)
+    images = pd.DataFrame({"image_id": ids, "path": "", "width": 40, "height": 40})
+    boxes = pd.DataFrame(rows, columns=["image_id", "label", "xmin", "ymin", "xmax", "ymax"])
+    data = Dataset("toy", Path(), split, "DIOR", images, boxes, tuple(TEXTS), boxes.iloc[:0])
+    return SimpleNamespace(
+        clip=ToyClip(), dataset=data, layers=1, key=split,
+        read=lambda positions, path: tokens[:, list(positions)], in_order=lambda path: iter([tokens]),
+    )  # fmt: skip
+
+
+def ranks(values: torch.Tensor) -> np.ndarray:
+    return values.flatten().argsort().argsort().numpy()
+
+
+def test_training_tells_two_confused_classes_apart_and_keeps_what_a_third_says(tmp_path):
+    train, validation = toy_cache("train", 16, 0), toy_cache("val", 8, 1)
+    settings = AdapterSettings(rank=8, batch_size=4, anchor_weight=1.0, seen_classes=("ship", "harbor"))
+    schedule = Schedule(epochs=40, learning_rate=1e-2, warmup_epochs=1)
+    drifts, correlations = {}, {}
+    unseen = TEXTS["airplane"][None]
+    before = next(logits_in_order(HeatmapAdapter(WIDTH, 1), validation, "vv_mixed", unseen))
+    coverage = CoverageTargets(validation.dataset, ["airplane"], (SIDE, SIDE)).read(range(8))
+    assert patch_average_precision(before, coverage)[0] > 0.95
+    for anchor in (0.0, 1.0, 100.0):
+        task, run = train_adapter(train, validation, replace(settings, anchor_weight=anchor), schedule, tmp_path)
+        after = next(logits_in_order(task.model, validation, "vv_mixed", unseen))
+        correlations[anchor] = np.corrcoef(ranks(before), ranks(after))[0, 1]
+        drifts[anchor] = run.history["drift"].iloc[-1]
+        found = run.history["val_patch_ap"]
+        if anchor == 1:
+            assert found.iloc[0] < 0.3  # chance is 3 / 16
+            assert found.iloc[-1] > 0.9
+            assert patch_average_precision(after, coverage)[0] > 0.95
+    assert drifts[100] < 0.2 * drifts[1] < 0.2 * drifts[0]
+    assert correlations[100] > 0.999
+    assert correlations[1] > 0.9 > correlations[0]
