@@ -66,10 +66,14 @@ def find_adapters(where: str | Path) -> list[Path]:
     Raises:
         CheckpointError: there is none.
     """
-    where = PROJECT_ROOT / Path(where).expanduser()
-    if where.is_file():
-        return [where]
-    found = sorted(where.glob(ADAPTER_FILES)) if where.is_dir() else []
+    try:
+        where = PROJECT_ROOT / Path(where).expanduser()
+        if where.is_file():
+            return [where]
+        found = sorted(where.glob(ADAPTER_FILES)) if where.is_dir() else []
+    except (OSError, RuntimeError) as error:  # too long for a name, or the home of nobody
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(f"no adapters can be looked for in {str(where)[:80]} ({reason})") from error
     if not found:
         what = f"no {ADAPTER_FILES} in the folder" if where.is_dir() else "no file or folder"
         raise CheckpointError(f"{what} {where}; train adapters with notebook 03, or: python -m surgerylib train")

@@ -86,7 +86,7 @@ class MapShard:
         sizes_wh: [n] (width, height) in pixels.
         offset: the first image's row in the file.
         adapted: a file beside it, float32 [n, A, C, h * w]: logits of A adapters; empty for none.
-        adapters: [A] their keys.
+        adapters: [A] the keys of their sources: an adapter has maps of the patches that it was trained on alone.
     """
 
     path: str
@@ -95,7 +95,7 @@ class MapShard:
     sizes_wh: tuple[tuple[int, int], ...]
     offset: int = 0
     adapted: str = ""
-    adapters: tuple[str, ...] = ()
+    adapters: tuple[tuple, ...] = ()
 
     def pieces(self, n_images: int) -> list[MapShard]:
         """The same images, at most `n_images` each."""
@@ -114,10 +114,13 @@ class MapShard:
         rows = slice(self.offset, self.offset + len(self.sizes_wh))
         if source.adapter is None:
             return maps_of(open_shard(self.path)[rows], source, self.grid)
-        if source.adapter not in self.adapters:
-            known = ", ".join(self.adapters) or "none"
-            raise ParameterError(f"there are no maps of the adapter {source.adapter}, only of {known}; open it first")
-        logits = open_shard(self.adapted, "adapted maps")[rows, self.adapters.index(source.adapter)]  # [n, C, N]
+        if source.key not in self.adapters:
+            known = "; ".join(f"{key} ({patches}, {layers} layers)" for patches, _, layers, key in self.adapters)
+            raise ParameterError(
+                f"there are no {source.kind} maps of the adapter {source.adapter} on {source.last_layers} layers, only "
+                f"of {known or 'none'}; open it first, or take `TrainedAdapter.source`"
+            )
+        logits = open_shard(self.adapted, "adapted maps")[rows, self.adapters.index(source.key)]  # [n, C, N]
         return np.ascontiguousarray(logits).reshape(*logits.shape[:2], *self.grid)
 
 

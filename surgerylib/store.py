@@ -110,7 +110,7 @@ class HeatmapStore(ImageShards):
         shard = MapShard(str(self.path(first)), self.clip.grid, first, sizes_wh, offset)
         if self.adapted is None:
             return shard
-        keys = tuple(adapter.key for adapter in self.adapted.adapters)
+        keys = tuple(adapter.source(adapter.kinds[0]).key for adapter in self.adapted.adapters)
         return replace(shard, adapted=str(self.adapted.path(first)), adapters=keys)
 
     def _read(self, path: str) -> Tensor:
