@@ -254,7 +254,8 @@ def heatmap_classification_loss(logits: Tensor, coverage: Tensor) -> Tensor:
     _check_maps(logits, coverage)
     flat = logits.flatten(2)
     pooled = flat.logsumexp(dim=-1) - torch.log(flat.new_tensor(float(flat.shape[-1])))
-    return F.binary_cross_entropy_with_logits(pooled, (coverage.flatten(2).amax(dim=-1) > 0).to(pooled.dtype))
+    present = (coverage.flatten(2).amax(dim=-1) > 0).to(pooled.dtype)
+    return F.binary_cross_entropy_with_logits(pooled, present, reduction="sum") / max(pooled.numel(), 1)
 
 
 def heatmap_localization_loss(
@@ -290,7 +291,7 @@ def heatmap_localization_loss(
         off = (probability - coverage).abs().clamp(min=torch.finfo(logits.dtype).tiny)
         bce = (off**focal_gamma * entropy).sum() / coverage.sum().clamp(min=1)
     else:
-        bce = entropy.sum() / weight.sum()
+        bce = entropy.sum() / weight.sum().clamp(min=torch.finfo(logits.dtype).tiny)  # of no image 0
     both, p, y = (part.flatten(2).sum(dim=-1) for part in (probability * coverage, probability, coverage))
     present = (y > 0).to(logits.dtype)
     dice = ((1 - (2 * both + 1) / (p + y + 1)) * present).sum() / present.sum().clamp(min=1)

@@ -431,3 +431,11 @@ def test_maps_of_other_shapes(logits, coverage):
             loss(torch.zeros(logits), torch.zeros(coverage))
         assert str(list(logits)) in str(raised.value)
         assert str(list(coverage)) in str(raised.value)
+
+
+def test_the_heatmap_losses_of_no_image_are_zero_with_a_gradient():
+    logits = torch.zeros(0, 3, 4, 4, requires_grad=True)
+    terms = heatmap_loss(logits, torch.zeros(0, 3, 4, 4))
+    terms.total.backward()
+    assert [float(terms[name].detach()) for name in ("total", "classification", "bce", "dice", "sparsity")] == [0.0] * 5
+    assert logits.grad.shape == logits.shape
