@@ -72,7 +72,7 @@ class AdapterSettings:
         if not any(self.weights.values()):
             raise ParameterError("the weights of all three losses are 0; nothing would be learned")
         if self.seen_classes is not None:
-            names = tuple(sorted(self.seen_classes))  # one form for each meaning
+            names = tuple(sorted(map(canonical_class, self.seen_classes)))  # one form for each meaning
             if not names or len(set(names)) < len(names):
                 raise ParameterError(f"seen_classes must name one class or more, each once, got {self.seen_classes!r}")
             object.__setattr__(self, "seen_classes", names)

@@ -465,7 +465,7 @@ def test_what_does_not_go_together(tiny, caches, tmp_path):
         {"rank": 0}, {"rank": 2.0}, {"batch_size": 0}, {"seed": -1}, {"seed": None},
         {"classification_weight": -1}, {"localization_weight": math.nan}, {"sparsity_weight": "1"},
         {"anchor_weight": -0.1}, {"positive_weight": 0}, {"positive_weight": math.inf}, {"focal_gamma": -1},
-        {"seen_classes": ()}, {"seen_classes": ("harbor", "harbor")},
+        {"seen_classes": ()}, {"seen_classes": ("harbor", "harbour")},
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be(wrong):
