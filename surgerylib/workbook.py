@@ -370,9 +370,9 @@ def _files(out: Path) -> dict[str, tuple[int, int]]:
 
 
 def _finding(out: Path, files: Iterable[str]) -> str:
-    """The one-line finding that a notebook left in one of its JSON files."""
+    """What a notebook found, in a sentence for each of its JSON files that has one."""
     contents = (report.read_json(out / name) for name in files if name.endswith(".json"))
-    return next((str(content["finding"]) for content in contents if content.get("finding")), "")
+    return " ".join(dict.fromkeys(str(content["finding"]) for content in contents if content.get("finding")))
 
 
 def _now() -> str:

@@ -43,6 +43,8 @@ def parameters(tmp_path_factory, tiny_folder) -> dict:
         "warmup_epochs": 0.5,
         "picture_size": 32,
         "training_batch_size": 4,
+        "adapter_epochs": 3,
+        "adapter_ablation_epochs": 1,
     }
 
 
@@ -85,7 +87,7 @@ def test_the_numbers_of_the_page_are_those_of_the_file(run):
     [
         ("01_heatmap_generation", 6),
         ("02_threshold_sweep", 5),
-        ("03_training", 3),
+        ("03_training", 6),
         ("04_gt_class_evaluation", 4),
         ("05_per_class_analysis", 4),
     ],
@@ -222,10 +224,77 @@ def test_the_training_leaves_what_it_promises_and_the_index_shows_it(run, parame
     assert about["epoch"] == results["best_epoch"]
 
 
+def test_the_adapters_leave_what_they_promise_and_the_index_shows_before_and_after(run):
+    folder = run.index.parent
+    results = json.loads((folder / "adapter_results.json").read_text())
+    page = html.unescape((folder / "03_training.html").read_text())
+    index = html.unescape(run.index.read_text())
+    assert results["finding"] in index
+    assert results["finding"] in page
+    assert sorted(path.name for path in (folder / "adapters").iterdir()) == [
+        "adapter_standard.safetensors", "adapter_vv_mixed.safetensors",
+    ]  # fmt: skip
+    group = results["groups"]["all classes"]["kinds"]
+    assert list(group) == list(HEATMAP_KINDS)
+    for kind in HEATMAP_KINDS:
+        for state in ("before", "floor", "after"):
+            for protocol in ("present", "all"):
+                for cell in group[kind][state]["protocols"][protocol]:
+                    assert f"{cell['map']:.3f} [" in page
+    assert len(results["variants"]) == 7 + 5
+    shown = "seen classes" if "seen classes" in results["groups"] else "all classes"
+    for words in ("before training", "after", "difference, paired"):
+        assert f"Heatmap adapter, {shown} " in index
+        assert f"mAP@0.05 of vv_mixed, {words}</a>" in index
+    history = pd.read_parquet(folder / "adapter_history.parquet")
+    assert history.groupby("kind")["epoch"].max().to_dict() == {"standard": 3, "vv_mixed": 3}
+
+
+def test_the_maps_of_notebook_03_before_are_those_of_notebook_01(run):
+    """The adapter is judged by the same images, boxes and setting."""
+    folder = run.index.parent
+    maps = json.loads((folder / "map_results.json").read_text())["protocols"]
+    adapter = json.loads((folder / "adapter_results.json").read_text())["groups"]["all classes"]["kinds"]
+    for protocol, kinds in maps.items():
+        for kind, cells in kinds.items():
+            assert adapter[kind]["before"]["protocols"][protocol] == [pytest.approx(cell) for cell in cells]
+
+
+def test_notebooks_01_and_02_put_an_adapter_beside_their_maps(run, parameters, tmp_path):
+    given = {**parameters, "adapter": str(run.index.parent / "adapters"), "floor_percentiles": [90]}
+    given["cache_dir"] = str(run.index.parent / "cache")
+    result = run_workbook(given, tmp_path / "out", only="01,02")
+    assert result.ok, result.notebooks
+    for name, results in (("01_heatmap_generation", "map_results"), ("02_threshold_sweep", "multi_iou_results")):
+        page = html.unescape((tmp_path / "out" / f"{name}.html").read_text())
+        adapted = json.loads((tmp_path / "out" / f"{results}.json").read_text())["adapter"]
+        cell = adapted["groups"]["all classes"]["kinds"]["vv_mixed"]["after"]["protocols"]["all"][0]
+        assert f"{cell['map']:.3f} [" in page
+        assert "after − before" in page
+        assert "<em>No adapter was given" not in page
+    alone = json.loads((run.index.parent / "adapter_results.json").read_text())["groups"]["all classes"]["kinds"]
+    maps = json.loads((tmp_path / "out" / "map_results.json").read_text())["adapter"]["groups"]["all classes"]["kinds"]
+    for kind in HEATMAP_KINDS:
+        assert maps[kind]["after"] == alone[kind]["after"]
+
+
+def test_the_stage_that_is_left_out_says_so(run, parameters, tmp_path, capsys):
+    given = {**parameters, "stage": "heatmap", "adapter_ablation_epochs": 0, "unseen_classes": []}
+    given["cache_dir"] = str(run.index.parent / "cache")
+    result = run_workbook(given, tmp_path / "out", only="03,04")
+    assert result.ok, result.notebooks
+    assert [notebook.name for notebook in result.notebooks] == ["03_training"]
+    assert "04_gt_class_evaluation: left out, stage is heatmap" in capsys.readouterr().out
+    page = html.unescape((tmp_path / "out" / "03_training.html").read_text())
+    assert "Left out: stage is heatmap." in page
+    assert not (tmp_path / "out" / "localizer.safetensors").exists()
+    assert (tmp_path / "out" / "adapters" / "adapter_vv_mixed.safetensors").exists()
+
+
 def test_the_training_on_some_classes_and_without_comparisons(run, parameters, tmp_path):
     data = load_dataset(parameters["dataset"], "train")
     both = set(data.boxes["label"]) & set(load_dataset(parameters["dataset"], "val").boxes["label"])
-    given = {**parameters, "seen_classes": sorted(both)[:2], "ablation_epochs": 0, "epochs": 1}
+    given = {**parameters, "stage": "localizer", "seen_classes": sorted(both)[:2], "ablation_epochs": 0, "epochs": 1}
     given["cache_dir"] = str(run.index.parent / "cache")
     result = run_workbook(given, tmp_path / "out", only="03")
     assert result.ok, result.notebooks
