@@ -6,24 +6,20 @@ not trained on gets a map like any other. Untrained it changes nothing, bit for 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .checks import whole_number
 from .clip import SurgeryCLIP
-from .errors import CheckpointError, ParameterError
-from .files import atomic_write
-from .identities import differences
+from .errors import ParameterError
 from .kinds import KIND_PATHS, check_kinds
+from .trained_files import load_trained, save_trained
 
 # the two scalars of the logits move so many times faster than the weights: a similarity spans 0.5, a logit 10 and more
 _GAIN = 10.0
@@ -174,10 +170,7 @@ def save_adapter(
         weights: its state dict.
         about: plain values; `belongs_to` is what `load_adapter` compares.
     """
-    # one entry: of several, safetensors writes another order each time, and equal adapters should be equal files
-    metadata = {"adapter": json.dumps({"config": config, "about": about})}
-    content = safetensors.torch.save({k: v.contiguous() for k, v in weights.items()}, metadata=metadata)
-    return atomic_write(path, content)
+    return save_trained(path, "adapter", config, weights, about)
 
 
 def load_adapter(
@@ -192,24 +185,8 @@ def load_adapter(
     Raises:
         CheckpointError: no such file, a damaged one, or one that belongs to another CLIP, kind or number of layers.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no trained adapter {path}; train one: python -m surgerylib train --stage heatmap")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})["adapter"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        config, about = metadata["config"], metadata["about"]
-        model = untrained_adapter(config, seed=0)
-        model.load_state_dict(weights)
-        if not all(value.isfinite().all() for value in weights.values()):
-            raise ValueError("it holds NaN or infinite weights")
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise CheckpointError(f"{path} is not a trained adapter ({reason}); train one again") from error
-    if different := differences(about.get("belongs_to", {}), belongs_to or {}):
-        raise CheckpointError(
-            f"the adapter {path} belongs to something else ({different}); use it with what it was trained on, or "
-            "train another"
-        )
+    model, about = load_trained(
+        path, "adapter", HeatmapAdapter, belongs_to=belongs_to, name="adapter",
+        command="python -m surgerylib train --stage heatmap",
+    )  # fmt: skip
     return model.requires_grad_(False), about

@@ -6,7 +6,6 @@ image would change nothing, so there is no augmentation.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from .classes import PROMPT_TEMPLATES, canonical_class, prompt_names
 from .datasets import check_disjoint
 from .errors import CacheError, ParameterError, TrainingError
 from .feature_batches import read_ahead
-from .identities import differences
+from .identities import differences, short_hash
 from .kinds import KIND_PATHS, check_kinds
 from .losses import heatmap_loss
 from .token_cache import CoverageTargets, TokenCache
@@ -161,11 +160,6 @@ class AdapterTask:
             "code_sha256": source_sha256(_CODE),
         }
 
-    @property
-    def key(self) -> str:
-        """A hash of the identity: names the folder of this training."""
-        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
-
     def batches(self, epoch: int, first: int) -> Iterator[TokenBatch]:
         """As in `training.Task`; images without a box are gone through too: they say what is not there."""
         size = self.settings.batch_size
@@ -223,7 +217,7 @@ class AdapterTask:
         save_adapter(path, self._config, weights, what)
 
     def _batch(self, positions: np.ndarray) -> TokenBatch:
-        return TokenBatch(positions, self.train.read(positions, self._path), self._coverage.read(positions))
+        return TokenBatch(positions, self.train.tokens(positions, self._path), self._coverage.read(positions))
 
 
 def train_adapter(
@@ -253,8 +247,7 @@ def train_adapter(
 
 def training_folder(task: AdapterTask, schedule: Schedule, trainings_dir: str | Path) -> Path:
     """The folder of a training: named after all that it depends on, so that no two share one."""
-    text = f"{task.key} {json.dumps(asdict(schedule), sort_keys=True)}"
-    return Path(trainings_dir) / f"adapter-training-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return Path(trainings_dir) / f"adapter-training-{short_hash(task.identity, asdict(schedule))}"
 
 
 @torch.no_grad()

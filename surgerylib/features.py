@@ -167,23 +167,6 @@ class FeatureCache(ImageShards):
             atomic_write(self.folder / _TARGETS, buffer.getvalue())
         return self
 
-    def read(self, positions: Sequence[int] | np.ndarray) -> list[np.void]:
-        """Records of some images by their places in the data set: views of the mapped files, nothing is copied.
-
-        The files stay mapped for as long as the records live, and no longer: memory does not grow with what was read.
-
-        Raises:
-            CacheError: the cache has not been computed, or a file is damaged.
-        """
-        opened: dict[Path, np.ndarray] = {}
-        records = []
-        for position in positions:
-            path = self.path(int(position))
-            if path not in opened:
-                opened[path] = open_shard(path, self.what)
-            records.append(opened[path][int(position) % self.shard_images])
-        return records
-
     def _read(self, path: str) -> _Input:
         image = read_image(path)
         side = self.picture_size

@@ -6,23 +6,19 @@ Images are RGB [B, 3, S, S] in 0..1 (or uint8), boxes xyxy in [0, 1] of the imag
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .checks import whole_number
 from .clip import SurgeryCLIP
-from .errors import CheckpointError, ParameterError
-from .files import atomic_write
-from .identities import differences
+from .errors import ParameterError
+from .trained_files import load_trained, save_trained
 
 LOCALIZER_INPUTS = ("cam", "features", "image")
 WIDTH = 128  # channels of the image encoder and of the shared map
@@ -222,10 +218,7 @@ def save_localizer(
         weights: its state dict.
         about: plain values; `belongs_to` is what `load_localizer` compares.
     """
-    # one entry: of several, safetensors writes another order each time, and equal heads should be equal files
-    metadata = {"localizer": json.dumps({"config": config, "about": about})}
-    content = safetensors.torch.save({k: v.contiguous() for k, v in weights.items()}, metadata=metadata)
-    return atomic_write(path, content)
+    return save_trained(path, "localizer", config, weights, about)
 
 
 def load_localizer(
@@ -240,25 +233,10 @@ def load_localizer(
     Raises:
         CheckpointError: no such file, a damaged one, or one that belongs to another CLIP, class list or kind of map.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no trained localiser {path}; train one: python -m surgerylib train")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})["localizer"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        config, about = metadata["config"], metadata["about"]
-        model = GTClassLocalizer(**config)
-        model.load_state_dict(weights)
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise CheckpointError(f"{path} is not a trained localiser ({reason}); train one again") from error
-    if different := differences(about.get("belongs_to", {}), belongs_to or {}):
-        raise CheckpointError(
-            f"the localiser {path} belongs to something else ({different}); use it with what it was trained on, or "
-            "train another"
-        )
-    return model.eval(), about
+    return load_trained(
+        path, "localizer", GTClassLocalizer, belongs_to=belongs_to, name="localiser",
+        command="python -m surgerylib train",
+    )  # fmt: skip
 
 
 def untrained_localizer(config: Mapping[str, Any], seed: int) -> GTClassLocalizer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from .datasets import check_disjoint, check_have_boxes
 from .errors import CacheError, ParameterError, TrainingError
 from .feature_batches import Batch, BatchReader
 from .features import FeatureCache
-from .identities import differences
+from .identities import differences, short_hash
 from .localization import (
     BASELINES,
     baseline_ious,
@@ -143,11 +142,6 @@ class LocalizerTask:
             "code_sha256": source_sha256(_CODE),
         }
 
-    @property
-    def key(self) -> str:
-        """A hash of the identity: names the folder of this training."""
-        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
-
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
         """As in `training.Task`."""
         chosen = self.settings
@@ -244,8 +238,7 @@ def kept_epochs(schedule: Schedule) -> tuple[int, ...]:
 
 def training_folder(task: LocalizerTask, schedule: Schedule, trainings_dir: str | Path) -> Path:
     """The folder of a training: named after all that it depends on, so that no two share one."""
-    text = f"{task.key} {json.dumps(asdict(schedule), sort_keys=True)}"
-    return Path(trainings_dir) / f"training-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return Path(trainings_dir) / f"training-{short_hash(task.identity, asdict(schedule))}"
 
 
 def belongs_to(cache: FeatureCache) -> dict[str, Any]:

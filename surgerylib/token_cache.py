@@ -19,7 +19,7 @@ from .clip import SurgeryCLIP
 from .datasets import Dataset, read_image
 from .frames import BOX_COLUMNS
 from .image_shards import ImageShards
-from .map_shards import PATHS, open_shard
+from .map_shards import PATHS
 from .measures import truth_codes
 
 SHARD_IMAGES = 256
@@ -72,26 +72,22 @@ class TokenCache(ImageShards):
             folder=folder,
         )
 
-    def read(self, positions: Sequence[int] | np.ndarray, path: str) -> Tensor:
+    def tokens(self, positions: Sequence[int] | np.ndarray, path: str) -> Tensor:
         """Tokens of some images by their places in the data set, of one path (`qk` or `vv`): float32 [L, B, N, D].
 
         Raises:
             CacheError: the cache has not been computed, or a file is damaged.
         """
-        opened: dict[Path, np.ndarray] = {}
         tokens = np.empty((self.layers, len(positions), *self.record.shape[2:]), dtype=np.float32)
-        for place, position in enumerate(positions):
-            shard = self.path(int(position))
-            if shard not in opened:
-                opened[shard] = open_shard(shard, self.what)
-            tokens[:, place] = opened[shard][int(position) % self.shard_images, PATHS.index(path)]
+        for place, record in enumerate(self.read(positions)):
+            tokens[:, place] = record[PATHS.index(path)]
         return torch.from_numpy(tokens)
 
     def in_order(self, path: str) -> Iterator[Tensor]:
         """Tokens of all images in order, [L, B, N, D] at a time."""
         n_images = len(self.dataset.images)
         for first in range(0, n_images, _READ_IMAGES):
-            yield self.read(range(first, min(first + _READ_IMAGES, n_images)), path)
+            yield self.tokens(range(first, min(first + _READ_IMAGES, n_images)), path)
 
     def _read(self, path: str) -> Tensor:
         return self.clip.preprocess(read_image(path))

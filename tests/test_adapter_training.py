@@ -104,7 +104,7 @@ def live(tiny, root) -> list[ImageTokens]:
 def test_the_tokens_are_those_of_the_model_but_for_16_bits(caches, live, path):
     """16 bits round a number by at most 2^-11 of it, and its similarity to a unit text by less than 0.001."""
     cache = caches[1]
-    stored = cache.read(range(N_VAL), path)
+    stored = cache.tokens(range(N_VAL), path)
     assert stored.dtype == torch.float32
     assert stored.shape == (3, N_VAL, 16, 24)
     text = cache.clip.encode_text(prompt_names(cache.dataset.classes))
@@ -112,9 +112,9 @@ def test_the_tokens_are_those_of_the_model_but_for_16_bits(caches, live, path):
         patches = getattr(tokens, path)[:, 0, 1:]  # without CLS
         torch.testing.assert_close(stored[:, position], patches, rtol=2**-11, atol=2e-6)
         assert ((stored[:, position] - patches) @ text.T).abs().max() < 1e-3
-    assert torch.equal(cache.read([4, 0, 3], path), stored[:, [4, 0, 3]])  # over the border of shards, in any order
+    assert torch.equal(cache.tokens([4, 0, 3], path), stored[:, [4, 0, 3]])  # over the border of shards, in any order
     assert torch.equal(torch.cat(list(cache.in_order(path)), dim=1), stored)
-    assert cache.read([], path).shape == (3, 0, 16, 24)
+    assert cache.tokens([], path).shape == (3, 0, 16, 24)
 
 
 def test_all_images_are_gone_through_a_few_at_a_time(caches, monkeypatch):
@@ -126,7 +126,7 @@ def test_all_images_are_gone_through_a_few_at_a_time(caches, monkeypatch):
 
 
 def test_both_paths_and_all_layers_are_apart(caches):
-    parts = [caches[1].read(range(N_VAL), path)[layer] for path in ("qk", "vv") for layer in range(3)]
+    parts = [caches[1].tokens(range(N_VAL), path)[layer] for path in ("qk", "vv") for layer in range(3)]
     for place, part in enumerate(parts):
         assert not any(torch.allclose(part, other, atol=1e-2) for other in parts[:place])
 
@@ -161,7 +161,7 @@ def test_tokens_that_cannot_be(tiny, caches, tmp_path, monkeypatch):
     with pytest.raises(ImageReadError, match="gone"):
         TokenCache(tiny, replace(data, images=data.images.assign(path="gone.jpg")), tmp_path)
     with pytest.raises(CacheError, match=r"there are no tokens .*compute the store first"):
-        TokenCache(tiny, data, tmp_path).read([0], "vv")
+        TokenCache(tiny, data, tmp_path).tokens([0], "vv")
     encode = tiny.encode_image
     monkeypatch.setattr(tiny, "encode_image", lambda *args: replace(encode(*args), vv=encode(*args).vv * math.nan))
     with pytest.raises(CheckpointError, match="NaN or infinite values"):
@@ -178,7 +178,7 @@ def test_a_damaged_shard_is_refused(tiny, caches, tmp_path):
         cache.compute()
     one_line(raised)
     cache.path(4).write_bytes(content[:1000])
-    for work in (cache.compute, lambda: cache.read([5], "vv")):
+    for work in (cache.compute, lambda: cache.tokens([5], "vv")):
         with pytest.raises(CacheError, match=r"tokens-00001\.npy is not a shard of tokens") as raised:
             work()
         one_line(raised)
@@ -293,7 +293,7 @@ def test_the_validation_before_training_is_that_of_the_frozen_maps(caches, kind)
     cache, data = caches[1], caches[1].dataset
     blank = torch.zeros(3, N_VAL, 1, 24)
     tokens = ImageTokens(
-        *(torch.cat([blank, cache.read(range(N_VAL), path)], dim=2) for path in ("qk", "vv")), blank, cache.clip.grid
+        *(torch.cat([blank, cache.tokens(range(N_VAL), path)], dim=2) for path in ("qk", "vv")), blank, cache.clip.grid
     )  # fmt: skip
     maps = heatmaps(tokens, cache.clip.encode_text(prompt_names(task.seen)), kind)
     text = cache.clip.encode_text(prompt_names(task.seen))
@@ -391,7 +391,7 @@ def test_the_order_of_classes_does_not_change_the_weights(caches, tmp_path):
     task, run = train_adapter(*caches, replace(SETTINGS, seen_classes=names), short, tmp_path / "a")
     assert task.seen == ["ship", "storagetank", "vehicle"]
     turned = replace(SETTINGS, seen_classes=("vehicle", "storagetank", "Ship"))
-    assert AdapterTask(*caches, turned).key == task.key
+    assert AdapterTask(*caches, turned).identity == task.identity
     rng = np.random.default_rng(0)
     permuted = [
         with_dataset(cache, replace(cache.dataset, classes=tuple(rng.permutation(cache.dataset.classes).tolist())))
@@ -599,7 +599,7 @@ def toy_cache(split: str, n_images: int, seed: int) -> SimpleNamespace:
     data = Dataset("toy", Path(), split, "DIOR", images, boxes, tuple(TEXTS), boxes.iloc[:0])
     return SimpleNamespace(
         clip=ToyClip(), dataset=data, layers=1, key=split,
-        read=lambda positions, path: tokens[:, list(positions)], in_order=lambda path: iter([tokens]),
+        tokens=lambda positions, path: tokens[:, list(positions)], in_order=lambda path: iter([tokens]),
     )  # fmt: skip
 
 
