@@ -47,6 +47,7 @@ _CODE = (
     "metrics",
     "settings",
     "sweep",
+    "trained_files",
 )
 
 
