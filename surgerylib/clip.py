@@ -119,17 +119,18 @@ class SurgeryCLIP:
         side = self.image_size // self.patch_size
         return side, side
 
-    def preprocess(self, image: np.ndarray) -> Tensor:
+    def preprocess(self, image: np.ndarray, image_size: int | None = None) -> Tensor:
         """Bring an image to the model: the whole image, squashed to a square, bicubic with antialiasing, no crop.
 
         Args:
             image: uint8 RGB [H, W, 3], any size.
+            image_size: another side S for this image, a multiple of the patch; None takes the `image_size` of the CLIP.
 
         Returns:
             float32 [3, S, S], normalised with the model's mean and standard deviation, on the CPU.
 
         Raises:
-            ParameterError: not a uint8 array of three channels.
+            ParameterError: not a uint8 array of three channels, or a size the model cannot take.
         """
         if not isinstance(image, np.ndarray):
             raise ParameterError(f"image must be a NumPy array, uint8 [H, W, 3] in RGB, got {type(image).__name__}")
@@ -137,7 +138,9 @@ class SurgeryCLIP:
             raise ParameterError(f"image must be uint8 [H, W, 3] in RGB, got {image.dtype} {list(image.shape)}")
         usable = image if image.flags.c_contiguous and image.flags.writeable else image.copy()
         pixels = torch.from_numpy(usable).permute(2, 0, 1).unsqueeze(0)  # [H, W, 3] -> [1, 3, H, W]
-        size = (self.image_size, self.image_size)
+        side = self.image_size if image_size is None else whole_number("image_size", image_size)
+        size = (side, side)
+        self._check_size(size)
         if pixels.shape[-2:] != size:
             pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)
         return (pixels[0].float() / 255 - self._mean) / self._std
@@ -231,9 +234,27 @@ class SurgeryCLIP:
         return visual.ln_post(x) @ visual.proj
 
     def _encode_prompts(self, prompts: list[str]) -> Tensor:
+        tokens = self._tokenizer(prompts).to(self.device)
         with self._autocast():
-            embedding = self.model.encode_text(self._tokenizer(prompts).to(self.device))
+            embedding = self._encode_causal(tokens) if self._text_is_causal() else self.model.encode_text(tokens)
         return F.normalize(embedding.float(), dim=-1)
+
+    def _text_is_causal(self) -> bool:
+        """Whether the text tower is CLIP's own: no word sees those after it, the end token stands for the text."""
+        model = self.model
+        return isinstance(model, open_clip.CLIP) and model.attn_mask is not None and model.text_pool_type == "argmax"
+
+    def _encode_causal(self, tokens: Tensor) -> Tensor:
+        """`model.encode_text` without the padding behind the longest text, which no end token sees: a fifth of it."""
+        model, end = self.model, tokens.argmax(dim=-1)  # the end token has the highest number
+        length = int(end.max()) + 1
+        dtype = model.transformer.get_cast_dtype()
+        x = model.token_embedding(tokens[:, :length]).to(dtype) + model.positional_embedding[:length].to(dtype)
+        x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))  # [B, length, W]
+        x = x[torch.arange(len(x), device=x.device), end]
+        if isinstance(model.text_projection, nn.Linear):
+            return model.text_projection(x)
+        return x if model.text_projection is None else x @ model.text_projection
 
     def _autocast(self):
         if self.device.type != "cuda":

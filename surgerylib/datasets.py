@@ -181,6 +181,7 @@ def load_dataset(
     limit: int | None = None,
     classes: Sequence[str] = DIOR_CLASSES,
     require_images: bool = True,
+    progress: type[tqdm] = tqdm,
 ) -> Dataset:
     """Reads one split of a dataset in DIOR's, plain VOC's or the reorganised layout, recognised from the folders.
 
@@ -194,6 +195,7 @@ def load_dataset(
         limit: only the first so many images of the split.
         classes: the class list; names in the files are brought to its spelling.
         require_images: False reads annotations alone: `path` stays empty and the sizes are those the XML states.
+        progress: tqdm, or a class of its kind that shows the progress elsewhere.
 
     Raises:
         DatasetError: missing folder, unknown layout, missing or empty split, an image that isn't there, a stated size
@@ -219,7 +221,7 @@ def load_dataset(
     labels: list[str] = []
     raw_boxes: list[tuple[float, float, float, float]] = []
     boxes_per_image: list[int] = []
-    for image_id, path in zip(tqdm(ids, desc=f"reading {split}", delay=2, leave=False), paths, strict=True):
+    for image_id, path in zip(progress(ids, desc=f"reading {split}", delay=2, leave=False), paths, strict=True):
         xml_path = annotation_dir / f"{image_id}.xml"
         annotation = read_annotation(xml_path, classes)
         size_wh = image_size(path) if require_images else annotation.size_wh

@@ -71,6 +71,7 @@ def write_scenes(
     num_test: int = 120,
     size: int = 448,
     seed: int = 0,
+    progress: type[tqdm] = tqdm,
 ) -> Path:
     """Write a dataset of scenes in DIOR's layout; a folder that already holds these very scenes is left as it is.
 
@@ -81,6 +82,7 @@ def write_scenes(
         num_train, num_val, num_test: images in each split.
         size: width and height in pixels.
         seed: another seed gives other scenes; the splits never share one.
+        progress: tqdm, or a class of its kind that shows the progress elsewhere.
 
     Returns:
         the folder.
@@ -103,7 +105,7 @@ def write_scenes(
         out_dir.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", suffix=".partial", dir=out_dir.parent))
         try:
-            manifest["boxes"] = _write_all(fresh, counts, size, seed)
+            manifest["boxes"] = _write_all(fresh, counts, size, seed, progress)
             (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
             fresh.chmod(0o755)  # mkdtemp keeps others out
             if found is not None:
@@ -136,13 +138,13 @@ def _manifest_of(folder: Path) -> dict | None:
     raise OutputError(f"{folder} holds files that are not generated scenes: choose another folder or empty this one")
 
 
-def _write_all(root: Path, counts: dict[str, int], size: int, seed: int) -> int:
+def _write_all(root: Path, counts: dict[str, int], size: int, seed: int, progress: type[tqdm]) -> int:
     """Images, annotations and split files under `root`; returns the number of boxes."""
     annotations, sets = root / "Annotations" / "Horizontal Bounding Boxes", root / "ImageSets" / "Main"
     for folder in (annotations, sets, root / "JPEGImages-trainval", root / "JPEGImages-test"):
         folder.mkdir(parents=True)
     total, number = 0, 0
-    with tqdm(total=sum(counts.values()), desc="drawing scenes", unit="image") as bar:
+    with progress(total=sum(counts.values()), desc="drawing scenes", unit="image") as bar:
         for split, count in counts.items():
             images = root / ("JPEGImages-test" if split == "test" else "JPEGImages-trainval")
             names = []

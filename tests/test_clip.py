@@ -133,8 +133,8 @@ def test_known_error_10_position_embeddings_overwritten_on_resize(tiny):
 
 def test_known_error_11_text_encoded_anew_in_every_step(tiny, monkeypatch):
     calls = []
-    encode = tiny.model.encode_text
-    monkeypatch.setattr(tiny.model, "encode_text", lambda tokens: (calls.append(len(tokens)), encode(tokens))[1])
+    encode = tiny._encode_prompts
+    monkeypatch.setattr(tiny, "_encode_prompts", lambda prompts: (calls.append(len(prompts)), encode(prompts))[1])
     names = ["red kite", "blue kite"]
     first = tiny.encode_text(names, ("a {}.", "the {}."))
     kept = first.clone()
@@ -152,6 +152,26 @@ def test_text_is_the_renormalised_mean_over_templates(tiny):
         tiny.encode_text(["ship"], ("a ship",))
     with pytest.raises(ParameterError, match="put it in a list"):
         tiny.encode_text("ship")
+
+
+def test_text_without_its_padding_is_the_stock_models(tiny):
+    prompts = ["a ship", "a satellite photo of a red roof beside the river, seen from far above"]  # the second is cut
+    with torch.no_grad():
+        stock = unit(tiny.model.encode_text(tiny._tokenizer(prompts)))
+    torch.testing.assert_close(tiny._encode_prompts(prompts), stock, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(tiny._encode_prompts(prompts[:1]), stock[:1], rtol=1e-5, atol=1e-6)  # shorter alone
+
+
+def test_an_image_can_be_brought_to_another_size(tiny):
+    image = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
+    assert tiny.preprocess(image).shape == (3, 32, 32)
+    larger = tiny.preprocess(image, 48)
+    assert larger.shape == (3, 48, 48)
+    assert tiny.encode_image(larger[None]).grid == (6, 6)
+    with pytest.raises(ParameterError, match="multiple of the patch"):
+        tiny.preprocess(image, 50)
+    with pytest.raises(ParameterError, match="image_size must be a whole number"):
+        tiny.preprocess(image, 48.0)
 
 
 def test_known_error_12_class_name_asked_in_its_xml_spelling(tiny):
