@@ -21,8 +21,9 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff format --check --quiet . || { echo "run make format"; exit 1; }
 	@$(BIN)/nbstripout --keep-id --verify $(NOTEBOOKS) || { echo "a notebook holds outputs: run make format"; exit 1; }
 
-lab: $(INSTALLED)  ## JupyterLab in notebooks/
-	@cd notebooks && ../$(BIN)/jupyter lab
+# the token stays on, and nobody else on the network reaches the server, whatever a user's own settings say
+lab: $(INSTALLED)  ## JupyterLab on the notebooks, the explorer first
+	@cd notebooks && ../$(BIN)/jupyter lab --ServerApp.ip=localhost explore.ipynb
 
 format: $(INSTALLED)  ## bring code and notebooks into form
 	@$(BIN)/nbstripout --keep-id $(NOTEBOOKS)

@@ -32,6 +32,7 @@ __all__ = [
     "check_disjoint",
     "check_have_boxes",
     "check_images",
+    "dataset_splits",
     "load_dataset",
     "prompt_names",
     "read_annotation",
@@ -260,8 +261,13 @@ def load_dataset(
 
 
 def _recognise(root: Path) -> tuple[_Layout, Path]:
-    if not root.is_dir():
-        raise DatasetError(f"no dataset folder {root}; give the folder that holds the images, annotations and splits")
+    try:
+        is_there = root.is_dir()
+    except OSError:  # too long for a name
+        is_there = False
+    if not is_there:
+        shown = root if len(str(root)) < 200 else f"{str(root)[:80]}..."
+        raise DatasetError(f"no dataset folder {shown}; give the folder that holds the images, annotations and splits")
     for layout in _LAYOUTS:
         annotation_dir = next((root / d for d in layout.annotation_dirs if (root / d).is_dir()), None)
         if annotation_dir is not None and (root / layout.split_dir).is_dir():
@@ -271,8 +277,25 @@ def _recognise(root: Path) -> tuple[_Layout, Path]:
     raise DatasetError(f"{root} fits none of the three layouts ({pictures}); it holds {held}")
 
 
+def dataset_splits(root: str | os.PathLike[str]) -> list[str]:
+    """The splits that a dataset folder has files for, in the order of their names.
+
+    Raises:
+        DatasetError: missing folder, unknown layout, or no split file.
+    """
+    layout, _ = _recognise(Path(root))
+    splits = _splits_in(Path(root) / layout.split_dir)
+    if not splits:
+        raise DatasetError(f"no split file in {Path(root) / layout.split_dir}; write train.txt, one image id a line")
+    return splits
+
+
+def _splits_in(split_dir: Path) -> list[str]:
+    return sorted(path.stem for path in split_dir.glob("*.txt"))
+
+
 def _split_ids(split_dir: Path, split: str) -> list[str]:
-    available = sorted(path.stem for path in split_dir.glob("*.txt"))
+    available = _splits_in(split_dir)
     if split in available:
         files = [split]
     elif split == "trainval" and {"train", "val"} <= set(available):

@@ -1,0 +1,229 @@
+"""The explorer's controls: what each is called, what it may be, and what they say together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ipywidgets as widgets
+
+from .clip import SurgeryCLIP
+from .errors import ParameterError
+from .exploration import AS_NAMED, EVERY_BOX, Question, phrases
+from .explorer_widgets import CopyButton
+from .extraction import BOX_SCORES, BoxSettings
+from .kinds import HEATMAP_KINDS, SIMILARITIES
+from .map_shards import MapSource
+from .settings import SCORE_NAMES, Setting
+
+ALL_KINDS = "all four side by side"
+ANY_CLASS = "any class"
+CLASSES, OWN_WORDS, BOTH = "classes", "own words", "both"
+_WIDE = widgets.Layout(width="auto")
+_STYLE = {"description_width": "84px"}
+_SIZE_FACTORS = (0.5, 1, 1.5, 2, 3)
+
+
+class Controls:
+    """Every control of the explorer as an attribute, and the two boxes that hold them.
+
+    Attributes:
+        main, more: boxes of the controls used all the time, and of the others.
+        of_question: those that change what is asked of an image; `shown` and the list asked for stand apart.
+    """
+
+    def __init__(self, *, dataset: str, split: str, has_adapter: bool) -> None:
+        """
+        Args:
+            dataset, split: shown at first.
+            has_adapter: whether the switch for trained adapters can be used.
+        """
+        self.dataset = _text("dataset", dataset, "folder, or embedded")
+        self.split = widgets.Dropdown(options=[split], value=split, description="split", layout=_WIDE, style=_STYLE)
+        self.open = widgets.Button(description="open the dataset", icon="folder-open", layout=_WIDE)
+        self.path = _text("image file", "", "any JPEG, PNG, BMP or TIFF on this machine")
+        self.upload = widgets.FileUpload(
+            accept="image/*,.tif,.tiff", multiple=False, description="upload an image", layout=_WIDE
+        )
+
+        self.previous = widgets.Button(icon="chevron-left", description="previous", layout=_WIDE)
+        self.next = widgets.Button(icon="chevron-right", description="next", layout=_WIDE)
+        self.position = widgets.Label()
+        self.find = _text("go to", "", "file name, or a part of it")
+        self.with_class = widgets.Dropdown(options=[ANY_CLASS], description="images with", layout=_WIDE, style=_STYLE)
+
+        self.ask = widgets.ToggleButtons(options=[CLASSES, OWN_WORDS, BOTH], style={"button_width": "auto"})
+        self.ask.tooltips = ["the data set's class list", "the phrases below", "phrases among the classes"]
+        self.words = _text("own words", "", "red roof, boat in a harbor")
+        self.shown = widgets.Dropdown(options=[], description="shown", layout=_WIDE, style=_STYLE)
+        self.against = widgets.Dropdown(
+            options=[AS_NAMED, EVERY_BOX], description="held against", layout=_WIDE, style=_STYLE
+        )
+
+        kinds = [*HEATMAP_KINDS, ALL_KINDS]
+        self.kind = widgets.Dropdown(options=kinds, value="vv_mixed", description="kind", layout=_WIDE, style=_STYLE)
+        self.similarity = widgets.Dropdown(
+            options=list(SIMILARITIES), description="similarity", layout=_WIDE, style=_STYLE
+        )
+        self.layers = widgets.IntSlider(value=1, min=1, max=6, description="last layers", layout=_WIDE, style=_STYLE)
+        self.image_size = widgets.Dropdown(
+            options=[("the model's own", 0)], description="image size", layout=_WIDE, style=_STYLE
+        )
+        self._own_size = 0
+        self.adapted = widgets.Checkbox(
+            value=False, description="trained adapter", disabled=not has_adapter, indent=False, layout=_WIDE
+        )
+
+        self.percentile = _slider("percentile", 75.0, 1.0, 99.5, 0.5, ".1f")
+        self.min_side = widgets.IntSlider(value=5, min=0, max=100, description="least side", layout=_WIDE, style=_STYLE)
+        self.use_nms = widgets.Checkbox(value=False, description="suppress overlaps", indent=False, layout=_WIDE)
+        self.nms_iou = _slider("above IoU", 0.5, 0.05, 1.0, 0.05, ".2f")
+        self.use_floor = widgets.Checkbox(value=False, description="floor (raw value)", indent=False, layout=_WIDE)
+        self.floor = widgets.FloatText(value=0.0, step=0.01, description="at least", layout=_WIDE, style=_STYLE)
+        scores = [(SCORE_NAMES[name], name) for name in BOX_SCORES]
+        self.score = widgets.Dropdown(options=scores, description="box score", layout=_WIDE, style=_STYLE)
+
+        self.opacity = _slider("opacity", 0.5, 0.0, 1.0, 0.05, ".2f")
+        self.outline = widgets.Checkbox(value=True, description="outline of the mask", indent=False, layout=_WIDE)
+        self.save = widgets.Button(description="save PNG and YAML", icon="save", layout=_WIDE)
+        self.copy = CopyButton(description="copy the Python call")
+
+        self.of_question = (
+            self.against, self.kind, self.similarity, self.layers, self.adapted, self.percentile,
+            self.min_side, self.use_nms, self.nms_iou, self.use_floor, self.floor, self.score,
+        )  # fmt: skip
+        self.main = _group(
+            "explorer-main",
+            _heading("Image"), self.position, _row(self.previous, self.next), self.with_class, self.find,
+            _heading("Ask for"), self.ask, self.words, self.shown,
+            _heading("Boxes"), self.percentile, self.opacity,
+        )  # fmt: skip
+        self.more = _group(
+            "explorer-more",
+            _heading("Heatmap"), self.kind, self.similarity, self.layers, self.image_size, self.adapted,
+            _heading("Extraction"), self.min_side, self.use_nms, self.nms_iou, self.use_floor, self.floor, self.score,
+            self.outline, self.against,
+            _heading("Keep"), _row(self.save, self.copy),
+            _heading("Dataset"), self.dataset, self.split, self.open, self.path, self.upload,
+        )  # fmt: skip
+        self.depend()
+
+    def take_model(self, clip: SurgeryCLIP, image_size: int | None) -> None:
+        """Offer what this model can do: its layers, and sizes that are multiples of its patch."""
+        self.layers.max = clip.depth
+        patch, own = clip.patch_size, clip.image_size
+        sizes = {own} | {max(patch, round(factor * own / patch) * patch) for factor in _SIZE_FACTORS}
+        sizes |= {image_size} if image_size else set()
+        self.image_size.options = [
+            (f"{size} pixels, {size // patch} × {size // patch} patches", size) for size in sorted(sizes)
+        ]
+        self.image_size.value = image_size or own
+        self._own_size = own
+
+    @property
+    def chosen_size(self) -> int | None:
+        """The image size as a parameter: None for the model's own."""
+        return None if self.image_size.value == self._own_size else self.image_size.value
+
+    def take_classes(self, classes: Sequence[str], n_images: Sequence[int]) -> None:
+        """Offer the images of a class, and its ground truth to hold boxes against.
+
+        Args:
+            classes: the data set's.
+            n_images: that hold each.
+        """
+        self.with_class.options = [(ANY_CLASS, ANY_CLASS)] + [
+            (f"{name} ({count:,})", name) for name, count in zip(classes, n_images, strict=True) if count
+        ]
+        self.against.options = [AS_NAMED, EVERY_BOX, *classes]
+
+    def take_splits(self, splits: Sequence[str], chosen: str) -> None:
+        """Offer a data set's splits; trainval also stands for train and val together."""
+        whole = ["trainval"] if {"train", "val"} <= set(splits) else []
+        self.split.options = list(dict.fromkeys([*splits, *whole, chosen]))
+        self.split.value = chosen
+
+    def take_asked(self, asked: Sequence[str], shown: str) -> None:
+        """Offer what is asked for, one of which is shown."""
+        self.shown.options = list(asked)
+        self.shown.value = shown
+
+    def enable(self, enabled: bool) -> None:
+        """Switch the controls that open something else on or off."""
+        for control in (
+            self.open, self.split, self.dataset, self.path, self.upload, self.find, self.with_class, self.previous,
+            self.next, self.image_size,
+        ):  # fmt: skip
+            control.disabled = not enabled
+
+    def asked(self, classes: Sequence[str]) -> tuple[str, ...]:
+        """All that is asked for.
+
+        Raises:
+            ParameterError: own words are wanted, and none are there.
+        """
+        if self.ask.value == CLASSES:
+            return tuple(classes)
+        own = phrases(self.words.value)
+        return own if self.ask.value == OWN_WORDS else tuple(dict.fromkeys([*own, *classes]))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds shown."""
+        return tuple(HEATMAP_KINDS) if self.kind.value == ALL_KINDS else (self.kind.value,)
+
+    def question(self, asked: tuple[str, ...]) -> Question:
+        """What the controls say together.
+
+        Args:
+            asked: as `asked` gave it.
+
+        Raises:
+            ParameterError: nothing is chosen to be shown.
+        """
+        if self.shown.value is None:
+            raise ParameterError("nothing is chosen under “shown”; choose what to look at")
+        boxes = BoxSettings(
+            percentile=self.percentile.value,
+            min_side=self.min_side.value,
+            score=self.score.value,
+            nms_iou=self.nms_iou.value if self.use_nms.value else None,
+            floor=self.floor.value if self.use_floor.value else None,
+        )
+        similarity = "cosine" if self.adapted.value else self.similarity.value
+        source = MapSource(self.kinds[-1], similarity, self.layers.value)
+        return Question(
+            asked, self.shown.value, self.kinds, Setting(source, boxes), self.adapted.value, self.against.value
+        )
+
+    def depend(self) -> None:
+        """Switch off the controls that another one makes void."""
+        self.nms_iou.disabled = not self.use_nms.value
+        self.floor.disabled = not self.use_floor.value
+        self.similarity.disabled = self.layers.disabled = self.adapted.value
+        self.words.disabled = self.ask.value == CLASSES
+
+
+def _text(name: str, value: str, hint: str) -> widgets.Text:
+    return widgets.Text(
+        value=value, placeholder=hint, description=name, continuous_update=False, layout=_WIDE, style=_STYLE
+    )
+
+
+def _slider(name: str, value: float, least: float, most: float, step: float, form: str) -> widgets.FloatSlider:
+    return widgets.FloatSlider(
+        value=value, min=least, max=most, step=step, description=name, readout_format=form, layout=_WIDE, style=_STYLE
+    )
+
+
+def _heading(text: str) -> widgets.HTML:
+    return widgets.HTML(f'<div class="explorer-group" role="heading" aria-level="3">{text}</div>')
+
+
+def _row(*children: widgets.Widget) -> widgets.HBox:
+    return widgets.HBox(children, layout=widgets.Layout(flex_flow="row wrap", overflow="visible"))
+
+
+def _group(name: str, *children: widgets.Widget) -> widgets.VBox:
+    box = widgets.VBox(children, layout=widgets.Layout(align_items="stretch"))
+    box.add_class(name)
+    return box

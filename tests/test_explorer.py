@@ -1,0 +1,377 @@
+"""The explorer's widgets, driven from Python: what a browser would set, and what it would be sent."""
+
+from __future__ import annotations
+
+import json
+import threading
+from datetime import UTC, datetime
+from html import unescape
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from adapted_scenes import write_adapters
+from PIL import Image
+
+from surgerylib.errors import ParameterError
+from surgerylib.explorer import Explorer
+from surgerylib.explorer_controls import ALL_KINDS, ANY_CLASS
+from surgerylib.explorer_work import Work
+from surgerylib.kinds import HEATMAP_KINDS
+from surgerylib.scenes import write_scenes
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    return write_scenes(tmp_path_factory.mktemp("data") / "scenes", num_train=4, num_val=3, num_test=6, size=96)
+
+
+@pytest.fixture
+def options(scenes, tiny_folder, tmp_path) -> dict:
+    return {
+        "dataset": str(scenes),
+        "model": f"local-dir:{tiny_folder}",
+        "checkpoint": str(tiny_folder / "model.safetensors"),
+        "depth": 3,
+        "device": "cpu",
+        "save_dir": str(tmp_path / "saved"),
+    }
+
+
+@pytest.fixture
+def explorer(options) -> Explorer:
+    return opened(options)
+
+
+def opened(options: dict) -> Explorer:
+    explorer = Explorer(**options)
+    explorer.wait()
+    assert explorer.work.traceback == ""
+    return explorer
+
+
+def line(explorer: Explorer) -> str:
+    """What the line says, without its markup."""
+    return unescape(explorer.work.line.value).split(">", 1)[-1].removesuffix("</div>")
+
+
+def shapes(explorer: Explorer, place: int = 0) -> list[dict]:
+    return [shape for shape in explorer.stage.maps[place].shapes if shape["style"] == "found"]
+
+
+def test_it_opens_on_the_first_image_and_a_class_that_it_holds(explorer):
+    assert line(explorer) == ""
+    assert explorer.controls.position.value == f"1 of 6: {explorer.dataset.images['image_id'][0]}"
+    assert explorer.controls.shown.value in set(explorer.subject.truth["label"])
+    assert explorer.stage.photo.photo.startswith(b"\xff\xd8")
+    assert explorer.stage.maps[0].overlay.startswith(b"\xff\xd8")
+    assert len(shapes(explorer)) == len(explorer.answers[0].boxes) > 0
+    assert explorer.work.busy.layout.visibility == "hidden"
+    assert explorer.controls.layers.max == 3
+
+
+def test_dragging_the_threshold_moves_boxes_and_sends_no_picture(explorer):
+    panel = explorer.stage.maps[0]
+    before, sent = shapes(explorer), []
+    panel.observe(lambda change: sent.append(change["name"]))
+    explorer.controls.percentile.value = 90.0
+    assert shapes(explorer) != before
+    assert not {"photo", "overlay"} & set(sent)
+    assert {"shapes", "outline", "caption"} <= set(sent)
+    assert explorer.question.setting.boxes.percentile == 90.0
+    found = [shape["box"] for shape in shapes(explorer)]
+    np.testing.assert_allclose(found, explorer.answers[0].boxes[:, :4])
+    json.dumps(panel.shapes + panel.outline)  # plain values, as the browser gets them
+
+
+def test_a_phrase_is_asked_for_and_shown(explorer):
+    explorer.controls.ask.value = "own words"
+    assert "type what to look for" in line(explorer)
+    assert explorer.stage.maps[0].caption == "no answer to what is asked"
+    explorer.controls.words.value = "red roof, Ship"
+    assert line(explorer) == ""
+    assert explorer.question.asked == ("red roof", "Ship")
+    assert explorer.stage.maps[0].title == "vv_mixed: “red roof”"
+    assert "names no class" in explorer.stage.truths.value or explorer.subject.truth.empty
+    explorer.controls.words.value = "red roof, Ship, blue barn"
+    assert explorer.controls.shown.value == "blue barn"  # what is new is what one wants to see
+    explorer.controls.ask.value = "both"
+    assert explorer.question.asked == ("red roof", "Ship", "blue barn", *explorer.dataset.classes)
+    assert explorer.controls.shown.value == "blue barn"
+
+
+def test_all_four_kinds_stand_side_by_side(explorer):
+    explorer.controls.similarity.value = "surgery"
+    explorer.controls.kind.value = ALL_KINDS
+    assert [panel.title.split(":")[0] for panel in explorer.stage.maps] == list(HEATMAP_KINDS)
+    assert len(explorer.stage.panels.children) == 5
+    overlays = [panel.overlay for panel in explorer.stage.maps]
+    assert overlays[0] == overlays[1]  # the built-in control
+    assert len({*overlays[1:]}) == 3
+    explorer.controls.kind.value = "standard"
+    assert len(explorer.stage.panels.children) == 2
+    assert explorer.stage.maps[0].overlay == overlays[0]
+
+
+def test_next_previous_by_class_and_by_name(explorer):
+    ids = list(explorer.dataset.images["image_id"])
+
+    def shown(react) -> str:
+        react()
+        explorer.wait()
+        return explorer.subject.name
+
+    assert shown(explorer.controls.next.click) == ids[1]
+    assert shown(explorer.controls.previous.click) == ids[0]
+    assert shown(explorer.controls.previous.click) == ids[-1]
+    label = explorer.dataset.boxes["label"].iloc[-1]
+    assert shown(lambda: setattr(explorer.controls.with_class, "value", label)) in set(
+        explorer.dataset.boxes.loc[explorer.dataset.boxes["label"] == label, "image_id"]
+    )
+    assert explorer.controls.shown.value == label
+    assert shown(lambda: setattr(explorer.controls.find, "value", f"{ids[3]}.jpg")) == ids[3]
+    assert explorer.controls.with_class.value == ANY_CLASS
+    assert explorer.controls.shown.value == label  # the reader's choice stays
+    explorer.controls.find.value = "nowhere"
+    assert line(explorer) == (
+        f"no image 'nowhere' in split test of scenes, which holds {ids[0]} to {ids[-1]}; type a name, or a part of one"
+    )
+    assert explorer.subject.name == ids[3]
+
+
+def test_another_image_is_one_forward(explorer, monkeypatch):
+    calls, clip = [], explorer._exploration.clip
+    forward = clip.encode_image
+    monkeypatch.setattr(clip, "encode_image", lambda *a, **k: (calls.append(1), forward(*a, **k))[1])
+    explorer.controls.next.click()
+    explorer.wait()
+    explorer.controls.kind.value = ALL_KINDS
+    explorer.controls.layers.value = 3
+    explorer.stage.photo.pointed = [1, 1]
+    assert calls == [1]
+    explorer.controls.image_size.value = 48
+    explorer.wait()
+    assert calls == [1, 1]
+    assert explorer.stage.photo.grid == [6, 6]
+    assert explorer.answers[0].shown.shape == (6, 6)
+
+
+def test_the_pointed_patch_shows_in_every_panel(explorer):
+    explorer.stage.maps[0].pointed = [2, 3]
+    assert explorer.stage.photo.pointed == explorer.stage.attention["vv"].pointed == [2, 3]
+    assert "Patch in row 3, column 4" in explorer.stage.patches.value
+    assert explorer.stage.attention["qk"].overlay != explorer.stage.attention["vv"].overlay
+    assert explorer.stage.looks.layout.display == ""
+    before = explorer.stage.patches.value
+    explorer.controls.words.value = "barn"
+    explorer.controls.ask.value = "both"
+    assert "barn" in explorer.stage.patches.value != before
+    explorer.controls.image_size.value = 16  # a grid of 2 x 2: the patch is gone
+    explorer.wait()
+    assert explorer.stage.patch is None
+    assert explorer.stage.patches.value == ""
+    assert explorer.stage.looks.layout.display == "none"
+
+
+def test_any_image_file_and_an_upload(explorer, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 255, (40, 70, 3), dtype=np.uint8)
+    _, data = cv2.imencode(".png", picture)
+    file = tmp_path / "field 7.png"
+    file.write_bytes(data.tobytes())
+    explorer.controls.path.value = str(file)
+    explorer.wait()
+    assert explorer.subject.name == "field 7.png"
+    assert explorer.controls.position.value == "field 7.png, not of the data set"
+    assert explorer.stage.photo.size == [70, 40]
+    assert "No ground truth box" in explorer.stage.truths.value
+    explorer.controls.upload.value = (
+        {"name": "sent.png", "type": "image/png", "size": len(data), "content": memoryview(data.tobytes()),
+         "last_modified": datetime.now(UTC)},
+    )  # fmt: skip
+    explorer.wait()
+    assert explorer.subject.name == "sent.png"
+    explorer.controls.next.click()
+    explorer.wait()
+    assert explorer.controls.position.value.startswith("2 of 6")
+
+
+@pytest.mark.parametrize(
+    ("control", "value", "message"),
+    [
+        ("path", "/nowhere/at/all.jpg", "no image file /nowhere/at/all.jpg"),
+        ("path", __file__, "is not an image that can be read"),
+        ("path", "x" * 300, "cannot be read"),
+        ("dataset", "x" * 300, "no dataset folder"),
+        ("dataset", "/nowhere", "no dataset folder /nowhere"),
+        ("dataset", "notebooks", "fits none of the three layouts"),
+    ],
+)
+def test_what_cannot_be_opened_is_one_line_and_the_view_stays(explorer, control, value, message):
+    before = explorer.subject
+    getattr(explorer.controls, control).value = value
+    explorer.wait()
+    assert message in line(explorer)
+    assert "\n" not in explorer.work.line.value
+    assert explorer.subject is before
+    assert explorer.work.traceback == ""
+    assert not explorer.controls.next.disabled
+    explorer.controls.next.click()
+    explorer.wait()
+    assert line(explorer) == ""
+    assert explorer.subject is not before
+
+
+def test_a_damaged_image_of_the_data_set_is_one_line(options, scenes, tmp_path):
+    import shutil
+
+    broken = shutil.copytree(scenes, tmp_path / "broken")
+    second = sorted((broken / "JPEGImages-test").iterdir())[1]
+    explorer = opened(options | {"dataset": str(broken)})
+    second.write_bytes(second.read_bytes()[:300])
+    explorer.controls.next.click()
+    explorer.wait()
+    assert f"{second} cannot be read" in line(explorer)
+    explorer.controls.next.click()
+    explorer.wait()
+    assert line(explorer) == ""
+    assert explorer.controls.position.value.startswith("3 of 6")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"checkpoint": "/nowhere.pt"}, "nowhere.pt"),
+        ({"model": "no-such-model", "checkpoint": None}, "no-such-model"),
+        ({"dataset": "/nowhere"}, "no dataset folder /nowhere"),
+        ({"split": "nosuch"}, "no split 'nosuch'"),
+        ({"adapter": "/nowhere"}, "no file or folder /nowhere"),
+        ({"image_size": 33}, "multiple of the patch"),
+    ],
+)
+def test_wrong_values_become_a_line_not_a_traceback(options, wrong, message):
+    explorer = opened(options | wrong)
+    assert message in line(explorer)
+    for button in (explorer.controls.next, explorer.controls.save, explorer.controls.open):
+        button.click()
+        explorer.wait()
+        assert line(explorer) != ""
+    explorer.controls.percentile.value = 50.0
+    assert explorer.work.traceback == ""
+
+
+def test_another_data_set_can_be_opened_after_a_wrong_one(options, scenes):
+    explorer = opened(options | {"dataset": "/nowhere"})
+    explorer.controls.dataset.value = str(scenes)
+    explorer.wait()
+    assert explorer.subject is not None
+    assert explorer.controls.split.options == ("test", "train", "val", "trainval")
+    explorer.controls.split.value = "val"
+    explorer.wait()
+    assert explorer.controls.position.value.startswith("1 of 3")
+    assert yaml.safe_load(explorer.setting_yaml())["split"] == "val"
+
+
+def test_a_bug_is_one_line_and_keeps_its_traceback(explorer, monkeypatch):
+    monkeypatch.setattr(explorer._exploration, "answers", lambda _: 1 / 0)
+    explorer.controls.percentile.value = 33.0
+    assert "a bug of the workbook (ZeroDivisionError: division by zero)" in line(explorer)
+    assert "1 / 0" in explorer.work.traceback
+
+
+def test_saving_writes_a_picture_and_a_setting_and_never_over_another(explorer, options, tmp_path):
+    explorer.controls.kind.value = ALL_KINDS
+    explorer.stage.photo.pointed = [0, 1]
+    first = explorer.save()
+    explorer.controls.save.click()
+    saved = sorted(path.name for path in Path(options["save_dir"]).iterdir())
+    stem = f"{explorer.subject.name}_{explorer.controls.shown.value}"
+    assert saved == [f"{stem}_01.png", f"{stem}_01.yaml", f"{stem}_02.png", f"{stem}_02.yaml"]
+    assert line(explorer) == f"saved {Path(options['save_dir']) / stem}_02.png and {stem}_02.yaml"
+    with Image.open(first[0]) as picture:
+        assert min(picture.size) > 500
+        assert "heatmaps of standard" in picture.info["Description"]
+    assert yaml.safe_load(first[1].read_text())["kinds"] == list(HEATMAP_KINDS)
+
+
+def test_nowhere_to_save_is_one_line(options, tmp_path):
+    (tmp_path / "file").write_text("")
+    explorer = opened(options | {"save_dir": str(tmp_path / "file" / "below")})
+    explorer.controls.save.click()
+    assert "cannot be written" in line(explorer)
+
+
+def test_nothing_to_save_or_copy_before_an_image_is_open(options):
+    explorer = opened(options | {"dataset": "/nowhere"})
+    for ask in (explorer.save, explorer.python_call, explorer.setting_yaml, lambda: explorer.answers):
+        with pytest.raises(ParameterError, match="no image is open yet"):
+            ask()
+
+
+def test_the_copied_python_follows_the_controls(explorer):
+    assert "percentile=75.0" in explorer.controls.copy.text
+    explorer.controls.percentile.value = 88.0
+    explorer.controls.use_nms.value = True
+    assert "percentile=88.0, nms_iou=0.5" in explorer.controls.copy.text
+    assert explorer.controls.copy.text == explorer.python_call()
+
+
+def test_a_control_that_another_makes_void_is_switched_off(explorer):
+    assert explorer.controls.nms_iou.disabled
+    assert explorer.controls.adapted.disabled
+    explorer.controls.use_nms.value = explorer.controls.use_floor.value = True
+    assert not explorer.controls.nms_iou.disabled
+    assert not explorer.controls.floor.disabled
+    explorer.controls.floor.value = 1e9
+    assert shapes(explorer) == []
+    assert "0 boxes" in explorer.stage.maps[0].caption
+
+
+def test_the_adapter_switch_changes_the_maps_and_says_so(options, tiny, tmp_path):
+    write_adapters(tmp_path / "adapters", tiny)
+    explorer = opened(options | {"adapter": str(tmp_path / "adapters")})
+    before = explorer.answers[0].shown
+    explorer.controls.adapted.value = True
+    assert explorer.controls.similarity.disabled
+    assert explorer.stage.maps[0].title.startswith("vv_mixed + adapter")
+    assert np.abs(explorer.answers[0].shown - before).max() > 0.1
+    explorer.controls.adapted.value = False
+    np.testing.assert_array_equal(explorer.answers[0].shown, before)
+
+
+def test_the_kernel_answers_while_an_image_is_read(explorer, monkeypatch):
+    import surgerylib.explorer as module
+
+    started, go_on, read = threading.Event(), threading.Event(), module.read_image
+
+    def slow(path):
+        started.set()
+        assert go_on.wait(20)
+        return read(path)
+
+    monkeypatch.setattr(module, "read_image", slow)
+    explorer.controls.next.click()
+    assert started.wait(20)
+    assert explorer.work.busy.layout.visibility == "visible"
+    explorer.controls.percentile.value = 91.0  # answered at once, of the image that is still shown
+    assert explorer.answers[0].boxes.shape[1] == 5
+    assert len(shapes(explorer)) == len(explorer.answers[0].boxes)
+    explorer.controls.next.click()  # the newest counts
+    explorer.controls.next.click()
+    go_on.set()
+    explorer.wait()
+    assert explorer.controls.position.value.startswith("4 of 6")
+    assert explorer.work.busy.layout.visibility == "hidden"
+
+
+def test_the_bar_shows_progress_in_the_widget():
+    work, seen = Work(), []
+    work.progress.observe(lambda change: seen.append(change["new"]), "value")
+    assert list(work.bar(range(3), desc="reading test", delay=2, leave=False)) == [0, 1, 2]
+    assert work.progress.max == 3
+    with work.bar(total=5, desc="drawing scenes", unit="image") as bar:
+        bar.update(5)
+        bar.refresh()
+    assert (work.progress.max, seen[-1], work.doing.value) == (5, 5, "drawing scenes: 5 of 5")
+    assert list(work.bar([], desc="nothing")) == []
