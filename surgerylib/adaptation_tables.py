@@ -11,7 +11,7 @@ import pandas as pd
 from .adaptation import ALL, FIGURES, SEEN, STATES, UNSEEN, Adaptation
 from .adapter_variants import Variant
 from .kinds import PROTOCOLS
-from .summary import INTERVAL_NOTE, average_precision_text, with_interval
+from .summary import INTERVAL_NOTE, average_precision_text, number, with_interval
 from .training import Training
 
 _SHOWN = (0.05, 0.15, 0.5)  # IoU thresholds of the answer, as far as they were measured
@@ -38,21 +38,24 @@ def finding(found: Adaptation, kind: str) -> str:
     of_group = []
     for threshold in ends:
         before, after = (_map(found, group, kind, state, "all", threshold)[0] for state in ("before", "after"))
-        gain = with_interval(*_map_difference(found, group, kind, "before", "all", threshold))
+        gain = with_interval(*_map_difference(found, group, kind, "before", "all", threshold), sign=True)
         of_group.append(f"mAP@{threshold:.2f} {after:.3f} against {before:.3f} (difference {gain})")
     parts = [f"{_verdict(found, kind)}: under the all protocol {', '.join(of_group)} for {kind} and {group}"]
     if UNSEEN in found.groups:
         gains = [_map_difference(found, UNSEEN, kind, "before", "all", threshold) for threshold in ends]
         if not math.isnan(gains[0][0]):
-            words = " and ".join(f"{with_interval(*gain)} at {t:.2f}" for gain, t in zip(gains, ends, strict=True))
+            words = " and ".join(
+                f"{with_interval(*gain, sign=True)} at {t:.2f}" for gain, t in zip(gains, ends, strict=True)
+            )
             parts.append(f"{UNSEEN}, whose boxes were never trained on: difference {words}")
     false = [_figure(found, ALL, kind, state, "false_box_rate")[0] for state in ("before", "after")]
     if not any(map(math.isnan, false)):
         parts.append(
-            f"a class that is not in an image gets a box in {false[1]:.1%} of the cases, before in {false[0]:.1%}"
+            f"a class that is not in an image gets a box in {100 * false[1]:.1f} % of the cases, "
+            f"before in {100 * false[0]:.1f} %"
         )
     if _has(found, kind, "floor"):
-        gain = with_interval(*_map_difference(found, group, kind, "floor", "all", ends[0]))
+        gain = with_interval(*_map_difference(found, group, kind, "floor", "all", ends[0]), sign=True)
         parts.append(f"against a floor alone, without training: mAP@{ends[0]:.2f} difference {gain}")
     return "; ".join(parts) + "."
 
@@ -86,9 +89,10 @@ def answer_table(found: Adaptation, kind: str) -> pd.DataFrame:
                     column: _map_difference(found, group, kind, reference, protocol, t)
                     for column, protocol, t in columns
                 }
-                rows[name, title] = {column: with_interval(*cell) for column, cell in cells.items()}
+                rows[name, title] = {column: with_interval(*cell, sign=True) for column, cell in cells.items()}
                 rows[name, title] |= {
-                    FIGURES[f]: _cell(_figure_difference(found, group, kind, reference, f), f) for f in _ANSWERED
+                    FIGURES[f]: _cell(_figure_difference(found, group, kind, reference, f), f, sign=True)
+                    for f in _ANSWERED
                 }
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index = pd.MultiIndex.from_tuples(table.index, names=["classes", kind])
@@ -106,7 +110,7 @@ def kinds_table(found: Adaptation, group: str, protocol: str) -> pd.DataFrame:
                     f"mAP@{t:.2f}": with_interval(*_map(found, group, kind, state, protocol, t)) for t in thresholds
                 }
         rows[kind, _DIFFERENCES["after", "before"]] = {
-            f"mAP@{t:.2f}": with_interval(*_map_difference(found, group, kind, "before", protocol, t))
+            f"mAP@{t:.2f}": with_interval(*_map_difference(found, group, kind, "before", protocol, t), sign=True)
             for t in thresholds
         }
     table = pd.DataFrame.from_dict(rows, orient="index")
@@ -124,7 +128,7 @@ def figures_table(found: Adaptation, group: str) -> pd.DataFrame:
                     text: _cell(_figure(found, group, kind, state, figure), figure) for figure, text in FIGURES.items()
                 }
         rows[kind, _DIFFERENCES["after", "before"]] = {
-            text: _cell(_figure_difference(found, group, kind, "before", figure), figure)
+            text: _cell(_figure_difference(found, group, kind, "before", figure), figure, sign=True)
             for figure, text in FIGURES.items()
         }
     table = pd.DataFrame.from_dict(rows, orient="index")
@@ -302,12 +306,12 @@ def _figure_difference(
     return _row(found.figure_differences, ("difference", "low", "high"), **match)
 
 
-def _cell(values: tuple[float, float, float], figure: str) -> str:
+def _cell(values: tuple[float, float, float], figure: str, *, sign: bool = False) -> str:
     if figure == "max_iou" and not math.isnan(values[0]):  # one box decides it: there is no interval
-        return f"{values[0]:.3f}"
+        return number(values[0], sign=sign)
     if figure == "false_box_rate" and math.isnan(values[0]):
         return "no absent class"  # "no boxes" would say that absent classes get none
-    return with_interval(*values)
+    return with_interval(*values, sign=sign)
 
 
 def _plain(found: Adaptation, group: str, kind: str, state: str, reference: str | None = None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from .frames import BOX_COLUMNS
 from .map_shards import MapShard, MapSource
 from .parallel import in_processes
 from .quality import PairQuality, image_quality, quality_difference, quality_frame, quality_summary
-from .summary import with_interval
+from .summary import number, with_interval
 
 if TYPE_CHECKING:  # a worker process has no need of torch
     from .store import HeatmapStore
@@ -111,7 +111,7 @@ def difference_column(pairs_a: pd.DataFrame, pairs_b: pd.DataFrame, *, seed: int
     """One kind's figures minus another's on the same images, for `quality_table`: `difference [low, high]` by row."""
     of = quality_difference(pairs_a, pairs_b, seed=seed).set_index("figure")
     cells = {
-        row: with_interval(*of.loc[figure, ["difference", "low", "high"]])
+        row: with_interval(*of.loc[figure, ["difference", "low", "high"]], sign=True)
         for row, figure in _COMPARED.items()
         if not math.isnan(of.loc[figure, "difference"])
     }
@@ -123,7 +123,7 @@ def _quality_row(of: pd.DataFrame) -> dict[str, str]:
 
     def spread(figure: str) -> str:
         value, sd = of.loc[figure, ["value", "sd"]]
-        return f"{value:.3f}" if math.isnan(sd) else f"{value:.3f} ± {sd:.3f}"
+        return number(value) if math.isnan(sd) else f"{number(value)} ± {number(sd)}"
 
     def share(figure: str) -> str:
         value, low, high = of.loc[figure, ["value", "low", "high"]]
@@ -134,7 +134,7 @@ def _quality_row(of: pd.DataFrame) -> dict[str, str]:
         "mean inside (± sd)": spread("inside_mean"),
         "mean outside (± sd)": spread("outside_mean"),
         "maximum inside (± sd)": spread("inside_max"),
-        "similarity range": f"{of.loc['map_min', 'minimum']:.3f} to {of.loc['map_max', 'maximum']:.3f}",
+        "similarity range": f"{number(of.loc['map_min', 'minimum'])} to {number(of.loc['map_max', 'maximum'])}",
         "inverted": share("inverted"),
         "pointing": share("pointing"),
         "energy inside": share("energy"),

@@ -168,7 +168,8 @@ def prompts_table(figures: pd.DataFrame, *, reference: str) -> pd.DataFrame:
     titles |= {**_ACCURACIES, "image_map": "image-level mAP", "difference": f"image-level, {minus}"}
     rows: dict[str, dict[str, str]] = {}
     for row in figures.itertuples():
-        rows.setdefault(row.prompts, {})[titles[row.figure]] = with_interval(row.value, row.low, row.high)
+        cell = with_interval(row.value, row.low, row.high, sign="difference" in row.figure)
+        rows.setdefault(row.prompts, {})[titles[row.figure]] = cell
     table = pd.DataFrame.from_dict(rows, orient="index")
     return table[[title for title in titles.values() if title in table.columns]].fillna("–")
 

@@ -164,7 +164,7 @@ def variants_table(figures: pd.DataFrame, reference: str) -> pd.DataFrame:
     for row in figures.itertuples():
         rows[row.variant][f"mean IoU, {titles[row.method]}"] = with_interval(row.value, row.low, row.high)
     for row in figures.itertuples():
-        cell = with_interval(row.difference, row.difference_low, row.difference_high)
+        cell = with_interval(row.difference, row.difference_low, row.difference_high, sign=True)
         same = row.variant == reference
         rows[row.variant][f"minus {reference}, {titles[row.method]}"] = "–" if same else cell
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -186,9 +186,10 @@ def variants_finding(figures: pd.DataFrame, reference: str) -> str:
     else:
         verdict = f"not told apart from {reference}: what CLIP adds does not show here"
     best = oracle["value"].idxmax()
+    difference = with_interval(row["difference"], low, high, sign=True)
     return (
         f"The raw image alone reaches {with_interval(*row[['value', 'low', 'high']])} in the best cell, {verdict} "
-        f"(difference {with_interval(row['difference'], low, high)}). Highest: {best}, {oracle.loc[best, 'value']:.3f}."
+        f"(difference {difference}). Highest: {best}, {oracle.loc[best, 'value']:.3f}."
     )
 
 

@@ -93,7 +93,7 @@ def overview(
         ]
 
     def plain(name: str, values: pd.Series, form: str) -> None:
-        add(name, values, ["no boxes" if math.isnan(value) else form.format(value) for value in values])
+        add(name, values, [_number(value, form) for value in values])
 
     add("boxes", figures["n_boxes"], [f"{n:,}" for n in figures["n_boxes"]])
     add("images", figures["n_images"], [f"{n:,}" for n in figures["n_images"]])
@@ -171,7 +171,7 @@ def size_finding(figures: pd.DataFrame) -> str:
     rho = known["mean_ap"].rank().corr(known["side"].rank())
     if math.isnan(rho):
         return "Mean AP, or size, is the same in all classes"
-    return f"Rank correlation of mean AP and object size over {len(known)} classes: {rho:+.2f}"
+    return f"Rank correlation of mean AP and object size over {len(known)} classes: {_number(rho, '{:+.2f}')}"
 
 
 def gaps_finding(gaps: pd.DataFrame) -> str:
@@ -289,7 +289,7 @@ def _of(ap_by_class: pd.DataFrame, kind: str, threshold: float) -> pd.DataFrame:
 
 
 def _number(value: float, form: str) -> str:
-    return "no boxes" if math.isnan(value) else form.format(value)
+    return "no boxes" if math.isnan(value) else form.format(value).replace("-", "−")
 
 
 def _plain(value: Any) -> Any:

@@ -62,15 +62,14 @@ def answer_table(recommendation: Recommendation) -> pd.DataFrame:
     thresholds = [*_thresholds(report), None]
     columns = {}
     for protocol in PROTOCOLS:
-        columns[f"default ({protocol})"] = [report.value(default, protocol, iou) for iou in thresholds]
+        shown = {"default": default} | ({} if recommendation.is_default else {"recommended": chosen})
+        for name, setting in shown.items():
+            cells = [with_interval(*report.value(setting, protocol, iou)) for iou in thresholds]
+            columns[f"{name} ({protocol})"] = cells
         if not recommendation.is_default:
-            columns[f"recommended ({protocol})"] = [report.value(chosen, protocol, iou) for iou in thresholds]
             differences = [report.difference(chosen, default, protocol, iou) for iou in thresholds]
-            columns[f"paired difference ({protocol})"] = differences
-    names = ["mean mAP" if iou is None else f"mAP@{iou:.2f}" for iou in thresholds]
-    return pd.DataFrame(
-        {name: [with_interval(*cell) for cell in cells] for name, cells in columns.items()}, index=names
-    )
+            columns[f"paired difference ({protocol})"] = [with_interval(*cell, sign=True) for cell in differences]
+    return pd.DataFrame(columns, index=["mean mAP" if iou is None else f"mAP@{iou:.2f}" for iou in thresholds])
 
 
 def finding(recommendation: Recommendation) -> str:
@@ -103,7 +102,7 @@ def finding(recommendation: Recommendation) -> str:
     return (
         f"Recommended: {chosen.describe()}: {tried}; on {recommendation.report_split} {criterion.name} {value} against "
         f"{before:.3f} of the default under {criterion.protocol}, paired difference "
-        f"{with_interval(difference, low, high)}, {verdict}."
+        f"{with_interval(difference, low, high, sign=True)}, {verdict}."
     )
 
 
@@ -118,8 +117,8 @@ def false_boxes(recommendation: Recommendation) -> str:
     own, default = rate[recommendation.chosen.key], rate[recommendation.default.key]
     if math.isnan(own):
         return ""
-    text = f"Absent classes with a box on {recommendation.report_split}: {own:.1%}"
-    return f"{text}." if recommendation.is_default else f"{text}; under the default {default:.1%}."
+    text = f"Absent classes with a box on {recommendation.report_split}: {100 * own:.1f} %"
+    return f"{text}." if recommendation.is_default else f"{text}; under the default {100 * default:.1f} %."
 
 
 def notes(recommendation: Recommendation) -> list[str]:

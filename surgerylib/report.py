@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from bs4 import BeautifulSoup, Tag
 from nbconvert.exporters import HTMLExporter
 from nbconvert.filters import strip_ansi
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor, Preprocessor
+from PIL import Image
 
 from .parameters import SET_BY_RUNNER, parse_assignments, tagged_source
 
@@ -31,9 +33,11 @@ TEMPLATES = Path(__file__).parent / "templates"
 # what a page may hold of the types a notebook offers; widgets, scripts and LaTeX need JavaScript from elsewhere
 DISPLAYED_TYPES = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]
 WIDE_TABLE = 12  # columns that still fit on paper at the usual size
+WIDE_IMAGE = 600  # pixels from which a figure's letters can't be read when it is shrunk to a phone's width
 _PROGRESS_BAR = re.compile(r"\d+%\|.*\|")
 # a number, perhaps with a unit, and perhaps with its interval behind it; or nothing, or a dash in its place
 _NUMBER = re.compile(r"^(NaN|nan|None|no [a-z]+|[-–—]?|[-+−]?[\d.,]+(e[-+]?\d+)?\s?%?([ \[(].{0,30})?)$")
+_BRACKET = re.compile(r"^(.+?) ([\[(].+)$")
 _PAPERMILL_MARKER = "papermill-error-cell-tag"
 
 
@@ -146,12 +150,39 @@ class _Tidy(Preprocessor):
                     if mimetype in output.get("data", {}):
                         count += 1
                         described = output.metadata.setdefault(mimetype, nbformat.NotebookNode())
-                        if not str(described.get("alt") or "").strip():
+                        if str(described.get("alt") or "").strip():
+                            described["caption"] = described["alt"]
+                        else:
                             described["alt"] = f"Figure {count}" + (f", in “{section}”" if section else "")
+                        if mimetype != "image/svg+xml":
+                            described["size"] = image_size(base64.b64decode(output.data[mimetype]))
                 outputs.append(output)
             if "outputs" in cell:
                 cell.outputs = outputs
+        if not resources["page"]["failure"]:
+            _mark_setup(nb.cells)
         return nb, resources
+
+
+def _mark_setup(cells: list[nbformat.NotebookNode]) -> None:
+    """Marks the code that runs before the first section: folded into one, it doesn't part a question and its answer."""
+    first = next((at for at, cell in enumerate(cells) if re.search(r"^## ", cell.source, re.MULTILINE)), 0)
+    start = first
+    while start and cells[start - 1].cell_type == "code" and _only_says(cells[start - 1]):
+        start -= 1
+    if start < first:
+        cells[start].metadata["setup"] = {"opens": True}
+        cells[first - 1].metadata.setdefault("setup", {})["closes"] = True
+
+
+def _only_says(cell: nbformat.NotebookNode) -> bool:
+    return all(output.output_type == "stream" for output in cell.outputs)
+
+
+def image_size(data: bytes) -> dict[str, Any]:
+    """Width and height of an image in pixels, and whether that is too wide to be shrunk to a phone's width."""
+    with Image.open(io.BytesIO(data)) as image:
+        return {"width": image.width, "height": image.height, "wide": image.width > WIDE_IMAGE}
 
 
 def _last_states(text: str) -> str:
@@ -240,6 +271,9 @@ class _ReportExporter(HTMLExporter):
             image["alt"] = image.get("alt") or "Image without a description"
         for table in soup.find_all("table"):
             _join_header_rows(table)
+            for corner in table.select("thead th"):
+                if not corner.get_text(strip=True):
+                    corner.name = "td"  # heads nothing
             if not table.find(colspan=True):
                 _mark_numbers(table)
             self._sortable_seen |= "sortable" in table.get("class", [])
@@ -251,18 +285,20 @@ class _ReportExporter(HTMLExporter):
 
 
 def _join_header_rows(table: Tag) -> None:
-    """pandas gives the name of the index a header row of its own: put it into the empty corner above."""
+    """pandas gives the names of the index a header row of their own: put them into the empty corner above."""
     rows = table.select("thead > tr")
     if len(rows) != 2:
         return
     upper, lower = (row.find_all("th", recursive=False) for row in rows)
-    if len(upper) != len(lower) or not upper or any(th.get_text() for th in lower[1:]):
-        return
-    if corner := upper[0].get_text(strip=True):  # the name of the columns
+    levels = max((at for at, cell in enumerate(lower, start=1) if cell.get_text(strip=True)), default=1)
+    if len(upper) != len(lower) or levels >= max(len(upper), 2):
+        return  # the columns have names of two rows
+    if corner := " ".join(cell.get_text(strip=True) for cell in upper[:levels]).strip():  # the name of the columns
         caption = Tag(name="caption")
         caption.string = corner
         table.insert(0, caption)
-    upper[0].string = lower[0].get_text()
+    for above, below in zip(upper[:levels], lower, strict=False):
+        above.string = below.get_text()
     rows[1].decompose()
 
 
@@ -283,7 +319,15 @@ def _mark_numbers(table: Tag) -> None:
                 cell["class"] = [*cell.get("class", []), "number"]
             for cell, text in zip(values, texts, strict=True):
                 # an interval stays in one line, and so does `no boxes`
-                cell.string = re.sub(r"(?<=,) |(?<=^no) ", "\u00a0", text)
+                text = re.sub(r"(?<=,) |(?<=^no) ", "\u00a0", text)
+                if bracket := _BRACKET.match(text):
+                    # below its number: else numbers stand under brackets where only some rows have room for both
+                    behind = Tag(name="small")
+                    behind.string = bracket[2]
+                    cell.clear()
+                    cell.extend([f"{bracket[1]} ", behind])
+                else:
+                    cell.string = text
 
 
 def _parameter_rows(notebook: nbformat.NotebookNode) -> list[dict[str, Any]]:

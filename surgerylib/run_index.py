@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from .report import content_security_policy, page_environment, read_json
-from .summary import INTERVAL_NOTE
+from .report import content_security_policy, image_size, page_environment, read_json
+from .summary import INTERVAL_NOTE, interval, number
 
 MAX_KEY_FIGURES = 14
 _GIVEN = {"present": "Classes of the image given", "all": "Neither given"}
@@ -208,15 +208,14 @@ def _recommendation_row(
 
 def figure_cell(entry: Mapping[str, Any] | None, field: str, *, sign: bool = False) -> dict[str, Any]:
     """A number and its interval as text; a dash where there is none."""
-    number = "{:+.3f}" if sign else "{:.3f}"
     if entry is None or entry.get(field) is None:
         return {"value": "–", "interval": ""}
     low, high = entry.get("low"), entry.get("high")
-    interval = "" if low is None or high is None else f"{number.format(low)} to {number.format(high)}"
-    return {"value": number.format(entry[field]).replace("-", "−"), "interval": interval.replace("-", "−")}
+    known = low is not None and high is not None
+    return {"value": number(entry[field], sign=sign), "interval": interval(low, high, sign=sign) if known else ""}
 
 
-def _key_figures(run_dir: Path, names: Iterable[str]) -> list[dict[str, str]]:
+def _key_figures(run_dir: Path, names: Iterable[str]) -> list[dict[str, Any]]:
     """The first pictures of `figures/summary`, embedded; their text is the PNG's own description."""
     summary = [name for name in names if re.fullmatch(r"figures/summary/[^/]+\.png", name)]
     figures = []
@@ -225,7 +224,8 @@ def _key_figures(run_dir: Path, names: Iterable[str]) -> list[dict[str, str]]:
         with Image.open(io.BytesIO(data)) as image:
             text = image.info.get("Description") or image.info.get("Title")
         alt = text or re.sub(r"[_-]+", " ", path.stem)
-        figures.append({"alt": alt, "src": f"data:image/png;base64,{base64.b64encode(data).decode()}"})
+        src = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+        figures.append({"alt": alt, "src": src, "size": image_size(data)})
     return figures
 
 

@@ -131,12 +131,23 @@ def _class_rows(result: BootstrapResult, boxes: pd.DataFrame, ground_truth: pd.D
     return rows
 
 
-def with_interval(value: float, low: float, high: float, digits: int = 3) -> str:
-    """`0.312 [0.280, 0.344]`; says when there is no value, or no interval."""
+def number(value: float, *, sign: bool = False) -> str:
+    """`0.312`, `−0.312`, with `sign` `+0.312`: as every table, sentence and figure writes it. Zero is never minus."""
+    text = f"{value:+.3f}" if sign else f"{value:.3f}"
+    return text.replace("-", "+" if sign else "") if float(text) == 0 else text.replace("-", "−")
+
+
+def interval(low: float, high: float, *, sign: bool = False) -> str:
+    """`[0.280, 0.344]`: the one way in which an interval is written."""
+    return f"[{number(low, sign=sign)}, {number(high, sign=sign)}]"
+
+
+def with_interval(value: float, low: float, high: float, *, sign: bool = False) -> str:
+    """`0.312 [0.280, 0.344]`; says when there is no value, or no interval. A difference has its sign."""
     if math.isnan(value):
         return "no boxes"
-    interval = "interval not available" if math.isnan(low) else f"{low:.{digits}f}, {high:.{digits}f}"
-    return f"{value:.{digits}f} [{interval}]"
+    known = "[interval not available]" if math.isnan(low) else interval(low, high, sign=sign)
+    return f"{number(value, sign=sign)} {known}"
 
 
 def map_table(evaluation: KindEvaluation) -> pd.DataFrame:
@@ -152,7 +163,10 @@ def difference_table(evaluation: KindEvaluation) -> pd.DataFrame:
     """The paired difference of the compared kinds: a row for each IoU threshold, a column for each protocol."""
     cells = evaluation.differences
     cells = cells.assign(
-        cell=[with_interval(*row) for row in cells[["difference", "low", "high"]].itertuples(index=False, name=None)]
+        cell=[
+            with_interval(*row, sign=True)
+            for row in cells[["difference", "low", "high"]].itertuples(index=False, name=None)
+        ]
     )
     table = cells.pivot_table(index="iou_threshold", columns="protocol", values="cell", aggfunc="first", sort=False)
     return table.rename_axis(
@@ -187,7 +201,7 @@ def finding(evaluation: KindEvaluation) -> str:
     parts = []
     for protocol in PROTOCOLS:
         pair = [evaluation.value(protocol, kind, threshold)["map"] for kind in (a, b)]
-        difference = with_interval(*decided.loc[protocol, ["difference", "low", "high"]])
+        difference = with_interval(*decided.loc[protocol, ["difference", "low", "high"]], sign=True)
         parts.append(f"{pair[0]:.3f} against {pair[1]:.3f} under {protocol} (difference {difference})")
     better = [protocol for protocol in PROTOCOLS if decided.loc[protocol, "low"] > 0]
     worse = [protocol for protocol in PROTOCOLS if decided.loc[protocol, "high"] < 0]
@@ -288,7 +302,8 @@ def markdown_report(results: Mapping) -> str:
 
 
 def _cell(cell: Mapping, name: str) -> str:
-    return with_interval(*(math.nan if cell[key] is None else cell[key] for key in (name, "low", "high")))
+    figures = (math.nan if cell[key] is None else cell[key] for key in (name, "low", "high"))
+    return with_interval(*figures, sign=name == "difference")
 
 
 def _records(frame: pd.DataFrame, columns: list[str], **match: str) -> list[dict]:

@@ -40,7 +40,9 @@ def candidates_table(sweep: Sweep, criterion: Criterion, count: int = 10) -> pd.
             {
                 "setting": setting.describe().replace(setting.source.kind, kinds, 1),
                 f"{criterion.name} ({criterion.protocol})": with_interval(*sweep.value(setting, *where)),
-                "difference to the best": "" if own else with_interval(*sweep.difference(setting, best, *where)),
+                "difference to the best": ""
+                if own
+                else with_interval(*sweep.difference(setting, best, *where), sign=True),
             }
         )
     return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="rank"))
@@ -189,6 +191,11 @@ def percentile_table(sweep: Sweep, setting: Setting, protocol: str = "present") 
     table["false_box_rate"] = every["false_box_rate"]
     table["boxes_per_absent_class"] = every["boxes_per_absent_class"]
     return table.rename_axis("percentile")
+
+
+def shown_numbers(table: pd.DataFrame, digits: int) -> pd.DataFrame:
+    """Numbers as text of so many digits, whatever their column holds, so that they stand aligned; a dash for NaN."""
+    return table.map(lambda value: "–" if math.isnan(value) else f"{value:,.{digits}f}")
 
 
 PERCENTILE_COLUMNS = {

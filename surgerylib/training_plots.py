@@ -88,7 +88,7 @@ def training_curves(history: pd.DataFrame, schedule: Schedule, best_epoch: int) 
     validation.legend(loc="lower right")
     without = trained["share_without_positive"]
     positives.plot(trained["epoch"], trained["positives_per_box"], color="#E69F00")
-    title = f"{without.iloc[-1]:.0%} of the boxes have no positive cell"
+    title = f"{100 * without.iloc[-1]:.0f} % of the boxes have no positive cell"
     positives.set(title=title, xlabel="epoch", ylim=(0, None), ylabel="cells a box")
     share = positives.twinx()
     share.plot(trained["epoch"], without, color="#CC79A7", linestyle="--")

@@ -27,13 +27,14 @@ from surgerylib.kinds import HEATMAP_KINDS, PROTOCOLS
 from surgerylib.map_shards import MapSource
 from surgerylib.scenes import write_scenes
 from surgerylib.store import HeatmapStore
+from surgerylib.summary import number
 from surgerylib.training import Schedule, Training
 
 KIND = "vv_mixed"
 OPTIONS = {"n_resamples": 20, "seed": 3, "workers": 1}
 SOURCES = {kind: MapSource(kind, "cosine", LAYERS) for kind in HEATMAP_KINDS}
 BOX = ["xmin", "ymin", "xmax", "ymax"]
-NUMBER = r"-?\d\.\d{3}"
+NUMBER = r"[−+]?\d\.\d{3}"
 CELL = re.compile(rf"{NUMBER} \[({NUMBER}, {NUMBER}|interval not available)\]|no boxes|no absent class")
 FLOORS = dict.fromkeys(HEATMAP_KINDS, 0.12)
 
@@ -163,7 +164,7 @@ def test_the_verdict_is_of_the_classes_that_were_trained_on(found):
     own = with_gains(own, (0.123, 0.1, 0.2), (0.234, 0.2, 0.3), group=UNSEEN)
     text = module.finding(own, KIND)
     assert text.startswith("The adapter is not told apart")
-    assert f"{UNSEEN}, whose boxes were never trained on: difference 0.123 [0.100, 0.200] at 0.05 and 0.234" in text
+    assert f"{UNSEEN}, whose boxes were never trained on: difference +0.123 [+0.100, +0.200] at 0.05 and +0.234" in text
     alone = replace(own, groups={ALL: DIOR_CLASSES})
     assert module.finding(alone, KIND).startswith("The adapter finds more")
     assert UNSEEN not in module.finding(alone, KIND)
@@ -175,8 +176,8 @@ def test_the_sentence_has_the_figures_of_the_frames(found):
     def value(frame: pd.DataFrame, column: str, **match) -> float:
         for name, wanted in match.items():
             frame = frame[frame[name] == wanted]
-        (number,) = frame[column]
-        return number
+        (only,) = frame[column]
+        return only
 
     at = {"kind": KIND, "group": OF_SEEN, "protocol": "all"}
     for threshold in (0.05, 0.5):
@@ -185,12 +186,12 @@ def test_the_sentence_has_the_figures_of_the_frames(found):
         )
         assert f"mAP@{threshold:.2f} {after:.3f} against {before:.3f} (difference " in text
     gain = value(found.map_differences, "difference", iou_threshold=0.05, state="after", reference="floor", **at)
-    assert f"against a floor alone, without training: mAP@0.05 difference {gain:.3f} [" in text
+    assert f"against a floor alone, without training: mAP@0.05 difference {number(gain, sign=True)} [" in text
     rates = [
         value(found.figures, "value", group=ALL, kind=KIND, state=state, figure="false_box_rate")
         for state in ("after", "before")
     ]
-    assert f"gets a box in {rates[0]:.1%} of the cases, before in {rates[1]:.1%}" in text
+    assert f"gets a box in {100 * rates[0]:.1f} % of the cases, before in {100 * rates[1]:.1f} %" in text
 
 
 def test_every_sentence_ends_and_names_numbers(case):

@@ -169,13 +169,13 @@ def section(soup: BeautifulSoup, title: str) -> BeautifulSoup:
 
 
 def rows(table: BeautifulSoup) -> dict[str, list[str]]:
-    """Row -> its cells as `value` or `value low to high`."""
+    """Row -> its cells as `value` or `value [low, high]`."""
     found = {" ".join(row.th.stripped_strings): row.find_all("td") for row in table.select("tbody tr") if row.td}
     return {name: [" ".join(cell.stripped_strings) for cell in cells] for name, cells in found.items()}
 
 
 def text_of(value: float, low: float, high: float) -> str:
-    return f"{value:+.3f} {low:+.3f} to {high:+.3f}".replace("-", "−")
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
 
 
 def test_a_copy_differs_by_exactly_0(project: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_copy_differs_by_exactly_0(project: Path) -> None:
     assert len(tables) == 3
     cells = [cell for table in tables for row in rows(table).values() for cell in row]
     assert len(cells) == 2 * len(KINDS) * len(THRESHOLDS) + 2 * (len(METHODS) - 2)
-    assert set(cells) == {"+0.000 +0.000 to +0.000"}
+    assert set(cells) == {"+0.000 [+0.000, +0.000]"}
     assert not section(soup, "Differences").select("td strong")
     assert "No parameter differs." in soup.get_text()
     assert "Model, data, versions and code are the same." in soup.get_text()
@@ -236,7 +236,7 @@ def test_headline_numbers_are_those_of_the_runs(project: Path) -> None:
     ]  # fmt: skip
     entry = json.loads((better / "map_results.json").read_text())["protocols"]["present"]["vv_mixed"][0]
     cells = tables[0].select("tbody tr")[-1].find_all("td")
-    text = f"{entry['map']:.3f} {entry['low']:.3f} to {entry['high']:.3f}"
+    text = f"{entry['map']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
     assert cells[0].get_text(" ") == text
     methods = json.loads((base / "evaluation_results.json").read_text())["methods"]["oracle"]
     first = tables[2].select("tbody tr")[1]
@@ -278,7 +278,7 @@ def test_the_same_images_in_another_order_are_paired(project: Path) -> None:
     soup = page_of(base, write_run(project / "other", Made(hits=0.8, order=-1)))
     tables = section(soup, "Differences").find_all("table")
     assert len(tables) == 3
-    assert {cell for table in tables for row in rows(table).values() for cell in row} == {"+0.000 +0.000 to +0.000"}
+    assert {cell for table in tables for row in rows(table).values() for cell in row} == {"+0.000 [+0.000, +0.000]"}
 
 
 def test_kinds_are_compared_with_the_same_kind_only(project: Path) -> None:

@@ -195,8 +195,8 @@ def test_variants_have_paired_differences():
     assert row["difference_high"] < 0
     table = localizer_tables.variants_table(figures, "all three")
     assert table.loc["all three", "minus all three, best cell"] == "–"
-    assert table.loc["cam only", "minus all three, best cell"].startswith("-0.100 [-0.1")
-    assert table.loc["cam only", "minus all three, CAM's peak"] == "0.000 [0.000, 0.000]"
+    assert table.loc["cam only", "minus all three, best cell"].startswith("−0.100 [−0.1")
+    assert table.loc["cam only", "minus all three, CAM's peak"] == "+0.000 [+0.000, +0.000]"
 
 
 def test_what_clip_adds_is_said_as_the_interval_allows():

@@ -18,6 +18,7 @@ from surgerylib.parameters import find_notebooks, known_parameters, validate
 from surgerylib.preflight import check_values
 from surgerylib.quality import image_quality
 from surgerylib.settings import Criterion, Setting
+from surgerylib.summary import number
 from surgerylib.sweep import Sweep, _tidy
 
 MEANS = Criterion("all", None)
@@ -118,7 +119,7 @@ def test_the_answer_has_both_settings_their_difference_and_the_mean(confirmed):
     assert list(table.index) == ["mAP@0.10", "mAP@0.50", "mean mAP"]
     assert list(table.columns[3:]) == ["default (all)", "recommended (all)", "paired difference (all)"]
     value = confirmed.report.value(BETTER, "all")[0] - confirmed.report.value(DEFAULT, "all")[0]
-    assert table.loc["mean mAP", "paired difference (all)"].startswith(f"{value:.3f} [")
+    assert table.loc["mean mAP", "paired difference (all)"].startswith(f"{value:+.3f} [")
     same = module.answer_table(recommend(confirmed.choice, confirmed.report, DEFAULT))
     assert list(same.columns) == ["default (present)", "default (all)"]
 
@@ -134,7 +135,7 @@ def test_candidates_are_ranked_with_their_paired_differences(choice):
     assert ["percentile 90" in table.loc[1, "setting"], "percentile 92" in table.loc[2, "setting"]] == [True, True]
     assert len(table) == 3
     assert table.loc[1, "difference to the best"] == ""
-    assert table.loc[3, "difference to the best"].startswith("-0.")
+    assert table.loc[3, "difference to the best"].startswith("−0.")
 
 
 def test_changes_that_help_are_combined_in_every_way():
@@ -185,11 +186,11 @@ def test_one_floor_at_most_is_part_of_a_combination():
 
 def test_absent_classes_with_a_box_are_told_beside_the_defaults(choice, confirmed):
     frame = confirmed.report.frame.copy()
-    number = confirmed.report.settings.index(BETTER)
-    frame.loc[(frame["setting"] == number) & (frame["protocol"] == "all"), "false_box_rate"] = 0.1234
+    place = confirmed.report.settings.index(BETTER)
+    frame.loc[(frame["setting"] == place) & (frame["protocol"] == "all"), "false_box_rate"] = 0.1234
     own = replace(confirmed, report=replace(confirmed.report, frame=frame))
-    assert module.false_boxes(own) == "Absent classes with a box on test: 12.3%; under the default 100.0%."
-    assert module.false_boxes(recommend(choice, choice, DEFAULT)) == "Absent classes with a box on test: 100.0%."
+    assert module.false_boxes(own) == "Absent classes with a box on test: 12.3 %; under the default 100.0 %."
+    assert module.false_boxes(recommend(choice, choice, DEFAULT)) == "Absent classes with a box on test: 100.0 %."
     everywhere = replace(own.report, frame=frame.assign(false_box_rate=np.nan))
     assert module.false_boxes(replace(own, report=everywhere)) == ""
 
@@ -279,8 +280,8 @@ def test_quality_of_a_store_is_image_quality_of_its_maps(tiny, tmp_path):
     difference = difference_column(pairs["vv_mixed"], pairs["standard"])
     assert set(difference.index) <= set(table.index)
     value = pairs["vv_mixed"]["pointing"].mean() - pairs["standard"]["pointing"].mean()
-    assert difference["pointing"].startswith(f"{value:.3f} [")
-    assert set(difference_column(pairs["standard"], pairs["vv_qk"])) == {"0.000 [0.000, 0.000]"}
+    assert difference["pointing"].startswith(f"{number(value, sign=True)} [")
+    assert set(difference_column(pairs["standard"], pairs["vv_qk"])) == {"+0.000 [+0.000, +0.000]"}
     by_percentile = pd.DataFrame({"mean_iou": [0.1, np.nan]}, index=["75", "90"])
     results = module.quality_results(quality, by_percentile, Setting(), "val", {})
     assert json.loads(json.dumps(results, allow_nan=False))["kinds"]["vv_qk"]["pointing"]["n_images"] == 5

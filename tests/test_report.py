@@ -234,17 +234,18 @@ def test_index_with_results(run_dir: Path) -> None:
     headline, *tables = soup.select(".numbers table")
     rows = [[cell.get_text() for cell in row.find_all(["th", "td"])] for row in headline.select("tbody tr")]
     assert [row[1] for row in rows] == ["0.100", "0.400", "0.050"]
-    assert rows[0][2] == "0.090 to 0.110"
+    assert rows[0][2] == "[0.090, 0.110]"
     assert "standard" in rows[0][0]
     assert len(tables) == 2
     cells = [[cell.get_text(" ") for cell in row.find_all("td")] for row in tables[0].select("tbody tr")]
     assert cells == [
-        ["0.100 0.090 to 0.110", "0.100"],
-        ["0.400 0.390 to 0.410", "0.400"],
-        ["+0.300 +0.290 to +0.310", "+0.300"],
+        ["0.100 [0.090, 0.110]", "0.100"],
+        ["0.400 [0.390, 0.410]", "0.400"],
+        ["+0.300 [+0.290, +0.310]", "+0.300"],
     ]
     assert [cell.get_text() for cell in tables[0].select("strong")] == ["0.400", "0.400", "+0.300"]
     assert "all 20 classes" in soup.get_text()
+    assert not re.search(r"\d to [+−]?\d", soup.get_text())  # an interval has brackets
     assert [cell.get_text() for cell in tables[1].select("tbody tr")[0].select("td")] == ["–", "–"]
     assert requests_of(soup) == []
 
@@ -308,3 +309,64 @@ def test_a_browser_without_network_asks_for_nothing(tmp_path: Path) -> None:
     assert ".example" not in opened_in_chromium(smuggled, tmp_path / "smuggled")[1]
     unguarded = smuggled.replace("Content-Security-Policy", "X-Nothing")
     assert ".example" in opened_in_chromium(unguarded, tmp_path / "unguarded")[1]
+
+
+def test_an_interval_stands_below_its_number_and_names_of_rows_above_them() -> None:
+    frame = pd.DataFrame(
+        {"mAP": ["−0.5 [−0.6, −0.4]", "0.1 [0.0, 0.2]"], "errors": ["+0.12 (5,479)", "+0.00 (2)"]},
+        index=pd.MultiIndex.from_tuples([("all", "standard"), ("all", "vv_mixed")], names=["protocol", "kind"]),
+    )
+    table = page(notebook(display(text_html=frame.to_html()))).select(".output table")[0]
+    (head,) = table.select("thead tr")
+    assert [cell.get_text() for cell in head.find_all("th")] == ["protocol", "kind", "mAP", "errors"]
+    assert [small.get_text() for small in table.select("td.number > small")] == [
+        "[−0.6,\u00a0−0.4]",
+        "(5,479)",
+        "[0.0,\u00a00.2]",
+        "(2)",
+    ]
+    unnamed = page(notebook(display(text_html=frame.reset_index(drop=True).to_html()))).select(".output table")[0]
+    assert all(cell.get_text() for cell in unnamed.select("thead th"))  # an empty corner heads nothing
+
+
+def test_columns_with_names_of_two_rows_keep_both() -> None:
+    columns = pd.MultiIndex.from_tuples([("a", "x"), ("b", "y")])
+    table = page(notebook(display(text_html=pd.DataFrame([[1, 2]], columns=columns).to_html()))).select(".output table")
+    assert len(table[0].select("thead tr")) == 2
+
+
+def test_what_runs_before_the_answer_is_folded_unless_it_failed() -> None:
+    said = new_output("stream", name="stdout", text="model: x")
+    cells = [
+        new_markdown_cell("# Why?\n\nA question."),
+        new_code_cell("seed = 0", metadata={"tags": ["parameters"]}),
+        new_code_cell("load()", outputs=[said]),
+        new_markdown_cell("## Answer"),
+        new_code_cell("show()", outputs=[said]),
+    ]
+    (setup,) = page(new_notebook(cells=cells)).select("details.setup")
+    assert not setup.has_attr("open")
+    assert len(setup.select("section.cell")) == 2
+    assert setup.find_next("h2").get_text().startswith("Answer")
+    assert not page(new_notebook(cells=cells), failure="broken").select("details.setup")
+    cells[2].outputs.append(display(image_png=PNG))
+    assert not page(new_notebook(cells=cells)).select("details.setup")
+
+
+def test_a_figure_has_its_caption_and_its_box_scrolls() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (900, 10)).save(buffer, "png")
+    wide = display(image_png=base64.b64encode(buffer.getvalue()).decode())
+    wide.metadata["image/png"] = {"alt": "Boxes <1>"}
+    first, second = page(notebook(wide, display(image_png=PNG))).select("figure")
+    assert first.figcaption.get_text() == "Boxes <1>"
+    assert first.select(".scroll[tabindex] > img.wide[width='900'][height='10']")
+    assert not second.select("img.wide, figcaption")
+
+
+def test_headings_of_the_index_can_be_linked_to(run_dir: Path) -> None:
+    write_results(run_dir)
+    soup = BeautifulSoup(index_html(run_dir), "html.parser")
+    headings = soup.select("main h2")
+    assert len(headings) >= 4
+    assert all(heading.a["href"] == f"#{heading['id']}" for heading in headings)

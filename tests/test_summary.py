@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from surgerylib import summary
-from surgerylib.summary import evaluate_kinds, present_only, warnings_for, with_interval
+from surgerylib.summary import evaluate_kinds, number, present_only, warnings_for, with_interval
 
 CLASSES = ("ship", "dam", "airport")
 BOX = ["xmin", "ymin", "xmax", "ymax"]
@@ -160,6 +160,9 @@ def test_with_interval():
     assert with_interval(0.3124, 0.28, 0.344) == "0.312 [0.280, 0.344]"
     assert with_interval(0.3, math.nan, math.nan) == "0.300 [interval not available]"
     assert with_interval(math.nan, math.nan, math.nan) == "no boxes"
+    assert with_interval(-0.0001, -0.25, 0.0004) == "0.000 [−0.250, 0.000]"
+    assert with_interval(0.1, -0.25, 0.3, sign=True) == "+0.100 [−0.250, +0.300]"
+    assert number(-0.0001, sign=True) == "+0.000"
 
 
 def test_known_error_14_weights_that_saw_dior_called_zero_shot():

@@ -9,6 +9,7 @@ if (button && cells.length) {
     button.setAttribute("aria-pressed", String(open));
     button.textContent = open ? "Hide code" : "Show code";
     cells.forEach((cell) => { cell.open = open; });
+    document.querySelectorAll("details.setup").forEach((setup) => { setup.open = open; });
   });
 }
 // Marks in the table of contents where the reader is.
