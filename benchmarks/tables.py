@@ -153,7 +153,7 @@ def _notebook_05(
         plots.figure_bytes(figure, "png")
         for figure in (
             per_class_plots.error_bars(figures, classes, "t", "x"),
-            per_class_plots.ap_against_size(figures, "mean_ap", "t", "y", 114.0),
+            per_class_plots.ap_against_size(figures, "mean_ap", "t", "y", 114.0, kind="vv_mixed"),
             per_class_plots.gap_dots(gaps, classes, "t"),
             per_class_plots.precision_recall_grid(
                 curves, ap[ap["iou_threshold"] == 0.05].set_index("label")["ap"], classes, "t"

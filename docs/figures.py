@@ -32,9 +32,8 @@ from surgerylib.heatmaps import heatmaps
 from surgerylib.localizer_training import boxes_on_image
 from surgerylib.locations import PROJECT_ROOT
 from surgerylib.losses import assign_cells
-from surgerylib.plots import PREDICTION, TRUTH, draw_boxes, new_figure, photo_axis, styled
+from surgerylib.plots import PEAK, PREDICTION, TRUTH, draw_boxes, new_figure, photo_axis, styled
 from surgerylib.scenes import write_scenes
-from surgerylib.training_plots import PEAK
 from surgerylib.verdict import ABOVE, BELOW, outcome
 
 SCENES = PROJECT_ROOT / "data" / "scenes"

@@ -20,14 +20,13 @@ from .settings import Setting
 from .store import HeatmapStore
 from .training import Schedule
 
-STATE_COLOURS = {"before": "#999999", "floor": "#56B4E9", "after": "#D55E00"}
 _STATE_MARKERS = {"before": "o", "floor": "s", "after": "D"}
 _LOSS_LINES = {
-    "loss": ("total", "#333333", "-"),
-    "classification": ("classification", "#0072B2", "--"),
-    "bce": ("cross-entropy of the patches", "#009E73", "-."),
-    "dice": ("Dice", "#E69F00", (0, (1, 1))),
-    "sparsity": ("sparsity", "#CC79A7", ":"),
+    "loss": ("total", plots.DARK, "-"),
+    "classification": ("classification", plots.TERM_COLOURS[0], "--"),
+    "bce": ("cross-entropy of the patches", plots.TERM_COLOURS[1], "-."),
+    "dice": ("Dice", plots.TERM_COLOURS[2], (0, (1, 1))),
+    "sparsity": ("sparsity", plots.TERM_COLOURS[3], ":"),
 }
 
 
@@ -103,31 +102,30 @@ def before_after(found: Adaptation, kind: str, title: str) -> Figure:
         title: the finding.
     """
     groups = [group for group in (SEEN, UNSEEN, ALL) if group in found.groups]
-    fig, axes = plots.new_figure(1, len(groups), size=(3.4 * len(groups) + 0.6, 3.7), sharey=True)
+    fig, axes = plots.new_figure(1, len(groups), size=(plots.WIDTH * (0.25 + 0.25 * len(groups)), 3.6), sharey=True)
     rows = found.maps[(found.maps["kind"] == kind) & (found.maps["protocol"] == "all")]
     for axis, group in zip(axes[0], groups, strict=True):
         for state, name in STATES.items():
             own = rows[(rows["group"] == group) & (rows["state"] == state)]
             if own.empty:
                 continue
-            colour = STATE_COLOURS[state]
+            colour = plots.STATE_COLOURS[state]
             axis.fill_between(own["iou_threshold"], own["low"], own["high"], color=colour, alpha=0.15, linewidth=0)
             axis.plot(
                 own["iou_threshold"], own["map"], color=colour, marker=_STATE_MARKERS[state], markersize=4, label=name
             )  # fmt: skip
         n_classes = len(found.groups[group])
         if own["map"].isna().all():
-            axis.text(0.5, 0.5, "no boxes in this split", transform=axis.transAxes, ha="center", color="#666666")
+            axis.text(0.5, 0.5, "no boxes in this split", transform=axis.transAxes, ha="center", color=plots.GREY)
         axis.set(title=f"{group} ({n_classes})", xlabel="IoU threshold", ylim=(0, None))
     axes[0, 0].set_ylabel(f"mAP of {kind}, all protocol")
-    # as wide as the panels: beyond them it would stick out
-    fig.suptitle(textwrap.fill(title, 38 * len(groups) + 6), fontsize=11, x=0.006, ha="left")
+    plots.headline(fig, title)
     handles = [
-        Line2D([], [], color=STATE_COLOURS[state], marker=_STATE_MARKERS[state], markersize=5, label=name)
+        Line2D([], [], color=plots.STATE_COLOURS[state], marker=_STATE_MARKERS[state], markersize=5, label=name)
         for state, name in STATES.items()
         if state in found.settings[kind]
     ]
-    fig.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9)
+    fig.legend(handles=handles, loc="outside lower center", ncols=3)
     return fig
 
 
@@ -137,19 +135,21 @@ def example_rows(examples: Sequence[Example]) -> Figure:
     states = [state for state in STATES if all(state in example.maps for example in examples)]
     # a floor changes the boxes of a map, not the map
     panels = [(state, shown) for state in states for shown in ("map", "boxes") if (state, shown) != ("floor", "map")]
+    side = plots.WIDTH / max(len(panels), 3)
     fig, axes = plots.new_figure(
-        len(examples), len(panels), size=(2.5 * len(panels), 0.7 + 2.85 * len(examples))
-    )  # fmt: skip
+        len(examples), len(panels), size=(side * len(panels), 0.5 + (side + 0.6) * len(examples))
+    )
     for row, example in enumerate(examples):
         size_wh = (example.image.shape[1], example.image.shape[0])
         for axis, (state, shown) in zip(axes[row], panels, strict=True):
             plots.photo_axis(axis, example.image)
-            heading = f"{textwrap.fill(example.title, 32)}\n" if axis is axes[row, 0] else ""
+            heading = f"{textwrap.fill(example.title, int(side * 13))}\n" if axis is axes[row, 0] else ""
             if shown == "map":
                 heatmap = example.maps[state]
                 plots.overlay(axis, heatmap, size_wh)
                 quantity = "logit" if state == "after" else "similarity"
-                axis.set_title(f"{heading}{quantity} {heatmap.min():.2f} to {heatmap.max():.2f}", fontsize=9)
+                text = f"{heading}{plots.range_text(heatmap, quantity, 1 if state == 'after' else 2)}"
+                axis.set_title(text, fontsize=plots.SMALLEST)
                 continue
             found = example.found[state]
             plots.draw_boxes(axis, found, colour=plots.PREDICTION, style="--", width=1.4)
@@ -157,13 +157,13 @@ def example_rows(examples: Sequence[Example]) -> Figure:
             if len(example.truth):
                 text = plots.best_iou_text(example.truth, found)
             else:
-                text = f"not in the image: {len(found)} false box{'es' if len(found) != 1 else ''}"
-            axis.set_title(f"{STATES[state]}\n{text}", fontsize=9)
+                text = f"not in the image:\n{len(found)} false box{'es' if len(found) != 1 else ''}"
+            axis.set_title(f"{STATES[state]}\n{text}", fontsize=plots.SMALLEST)
     handles = [
         Line2D([], [], color=plots.TRUTH, lw=1.8, label="ground truth of the class"),
         Line2D([], [], color=plots.PREDICTION, lw=1.4, ls="--", label="boxes found"),
     ]
-    fig.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
+    fig.legend(handles=handles, loc="outside lower center", ncols=2)
     return fig
 
 
@@ -176,7 +176,7 @@ def adapter_curves(histories: Mapping[str, pd.DataFrame], schedule: Schedule, be
         schedule: that of all.
         best_epochs: kind -> the epoch whose weights are taken, marked.
     """
-    fig, axes = plots.new_figure(1, len(histories) + 1, size=(3.4 * (len(histories) + 1) + 0.4, 3.6))
+    fig, axes = plots.new_figure(1, len(histories) + 1, size=(plots.WIDTH * min(1, (len(histories) + 1) / 3), 3.6))
     highest = max(history["loss"].max() for history in histories.values())
     for axis, (kind, history) in zip(axes[0], histories.items(), strict=False):
         trained = history[history["epoch"] > 0]
@@ -185,7 +185,7 @@ def adapter_curves(histories: Mapping[str, pd.DataFrame], schedule: Schedule, be
         first, last = trained["loss"].iloc[0], trained["loss"].iloc[-1]
         axis.set(title=f"{kind}: loss {first:.2f} to {last:.2f}", xlabel="epoch", ylim=(0, 1.03 * highest))
     axes[0, 0].set_ylabel("loss (total: weighted)")
-    axes[0, 0].legend(fontsize=8)
+    axes[0, 0].legend()
     validation = axes[0, -1]
     parts = []
     for kind, history in histories.items():
@@ -194,8 +194,9 @@ def adapter_curves(histories: Mapping[str, pd.DataFrame], schedule: Schedule, be
         best = best_epochs[kind]
         validation.plot(best, own[best], "o", color=plots.KIND_COLOURS[kind], markersize=6)
         parts.append(f"{own.iloc[0]:.2f} to {own[best]:.2f}")
-    validation.set(title=f"Validation: {', '.join(parts)}", xlabel="epoch", ylabel="patch AP of the classes trained on")
+    heading = textwrap.fill(f"Validation: {', '.join(parts)}", 34)
+    validation.set(title=heading, xlabel="epoch", ylabel="patch AP of the classes trained on")
     validation.set_ylim(0, None)
     validation.set_xlim(0, schedule.epochs)
-    validation.legend(fontsize=8, title="point: weights taken", title_fontsize=8)
+    validation.legend(title="point: weights taken")
     return fig

@@ -15,8 +15,23 @@ from scipy.spatial.distance import squareform
 
 from .frames import BOX_COLUMNS
 from .localizer_tables import METHOD_NAMES
-from .plots import PREDICTION, TRUTH, draw_boxes, new_figure, photo_axis, styled
-from .training_plots import METHOD_COLOURS, PEAK, head_legend
+from .plots import (
+    DARK,
+    GREY,
+    METHOD_COLOURS,
+    PALE,
+    PEAK,
+    PREDICTION,
+    SMALLEST,
+    TRUTH,
+    WIDTH,
+    draw_boxes,
+    headline,
+    new_figure,
+    photo_axis,
+    styled,
+)
+from .training_plots import head_legend
 
 # dashes tell the guesses, which share a colour, apart
 _LINES = {"whole_image": (0, (1, 1)), "centre_box": (0, (4, 2)), "class_mean": (0, (6, 2, 1, 2))}
@@ -32,7 +47,7 @@ def iou_distributions(ious: pd.DataFrame, methods: Sequence[str], title: str) ->
         methods: those drawn; the histogram holds those of the head.
         title: the finding.
     """
-    fig, axes = new_figure(1, 2, size=(10.2, 4.3))
+    fig, axes = new_figure(1, 2, size=(WIDTH, 4.4))
     histogram, cumulative = axes[0]
     for method in [name for name in methods if name in ("oracle", "cam_peak")]:
         counts, _ = np.histogram(ious[method].to_numpy(float), _BINS)
@@ -46,11 +61,11 @@ def iou_distributions(ious: pd.DataFrame, methods: Sequence[str], title: str) ->
         above = 1 - np.searchsorted(values, grid, side="right") / max(len(values), 1)
         style = _LINES.get(method, "-" if method in ("oracle", "cam_peak") else "--")
         cumulative.plot(grid, above, color=METHOD_COLOURS[method], linestyle=style, label=METHOD_NAMES[method])
-    cumulative.axvline(0.5, color="#bbbbbb", linewidth=1, zorder=0)
+    cumulative.axvline(0.5, color=PALE, linewidth=1, zorder=0)
     cumulative.set(xlabel="IoU", ylabel="share of the boxes above it", xlim=(0, 1), ylim=(0, 1.01))
     handles, labels = cumulative.get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
-    fig.suptitle(title, fontsize=11, x=0.01, ha="left")
+    fig.legend(handles, labels, loc="outside lower center", ncols=3)
+    headline(fig, title)
     return fig
 
 
@@ -64,27 +79,28 @@ def class_method_bars(classes: pd.DataFrame, title: str) -> Figure:
     """
     means = classes[classes["figure"] == "mean"].set_index(["group", "method"])
     order = means["value"].xs("oracle", level="method").sort_values(na_position="first").index
-    fig, axes = new_figure(size=(8.6, 1.1 + 0.36 * max(len(order), 3)))
+    fig, axes = new_figure(size=(WIDTH, 1.1 + 0.36 * max(len(order), 3)))
     axis = axes[0, 0]
     for row, name in enumerate(order):
         own = means.loc[name]
         if np.isnan(own.loc["oracle", "value"]):
-            axis.text(0, row, " no boxes in this split", va="center", fontsize=8, color="#666666")
+            axis.text(0, row, " no boxes in this split", va="center", color=GREY)
             continue
         for method, offset in (("oracle", 0.2), ("cam_peak", -0.2)):
             value, low, high = own.loc[method, ["value", "low", "high"]]
             axis.barh(row + offset, value, height=0.4, color=METHOD_COLOURS[method])
-            axis.hlines(row + offset, low, high, color="#333333", linewidth=0.9)
+            axis.hlines(row + offset, low, high, color=DARK, linewidth=0.9)
         guess = own.loc[[name for name in own.index if name in _LINES], "value"].max()
-        axis.vlines(guess, row - 0.42, row + 0.42, color="#333333", linewidth=1.6, linestyle=":")
+        axis.vlines(guess, row - 0.42, row + 0.42, color=DARK, linewidth=1.6, linestyle=":")
     counts = means["n_boxes"].xs("oracle", level="method")
     axis.set_yticks(range(len(order)), [f"{name}  ({counts[name]:,})" for name in order])
-    axis.set(title=title, xlim=(0, 1), ylim=(-0.6, len(order) - 0.4))
+    headline(fig, title)
+    axis.set(xlim=(0, 1), ylim=(-0.6, len(order) - 0.4))
     axis.set_xlabel("mean IoU with the ground truth box (lines: 95 % interval; boxes in brackets)")
     axis.grid(visible=False, axis="y")
     handles = [Patch(color=METHOD_COLOURS[name], label=METHOD_NAMES[name]) for name in ("oracle", "cam_peak")]
-    handles.append(Line2D([], [], color="#333333", ls=":", lw=1.6, label="best guess without learning"))
-    fig.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
+    handles.append(Line2D([], [], color=DARK, ls=":", lw=1.6, label="best guess without learning"))
+    fig.legend(handles=handles, loc="outside lower center", ncols=3)
     return fig
 
 
@@ -97,7 +113,9 @@ def box_examples(rows: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray, np.nd
             cell, CAM's peak), all in pixels, and a line or two of text.
     """
     columns = max((len(examples) for examples in rows.values()), default=0)
-    fig, axes = new_figure(len(rows), max(columns, 1), size=(2.55 * max(columns, 1), 3.05 * len(rows) + 0.4))
+    fig, axes = new_figure(
+        len(rows), max(columns, 1), size=(WIDTH * max(columns, 1) / max(columns, 4), 2.75 * len(rows) + 0.4)
+    )
     for of_row, (name, examples) in zip(axes, rows.items(), strict=True):
         for axis in of_row[len(examples) :]:
             axis.set_visible(False)
@@ -108,7 +126,7 @@ def box_examples(rows: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray, np.nd
             draw_boxes(axis, pd.DataFrame([said[1]], columns=BOX_COLUMNS), colour=PEAK, style=":", width=2)
             draw_boxes(axis, pd.DataFrame([said[0]], columns=BOX_COLUMNS), colour=PREDICTION, style="--", width=1.6)
             draw_boxes(axis, pd.DataFrame([truth], columns=BOX_COLUMNS), colour=TRUTH)
-            axis.set_title(f"{name if place == 0 else ''}\n{text}", fontsize=8.5)
+            axis.set_title(f"{name if place == 0 else ''}\n{text}", fontsize=SMALLEST)
     head_legend(fig)
     return fig
 
@@ -130,21 +148,23 @@ def confusion_heatmap(confusion: pd.DataFrame, title: str) -> Figure:
     rows = order[n_boxes[order] > 0]  # a class without a box is never asked for, but may answer
     shown = 100 * shares[np.ix_(rows, order)]
     names = np.array(confusion.index)
-    side = 2.6 + 0.36 * len(names)
-    fig, axes = new_figure(size=(side + 0.6, side - 0.36 * (len(order) - len(rows))))
+    # as wide as the page for DIOR's 20 classes; a list that needs more room for its letters than that gets it
+    cell = max(0.31, min(0.4, (WIDTH - 2.3) / len(names)))
+    fig, axes = new_figure(size=(2.3 + cell * len(names), 2.9 + cell * len(rows)))
     axis = axes[0, 0]
     texts = np.where(shown >= 0.5, np.char.mod("%.0f", shown), "")
     seaborn.heatmap(
-        shown, ax=axis, cmap="Blues", vmin=0, vmax=100, annot=texts, fmt="", annot_kws={"fontsize": 7}, square=True,
-        linewidths=0.4, linecolor="white", cbar_kws={"label": "% of the class's boxes", "shrink": 0.85},
+        shown, ax=axis, cmap="Blues", vmin=0, vmax=100, annot=texts, fmt="", annot_kws={"fontsize": SMALLEST},
+        square=True, linewidths=0.4, linecolor="white",
+        cbar_kws={"label": "% of the class's boxes", "location": "bottom", "shrink": 0.5, "aspect": 40, "pad": 0.02},
     )  # fmt: skip
     at = np.arange(len(order)) + 0.5
-    axis.set_xticks(at, names[order], rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+    axis.set_xticks(at, names[order], rotation=60, ha="right", rotation_mode="anchor")
     labels = [f"{names[row]}  ({int(n_boxes[row]):,})" for row in rows]
-    axis.set_yticks(at[: len(rows)], labels, rotation=0, fontsize=8)
+    axis.set_yticks(at[: len(rows)], labels, rotation=0)
     axis.set(xlabel="class whose map responds most inside the box", ylabel="class of the box")
     axis.grid(visible=False)
-    fig.suptitle(title, fontsize=11, x=0.01, ha="left")  # wider than a matrix of few rows
+    headline(fig, title)  # wider than a matrix of few rows
     return fig
 
 

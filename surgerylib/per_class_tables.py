@@ -163,6 +163,16 @@ def errors_finding(gains: pd.DataFrame) -> str:
     return f"The type of error whose mending alone gives back most mAP: {', '.join(parts)}."
 
 
+def costliest_finding(figures: pd.DataFrame) -> str:
+    """Which type of error costs most in most classes; `figures` of `per_class.class_figures`."""
+    gains = figures[[f"gain_{error}" for error in ERROR_TYPES]].set_axis(list(ERROR_TYPES), axis=1)
+    gains = gains[gains.max(axis=1) >= LEAST_GAIN]
+    if gains.empty:
+        return "No error whose mending alone would give something back"
+    most = gains.idxmax(axis=1).value_counts()
+    return f"Errors of the type {most.index[0]} cost most in {most.iloc[0]} of {len(gains)} classes"
+
+
 def size_finding(figures: pd.DataFrame) -> str:
     """Whether classes of larger objects score higher: Spearman's rank correlation over the classes."""
     known = figures.dropna(subset=["mean_ap", "side"])

@@ -1,19 +1,23 @@
 """Figures of the notebooks. Every function returns a matplotlib figure; `show` puts one into a notebook with alt text.
 
-One visual language: the four kinds keep their colours everywhere (Okabe and Ito's colour-blind safe set), ground truth
-is green and solid, predictions are red and dashed, and the jet map is used for the heatmap overlay alone.
+One visual language, colour-blind safe and all of it here: the four kinds have Okabe and Ito's colours, which nothing
+else wears; ground truth is green and solid, predictions are red and dashed, the box at a map's peak is violet and
+dotted; before and after an adapter, and the terms of a loss, have Paul Tol's muted set; what needs no learning is grey;
+the jet map is used for the heatmap overlay alone. No letter is smaller than `SMALLEST`, no figure wider than `WIDTH`:
+a page shows it pixel by pixel.
 """
 
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pandas as pd
-from IPython.display import display
+from IPython.display import Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -38,15 +42,30 @@ from .settings import SCORE_NAMES
 KIND_COLOURS = {"standard": "#0072B2", "vv_qk": "#56B4E9", "vv_vv": "#E69F00", "vv_mixed": "#D55E00"}
 KIND_LINES = {"standard": "-", "vv_qk": (0, (2, 2)), "vv_vv": (0, (2, 2)), "vv_mixed": "-"}
 KIND_MARKERS = {"standard": "o", "vv_qk": "s", "vv_vv": "s", "vv_mixed": "o"}
-TRUTH, PREDICTION = "#00B140", "#E60000"
+TRUTH, PREDICTION, PEAK, MASK = "#00B140", "#E60000", "#A23BEC", "#F0E442"
+DARK, GREY, PALE = "#222222", "#666666", "#999999"
+STATE_COLOURS = {"before": PALE, "floor": "#332288", "after": "#882255"}
+METHOD_COLOURS = {"oracle": PREDICTION, "cam_peak": PEAK, "untrained_oracle": "#F4A3A3", "untrained_peak": "#D6B1F6"}
+METHOD_COLOURS |= dict.fromkeys(("whole_image", "centre_box", "class_mean"), PALE)
+TERM_COLOURS = ("#117733", "#AA4499", "#999933", "#CC6677")  # of a loss, and of what else is counted beside it
+WIDTH = 8.5  # inches: the column of a page
+SMALLEST = 9.0  # points: on a phone, where a figure keeps three quarters of its width, still 10 pixels
 _LABELLED = 4  # boxes whose score is printed: more would cover the image
+_HEADLINE = 96  # letters of a figure's title in a line
 
 _STYLE = {
     "figure.dpi": 110,
     "savefig.bbox": "tight",
+    "savefig.pad_inches": 0.04,
     "savefig.facecolor": "white",
-    "font.size": 10,
-    "axes.titlesize": 11,
+    "font.size": SMALLEST,
+    "legend.fontsize": SMALLEST,
+    "legend.title_fontsize": SMALLEST,
+    "xtick.labelsize": SMALLEST,
+    "ytick.labelsize": SMALLEST,
+    "axes.labelsize": 9.5,
+    "axes.titlesize": 10,
+    "figure.titlesize": 10.5,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -61,28 +80,44 @@ styled = matplotlib.rc_context(_STYLE)
 
 
 def show(fig: Figure, alt: str, path: str | Path | None = None, *, photo: bool = False) -> None:
-    """Put a figure into the notebook's output, with alt text for the HTML, and optionally into a PNG file.
+    """Put a figure with its caption into the notebook's output, and optionally into a PNG file.
+
+    The figure's title says the finding. A file keeps it, for it may stand alone; in the notebook it becomes the first
+    sentence of the caption, as letters that wrap on a narrow screen and that are read aloud.
 
     Args:
         fig: the figure.
-        alt: what a reader who cannot see it should know.
+        alt: what is drawn, for the caption and for a reader who cannot see it; a sentence without its full stop.
         path: PNG to write as well (aside, then renamed).
         photo: embed as JPEG, a fifth of the size of PNG for photographs.
     """
+    finding = " ".join(fig.get_suptitle().split()).rstrip(".")
     if path is not None:
-        atomic_write(path, figure_bytes(fig, "png", alt))
+        atomic_write(path, figure_bytes(fig, "png", f"{alt}.", title=finding))
+    if finding:
+        fig.suptitle("").set_in_layout(False)
+    caption = f"{finding}. {alt}." if finding else f"{alt}."
     mime, form = ("image/jpeg", "jpeg") if photo else ("image/png", "png")
-    display({mime: figure_bytes(fig, form)}, raw=True, metadata={mime: {"alt": alt}})
+    metadata = {mime: {"alt": caption, "finding": finding, "caption": f"{alt}."}}
+    display({mime: figure_bytes(fig, form)}, raw=True, metadata=metadata)
+    # JupyterLab shows no alt text; a report has the caption from the image and leaves this out
+    display(Markdown(f"**{finding}.** {alt}." if finding else caption), metadata={"repeats_caption": True})
+
+
+def headline(fig: Figure, text: str) -> None:
+    """The finding, above all panels of a figure."""
+    fig.suptitle(textwrap.fill(text, int(_HEADLINE * fig.get_figwidth() / WIDTH)), x=0.006, ha="left")
 
 
 @styled
-def figure_bytes(fig: Figure, form: str, description: str = "") -> bytes:
-    """The figure as an image file of the given format; a PNG carries the description, and no date."""
+def figure_bytes(fig: Figure, form: str, description: str = "", *, title: str = "") -> bytes:
+    """The figure as an image file of the given format; a PNG carries title and description, and no date."""
     buffer = io.BytesIO()
     if form == "jpeg":
         fig.savefig(buffer, format=form, pil_kwargs={"quality": 88})
     else:
-        fig.savefig(buffer, format=form, metadata={"Software": None, "Description": description})
+        texts = {"Software": None, "Title": title, "Description": description}
+        fig.savefig(buffer, format=form, metadata=texts)
     return buffer.getvalue()
 
 
@@ -106,7 +141,7 @@ def map_curves(summary: pd.DataFrame, protocol_titles: Mapping[str, str]) -> Fig
         summary: rows with protocol, kind, iou_threshold, map, low, high.
         protocol_titles: protocol -> the panel's title.
     """
-    fig, axes = new_figure(1, len(protocol_titles), size=(9.2, 3.6), sharey=True)
+    fig, axes = new_figure(1, len(protocol_titles), size=(WIDTH, 3.6), sharey=True)
     for axis, (protocol, title) in zip(axes[0], protocol_titles.items(), strict=True):
         for kind, rows in summary[summary["protocol"] == protocol].groupby("kind", sort=False):
             colour = KIND_COLOURS[kind]
@@ -140,7 +175,7 @@ def class_bars(frame: pd.DataFrame, value: str, title: str, xlabel: str) -> Figu
     table = frame.pivot_table(index="label", columns="kind", values=value, dropna=False, sort=False)[kinds]
     counts = frame.drop_duplicates("label").set_index("label")["n_ground_truth"]
     table = table.sort_values(kinds[-1], na_position="first")
-    fig, axes = new_figure(size=(8.2, 0.9 + 0.34 * max(len(table), 3)))
+    fig, axes = new_figure(size=(WIDTH, 0.9 + 0.34 * max(len(table), 3)))
     axis = axes[0, 0]
     height = 0.8 / len(kinds)
     for offset, kind in enumerate(reversed(kinds)):
@@ -148,12 +183,13 @@ def class_bars(frame: pd.DataFrame, value: str, title: str, xlabel: str) -> Figu
         axis.barh(at, table[kind].fillna(0), height=height, color=KIND_COLOURS[kind], label=kind)
         rows = frame[frame["kind"] == kind].set_index("label").loc[table.index]
         known = rows["low"].notna().to_numpy()
-        axis.hlines(at[known], rows["low"][known], rows["high"][known], color="#333333", linewidth=0.8)
+        axis.hlines(at[known], rows["low"][known], rows["high"][known], color=DARK, linewidth=0.8)
     for row, label in enumerate(table.index):
         if table.loc[label].isna().all():
-            axis.text(0, row, " no boxes in this split", va="center", fontsize=8, color="#666666")
+            axis.text(0, row, " no boxes in this split", va="center", color=GREY)
     axis.set_yticks(range(len(table)), [f"{label}  ({counts[label]:,})" for label in table.index])
-    axis.set(title=title, xlabel=xlabel, xlim=(0, None), ylim=(-0.6, len(table) - 0.4))
+    axis.set(xlabel=xlabel, xlim=(0, None), ylim=(-0.6, len(table) - 0.4))
+    headline(fig, title)
     axis.grid(visible=False, axis="y")
     handles, labels = axis.get_legend_handles_labels()
     axis.legend(handles[::-1], labels[::-1], loc="lower right")
@@ -175,24 +211,24 @@ def three_columns(
         title: above the first panel.
     """
     height, width = image.shape[:2]
-    fig, axes = new_figure(1, 3, size=(10.2, 0.5 + 3.25 * min(height / width, 1.4)))
+    fig, axes = new_figure(1, 3, size=(WIDTH, 0.7 + 2.75 * min(height / width, 1.4)))
     own, other = truth[truth["label"] == label], truth[truth["label"] != label]
     found = detections[detections["label"] == label].sort_values("score", ascending=False)
     for axis in axes[0]:
         photo_axis(axis, image)
     draw_boxes(axes[0, 0], other, colour="white", width=0.8)
     draw_boxes(axes[0, 0], own, colour=TRUTH)
-    axes[0, 0].set_title(title, fontsize=9)
+    axes[0, 0].set_title(textwrap.fill(title, 38))
     overlay(axes[0, 1], heatmap, (width, height))
-    axes[0, 1].set_title(f"similarity {heatmap.min():.3f} to {heatmap.max():.3f}", fontsize=9)
+    axes[0, 1].set_title(range_text(heatmap))
     draw_boxes(axes[0, 2], found, colour=PREDICTION, style="--", scores=True)
     draw_boxes(axes[0, 2], own, colour=TRUTH)
-    axes[0, 2].set_title(f"{_count(len(found), 'box', 'boxes')}, {best_iou_text(own, found)}", fontsize=9)
+    axes[0, 2].set_title(f"{_count(len(found), 'box', 'boxes')}, {best_iou_text(own, found)}")
     handles = [
         Line2D([], [], color=TRUTH, lw=1.8, label=f"ground truth: {label}"),
         Line2D([], [], color=PREDICTION, lw=1.5, ls="--", label="prediction (number: score of the best)"),
     ]
-    fig.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
+    fig.legend(handles=handles, loc="outside lower center", ncols=2)
     return fig
 
 
@@ -217,7 +253,7 @@ def kinds_grid(
     """
     height, width = image.shape[:2]
     columns = len(maps)
-    fig, axes = new_figure(2, columns, size=(2.6 * columns, 0.9 + 5.2 * min(height / width, 1.3)))
+    fig, axes = new_figure(2, columns, size=(WIDTH * columns / 4, 0.9 + 4.3 * min(height / width, 1.3)))
     own = truth[truth["label"] == label]
     for column, (kind, heatmap) in enumerate(maps.items()):
         found = detections[(detections["label"] == label) & (detections["kind"] == kind)]
@@ -227,8 +263,8 @@ def kinds_grid(
         axes[0, column].set_title(kind, color=KIND_COLOURS[kind], fontweight="bold", loc="center")
         draw_boxes(axes[1, column], found, colour=PREDICTION, style="--")
         draw_boxes(axes[1, column], own, colour=TRUTH)
-        axes[1, column].set_title(best_iou_text(own, found), fontsize=9, loc="center")
-    fig.suptitle(title, fontsize=11, x=0.01, ha="left")
+        axes[1, column].set_title(best_iou_text(own, found), loc="center")
+    headline(fig, title)
     return fig
 
 
@@ -252,7 +288,7 @@ def extraction_steps(
     # a constant map lies at its threshold everywhere, and has no box
     mask = threshold_mask(resized, threshold) * (resized.min() < resized.max())
     found = extract_many(heatmap, (width, height), [settings])[0].boxes
-    fig, axes = new_figure(2, 3, size=(9.6, 6.3))
+    fig, axes = new_figure(2, 3, size=(WIDTH, 1.0 + 5.4 * min(height / width, 1.4)))
     grid, similarity, upsampled, masked, components, result = axes.flat
 
     photo_axis(grid, image)
@@ -260,12 +296,12 @@ def extraction_steps(
     grid.set_yticks(np.linspace(0, height, rows + 1)[1:-1])
     grid.grid(visible=True, color="white", linewidth=0.5, alpha=0.8)
     grid.tick_params(length=0, labelbottom=False, labelleft=False)
-    grid.set_title(f"1  {rows} x {columns} patches of {patch_size} pixels")
+    grid.set_title(f"1  {rows} × {columns} patches of {patch_size} pixels")
 
-    drawn = similarity.imshow(heatmap, cmap="viridis")
-    similarity.set_title(f"2  similarity to “{label}”")
-    fig.colorbar(drawn, ax=similarity, shrink=0.8)
-    drawn = upsampled.imshow(resized, cmap="viridis")
+    shape = {"cmap": "viridis", "aspect": height / width}  # maps in the image's shape stand in line with it
+    similarity.imshow(heatmap, **(shape | {"aspect": shape["aspect"] * columns / rows}))
+    similarity.set_title(textwrap.fill(f"2  {range_text(heatmap)} to “{label}”", 38))
+    upsampled.imshow(resized, **shape)
     line = "line: Otsu's threshold" if first == "otsu" else f"line: percentile {first:g}"
     if threshold > level:
         line = f"line: floor {settings.floor:.3g}"
@@ -274,10 +310,10 @@ def extraction_steps(
     else:
         line = f"all below floor {settings.floor:.3g}"
     upsampled.set_title(f"3  bilinear to {size}, {line}")
-    fig.colorbar(drawn, ax=upsampled, shrink=0.8)
-    masked.imshow(mask, cmap="gray_r", vmin=0, vmax=1.6)
-    masked.set_title(f"4  mask ≥ {threshold:.3f}, closed, opened")
-    components.imshow(mask, cmap="gray_r", vmin=0, vmax=1.6)
+    look = {"cmap": "gray_r", "vmin": 0, "vmax": 1.6, "aspect": shape["aspect"]}
+    masked.imshow(mask, **look)
+    masked.set_title(f"4  mask ≥ {threshold:.3f}, closed, opened".replace("-", "−"))
+    components.imshow(mask, **look)
     rectangles = keep_sides(mask_rectangles(mask), min_side, settings.max_side)
     draw_boxes(components, pd.DataFrame(rectangles, columns=BOX_COLUMNS), colour=PREDICTION, style="--", width=1.5)
     components.set_title(f"5  rectangles with sides > {min_side}")
@@ -285,11 +321,20 @@ def extraction_steps(
     draw_boxes(result, truth[truth["label"] == label], colour=TRUTH)
     draw_boxes(result, pd.DataFrame(found, columns=[*BOX_COLUMNS, "score"]), colour=PREDICTION, style="--", scores=True)
     result.set_title(f"6  scored with the {SCORE_NAMES[settings.score]} inside")
+    for axis in axes.flat:
+        axis.title.set_fontsize(SMALLEST)
+        axis._left_title.set_fontsize(SMALLEST)
     for axis in (similarity, upsampled, masked, components):
         axis.set(xticks=[], yticks=[])
         axis.grid(visible=False)
-        axis.spines[:].set_visible(False)
+        axis.spines[:].set_visible(True)
+        axis.spines[:].set_color("#dddddd")
     return fig
+
+
+def range_text(heatmap: np.ndarray, quantity: str = "similarity", digits: int = 2) -> str:
+    """Lowest and highest value of a map, for a title."""
+    return f"{quantity} {heatmap.min():.{digits}f} to {heatmap.max():.{digits}f}".replace("-", "−")
 
 
 def photo_axis(axis: Axes, image: np.ndarray) -> None:
@@ -320,16 +365,8 @@ def draw_boxes(
             Rectangle((row.xmin, row.ymin), *size, fill=False, edgecolor=colour, linestyle=style, linewidth=width)
         )
         if row.Index in best:
-            axis.text(
-                row.xmin,
-                row.ymin,
-                f"{row.score:.2f}",
-                fontsize=7,
-                color="white",
-                va="top",
-                clip_on=True,
-                bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8},
-            )
+            look = {"color": "white", "va": "top", "bbox": {"facecolor": colour, "edgecolor": "none", "pad": 0.8}}
+            axis.text(row.xmin, row.ymin, f"{row.score:.2f}".replace("-", "−"), clip_on=True, **look)
 
 
 def best_iou(truth: pd.DataFrame, found: pd.DataFrame) -> np.ndarray:

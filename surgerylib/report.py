@@ -142,6 +142,8 @@ class _Tidy(Preprocessor):
             for output in cell.get("outputs", []):
                 if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
                     continue  # a progress bar as a widget: its text shows it at 0 % for ever
+                if output.get("metadata", {}).get("repeats_caption"):
+                    continue
                 if output.output_type == "stream":
                     output.text = _last_states(output.text)
                     if not output.text.strip():
@@ -150,9 +152,7 @@ class _Tidy(Preprocessor):
                     if mimetype in output.get("data", {}):
                         count += 1
                         described = output.metadata.setdefault(mimetype, nbformat.NotebookNode())
-                        if str(described.get("alt") or "").strip():
-                            described["caption"] = described["alt"]
-                        else:
+                        if not str(described.get("alt") or "").strip():
                             described["alt"] = f"Figure {count}" + (f", in “{section}”" if section else "")
                         if mimetype != "image/svg+xml":
                             described["size"] = image_size(base64.b64decode(output.data[mimetype]))

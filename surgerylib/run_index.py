@@ -222,10 +222,11 @@ def _key_figures(run_dir: Path, names: Iterable[str]) -> list[dict[str, Any]]:
     for path in [run_dir / name for name in summary if (run_dir / name).exists()][:MAX_KEY_FIGURES]:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
-            text = image.info.get("Description") or image.info.get("Title")
-        alt = text or re.sub(r"[_-]+", " ", path.stem)
+            title, caption = (image.info.get(name) or "" for name in ("Title", "Description"))
+        caption = caption or re.sub(r"[_-]+", " ", path.stem)
+        alt = f"{title}. {caption}" if title else caption  # who sees the picture sees its title
         src = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-        figures.append({"alt": alt, "src": src, "size": image_size(data)})
+        figures.append({"alt": alt, "caption": caption, "src": src, "size": image_size(data)})
     return figures
 
 

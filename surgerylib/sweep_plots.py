@@ -22,13 +22,11 @@ from seaborn.utils import relative_luminance
 from . import plots
 from .extraction import BoxSettings, extract_many, floored_level, resize_map, threshold_levels, threshold_mask
 from .frames import BOX_COLUMNS
+from .summary import interval, number
 
-_WIDTH = 10.0  # inches: the width of a notebook's column
-_MASK = "#F0E442"  # the one colour of Okabe and Ito's set that no kind, truth or prediction wears
-_DARK, _GREY = "#222222", "#777777"
 _ROW = 0.075  # of a panel's height: a line of text
 _SHADE, _DIAGONAL = "#f1f1f1", (0, (4, 2))
-_EDGE = [withStroke(linewidth=3.4, foreground=_DARK)]  # round a white line: one of the two stands out anywhere
+_EDGE = [withStroke(linewidth=3.4, foreground=plots.DARK)]  # round a white line: one of the two stands out anywhere
 _FEW_PAIRS = 500  # more points than this lie on top of each other: they are counted in hexagons
 
 
@@ -51,7 +49,7 @@ def percentile_curves(
     # a single percentile has no lines to tell kinds apart by: they stand side by side
     apart = 0.25 if len(percentiles) == 1 else 0.0
     shifts = {kind: apart * (place - (len(kinds) - 1) / 2) for place, kind in enumerate(kinds)}
-    fig, axes = plots.new_figure(1, len(titles), size=(9.6, 4.0), sharey=True)
+    fig, axes = plots.new_figure(1, len(titles), size=(plots.WIDTH, 3.9), sharey=True)
     names = _names(frame, kinds)
     panels = [frame[frame["protocol"] == protocol] for protocol in titles]
     points = [_marked_points(rows, marks or {}, shifts) for rows in panels]
@@ -61,7 +59,7 @@ def percentile_curves(
     for axis, rows, title, of_panel, of_lines in zip(axes[0], panels, titles.values(), points, highest, strict=True):
         for kind in kinds:
             _curve(axis, rows[rows["kind"] == kind], names[kind], shifts[kind])
-        axis.set(title=textwrap.fill(title, 100 // len(titles)), xlabel="threshold percentile", ylim=(0, top))
+        axis.set(title=textwrap.fill(title, 90 // len(titles)), xlabel="threshold percentile", ylim=(0, top))
         _percentile_ticks(axis, percentiles)
         _draw_marks(axis, of_panel, of_lines / top)
     interval = "bar: 95 % interval" if apart else "band: 95 % interval"
@@ -88,13 +86,13 @@ def percentile_iou_grid(
     look = {"cmap": "viridis", "vmin": 0, "vmax": max(np.nan_to_num(table).max(initial=0) for table in shown) or 1}
     beside = n_columns * len(titles) <= 14  # more columns than that leave no room for their numbers
     shape = (1, len(titles)) if beside else (len(titles), 1)
-    fig, axes = plots.new_figure(*shape, size=(_WIDTH, (1.2 + 0.3 * max(n_rows, 4)) * shape[0]))
+    fig, axes = plots.new_figure(*shape, size=(plots.WIDTH, (1.2 + 0.3 * max(n_rows, 4)) * shape[0]))
     for axis, table, title in zip(axes.flat, shown, titles.values(), strict=True):
         axis.set_facecolor("#eeeeee")
         axis.grid(visible=False)
         sns.heatmap(table, ax=axis, cbar=False, linewidths=0.5, linecolor="white", **look)
         _write_cells(axis, table)
-        axis.set_title(textwrap.fill(title, 100 // shape[1]))
+        axis.set_title(textwrap.fill(title, 90 // shape[1]))
         axis.set(xlabel="IoU threshold", ylabel="threshold percentile")
         axis.set_xticks(np.arange(table.shape[1]) + 0.5, [f"{threshold:g}" for threshold in table.columns], rotation=0)
         labels = [" = ".join(label for label, marked in (marks or {}).items() if marked == row) for row in table.index]
@@ -131,15 +129,15 @@ def percentile_multiples(
     masks = _masks(heatmap, settings)
     own, other = truth[truth["label"] == label], truth[truth["label"] != label]
     columns = min(2 + len(settings), 4 if width < 1.7 * height else 3 if width < 3.5 * height else 2)
-    side = _WIDTH / columns
+    side = plots.WIDTH / columns
     fig, panels = _grid(2 + len(settings), columns, (side, 0.4 + 0.97 * side * min(height / width, 1.4)))
     for axis in panels:
         plots.photo_axis(axis, image)
     plots.draw_boxes(panels[0], other, colour="white", width=0.8)
     plots.draw_boxes(panels[0], own, colour=plots.TRUTH)
-    panels[0].set_title(f"image\n{_count(len(own), 'ground truth box', 'ground truth boxes')}", fontsize=9)
+    panels[0].set_title(f"image\n{_count(len(own), 'ground truth box', 'ground truth boxes')}", fontsize=plots.SMALLEST)
     plots.overlay(panels[1], heatmap, (width, height))
-    panels[1].set_title(f"heatmap\nsimilarity {heatmap.min():.3f} to {heatmap.max():.3f}", fontsize=9)
+    panels[1].set_title(f"heatmap\n{plots.range_text(heatmap)}", fontsize=plots.SMALLEST)
     for axis, setting, mask, (rows, _) in zip(panels[2:], settings, masks, found, strict=True):
         predicted = pd.DataFrame(rows, columns=[*BOX_COLUMNS, "score"])
         _tint(axis, mask, (width, height))
@@ -147,12 +145,12 @@ def percentile_multiples(
         plots.draw_boxes(axis, predicted, colour=plots.PREDICTION, style="--", width=1.4)
         overlap = f"best IoU {plots.best_iou(own, predicted).max():.2f}" if len(own) else "no ground truth"
         number = _count(len(predicted), "box", "boxes")
-        axis.set_title(f"percentile {setting.percentile:.4g}:\n{number}, {overlap}", fontsize=9)
-    fig.suptitle(textwrap.fill(title, 105), fontsize=11, x=0.006, ha="left")
+        axis.set_title(f"percentile {setting.percentile:.4g}:\n{number}, {overlap}", fontsize=plots.SMALLEST)
+    plots.headline(fig, title)
     handles = [
         Line2D([], [], color=plots.TRUTH, lw=1.8, label=f"ground truth: {textwrap.shorten(label, 60)}"),
         Line2D([], [], color=plots.PREDICTION, lw=1.4, ls="--", label="prediction"),
-        Patch(facecolor=to_rgba(_MASK, 0.5), edgecolor=_DARK, label="mask, closed and opened"),
+        Patch(facecolor=to_rgba(plots.MASK, 0.5), edgecolor=plots.DARK, label="mask, closed and opened"),
     ]
     if len(other):
         handles.append(Line2D([], [], color="white", lw=1.4, path_effects=_EDGE, label="other classes"))
@@ -170,24 +168,24 @@ def inside_outside(pairs: Mapping[str, pd.DataFrame], titles: Mapping[str, str] 
         titles: kind -> the panel's title; the kind itself where it is missing.
     """
     columns = 2 if len(pairs) == 4 else min(len(pairs), 3)
-    side = min(_WIDTH / columns, 4.6)
+    side = min(plots.WIDTH / columns, 4.6)
     fig, axes = _grid(len(pairs), columns, (side, side + 0.1))
     hexagons = []
     for axis, (kind, frame) in zip(axes, pairs.items(), strict=True):
         x, y = frame[["outside_mean", "inside_mean"]].dropna().to_numpy(float).T
-        colour = plots.KIND_COLOURS.get(kind.split(" = ")[0], _DARK)
+        colour = plots.KIND_COLOURS.get(kind.split(" = ")[0], plots.DARK)
         ends = _equal_axes(axis, np.concatenate([x, y]))
         if len(x) > _FEW_PAIRS:
             hexagons.append(axis.hexbin(x, y, gridsize=40, extent=ends * 2, mincnt=1, cmap="viridis_r", linewidths=0.1))
         else:
             axis.scatter(x, y, s=18, color=colour, alpha=0.65, edgecolor="white", linewidth=0.4)
         title = textwrap.fill((titles or {}).get(kind, kind), int(side * 6.5))
-        axis.set_title(title, color=colour, fontweight="bold", fontsize=10)
+        axis.set_title(title, color=colour, fontweight="bold")
         _inverted_share(axis, y < x)
     if hexagons:
         _count_bar(fig, hexagons)
     handles = [
-        Line2D([], [], color=_DARK, lw=1, ls=_DIAGONAL, label="inside = outside"),
+        Line2D([], [], color=plots.DARK, lw=1, ls=_DIAGONAL, label="inside = outside"),
         Patch(facecolor=_SHADE, edgecolor="#cccccc", label="inverted: inside below outside"),
     ]
     _legend(fig, handles)
@@ -205,16 +203,15 @@ def difference_bars(frame: pd.DataFrame, *, title: str, xlabel: str) -> Figure:
     """
     names = [textwrap.fill(str(name), 42) for name in frame["name"]]
     n_lines = sum(1.0 + 0.55 * name.count("\n") for name in names)
-    heading = textwrap.fill(title, 92)
-    fig, ((axis,),) = plots.new_figure(size=(9.2, 1.4 + 0.2 * heading.count("\n") + 0.34 * max(n_lines, 2)))
-    axis.axvline(0, color=_DARK, linewidth=1)
+    fig, ((axis,),) = plots.new_figure(size=(plots.WIDTH, 1.4 + 0.2 * (len(title) // 90) + 0.34 * max(n_lines, 2)))
+    axis.axvline(0, color=plots.DARK, linewidth=1)
     for place, row in enumerate(frame.itertuples()):
         certain = row.low > 0 or row.high < 0
-        colour, weight = (_DARK, "bold") if certain else (_GREY, "normal")
+        colour, weight = (plots.DARK, "bold") if certain else (plots.GREY, "normal")
         axis.plot([row.low, row.high], [place, place], color=colour, linewidth=2.4 if certain else 1.4)
         axis.plot(row.difference, place, "o", color=colour, mfc=colour if certain else "white", markersize=7)
-        text = f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]".replace("-", "−").replace("+nan", "–")
-        look = {"va": "center", "fontsize": 9, "color": colour, "fontweight": weight}
+        text = f"{number(row.difference, sign=True)} {interval(row.low, row.high, sign=True)}".replace("+nan", "–")
+        look = {"va": "center", "color": colour, "fontweight": weight}
         axis.text(1.02, place, text, transform=axis.get_yaxis_transform(), **look)
     axis.set_yticks(range(len(names)), names)
     axis.set(xlabel=xlabel, ylim=(max(len(names), 1) - 0.4, -0.6))
@@ -222,11 +219,11 @@ def difference_bars(frame: pd.DataFrame, *, title: str, xlabel: str) -> Figure:
     axis.locator_params(axis="x", nbins=7)
     if not names:
         axis.text(0.5, 0.5, "nothing to compare", transform=axis.transAxes, ha="center")
-    fig.suptitle(heading, fontsize=11, x=0.006, ha="left")
+    plots.headline(fig, title)
     look = {"marker": "o", "markersize": 7}
     handles = [
-        Line2D([], [], color=_DARK, lw=2.4, label="95 % interval excludes 0", **look),
-        Line2D([], [], color=_GREY, lw=1.4, markerfacecolor="white", label="it holds 0, or is not known", **look),
+        Line2D([], [], color=plots.DARK, lw=2.4, label="95 % interval excludes 0", **look),
+        Line2D([], [], color=plots.GREY, lw=1.4, markerfacecolor="white", label="it holds 0, or is not known", **look),
     ]
     _legend(fig, handles)
     return fig
@@ -288,12 +285,14 @@ def _draw_marks(axis: Axes, points: Sequence[tuple[float, float, str]], bottom: 
     inner = [point for point in points if point[0] < middle] + [point for point in points[::-1] if point[0] >= middle]
     for row, (x, y, label) in enumerate(inner):
         side = 0.0 if x < middle else 1.0
-        axis.plot(x, y, "o", color=_DARK, markerfacecolor="none", markersize=11, markeredgewidth=1.5, zorder=4)
+        axis.plot(x, y, "o", color=plots.DARK, markerfacecolor="none", markersize=11, markeredgewidth=1.5, zorder=4)
         axis.annotate(
             label, (x, y), (x, bottom + 0.03 + _ROW * (len(inner) - 1 - row)), textcoords=axis.get_xaxis_transform(),
-            ha="right" if side else "left", va="bottom", fontsize=9,
+            ha="right" if side else "left", va="bottom",
             bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5},
-            arrowprops={"arrowstyle": "-", "color": _DARK, "lw": 0.8, "shrinkA": 0, "shrinkB": 5, "relpos": (side, 0)},
+            arrowprops={
+                "arrowstyle": "-", "color": plots.DARK, "lw": 0.8, "shrinkA": 0, "shrinkB": 5, "relpos": (side, 0)
+            },
         )  # fmt: skip
 
 
@@ -305,7 +304,7 @@ def _write_cells(axis: Axes, table: pd.DataFrame) -> None:
     for (row, column), value in np.ndenumerate(table.to_numpy()):
         dark = relative_luminance(scale.to_rgba(value)) < 0.18 and not np.isnan(value)  # where white has more contrast
         text = "–" if np.isnan(value) else f"{value:.3f}"
-        look = {"ha": "center", "va": "center", "fontsize": 8, "color": "white" if dark else "black"}
+        look = {"ha": "center", "va": "center", "fontsize": plots.SMALLEST, "color": "white" if dark else "black"}
         axis.text(column + 0.5, row + 0.5, text, **look)
         if best[row, column]:
             axis.add_patch(Rectangle((column + 0.07, row + 0.1), 0.86, 0.8, **outline))
@@ -323,12 +322,12 @@ def _masks(heatmap: np.ndarray, settings: Sequence[BoxSettings]) -> list[np.ndar
 def _tint(axis: Axes, mask: np.ndarray, image_size_wh: tuple[int, int]) -> None:
     """Colour what is in the mask, and outline it."""
     width, height = image_size_wh
-    tint = np.where(mask[..., None], to_rgba(_MASK, 0.38), 0.0)
+    tint = np.where(mask[..., None], to_rgba(plots.MASK, 0.38), 0.0)
     axis.imshow(tint, extent=(0, width, height, 0), interpolation="nearest")
     if mask.any():
         # one pixel of nothing around it closes outlines at the border of the image
         x, y = ((np.arange(-1, side + 1) + 0.5) / side for side in mask.shape[::-1])
-        axis.contour(x * width, y * height, np.pad(mask, 1), levels=[0.5], colors=_DARK, linewidths=0.7)
+        axis.contour(x * width, y * height, np.pad(mask, 1), levels=[0.5], colors=plots.DARK, linewidths=0.7)
 
 
 def _grid(count: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
@@ -346,7 +345,7 @@ def _equal_axes(axis: Axes, values: np.ndarray) -> tuple[float, float]:
     margin = 0.05 * (high - low) or 0.1 * abs(high) or 0.1
     ends = (low - margin, high + margin)
     axis.fill_between(ends, ends, ends[0], color=_SHADE, linewidth=0, zorder=0)
-    axis.plot(ends, ends, color=_DARK, linewidth=1, linestyle=_DIAGONAL)
+    axis.plot(ends, ends, color=plots.DARK, linewidth=1, linestyle=_DIAGONAL)
     axis.set(xlim=ends, ylim=ends, aspect="equal", xlabel="mean response outside", ylabel="mean response inside")
     axis.locator_params(nbins=5)
     return ends
@@ -368,11 +367,11 @@ def _inverted_share(axis: Axes, inverted: np.ndarray) -> None:
     pairs = _count(len(inverted), "pair", "pairs")
     text = f"inverted: {100 * share:.0f} %\nof {pairs}" if len(inverted) else "no pairs"
     at, ha, va = ((0.04, 0.96), "left", "top") if share > 0.5 else ((0.96, 0.04), "right", "bottom")
-    axis.text(*at, text, transform=axis.transAxes, ha=ha, va=va, fontsize=9, linespacing=1.3)
+    axis.text(*at, text, transform=axis.transAxes, ha=ha, va=va, linespacing=1.3)
 
 
 def _legend(fig: Figure, handles: Sequence[Line2D | Patch]) -> None:
-    fig.legend(handles=handles, loc="outside lower center", ncols=max(len(handles), 1), fontsize=9, handlelength=2.6)
+    fig.legend(handles=handles, loc="outside lower center", ncols=max(len(handles), 1), handlelength=2.6)
 
 
 def _count(n: int, one: str, many: str) -> str:

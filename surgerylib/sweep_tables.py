@@ -193,9 +193,12 @@ def percentile_table(sweep: Sweep, setting: Setting, protocol: str = "present") 
     return table.rename_axis("percentile")
 
 
-def shown_numbers(table: pd.DataFrame, digits: int) -> pd.DataFrame:
-    """Numbers as text of so many digits, whatever their column holds, so that they stand aligned; a dash for NaN."""
-    return table.map(lambda value: "–" if math.isnan(value) else f"{value:,.{digits}f}")
+def shown_numbers(table: pd.DataFrame, digits: Mapping[str, int]) -> pd.DataFrame:
+    """Columns of numbers as text of as many digits as said, so that they stand aligned; a dash for NaN."""
+    columns = {
+        name: ["–" if math.isnan(value) else f"{value:,.{n}f}" for value in table[name]] for name, n in digits.items()
+    }
+    return table.assign(**columns)
 
 
 PERCENTILE_COLUMNS = {

@@ -11,29 +11,35 @@ from matplotlib.lines import Line2D
 
 from .frames import BOX_COLUMNS
 from .localizer_tables import METHOD_NAMES
-from .plots import PREDICTION, TRUTH, draw_boxes, new_figure, photo_axis, styled
+from .plots import (
+    DARK,
+    GREY,
+    METHOD_COLOURS,
+    PALE,
+    PEAK,
+    PREDICTION,
+    SMALLEST,
+    TERM_COLOURS,
+    TRUTH,
+    WIDTH,
+    draw_boxes,
+    headline,
+    new_figure,
+    photo_axis,
+    styled,
+)
 from .training import Schedule
 
-METHOD_COLOURS = {
-    "oracle": "#0072B2",
-    "cam_peak": "#D55E00",
-    "untrained_oracle": "#9CC7E4",
-    "untrained_peak": "#F0B58A",
-    "whole_image": "#999999",
-    "centre_box": "#999999",
-    "class_mean": "#999999",
-}
 _LOSSES = {
-    "loss": ("total", "#333333", "-"),
-    "giou": ("1 − GIoU", "#0072B2", "--"),
-    "l1": ("L1", "#009E73", ":"),
+    "loss": ("total", DARK, "-"),
+    "giou": ("1 − GIoU", TERM_COLOURS[0], "--"),
+    "l1": ("L1", TERM_COLOURS[1], ":"),
 }
 _VALIDATION = {
     "val_iou": ("mean IoU, best cell (oracle)", METHOD_COLOURS["oracle"], "-"),
-    "val_share_50": ("share > 0.5, best cell", "#56B4E9", "--"),
+    "val_share_50": ("share > 0.5, best cell", METHOD_COLOURS["oracle"], "--"),
     "val_peak_iou": ("mean IoU, CAM's peak", METHOD_COLOURS["cam_peak"], "-"),
 }
-PEAK = "#FFB000"
 
 
 @styled
@@ -45,19 +51,20 @@ def method_bars(summary: pd.DataFrame, title: str) -> Figure:
         title: the finding.
     """
     means = summary[summary["figure"] == "mean"].set_index("method")
-    fig, axes = new_figure(size=(8.2, 3.2))
+    fig, axes = new_figure(size=(WIDTH, 3.2))
     axis = axes[0, 0]
     for row, (method, values) in enumerate(means.iterrows()):
         if np.isnan(values["value"]):
-            axis.text(0, row, " no boxes in this split", va="center", fontsize=8, color="#666666")
+            axis.text(0, row, " no boxes in this split", va="center", color=GREY)
             continue
         axis.barh(row, values["value"], height=0.62, color=METHOD_COLOURS[method])
         end = values["value"] if np.isnan(values["high"]) else values["high"]
-        axis.hlines(row, values["low"], values["high"], color="#333333", linewidth=1)
-        axis.text(end, row, f"  {values['value']:.3f}", va="center", fontsize=9)
+        axis.hlines(row, values["low"], values["high"], color=DARK, linewidth=1)
+        axis.text(end, row, f"  {values['value']:.3f}", va="center")
     axis.set_yticks(range(len(means)), [METHOD_NAMES[method] for method in means.index])
     end = np.nanmax([0.1, *means["value"], *means["high"]])
-    axis.set(title=title, xlim=(0, 1.12 * end), ylim=(len(means) - 0.4, -0.6))
+    headline(fig, title)
+    axis.set(xlim=(0, 1.12 * end), ylim=(len(means) - 0.4, -0.6))
     axis.set_xlabel("mean IoU with the ground truth box (line: 95 % interval over images)")
     axis.grid(visible=False, axis="y")
     return fig
@@ -72,7 +79,7 @@ def training_curves(history: pd.DataFrame, schedule: Schedule, best_epoch: int) 
         schedule: its own.
         best_epoch: marked in the validation.
     """
-    fig, axes = new_figure(2, 2, size=(9.2, 5.6), sharex=True)
+    fig, axes = new_figure(2, 2, size=(WIDTH, 5.6), sharex=True)
     loss, validation, positives, rate = axes[0, 0], axes[0, 1], axes[1, 0], axes[1, 1]
     trained = history[history["epoch"] > 0]
     first, last = trained["loss"].iloc[0], trained["loss"].iloc[-1]
@@ -82,29 +89,29 @@ def training_curves(history: pd.DataFrame, schedule: Schedule, best_epoch: int) 
     loss.legend()
     for name, (label, colour, style) in _VALIDATION.items():
         validation.plot(history["epoch"], history[name], color=colour, linestyle=style, label=label)
-    validation.axvline(best_epoch, color="#999999", linewidth=1, linestyle=":")
+    validation.axvline(best_epoch, color=PALE, linewidth=1, linestyle=":")
     best = history.set_index("epoch").loc[best_epoch, "val_iou"]
     validation.set(title=f"Validation: best cell {best:.3f} at epoch {best_epoch}", ylabel="IoU, share", ylim=(0, 1))
     validation.legend(loc="lower right")
     without = trained["share_without_positive"]
-    positives.plot(trained["epoch"], trained["positives_per_box"], color="#E69F00")
+    positives.plot(trained["epoch"], trained["positives_per_box"], color=TERM_COLOURS[2])
     title = f"{100 * without.iloc[-1]:.0f} % of the boxes have no positive cell"
     positives.set(title=title, xlabel="epoch", ylim=(0, None), ylabel="cells a box")
     share = positives.twinx()
-    share.plot(trained["epoch"], without, color="#CC79A7", linestyle="--")
+    share.plot(trained["epoch"], without, color=TERM_COLOURS[3], linestyle="--")
     share.set(ylim=(-0.02, 1), ylabel="share of boxes")
     share.grid(visible=False)
     share.spines["right"].set_visible(True)
     positives.legend(
         handles=[
-            Line2D([], [], color="#E69F00", label="positive cells a box (left)"),
-            Line2D([], [], color="#CC79A7", ls="--", label="boxes without one (right)"),
+            Line2D([], [], color=TERM_COLOURS[2], label="positive cells a box (left)"),
+            Line2D([], [], color=TERM_COLOURS[3], ls="--", label="boxes without one (right)"),
         ],
         loc="center right",
     )
     steps = int(history["step"].iloc[-1] / max(history["epoch"].iloc[-1], 1))
     done = np.arange(history["step"].iloc[-1])
-    rate.plot((done + 1) / steps, [schedule.rate(int(step), steps) for step in done], color="#333333")
+    rate.plot((done + 1) / steps, [schedule.rate(int(step), steps) for step in done], color=DARK)
     rate.set(title="Warm-up and cosine, by step", xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     rate.ticklabel_format(axis="y", style="plain")
     return fig
@@ -125,7 +132,8 @@ def prediction_steps(
             and a line of text.
     """
     rows, columns = len(pictures), len(predictions)
-    fig, axes = new_figure(rows, columns, size=(3.1 * columns, 0.5 + 3.3 * rows))
+    side = WIDTH / max(columns, 3)
+    fig, axes = new_figure(rows, columns, size=(side * columns, 0.5 + (side + 0.35) * rows))
     for row, (picture, title) in enumerate(pictures):
         for column, (stage, per_image) in enumerate(predictions.items()):
             axis = axes[row, column]
@@ -135,7 +143,7 @@ def prediction_steps(
             draw_boxes(axis, pd.DataFrame(best, columns=BOX_COLUMNS), colour=PREDICTION, style="--", width=1.5)
             draw_boxes(axis, pd.DataFrame([peak], columns=BOX_COLUMNS), colour=PEAK, style=":", width=2)
             heading = f"{title}\n" if column == 0 else "\n"
-            axis.set_title(f"{heading}{stage}: {text}", fontsize=9)
+            axis.set_title(f"{heading}{stage}: {text}", fontsize=SMALLEST)
     head_legend(fig)
     return fig
 
@@ -147,4 +155,4 @@ def head_legend(fig: Figure) -> None:
         Line2D([], [], color=PREDICTION, lw=1.5, ls="--", label="best cell (oracle)"),
         Line2D([], [], color=PEAK, lw=2, ls=":", label="cell of the CAM's peak"),
     ]
-    fig.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
+    fig.legend(handles=handles, loc="outside lower center", ncols=3)

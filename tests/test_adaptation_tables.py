@@ -518,7 +518,7 @@ def test_examples_of_anything(name):
         assert titles[-2].startswith("logit")
         if not len(of_row.truth):
             boxes = len(of_row.found["after"])
-            assert titles[-1].endswith(f"not in the image: {boxes} false boxes")
+            assert titles[-1].endswith(f"not in the image:\n{boxes} false boxes")
         assert len(axes[-1].patches) == len(of_row.found["after"]) + len(of_row.truth)
     assert_readable(figure)
 

@@ -226,8 +226,8 @@ def test_figures_draw_with_many_few_and_no_classes(case):
         {"standard = vv_qk": pairs(case.data), "vv_vv = vv_mixed": pairs(case.data)}, CLASSES
     )
     figures = [
-        per_class_plots.ap_against_size(case.figures, "mean_ap", "t", "y", 20.0),
-        per_class_plots.ap_against_size(case.figures.iloc[3:], "mean_ap", "t", "y", 20.0),
+        per_class_plots.ap_against_size(case.figures, "mean_ap", "t", "y", 20.0, kind="vv_mixed"),
+        per_class_plots.ap_against_size(case.figures.iloc[3:], "mean_ap", "t", "y", 20.0, kind="vv_mixed"),
         per_class_plots.gap_dots(gaps, CLASSES, "t"),
         per_class_plots.error_bars(case.figures, list(CLASSES), "t", "x"),
     ]
@@ -271,7 +271,7 @@ def test_labels_of_points_that_lie_close_cover_none_of_them_and_nothing_is_logge
     ]
     figures = pd.DataFrame(rows, columns=["label", "side", "mean_ap", "n_boxes"]).set_index("label")
     names = list(figures.index)
-    figure = per_class_plots.ap_against_size(figures, "mean_ap", "t", "y", 32.0)
+    figure = per_class_plots.ap_against_size(figures, "mean_ap", "t", "y", 32.0, kind="vv_mixed")
     axis = figure.axes[0]
     figure.draw_without_rendering()
     centres = axis.transData.transform(figures[["side", "mean_ap"]].to_numpy())

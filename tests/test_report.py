@@ -357,9 +357,13 @@ def test_a_figure_has_its_caption_and_its_box_scrolls() -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (900, 10)).save(buffer, "png")
     wide = display(image_png=base64.b64encode(buffer.getvalue()).decode())
-    wide.metadata["image/png"] = {"alt": "Boxes <1>"}
-    first, second = page(notebook(wide, display(image_png=PNG))).select("figure")
-    assert first.figcaption.get_text() == "Boxes <1>"
+    wide.metadata["image/png"] = {"alt": "Few. Boxes <1>.", "finding": "Few", "caption": "Boxes <1>."}
+    again = display(text_markdown="**Few.** Boxes")
+    again.metadata["repeats_caption"] = True
+    soup = page(notebook(wide, again, display(image_png=PNG)))
+    first, second = soup.select("figure")
+    assert first.figcaption.get_text() == first.img["alt"] == "Few. Boxes <1>."
+    assert soup.get_text().count("Few") == 1
     assert first.select(".scroll[tabindex] > img.wide[width='900'][height='10']")
     assert not second.select("img.wide, figcaption")
 

@@ -1,0 +1,254 @@
+"""One visual language over all figures: colours, letters and widths are decided in `plots`, and nowhere else."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from surgerylib import adaptation_plots, evaluation_plots, per_class_plots, plots, sweep_plots, training_plots
+from surgerylib.error_types import ERROR_TYPES
+from surgerylib.localizer_tables import METHOD_NAMES
+from surgerylib.locations import PROJECT_ROOT
+from surgerylib.training import Schedule
+
+MODULES = [PROJECT_ROOT / "surgerylib" / "plots.py", *sorted((PROJECT_ROOT / "surgerylib").glob("*_plots.py"))]
+SIZES = {"fontsize", "labelsize", "titlesize", "title_fontsize"}
+# Machado et al. 2009, complete deficiency, on linear RGB
+DEFICIENCIES = {
+    "none": np.eye(3),
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def lab(colour: str, deficiency: str) -> np.ndarray:
+    """CIE L*a*b* of a colour as seen with a deficiency of colour vision."""
+    rgb = np.array([int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(np.array(DEFICIENCIES[deficiency]) @ linear, 0, 1)
+    xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]] @ seen / [0.9505, 1, 1.089]
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("deficiency", DEFICIENCIES)
+@pytest.mark.parametrize(
+    "colours",
+    [
+        plots.KIND_COLOURS.values(),
+        plots.STATE_COLOURS.values(),
+        (plots.TRUTH, plots.PREDICTION, plots.PEAK),
+        (plots.METHOD_COLOURS["oracle"], plots.METHOD_COLOURS["cam_peak"], plots.PALE),
+        (plots.DARK, *plots.TERM_COLOURS),
+    ],
+)
+def test_colours_of_one_figure_are_told_apart_by_everyone(colours, deficiency):
+    seen = [lab(colour, deficiency) for colour in colours]
+    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 15
+
+
+def test_the_colours_of_the_kinds_mean_nothing_else():
+    others = [plots.TRUTH, plots.PREDICTION, plots.PEAK, plots.MASK, plots.DARK, plots.GREY, plots.PALE]
+    others += [*plots.STATE_COLOURS.values(), *plots.METHOD_COLOURS.values(), *plots.TERM_COLOURS]
+    assert not set(plots.KIND_COLOURS.values()) & set(others)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
+def test_a_module_of_figures_has_no_colours_sizes_or_figures_of_its_own(module: Path):
+    source = module.read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    if module.stem != "plots":
+        colours = re.findall(r"#([0-9A-Fa-f]{2})([0-9A-Fa-f]{2})([0-9A-Fa-f]{2})\b", source)
+        assert [colour for colour in colours if len(set(colour)) > 1] == []  # greys of a ground are no language
+        assert not re.search(r"\bFigure\(|pyplot", source)
+    sizes = [word.value for word in ast.walk(tree) if isinstance(word, ast.keyword) and word.arg in SIZES]
+    for of in (node for node in ast.walk(tree) if isinstance(node, ast.Dict)):
+        sizes += [value for key, value in zip(of.keys, of.values, strict=True) if getattr(key, "value", "") in SIZES]
+    assert [ast.unparse(size) for size in sizes if isinstance(size, ast.Constant) and size.value != "medium"] == []
+    for function in tree.body:
+        returned = ast.unparse(function.returns) if getattr(function, "returns", None) else ""
+        if returned == "Figure" and not function.name.startswith("_"):
+            assert [ast.unparse(mark).split(".")[-1] for mark in function.decorator_list] == ["styled"], function.name
+
+
+KINDS = list(plots.KIND_COLOURS)
+IOUS = [0.05, 0.1, 0.5]
+CLASSES = ["Expressway-Service-area", "ship", *(f"class {number}" for number in range(18))]
+IMAGE = np.random.default_rng(0).integers(0, 255, (80, 80, 3), dtype=np.uint8)
+HEATMAP = np.random.default_rng(1).normal(size=(7, 7)).astype(np.float32)
+BOX = np.array([10.0, 10, 50, 60])
+TRUTHS = pd.DataFrame([("a", "ship", *BOX)], columns=["image_id", "label", "xmin", "ymin", "xmax", "ymax"])
+FOUND = TRUTHS.assign(score=-0.25, kind="vv_mixed")
+
+
+def maps_by_iou() -> pd.DataFrame:
+    rows = itertools.product(("present", "all"), KINDS, IOUS)
+    frame = pd.DataFrame(rows, columns=["protocol", "kind", "iou_threshold"])
+    return frame.assign(map=0.3, low=0.2, high=0.4)
+
+
+def by_class() -> pd.DataFrame:
+    rows = pd.DataFrame(itertools.product(CLASSES, KINDS[::3]), columns=["label", "kind"])
+    return rows.assign(ap=0.4, low=0.1, high=0.9, n_ground_truth=1234)
+
+
+def by_percentile() -> pd.DataFrame:
+    rows = itertools.product(("present", "all"), KINDS, [30.0, 50, 75, 90, 95])
+    return pd.DataFrame(rows, columns=["protocol", "kind", "percentile"]).assign(value=0.3, low=0.2, high=0.4)
+
+
+def methods() -> pd.DataFrame:
+    return pd.DataFrame({"method": list(METHOD_NAMES), "figure": "mean", "value": 0.4, "low": 0.3, "high": 0.5})
+
+
+def methods_by_class() -> pd.DataFrame:
+    rows = pd.DataFrame(itertools.product(CLASSES, METHOD_NAMES), columns=["group", "method"])
+    return rows.assign(figure="mean", value=0.4, low=0.3, high=0.5, n_boxes=12)
+
+
+def class_figures() -> pd.DataFrame:
+    rng = np.random.default_rng(2)
+    frame = pd.DataFrame({"side": rng.uniform(20, 300, 20), "mean_ap": rng.uniform(0, 0.6, 20)}, index=CLASSES)
+    return frame.assign(n_boxes=10, **{f"gain_{error}": 0.1 for error in ERROR_TYPES})
+
+
+def curves() -> dict[str, pd.DataFrame]:
+    frame = pd.DataFrame({"label": CLASSES[0], "recall": [0.1, 0.5, 0.9], "precision": [0.9, 0.5, 0.2]})
+    return {"standard = vv_qk": frame, "vv_vv = vv_mixed": frame}
+
+
+def history(**columns: float) -> pd.DataFrame:
+    return pd.DataFrame({"epoch": range(5), "step": range(0, 50, 10), "loss": 1.0, **columns})
+
+
+def one_example() -> adaptation_plots.Example:
+    states = ("before", "floor", "after")
+    return adaptation_plots.Example(
+        IMAGE, "Expressway-Service-area on 00321", TRUTHS, dict.fromkeys(states, HEATMAP), dict.fromkeys(states, FOUND)
+    )
+
+
+SCHEDULE = Schedule(epochs=4)
+PROTOCOLS = {"present": "Image labels given (present)", "all": "Every class asked (all)"}
+TITLE = (
+    "A finding that is somewhat longer than a line of a figure is wide, as some of them are, with their numbers 0.12"
+)
+FIGURES = {
+    "map_curves": lambda: plots.map_curves(maps_by_iou(), PROTOCOLS),
+    "class_bars": lambda: plots.class_bars(by_class(), "ap", TITLE, "AP"),
+    "three_columns": lambda: plots.three_columns(IMAGE, HEATMAP, TRUTHS, FOUND, "ship", "00001: ship, vv_mixed"),
+    "kinds_grid": lambda: plots.kinds_grid(IMAGE, dict.fromkeys(KINDS, HEATMAP), TRUTHS, FOUND, "ship", TITLE),
+    "extraction_steps": lambda: plots.extraction_steps(IMAGE, HEATMAP, TRUTHS, label=CLASSES[0], patch_size=16),
+    "percentile_curves": lambda: sweep_plots.percentile_curves(by_percentile(), PROTOCOLS, value_label="mAP"),
+    "percentile_iou_grid": lambda: sweep_plots.percentile_iou_grid(
+        dict.fromkeys(PROTOCOLS, pd.DataFrame(0.123, index=[30.0, 75], columns=[0.05, 0.1, 0.15, 0.2, 0.3, 0.5])),
+        PROTOCOLS,
+    ),
+    "percentile_multiples": lambda: sweep_plots.percentile_multiples(
+        IMAGE, HEATMAP, TRUTHS, "ship", [30, 50, 60, 70, 75], title=TITLE
+    ),
+    "inside_outside": lambda: sweep_plots.inside_outside(
+        dict.fromkeys(KINDS[1:], pd.DataFrame({"outside_mean": [0.1, 0.2], "inside_mean": [0.3, 0.1]}))
+    ),
+    "difference_bars": lambda: sweep_plots.difference_bars(
+        pd.DataFrame([("sides > 20", 0.1, 0.05, 0.2)], columns=["name", "difference", "low", "high"]),
+        title=TITLE,
+        xlabel="mAP",
+    ),
+    "method_bars": lambda: training_plots.method_bars(methods(), TITLE),
+    "training_curves": lambda: training_plots.training_curves(
+        history(giou=0.5, l1=0.1, val_iou=0.5, val_share_50=0.4, val_peak_iou=0.3, positives_per_box=8.0,
+                share_without_positive=0.1),
+        SCHEDULE, 3,
+    ),
+    "prediction_steps": lambda: training_plots.prediction_steps(
+        [(IMAGE, "ship on 00001")], [BOX[None]],
+        {f"epoch {epoch}": [(BOX[None], BOX, "best cell 0.54, peak 0.54")] for epoch in (0, 20, 40)},
+    ),
+    "iou_distributions": lambda: evaluation_plots.iou_distributions(
+        pd.DataFrame({name: [0.1, 0.6] for name in METHOD_NAMES}), list(METHOD_NAMES), TITLE
+    ),
+    "class_method_bars": lambda: evaluation_plots.class_method_bars(methods_by_class(), TITLE),
+    "box_examples": lambda: evaluation_plots.box_examples(
+        {"best": [(IMAGE, BOX, np.stack([BOX, BOX + 5]), "Expressway-Service-area\n00001: 0.97, peak 0.86")] * 4}
+    ),
+    "confusion_heatmap": lambda: evaluation_plots.confusion_heatmap(
+        pd.DataFrame(np.diag(np.full(20, 12)), index=CLASSES, columns=CLASSES), TITLE
+    ),
+    "ap_against_size": lambda: per_class_plots.ap_against_size(
+        class_figures(), "mean_ap", TITLE, "mean AP", 32.0, kind="vv_mixed"
+    ),
+    "gap_dots": lambda: per_class_plots.gap_dots(
+        pd.DataFrame(itertools.product(CLASSES, curves()), columns=["label", "kind"]).assign(
+            gap=0.2, gap_low=0.1, gap_high=0.3
+        ),
+        CLASSES, TITLE,
+    ),
+    "precision_recall_grid": lambda: per_class_plots.precision_recall_grid(
+        curves(), pd.Series(0.4, index=CLASSES), CLASSES, TITLE
+    ),
+    "error_bars": lambda: per_class_plots.error_bars(class_figures(), CLASSES, TITLE, "gain in mean AP"),
+    "class_examples": lambda: per_class_plots.class_examples(
+        [("good:", IMAGE, HEATMAP, TRUTHS, FOUND, "00001")] * 4
+    ),
+    "example_rows": lambda: adaptation_plots.example_rows([one_example()] * 2),
+    "adapter_curves": lambda: adaptation_plots.adapter_curves(
+        dict.fromkeys(("standard", "vv_mixed"), history(
+            classification=0.1, bce=0.3, dice=0.6, sparsity=0.1, val_patch_ap=0.4
+        )),
+        SCHEDULE, {"standard": 2, "vv_mixed": 3},
+    ),
+}  # fmt: skip
+
+
+def letters(figure: Figure) -> list[Text]:
+    figure.draw_without_rendering()
+    found = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    hidden = {id(text) for axis in figure.axes if not axis.get_visible() for text in axis.findobj(Text)}
+    return [text for text in found if id(text) not in hidden]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_letters_can_be_read_and_the_figure_fits_the_page(name: str):
+    figure = FIGURES[name]()
+    assert figure.get_figwidth() <= plots.WIDTH
+    assert {
+        text.get_text(): text.get_fontsize() for text in letters(figure) if text.get_fontsize() < plots.SMALLEST
+    } == {}
+    # saving crops nothing, and adds no more than its own margin
+    width = figure.get_tightbbox().width + 2 * 0.04
+    assert width <= plots.WIDTH + 0.15, "something sticks out"
+
+
+def title_boxes(figure: Figure) -> list[tuple[str, np.ndarray]]:
+    figure.draw_without_rendering()
+    titles = [part for axis in figure.axes for part in (axis.title, axis._left_title) if part.get_text().strip()]
+    titles += [figure._suptitle] if figure.get_suptitle() else []
+    return [(title.get_text(), title.get_window_extent().extents) for title in titles]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_title_reaches_into_another(name: str):
+    for (one, a), (other, b) in itertools.combinations(title_boxes(FIGURES[name]()), 2):
+        apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+        assert apart, (one, other)
+
+
+def test_every_public_figure_is_looked_at_here():
+    public = {
+        function.name
+        for module in MODULES
+        for function in ast.parse(module.read_text(encoding="utf-8")).body
+        if isinstance(function, ast.FunctionDef) and ast.unparse(function.returns or ast.Constant("")) == "Figure"
+    }
+    elsewhere = {"before_after"}  # on measured maps, in test_adaptation_tables
+    assert public - elsewhere == set(FIGURES)
