@@ -253,7 +253,7 @@ def kinds_grid(
     """
     height, width = image.shape[:2]
     columns = len(maps)
-    fig, axes = new_figure(2, columns, size=(WIDTH * columns / 4, 0.9 + 4.3 * min(height / width, 1.3)))
+    fig, axes = new_figure(2, columns, size=(WIDTH * columns / 4, 0.75 + 4.2 * min(height / width, 1.3)))
     own = truth[truth["label"] == label]
     for column, (kind, heatmap) in enumerate(maps.items()):
         found = detections[(detections["label"] == label) & (detections["kind"] == kind)]
@@ -300,7 +300,7 @@ def extraction_steps(
 
     shape = {"cmap": "viridis", "aspect": height / width}  # maps in the image's shape stand in line with it
     similarity.imshow(heatmap, **(shape | {"aspect": shape["aspect"] * columns / rows}))
-    similarity.set_title(textwrap.fill(f"2  {range_text(heatmap)} to “{label}”", 38))
+    similarity.set_title(textwrap.fill(f"2  “{label}”: {range_text(heatmap)}", 38))
     upsampled.imshow(resized, **shape)
     line = "line: Otsu's threshold" if first == "otsu" else f"line: percentile {first:g}"
     if threshold > level:
@@ -366,7 +366,10 @@ def draw_boxes(
         )
         if row.Index in best:
             look = {"color": "white", "va": "top", "bbox": {"facecolor": colour, "edgecolor": "none", "pad": 0.8}}
-            axis.text(row.xmin, row.ymin, f"{row.score:.2f}".replace("-", "−"), clip_on=True, **look)
+            left, right = axis.get_xlim()
+            # at the right border of the image a text that starts with its box would be cut off
+            x, side = (row.xmax, "right") if row.xmin > right - 0.15 * (right - left) else (row.xmin, "left")
+            axis.text(x, row.ymin, f"{row.score:.2f}".replace("-", "−"), ha=side, clip_on=True, **look)
 
 
 def best_iou(truth: pd.DataFrame, found: pd.DataFrame) -> np.ndarray:

@@ -59,7 +59,7 @@ def percentile_curves(
     for axis, rows, title, of_panel, of_lines in zip(axes[0], panels, titles.values(), points, highest, strict=True):
         for kind in kinds:
             _curve(axis, rows[rows["kind"] == kind], names[kind], shifts[kind])
-        axis.set(title=textwrap.fill(title, 90 // len(titles)), xlabel="threshold percentile", ylim=(0, top))
+        axis.set(title=textwrap.fill(title, 100 // len(titles)), xlabel="threshold percentile", ylim=(0, top))
         _percentile_ticks(axis, percentiles)
         _draw_marks(axis, of_panel, of_lines / top)
     interval = "bar: 95 % interval" if apart else "band: 95 % interval"

@@ -12,7 +12,9 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
+from bs4 import BeautifulSoup
 
+from surgerylib import plots
 from surgerylib.datasets import load_dataset
 from surgerylib.errors import CheckpointError, DatasetError, ParameterError, TrainingError
 from surgerylib.heatmaps import HEATMAP_KINDS
@@ -99,6 +101,34 @@ def test_every_image_of_the_page_says_what_it_shows(run, name, count):
     alts = re.findall(r"<img[^>]*alt=\"([^\"]*)\"", html)
     assert len(alts) == html.count("<img") == count
     assert all(len(alt) > 20 for alt in alts)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS if path.stem[0].isdigit()])
+def test_every_page_is_question_answer_evidence_small_and_made_for_its_width(run, name):
+    page = run.index.parent / f"{name}.html"
+    assert page.stat().st_size < 6e6
+    soup = BeautifulSoup(page.read_text(), "html.parser")
+    assert soup.h1.get_text().endswith("?")
+    answer = soup.select("main h2")[0]
+    assert answer.get_text().startswith("Answer")
+    # nothing stands between the question and the answer but what is asked, and a fold
+    before = [part for part in answer.find_parent("section").find_previous_siblings() if part.name != "header"]
+    assert [part["class"] for part in before] == [["fold", "setup"], ["prose"], ["fold", "contents"]]
+    first = answer.find_next("section", class_="cell").find(class_="output")
+    assert first.find("strong"), "the answer's first output is a sentence"
+    for figure in soup.select("figure"):
+        assert int(figure.img["width"]) <= 110 * plots.WIDTH + 20
+        assert figure.figcaption.get_text() == figure.img["alt"]
+        assert figure.img["alt"].endswith(".")
+        assert ".." not in figure.img["alt"]
+
+
+def test_no_page_writes_an_interval_without_brackets(run):
+    for page in (run.index, *run.index.parent.glob("0*.html")):
+        for cell in BeautifulSoup(page.read_text(), "html.parser").select("td.number, .numbers td"):
+            row = cell.find_parent("tr").th
+            ranges = row and row.get_text() == "similarity range"
+            assert ranges or not re.search(r"\d to |\d, [+−\d.]+(?!.*\])|(?<!e)-\d", cell.get_text()), cell.get_text()
 
 
 def test_a_second_run_executes_nothing(run, parameters):
