@@ -23,7 +23,7 @@ lint: $(INSTALLED)
 
 # the token stays on, and nobody else on the network reaches the server, whatever a user's own settings say
 lab: $(INSTALLED)  ## JupyterLab on the notebooks, the explorer first
-	@cd notebooks && ../$(BIN)/jupyter lab --ServerApp.ip=localhost explore.ipynb
+	@cd notebooks && ../$(BIN)/jupyter lab --ServerApp.ip=localhost --LabApp.default_url=/lab/tree/explore.ipynb
 
 format: $(INSTALLED)  ## bring code and notebooks into form
 	@$(BIN)/nbstripout --keep-id $(NOTEBOOKS)

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from surgerylib.clip import SurgeryCLIP, load_clip, open_clip
+from surgerylib.scenes import write_scenes
+from surgerylib.workbook import RunResult, run_workbook
 
 TINY_VISION = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 4, "head_width": 16}
 TINY_CONFIG = {
@@ -39,3 +41,32 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> SurgeryCLIP:
     return load_clip(f"local-dir:{tiny_folder}", str(tiny_folder / "model.safetensors"), device="cpu", depth=3)
+
+
+@pytest.fixture(scope="session")
+def parameters(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> dict:
+    """A configuration of all notebooks that takes little time."""
+    scenes = write_scenes(tmp_path_factory.mktemp("data") / "scenes", num_train=7, num_val=5, num_test=6, size=96)
+    return {
+        "dataset": str(scenes),
+        "model": f"local-dir:{tiny_folder}",
+        "checkpoint": str(tiny_folder / "model.safetensors"),
+        "depth": 4,
+        "num_examples": 2,
+        "device": "cpu",
+        "percentiles": [60, 75, 90],
+        "unions": [[60, 90]],
+        "epochs": 2,
+        "ablation_epochs": 1,
+        "warmup_epochs": 0.5,
+        "picture_size": 32,
+        "training_batch_size": 4,
+        "adapter_epochs": 3,
+        "adapter_ablation_epochs": 1,
+    }
+
+
+@pytest.fixture(scope="session")
+def run(parameters: dict, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """The whole workbook with it, run once."""
+    return run_workbook(parameters, tmp_path_factory.mktemp("run"))
