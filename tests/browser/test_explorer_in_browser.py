@@ -135,6 +135,14 @@ def slider(page: Page, name: str) -> Locator:
     )
 
 
+def cut_off(page: Page) -> int:
+    """Pixels of the explorer that its output area hides: an output stopped growing when a patch was pointed at."""
+    page.wait_for_timeout(300)
+    return page.locator(".jp-OutputArea-output", has=page.locator(".clip-explorer")).evaluate(
+        "output => output.scrollHeight - output.clientHeight"
+    )
+
+
 def keep(page: Page, screenshots: Path, name: str) -> None:
     page.locator(".clip-explorer").screenshot(path=screenshots / f"explorer_{name}.png")
 
@@ -283,5 +291,9 @@ def test_it_runs_under_voila(browser, folder, screenshots, width):
         expect(page.locator(".widget-slider .widget-readout").first).not_to_have_text("75.0")
         expect(panel(page, 1).locator(FOUND).first).not_to_have_attribute("width", before[0])
         assert page.evaluate("document.scrollingElement.scrollWidth <= window.innerWidth")
+        assert cut_off(page) == 0
+        panel(page, 1).locator(".explorer-stage").click()
+        expect(page.locator(".explorer-tables")).to_contain_text("Patch in row")
+        assert cut_off(page) == 0
         page.screenshot(path=screenshots / f"voila_{width}.png")
         page.close()

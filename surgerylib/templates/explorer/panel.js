@@ -1,6 +1,7 @@
 // A picture with an overlay and boxes, whose patches can be pointed at. The kernel sends pictures as bytes and boxes as
 // values; opacity and the pointed patch need no kernel to be drawn.
 const SVG = "http://www.w3.org/2000/svg";
+const WIDE = 760; // pixels from which the controls stand beside the panels
 
 function element(tag, className, parent) {
   const made = document.createElement(tag);
@@ -117,12 +118,20 @@ function render({ model, el }) {
     event.stopPropagation(); // JupyterLab would take the arrows for its own
   });
 
+  // a container query would do, but inside the table cell of JupyterLab's outputs Chromium then forgets to grow the cell
+  const fit = new ResizeObserver(() => {
+    const root = el.closest(".clip-explorer");
+    if (root) root.classList.toggle("wide", root.clientWidth >= WIDE);
+  });
+  fit.observe(el);
+
   const on = { photo: () => showBytes(photo, model.get("photo")), overlay: () => showBytes(overlay, model.get("overlay")),
     size: draw, grid: draw, outline: draw, shapes: draw, pointed: draw, pinned: draw,
     title: write, caption: write, colour: write, opacity: fade };
   for (const [name, react] of Object.entries(on)) model.on(`change:${name}`, react);
   for (const react of [on.photo, on.overlay, draw, write, fade]) react();
   return () => {
+    fit.disconnect();
     for (const [name, react] of Object.entries(on)) model.off(`change:${name}`, react);
     showBytes(photo, null);
     showBytes(overlay, null);
