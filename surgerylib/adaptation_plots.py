@@ -117,8 +117,9 @@ def before_after(found: Adaptation, kind: str, title: str) -> Figure:
         n_classes = len(found.groups[group])
         if own["map"].isna().all():
             axis.text(0.5, 0.5, "no boxes in this split", transform=axis.transAxes, ha="center", color=plots.GREY)
-        axis.set(title=f"{group} ({n_classes})", xlabel="IoU threshold", ylim=(0, None))
-    axes[0, 0].set_ylabel(f"mAP of {kind}, all protocol")
+        axis.set(title=f"{group} ({n_classes})", xlabel="IoU threshold")
+    # shared, and so set when all panels are drawn: a band that is higher in the last would be cut off
+    axes[0, 0].set(ylabel=f"mAP of {kind}, all protocol", ylim=(0, None))
     plots.headline(fig, title)
     handles = [
         Line2D([], [], color=plots.STATE_COLOURS[state], marker=_STATE_MARKERS[state], markersize=5, label=name)
@@ -185,7 +186,7 @@ def adapter_curves(histories: Mapping[str, pd.DataFrame], schedule: Schedule, be
         first, last = trained["loss"].iloc[0], trained["loss"].iloc[-1]
         axis.set(title=f"{kind}: loss {first:.2f} to {last:.2f}", xlabel="epoch", ylim=(0, 1.03 * highest))
     axes[0, 0].set_ylabel("loss (total: weighted)")
-    axes[0, 0].legend()
+    handles = axes[0, 0].get_legend_handles_labels()
     validation = axes[0, -1]
     parts = []
     for kind, history in histories.items():
@@ -194,9 +195,11 @@ def adapter_curves(histories: Mapping[str, pd.DataFrame], schedule: Schedule, be
         best = best_epochs[kind]
         validation.plot(best, own[best], "o", color=plots.KIND_COLOURS[kind], markersize=6)
         parts.append(f"{own.iloc[0]:.2f} to {own[best]:.2f}")
-    heading = textwrap.fill(f"Validation: {', '.join(parts)}", 34)
-    validation.set(title=heading, xlabel="epoch", ylabel="patch AP of the classes trained on")
+    validation.set(
+        title=f"Validation:\n{', '.join(parts)}", xlabel="epoch", ylabel="patch AP of the classes trained on"
+    )
     validation.set_ylim(0, None)
     validation.set_xlim(0, schedule.epochs)
     validation.legend(title="point: weights taken")
+    fig.legend(*handles, loc="outside lower center", ncols=3)
     return fig

@@ -20,7 +20,6 @@ from .plots import (
     PALE,
     PREDICTION,
     SMALLEST,
-    TERM_COLOURS,
     TRUTH,
     WIDTH,
     best_iou_text,
@@ -197,7 +196,7 @@ def error_bars(gains: pd.DataFrame, order: Sequence[str], title: str, xlabel: st
     most = np.nanmax([0.05, *(gains[f"gain_{error}"].max() for error in ERROR_TYPES)])
     for axis, error in zip(axes[0], ERROR_TYPES, strict=True):
         values = gains.loc[list(order), f"gain_{error}"].to_numpy(float)
-        axis.barh(at, np.nan_to_num(values), color=TERM_COLOURS[0], height=0.7)
+        axis.barh(at, np.nan_to_num(values), color=GREY, height=0.7)
         axis.axvline(0, color=DARK, linewidth=0.8)
         axis.set_title(error, fontsize=SMALLEST, loc="center")
         axis.set_xlim(min(0, 1.05 * np.nanmin([0, *values])), 1.08 * most)

@@ -173,6 +173,13 @@ def costliest_finding(figures: pd.DataFrame) -> str:
     return f"Errors of the type {most.index[0]} cost most in {most.iloc[0]} of {len(gains)} classes"
 
 
+def recall_finding(curves: pd.DataFrame, classes: Sequence[str], kind: str) -> str:
+    """In how many classes some threshold finds half of the objects; `curves` of `precision_recall`, of the kind."""
+    most = curves.groupby("label")["recall"].max().reindex(list(classes)).fillna(0)
+    n_found = (most >= 0.5).sum()
+    return f"All boxes of {kind} together find half of the objects or more in {n_found} of {len(most)} classes"
+
+
 def size_finding(figures: pd.DataFrame) -> str:
     """Whether classes of larger objects score higher: Spearman's rank correlation over the classes."""
     known = figures.dropna(subset=["mean_ap", "side"])

@@ -1,7 +1,7 @@
 """Figures of the notebooks. Every function returns a matplotlib figure; `show` puts one into a notebook with alt text.
 
 One visual language, colour-blind safe and all of it here: the four kinds have Okabe and Ito's colours, which nothing
-else wears; ground truth is green and solid, predictions are red and dashed, the box at a map's peak is violet and
+else wears; ground truth is green and solid, predictions are red and dashed, the box at a map's peak is magenta and
 dotted; before and after an adapter, and the terms of a loss, have Paul Tol's muted set; what needs no learning is grey;
 the jet map is used for the heatmap overlay alone. No letter is smaller than `SMALLEST`, no figure wider than `WIDTH`:
 a page shows it pixel by pixel.
@@ -42,16 +42,22 @@ from .settings import SCORE_NAMES
 KIND_COLOURS = {"standard": "#0072B2", "vv_qk": "#56B4E9", "vv_vv": "#E69F00", "vv_mixed": "#D55E00"}
 KIND_LINES = {"standard": "-", "vv_qk": (0, (2, 2)), "vv_vv": (0, (2, 2)), "vv_mixed": "-"}
 KIND_MARKERS = {"standard": "o", "vv_qk": "s", "vv_vv": "s", "vv_mixed": "o"}
-TRUTH, PREDICTION, PEAK, MASK = "#00B140", "#E60000", "#A23BEC", "#F0E442"
+TRUTH, PREDICTION, PEAK, MASK = "#00B140", "#E60000", "#FF5CFF", "#F0E442"
 DARK, GREY, PALE = "#222222", "#666666", "#999999"
 STATE_COLOURS = {"before": PALE, "floor": "#332288", "after": "#882255"}
-METHOD_COLOURS = {"oracle": PREDICTION, "cam_peak": PEAK, "untrained_oracle": "#F4A3A3", "untrained_peak": "#D6B1F6"}
+# in a chart, on white, the same in the quiet: what a trained head says, and paler what an untrained one does
+METHOD_COLOURS = {
+    "oracle": "#CC4444",
+    "cam_peak": "#A65CC0",
+    "untrained_oracle": "#EFB8B8",
+    "untrained_peak": "#DCC3E6",
+}
 METHOD_COLOURS |= dict.fromkeys(("whole_image", "centre_box", "class_mean"), PALE)
 TERM_COLOURS = ("#117733", "#AA4499", "#999933", "#CC6677")  # of a loss, and of what else is counted beside it
 WIDTH = 8.5  # inches: the column of a page
 SMALLEST = 9.0  # points: on a phone, where a figure keeps three quarters of its width, still 10 pixels
 _LABELLED = 4  # boxes whose score is printed: more would cover the image
-_HEADLINE = 96  # letters of a figure's title in a line
+_HEADLINE = 102  # letters of a figure's title in a line
 
 _STYLE = {
     "figure.dpi": 110,
@@ -155,8 +161,8 @@ def map_curves(summary: pd.DataFrame, protocol_titles: Mapping[str, str]) -> Fig
                 markersize=4,
                 label=kind,
             )
-        axis.set(title=title, xlabel="IoU threshold", ylim=(0, None))
-    axes[0, 0].set_ylabel("mAP (band: 95 % interval)")
+        axis.set(title=title, xlabel="IoU threshold")
+    axes[0, 0].set(ylabel="mAP (band: 95 % interval)", ylim=(0, None))
     axes[0, -1].legend(title="heatmap kind")
     return fig
 

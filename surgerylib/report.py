@@ -38,6 +38,8 @@ _PROGRESS_BAR = re.compile(r"\d+%\|.*\|")
 # a number, perhaps with a unit, and perhaps with its interval behind it; or nothing, or a dash in its place
 _NUMBER = re.compile(r"^(NaN|nan|None|no [a-z]+|[-–—]?|[-+−]?[\d.,]+(e[-+]?\d+)?\s?%?([ \[(].{0,30})?)$")
 _BRACKET = re.compile(r"^(.+?) ([\[(].+)$")
+# where a line must not end: within an interval, and between a number and its per cent
+_HELD_TOGETHER = re.compile(r"(?<=\d,) (?=[+−\d.]+\])|(?<=\d) (?=%)")
 _PAPERMILL_MARKER = "papermill-error-cell-tag"
 
 
@@ -99,9 +101,19 @@ def page_environment() -> jinja2.Environment:
         undefined=jinja2.ChainableUndefined,
     )
     environment.filters.update(
-        url=quote, duration=readable_seconds, date=readable_date, anchor=anchor_of, shown=shown_value
+        url=quote,
+        duration=readable_seconds,
+        date=readable_date,
+        anchor=anchor_of,
+        shown=shown_value,
+        held=held_together,
     )
     return environment
+
+
+def held_together(text: str) -> str:
+    """Text whose intervals and percentages stay in one line."""
+    return _HELD_TOGETHER.sub("\u00a0", text)
 
 
 def anchor_of(heading: str) -> str:
@@ -229,7 +241,7 @@ class _ReportExporter(HTMLExporter):
 
     @jinja2.pass_context
     def markdown2html(self, context: jinja2.runtime.Context, source: str) -> str:
-        soup = BeautifulSoup(HTMLExporter.markdown2html(self, context, source), "html.parser")
+        soup = BeautifulSoup(HTMLExporter.markdown2html(self, context, held_together(source)), "html.parser")
         for tag in soup.find_all(re.compile("^h[1-6]$")):
             text = tag.get_text().strip()
             if tag.name == "h1" and not self._title_seen:
@@ -319,7 +331,7 @@ def _mark_numbers(table: Tag) -> None:
                 cell["class"] = [*cell.get("class", []), "number"]
             for cell, text in zip(values, texts, strict=True):
                 # an interval stays in one line, and so does `no boxes`
-                text = re.sub(r"(?<=,) |(?<=^no) ", "\u00a0", text)
+                text = re.sub(r"(?<=^no) ", "\u00a0", held_together(text))
                 if bracket := _BRACKET.match(text):
                     # below its number: else numbers stand under brackets where only some rows have room for both
                     behind = Tag(name="small")

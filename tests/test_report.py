@@ -374,3 +374,8 @@ def test_headings_of_the_index_can_be_linked_to(run_dir: Path) -> None:
     headings = soup.select("main h2")
     assert len(headings) >= 4
     assert all(heading.a["href"] == f"#{heading['id']}" for heading in headings)
+
+
+def test_an_interval_and_a_percentage_stay_in_one_line() -> None:
+    soup = page(notebook(display(text_markdown="**0.3 [−0.1, +0.4]** in 20.2 % of [a, b], 1, 2")))
+    assert "0.3 [−0.1,\u00a0+0.4] in 20.2\u00a0% of [a, b], 1, 2" in soup.get_text()
