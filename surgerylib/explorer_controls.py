@@ -216,7 +216,7 @@ def _slider(name: str, value: float, least: float, most: float, step: float, for
 
 
 def _heading(text: str) -> widgets.HTML:
-    return widgets.HTML(f'<div class="explorer-group" role="heading" aria-level="3">{text}</div>')
+    return widgets.HTML(f'<div class="explorer-group" role="heading" aria-level="2">{text}</div>')
 
 
 def _row(*children: widgets.Widget) -> widgets.HBox:

@@ -20,6 +20,7 @@ import nbformat
 import psutil
 import pytest
 import yaml
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
@@ -130,9 +131,7 @@ def boxes(page: Page, place: int = 1) -> list[str]:
 
 
 def slider(page: Page, name: str) -> Locator:
-    return page.locator(".widget-slider", has=page.locator("label", has_text=re.compile(f"^{name}$"))).locator(
-        ".noUi-handle"
-    )
+    return page.get_by_role("slider", name=name)
 
 
 def cut_off(page: Page) -> int:
@@ -295,5 +294,7 @@ def test_it_runs_under_voila(browser, folder, screenshots, width):
         panel(page, 1).locator(".explorer-stage").click()
         expect(page.locator(".explorer-tables")).to_contain_text("Patch in row")
         assert cut_off(page) == 0
+        violations = Axe().run(page, context=".clip-explorer").response["violations"]
+        assert [found["id"] for found in violations if found["impact"] in ("serious", "critical")] == []
         page.screenshot(path=screenshots / f"voila_{width}.png")
         page.close()

@@ -121,7 +121,11 @@ function render({ model, el }) {
   // a container query would do, but inside the table cell of JupyterLab's outputs Chromium then forgets to grow the cell
   const fit = new ResizeObserver(() => {
     const root = el.closest(".clip-explorer");
-    if (root) root.classList.toggle("wide", root.clientWidth >= WIDE);
+    if (!root) return;
+    root.classList.toggle("wide", root.clientWidth >= WIDE);
+    for (const slider of root.querySelectorAll(".widget-slider")) { // ipywidgets gives its sliders no name to read out
+      slider.querySelector("[role=slider]")?.setAttribute("aria-label", slider.querySelector("label").textContent);
+    }
   });
   fit.observe(el);
 
