@@ -282,3 +282,14 @@ def test_labels_of_points_that_lie_close_cover_none_of_them_and_nothing_is_logge
     assert (np.linalg.norm(nearest - centres, axis=-1) > radii - 1).all()
     assert sorted(text.get_text() for text in labels) == sorted(names)
     assert not caplog.records
+
+
+def test_the_costliest_error_and_what_all_boxes_find_are_counted_by_class():
+    gains = pd.DataFrame(0.0, index=list("abc"), columns=[f"gain_{error}" for error in ERROR_TYPES])
+    assert "would give something back" in per_class_tables.costliest_finding(gains)
+    gains.loc["a", "gain_missed"], gains.loc["b", ["gain_missed", "gain_both"]] = 0.2, (0.3, 0.1)
+    gains.loc["c"] = np.nan
+    assert per_class_tables.costliest_finding(gains) == "Errors of the type missed cost most in 2 of 2 classes"
+    curves = pd.DataFrame([("a", 0.2), ("a", 0.5), ("b", 0.4)], columns=["label", "recall"])
+    said = per_class_tables.recall_finding(curves, ["a", "b", "c"], "vv_mixed")
+    assert said == "All boxes of vv_mixed together find half of the objects or more in 1 of 3 classes"

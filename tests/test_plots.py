@@ -111,3 +111,30 @@ def test_best_iou():
     found = boxes(("a", "ship", 0, 0, 10, 5, 0.1, ""), ("a", "ship", 0, 0, 10, 10, 0.1, ""))
     np.testing.assert_allclose(plots.best_iou(truth, found), [1, 0])
     np.testing.assert_allclose(plots.best_iou(truth, found.iloc[:0]), [0, 0])
+
+
+@pytest.mark.parametrize("photo", [False, True])
+def test_the_title_becomes_the_caption_and_stays_in_the_file(image, heatmap, tmp_path, monkeypatch, photo):
+    shown = []
+    monkeypatch.setattr(plots, "display", lambda data, **options: shown.append((data, options["metadata"])))
+    figure = plots.kinds_grid(image, {"standard": heatmap}, boxes(), boxes(), "ship", "It finds the ship.")
+    plots.show(figure, "Heatmap above, boxes below", tmp_path / "a.png", photo=photo)
+    (data, metadata), (text, repeated) = shown
+    (mime,) = data
+    assert mime == ("image/jpeg" if photo else "image/png")
+    caption = {"finding": "It finds the ship", "caption": "Heatmap above, boxes below."}
+    assert metadata[mime] == {"alt": "It finds the ship. Heatmap above, boxes below.", **caption}
+    assert repeated == {"repeats_caption": True}
+    assert text.data == "**It finds the ship.** Heatmap above, boxes below."
+    with Image.open(tmp_path / "a.png") as file, Image.open(io.BytesIO(data[mime])) as embedded:
+        assert file.info["Title"] == "It finds the ship"
+        assert file.info["Description"] == "Heatmap above, boxes below."
+        assert embedded.height < file.height  # the line of the title is gone
+
+
+def test_a_figure_without_a_title_has_its_description_alone(image, heatmap, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "display", lambda data, **options: shown.append((data, options["metadata"])))
+    plots.show(plots.three_columns(image, heatmap, boxes(), boxes(), "ship", "a"), "A ship")
+    assert shown[0][1]["image/png"] == {"alt": "A ship.", "finding": "", "caption": "A ship."}
+    assert shown[1][0].data == "A ship."

@@ -285,3 +285,9 @@ def test_quality_of_a_store_is_image_quality_of_its_maps(tiny, tmp_path):
     by_percentile = pd.DataFrame({"mean_iou": [0.1, np.nan]}, index=["75", "90"])
     results = module.quality_results(quality, by_percentile, Setting(), "val", {})
     assert json.loads(json.dumps(results, allow_nan=False))["kinds"]["vv_qk"]["pointing"]["n_images"] == 5
+
+
+def test_numbers_of_a_column_have_the_same_digits():
+    table = pd.DataFrame({"rate": [1.0, np.nan], "boxes": [1234.56, 2.0], "name": ["a", "b"]})
+    shown = sweep_tables.shown_numbers(table, {"rate": 3, "boxes": 1})
+    assert shown.to_numpy().tolist() == [["1.000", "1,234.6", "a"], ["–", "2.0", "b"]]
