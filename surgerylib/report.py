@@ -166,6 +166,8 @@ class _Tidy(Preprocessor):
                         described = output.metadata.setdefault(mimetype, nbformat.NotebookNode())
                         if not str(described.get("alt") or "").strip():
                             described["alt"] = f"Figure {count}" + (f", in “{section}”" if section else "")
+                        for name in {"alt", "finding", "caption"} & described.keys():
+                            described[name] = held_together(described[name])
                         if mimetype != "image/svg+xml":
                             described["size"] = image_size(base64.b64decode(output.data[mimetype]))
                 outputs.append(output)

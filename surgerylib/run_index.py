@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from .report import content_security_policy, image_size, page_environment, read_json
+from .report import content_security_policy, held_together, image_size, page_environment, read_json
 from .summary import INTERVAL_NOTE, interval, number
 
 MAX_KEY_FIGURES = 14
@@ -223,7 +223,7 @@ def _key_figures(run_dir: Path, names: Iterable[str]) -> list[dict[str, Any]]:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
             title, caption = (image.info.get(name) or "" for name in ("Title", "Description"))
-        caption = caption or re.sub(r"[_-]+", " ", path.stem)
+        caption = held_together(caption or re.sub(r"[_-]+", " ", path.stem))
         alt = f"{title}. {caption}" if title else caption  # who sees the picture sees its title
         src = f"data:image/png;base64,{base64.b64encode(data).decode()}"
         figures.append({"alt": alt, "caption": caption, "src": src, "size": image_size(data)})
