@@ -39,7 +39,7 @@ from surgerylib.verdict import ABOVE, BELOW, outcome
 SCENES = PROJECT_ROOT / "data" / "scenes"
 HEAD = PROJECT_ROOT / "reports" / "embedded" / "localizer.safetensors"
 QK, VV, GREY = plots.KIND_COLOURS["standard"], plots.KIND_COLOURS["vv_mixed"], "#555555"
-GUESS = "#CC79A7"
+GUESS = "#DDDDDD"
 IMAGE_ID, LABEL = "00392", "airplane"
 
 

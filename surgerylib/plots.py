@@ -306,13 +306,13 @@ def extraction_steps(
 
     shape = {"cmap": "viridis", "aspect": height / width}  # maps in the image's shape stand in line with it
     similarity.imshow(heatmap, **(shape | {"aspect": shape["aspect"] * columns / rows}))
-    similarity.set_title(textwrap.fill(f"2  “{label}”: {range_text(heatmap)}", 38))
+    similarity.set_title(f"2  {range_text(heatmap)}")
     upsampled.imshow(resized, **shape)
     line = "line: Otsu's threshold" if first == "otsu" else f"line: percentile {first:g}"
     if threshold > level:
         line = f"line: floor {settings.floor:.3g}"
     if threshold <= resized.max():
-        upsampled.contour(resized, levels=[threshold], colors="white", linewidths=1)
+        upsampled.contour(resized, levels=[threshold], colors="white", linewidths=1, linestyles="solid")
     else:
         line = f"all below floor {settings.floor:.3g}"
     upsampled.set_title(f"3  bilinear to {size}, {line}")
