@@ -21,9 +21,12 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff format --check --quiet . || { echo "run make format"; exit 1; }
 	@$(BIN)/nbstripout --keep-id --verify $(NOTEBOOKS) || { echo "a notebook holds outputs: run make format"; exit 1; }
 
-# the token stays on, and nobody else on the network reaches the server, whatever a user's own settings say
+# on this machine alone, with the token that JupyterLab makes; images of up to 100 MB can be uploaded (10 MB else)
+LAB_OPTIONS = --ServerApp.ip=localhost --LabApp.default_url=/lab/tree/explore.ipynb \
+	--ServerApp.tornado_settings='{"websocket_max_message_size": 104857600}'
+
 lab: $(INSTALLED)  ## JupyterLab on the notebooks, the explorer first
-	@cd notebooks && ../$(BIN)/jupyter lab --ServerApp.ip=localhost --LabApp.default_url=/lab/tree/explore.ipynb
+	@cd notebooks && ../$(BIN)/jupyter lab $(LAB_OPTIONS)
 
 format: $(INSTALLED)  ## bring code and notebooks into form
 	@$(BIN)/nbstripout --keep-id $(NOTEBOOKS)

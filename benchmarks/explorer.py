@@ -23,11 +23,12 @@ from alternating import ratio
 
 from surgerylib import exploration_view as view
 from surgerylib.errors import SurgeryWarning
-from surgerylib.exploration import held_against, look, mask_outline, text_features
+from surgerylib.exploration import look, mask_outline
 from surgerylib.explorer import Explorer
 from surgerylib.explorer_controls import ALL_KINDS
 from surgerylib.extraction import BoxSettings
 from surgerylib.images import read_image
+from surgerylib.plots import figure_bytes
 from surgerylib.scenes import write_scenes
 
 
@@ -45,7 +46,7 @@ def main() -> None:
 def measure(explorer: Explorer, rounds: int) -> None:
     explorer.wait()
     exploration, controls = explorer._exploration, explorer.controls
-    clip, subject = exploration.clip, exploration.subject
+    clip, subject = exploration.clip, explorer.shown.subject
     pixels = clip.preprocess(subject.image)[None]
     percentiles = itertools.cycle((60.0, 75.0, 90.0, 95.0))
     numbers = itertools.count()
@@ -61,10 +62,10 @@ def measure(explorer: Explorer, rounds: int) -> None:
         controls.next.click()
         explorer.wait()
 
-    def ask(question) -> Callable[[], None]:
+    def ask(shown.question) -> Callable[[], None]:
         def call() -> None:
             boxes = BoxSettings(percentile=next(percentiles))
-            exploration.answers(replace(question, setting=replace(question.setting, boxes=boxes)))
+            exploration.ask(replace(question, setting=replace(question.setting, boxes=boxes)))
 
         return call
 
@@ -85,25 +86,24 @@ def measure(explorer: Explorer, rounds: int) -> None:
         print(f"  {name:58s} {median:6.3f} ({low:.3f} to {high:.3f})   {1000 * statistics.median(seconds):7.1f} ms")
 
     print(f"{clip.name}, {torch.get_num_threads()} threads, {rounds} rounds: by one stock encode_image, and time")
-    question = explorer.question
+    shown = explorer.shown
+    answer = shown.answers[0]
     print("computing")
     line("image: read, both paths, all layers, attention", lambda: look(clip, read_image(subject.path)))
-    line("phrase: text tower", lambda: text_features(clip, (f"blue barn {next(numbers)}",), exploration.classes))
-    line("threshold: boxes and IoU of one kind", ask(question))
-    answer = exploration.answers(question)[0]
+    line("phrase: text tower", lambda: exploration.text((f"blue barn {next(numbers)}",)))
+    line("threshold: boxes and IoU of one kind", ask(shown.question))
     line("of which the outline of the mask", lambda: mask_outline(answer.shown, BoxSettings()))
     print("drawing")
     line("photograph as JPEG", lambda: view.photo_bytes(subject.image))
     line("overlay as JPEG", lambda: view.overlay_bytes(answer.shown))
-    own, against = held_against(question, subject.truth, exploration.classes)
 
     def write() -> None:
         view.found_shapes(answer)
         view.outline_points(answer)
-        view.truth_table([answer], own, against)
+        view.truth_table([answer], shown.own, shown.against)
 
     line("boxes, outline and table as text", write)
-    line("saved PNG", lambda: view.figure(subject, exploration.seen, question, [answer], own))
+    line("saved PNG", lambda: figure_bytes(view.figure(shown), "png"))
     print("all of it, from the control's value to the last message")
     line("threshold, one kind", set_percentile)
     line("patch pointed at", point)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .adapted_store import TrainedAdapter
 from .boxes import box_iou
-from .classes import canonical_class, prompt_names
+from .classes import DIOR_CLASSES, canonical_class, prompt_names
 from .clip import ImageTokens, SurgeryCLIP
 from .errors import ParameterError, UnknownClassError, nearest
 from .extraction import BoxSettings, extract_many, floored_level, resize_map, threshold_levels, threshold_mask
@@ -57,10 +57,12 @@ class Look(NamedTuple):
     Attributes:
         tokens: of all layers in which the value-value path runs, one image.
         attention: `qk` and `vv` -> [1 + N, 1 + N], the last block's weights, mean over heads; CLS first.
+        image_size: side in pixels that the image was brought to.
     """
 
     tokens: ImageTokens
     attention: dict[str, np.ndarray]
+    image_size: int
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -130,6 +132,25 @@ class Answer(NamedTuple):
         return self.overlaps.max(axis=1, initial=0.0)
 
 
+class Shown(NamedTuple):
+    """A question about an image, answered: all that is drawn, saved and copied, so that the three agree.
+
+    Attributes:
+        subject, seen: the image, and what the model saw of it.
+        question: what was asked.
+        answers: of each kind.
+        own: the ground truth boxes that boxes are held against.
+        against: in words, which these are.
+    """
+
+    subject: Subject
+    seen: Look
+    question: Question
+    answers: list[Answer]
+    own: pd.DataFrame
+    against: str
+
+
 def look(clip: SurgeryCLIP, image: np.ndarray, image_size: int | None = None) -> Look:
     """One forward: both paths, all layers, the last block's attention.
 
@@ -141,7 +162,8 @@ def look(clip: SurgeryCLIP, image: np.ndarray, image_size: int | None = None) ->
     tokens = clip.encode_image(clip.preprocess(image, image_size)[None], clip.depth, return_attention=True)
     weights = {"qk": tokens.qk_attention, "vv": tokens.vv_attention}
     attention = {path: of_heads[0].mean(dim=0).cpu().numpy() for path, of_heads in weights.items()}
-    return Look(replace(tokens, qk_attention=None, vv_attention=None), attention)
+    size = clip.image_size if image_size is None else image_size
+    return Look(replace(tokens, qk_attention=None, vv_attention=None), attention, size)
 
 
 def phrases(text: str) -> tuple[str, ...]:
@@ -150,7 +172,8 @@ def phrases(text: str) -> tuple[str, ...]:
     Raises:
         ParameterError: nothing is left.
     """
-    found = tuple(dict.fromkeys(filter(None, (" ".join(part.split()) for part in text.replace("\n", ",").split(",")))))
+    readable = "".join(character if character.isprintable() else " " for character in text.replace("\n", ","))
+    found = tuple(dict.fromkeys(filter(None, (" ".join(part.split()) for part in readable.split(",")))))
     if not found:
         raise ParameterError(
             f"no own words in {text!r}: type what to look for, several phrases with commas between them"
@@ -162,19 +185,6 @@ def words_of(asked: Sequence[str], classes: Sequence[str]) -> list[str]:
     """What CLIP is asked with: a class in the words that the notebooks use, a phrase as it was typed."""
     words = dict(zip(classes, prompt_names(classes), strict=True))
     return [words.get(name, name) for name in asked]
-
-
-def text_features(clip: SurgeryCLIP, asked: Sequence[str], classes: Sequence[str]) -> Tensor:
-    """Text embeddings [C, D]; of a list that has changed by one phrase only that phrase is new to the text tower.
-
-    Args:
-        clip: keeps what it has encoded.
-        asked: class names and phrases.
-        classes: the data set's class list, encoded together once.
-    """
-    of_class = dict(zip(classes, clip.encode_text(prompt_names(classes)), strict=True))
-    rows = [of_class[name] if name in of_class else clip.encode_text([name])[0] for name in asked]
-    return torch.stack(rows)
 
 
 def held_against(question: Question, truth: pd.DataFrame, classes: Sequence[str]) -> tuple[pd.DataFrame, str]:
@@ -206,17 +216,27 @@ class Exploration:
         subject, seen: the image looked at, and what the model saw of it; None before the first.
     """
 
-    def __init__(self, clip: SurgeryCLIP, classes: Sequence[str], adapters: Mapping[str, TrainedAdapter] | None = None):
+    def __init__(
+        self, clip: SurgeryCLIP, classes: Sequence[str] = DIOR_CLASSES,
+        adapters: Mapping[str, TrainedAdapter] | None = None,
+    ) -> None:  # fmt: skip
         self.clip = clip
         self.classes = tuple(classes)
         self.adapters = dict(adapters or {})
         self.subject: Subject | None = None
         self.seen: Look | None = None
+        self._text: dict[str, Tensor] = {}  # words -> [D]
         self._maps: dict[tuple, np.ndarray] = {}
 
-    def prepare(self, classes: Sequence[str]) -> None:
-        """Encode a class list, so that the first question need not wait for it."""
-        text_features(self.clip, classes, classes)
+    def unread(self, asked: Sequence[str]) -> list[str]:
+        """The words of what is asked that the text tower has not seen yet."""
+        return [words for words in dict.fromkeys(words_of(asked, self.classes)) if words not in self._text]
+
+    def text(self, asked: Sequence[str]) -> Tensor:
+        """Text embeddings [C, D]; only words that were not asked before go through the text tower, all at once."""
+        if unread := self.unread(asked):
+            self._text |= zip(unread, self.clip.encode_text(unread), strict=True)
+        return torch.stack([self._text[words] for words in words_of(asked, self.classes)])
 
     def show(self, subject: Subject, seen: Look) -> None:
         """Take another image, of which `look` has already been made."""
@@ -256,13 +276,12 @@ class Exploration:
                 )
             last = replace(tokens, qk=tokens.qk[-layers:], vv=tokens.vv[-layers:], features=tokens.features[-layers:])
             model = self.adapters[kind].model if source.adapter is not None else None
-            text = text_features(self.clip, question.asked, self.classes)
             with torch.no_grad():
-                found = heatmaps(last, text, kind, similarity=source.similarity, adapter=model)
+                found = heatmaps(last, self.text(question.asked), kind, similarity=source.similarity, adapter=model)
             self._maps[key] = found[0].float().cpu().numpy()
         return self._maps[key]
 
-    def answers(self, question: Question) -> list[Answer]:
+    def ask(self, question: Question) -> Shown:
         """An answer of each kind to a question about the present image.
 
         Raises:
@@ -272,16 +291,16 @@ class Exploration:
             raise ParameterError(
                 f"{question.shown!r} is not asked for; nearest: {nearest(question.shown, question.asked)}"
             )
-        truth, _ = held_against(question, self.subject.truth, self.classes)
-        truth_xyxy = truth[BOX_COLUMNS].to_numpy(np.float64)
+        own, against = held_against(question, self.subject.truth, self.classes)
+        own_xyxy = own[BOX_COLUMNS].to_numpy(np.float64)
         place, found = question.asked.index(question.shown), []
         for kind in question.kinds:
             maps = self.maps(question, kind)
             boxes = extract_many(maps[place], self.subject.size_wh, [question.setting.boxes])[0].boxes
             outline, threshold = mask_outline(maps[place], question.setting.boxes)
-            overlaps = box_iou(truth_xyxy[:, None], boxes[None, :, :4])
+            overlaps = box_iou(own_xyxy[:, None], boxes[None, :, :4])
             found.append(Answer(kind, maps, maps[place], boxes, outline, threshold, overlaps))
-        return found
+        return Shown(self.subject, self.seen, question, found, own, against)
 
 
 def mask_outline(heatmap: np.ndarray, settings: BoxSettings) -> tuple[list[np.ndarray], float]:

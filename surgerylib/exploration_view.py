@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .exploration import Answer, Look, Question, Subject
+from .exploration import Answer, Question, Shown
 from .extraction import resize_map
 from .frames import BOX_COLUMNS
 from .plots import (
@@ -34,14 +34,19 @@ _LABELLED = 4  # boxes whose score stands beside them, as in the notebooks' figu
 _MOST_BOXES = 200  # that a panel draws
 
 
-def photo_bytes(image: np.ndarray) -> bytes:
-    """uint8 RGB [H, W, 3] -> JPEG, at most 800 pixels a side."""
+def reduced(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] with at most 800 pixels a side: more than a panel shows would only take time."""
     height, width = image.shape[:2]
     scale = min(1.0, _LONGEST_SIDE / max(height, width))
-    if scale < 1:
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return _jpeg(image[..., ::-1])
+    if scale == 1:
+        return image
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def photo_bytes(image: np.ndarray) -> bytes:
+    """uint8 RGB [H, W, 3] -> JPEG, at most 800 pixels a side."""
+    return _jpeg(reduced(image)[..., ::-1])
 
 
 def overlay_bytes(heatmap: np.ndarray, colours: int = cv2.COLORMAP_JET) -> bytes:
@@ -147,45 +152,35 @@ def patch_table(answers: Sequence[Answer], question: Question, patch: tuple[int,
 
 
 @styled
-def figure(
-    subject: Subject,
-    seen: Look,
-    question: Question,
-    answers: Sequence[Answer],
-    own: pd.DataFrame,
-    *,
-    patch: tuple[int, int] | None = None,
-    opacity: float = 0.5,
-    outline: bool = True,
-) -> Figure:
+def figure(shown: Shown, *, patch: tuple[int, int] | None = None, opacity: float = 0.5, outline: bool = True) -> Figure:
     """The present view as a figure: image and ground truth, then each kind's map with its boxes, then the patch.
 
     Args:
-        subject, seen, question, answers: what is looked at.
-        own: the ground truth boxes held against.
+        shown: what is looked at.
         patch: (row, column) pointed at; adds where it attends.
         opacity: of the overlays.
         outline: whether the mask's is drawn.
     """
-    height, width = subject.image.shape[:2]
+    subject, question, answers = shown.subject, shown.question, shown.answers
+    width, height = subject.size_wh
+    image = reduced(subject.image)
     n_panels = 1 + len(answers) + (2 if patch is not None else 0)
     columns = min(n_panels, 3 if n_panels in (5, 6) else 4)
     n_rows = -(-n_panels // columns)
-    fig, axes = new_figure(
-        n_rows, columns, size=(3.6 * columns, 0.5 + n_rows * (0.45 + 3.5 * min(height / width, 1.4)))
-    )
+    row_height = 0.45 + 3.5 * min(height / width, 1.4)
+    fig, axes = new_figure(n_rows, columns, size=(3.6 * columns, 0.5 + n_rows * row_height))
     panels = iter(axes.flat)
 
     axis = next(panels)
-    photo_axis(axis, subject.image)
-    draw_boxes(axis, subject.truth.drop(own.index), colour="white", width=0.8)
-    draw_boxes(axis, own, colour=TRUTH)
+    photo_axis(axis, image, subject.size_wh)
+    draw_boxes(axis, subject.truth.drop(shown.own.index), colour="white", width=0.8)
+    draw_boxes(axis, shown.own, colour=TRUTH)
     axis.set_title(f"{subject.name}: {len(subject.truth)} boxes")
     for answer in answers:
         axis = next(panels)
-        photo_axis(axis, subject.image)
+        photo_axis(axis, image, subject.size_wh)
         overlay(axis, answer.shown, subject.size_wh, alpha=opacity)
-        draw_boxes(axis, own, colour=TRUTH)
+        draw_boxes(axis, shown.own, colour=TRUTH)
         found = pd.DataFrame(answer.boxes, columns=[*BOX_COLUMNS, "score"])
         draw_boxes(axis, found, colour=PREDICTION, style="--", scores=True)
         axis.set_title(f"{answer.kind}: {_fit(answer)}")
@@ -195,10 +190,10 @@ def figure(
     if patch is not None:
         for path in ("qk", "vv"):
             axis = next(panels)
-            attended = seen.attended(path, patch)
-            photo_axis(axis, subject.image)
+            attended = shown.seen.attended(path, patch)
+            photo_axis(axis, image, subject.size_wh)
             axis.imshow(resize_map(attended, _OVERLAY_SIDE), cmap="viridis", alpha=0.6, extent=(0, width, height, 0))
-            step_x, step_y = width / seen.grid[1], height / seen.grid[0]
+            step_x, step_y = width / shown.seen.grid[1], height / shown.seen.grid[0]
             corner = [patch[1] * step_x, patch[0] * step_y]
             box = pd.DataFrame([[*corner, corner[0] + step_x, corner[1] + step_y]], columns=BOX_COLUMNS)
             draw_boxes(axis, box, colour="white")

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
-import numpy as np
-import pandas as pd
 from IPython.display import display
 
 from . import exploration_view as view
@@ -22,17 +21,20 @@ from .adapted_store import load_adapters
 from .clip import load_clip
 from .datasets import Dataset, dataset_splits, load_dataset
 from .errors import ParameterError, SurgeryError
-from .exploration import Answer, Exploration, Look, Question, Subject, held_against, look
+from .exploration import Exploration, Look, Shown, Subject, look
+from .exploration_album import Album, lone_subject
 from .exploration_export import Origin, python_call, setting_yaml
 from .explorer_controls import ANY_CLASS, Controls
 from .explorer_stage import Stage
 from .explorer_work import Work
 from .files import atomic_write
-from .frames import BOX_COLUMNS
 from .images import decode_image, read_image
-from .locations import PROJECT_ROOT, checkpoint_file, dataset_folder
+from .locations import PROJECT_ROOT, checkpoint_file, dataset_folder, project_path
 from .plots import figure_bytes
 from .scenes import write_scenes
+from .summary import FEW_IMAGES, warnings_for
+
+_AT_ONCE = 3  # new phrases that are read where they are typed: a quarter of a second with ViT-B/32 on two cores
 
 
 class Explorer:
@@ -42,8 +44,8 @@ class Explorer:
         controls: the controls, by name.
         stage: what is shown.
         work: what runs in the background; `wait` waits for it.
+        note: what a reader must know of the model.
         widget: all of it.
-        dataset: the split that is open; None until it is read.
     """
 
     def __init__(
@@ -66,21 +68,22 @@ class Explorer:
             adapter: trained heatmap adapters to switch on, a file or a folder of them; None for none.
             save_dir: where views are saved, relative to the project.
         """
-        self.dataset: Dataset | None = None
-        self._origin = Origin(dataset, split, model, checkpoint, depth, adapter, image_size)
-        self._device, self._save_dir = device, PROJECT_ROOT / save_dir
+        self._origin = Origin(str(dataset), split, model, checkpoint, depth, adapter, image_size, device)
+        self._save_dir = save_dir
         self._exploration: Exploration | None = None
-        self._order = np.empty(0, dtype=np.int64)  # of the images that next and previous go through
-        self._place = 0
-        self._quiet = False  # while the explorer itself sets controls
+        self._album: Album | None = None
+        self._wanted: tuple[str, str, Callable[[], Subject]] | None = None  # the image last asked for, read or not
+        self._shown: Shown | None = None
         self._asked: tuple[str, ...] = ()
         self._picked: str | None = None  # of what is asked, what the reader last chose to see
-        self._answered: tuple[Question, list[Answer]] | None = None
+        self._quiet = False  # while the explorer itself sets controls
         self.work = Work()
-        self.controls = Controls(dataset=dataset, split=split, has_adapter=adapter is not None)
-        self.stage = Stage(self.controls.opacity, self._guarded(self._show_patch))
-        self._code = widgets.HTML()
-        parts = [self.work.busy, self.work.line, self.stage.widget, self._code]
+        self.controls = Controls(dataset=self._origin.dataset, split=split, has_adapter=adapter is not None)
+        self.stage = Stage(self.controls.opacity, self._guarded(self._point, with_change=True))
+        self.note, self._code = widgets.HTML(), widgets.HTML()
+        code = widgets.Accordion([self._code], titles=("Python",), selected_index=None)
+        top = widgets.HBox([self.controls.keep, self.work.busy], layout=widgets.Layout(flex_flow="row wrap"))
+        parts = [top, self.work.line, self.note, self.stage.widget, code]
         shown = widgets.VBox(parts, layout=widgets.Layout(align_items="stretch"))
         shown.add_class("explorer-view")
         layout = widgets.Box([self.controls.main, shown, self.controls.more], layout=widgets.Layout(display="grid"))
@@ -88,7 +91,7 @@ class Explorer:
         self.widget = widgets.VBox([layout], layout=widgets.Layout(align_items="stretch"))
         self.widget.add_class("clip-explorer")
         self._listen()
-        self.work.begin("loading the model", self._load_model, self._take_model, lambda: None)
+        self.work.begin("loading the model", self._load_model, self._take_model, kind="model")
 
     def _ipython_display_(self) -> None:
         display(self.widget)
@@ -101,33 +104,35 @@ class Explorer:
         """
         self.work.wait(timeout)
 
-    @property
-    def subject(self) -> Subject | None:
-        """The image looked at."""
-        return self._exploration.subject if self._exploration else None
+    def close(self) -> None:
+        """Take the widget away and let go of the model: widgets live as long as their kernel."""
+        self.work.close()
+        self.widget.close()
+        self._exploration = self._shown = self._wanted = None
 
     @property
-    def question(self) -> Question:
-        """What the controls ask.
+    def dataset(self) -> Dataset | None:
+        """The split that is open; None until it is read."""
+        return self._album.dataset if self._album else None
+
+    @property
+    def shown(self) -> Shown:
+        """What is shown: image, question, answers and ground truth.
 
         Raises:
-            SurgeryError: they don't make a question, or no image is open.
+            ParameterError: nothing is, as yet or after an error.
         """
-        exploration = self._opened()
-        return self.controls.question(self.controls.asked(exploration.classes))
-
-    @property
-    def answers(self) -> list[Answer]:
-        """What each kind shown says to it."""
-        return self._opened().answers(self.question)
+        if self._shown is None:
+            raise ParameterError("nothing is shown: wait for an image, or mend what the line above the panels says")
+        return self._shown
 
     def python_call(self) -> str:
         """Python that gives the same boxes."""
-        return python_call(self._present_origin(), self.question, self._opened())
+        return python_call(self._origin_of(self.shown), self.shown, self._exploration)
 
     def setting_yaml(self) -> str:
         """The setting as parameters of the workbook."""
-        return setting_yaml(self._present_origin(), self.question, self._opened().subject)
+        return setting_yaml(self._origin_of(self.shown), self.shown)
 
     def save(self) -> tuple[Path, Path]:
         """Write the present view as PNG and its setting as YAML, beside what was saved before.
@@ -135,29 +140,40 @@ class Explorer:
         Raises:
             SurgeryError: nothing to save, or nowhere to write.
         """
-        exploration, question = self._opened(), self.question
-        subject = exploration.subject
-        own, _ = held_against(question, subject.truth, exploration.classes)
-        drawn = view.figure(
-            subject, exploration.seen, question, self.answers, own,
-            patch=self.stage.patch, opacity=self.controls.opacity.value, outline=self.controls.outline.value,
-        )  # fmt: skip
-        words = f"{Path(subject.name).stem}_{question.shown}"
-        stem, number = "".join(c if c.isalnum() or c in "-_" else "_" for c in words)[:80], 1
-        while (self._save_dir / f"{stem}_{number:02d}.png").exists():
-            number += 1
-        target = self._save_dir / f"{stem}_{number:02d}"
-        alt = f"{subject.name}, “{question.shown}”: heatmaps of {', '.join(question.kinds)} with boxes"
-        yaml_file = atomic_write(target.with_suffix(".yaml"), self.setting_yaml())
-        return atomic_write(target.with_suffix(".png"), figure_bytes(drawn, "png", alt)), yaml_file
+        return self._writer()()
 
-    def _opened(self) -> Exploration:
-        if self._exploration is None or self._exploration.subject is None:
-            raise ParameterError("no image is open yet: wait, or mend what kept it from opening")
+    def _writer(self) -> Callable[[], tuple[Path, Path]]:
+        """`save` of what is shown now, whenever it is called."""
+        shown, setting, patch = self.shown, self.setting_yaml(), self.stage.patch
+        opacity, outline = self.controls.opacity.value, self.controls.outline.value
+        words = f"{Path(shown.subject.name).stem}_{shown.question.shown}"
+        stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in words)[:80]
+        alt = (
+            f"{shown.subject.name}, “{shown.question.shown}”: heatmaps of {', '.join(shown.question.kinds)} with boxes"
+        )
+        if not isinstance(self._save_dir, str | Path):
+            raise ParameterError(f"save_dir is {self._save_dir!r}; it must be a folder, such as reports/explorer")
+        folder = project_path(self._save_dir)
+
+        def write() -> tuple[Path, Path]:
+            drawn = figure_bytes(view.figure(shown, patch=patch, opacity=opacity, outline=outline), "png", alt)
+            number = 1
+            while any((folder / f"{stem}_{number:02d}{suffix}").exists() for suffix in (".png", ".yaml")):
+                number += 1
+            target = folder / f"{stem}_{number:02d}"
+            yaml_file = atomic_write(target.with_suffix(".yaml"), setting)
+            return atomic_write(target.with_suffix(".png"), drawn), yaml_file
+
+        return write
+
+    def _origin_of(self, shown: Shown) -> Origin:
+        size = shown.seen.image_size
+        return replace(self._origin, image_size=None if size == self._exploration.clip.image_size else size)
+
+    def _ready(self) -> Exploration:
+        if self._exploration is None:
+            raise ParameterError("there is no model: wait, or mend what was wrong with it and run the cell again")
         return self._exploration
-
-    def _present_origin(self) -> Origin:
-        return replace(self._origin, image_size=self.controls.chosen_size)
 
     # controls -> what happens
 
@@ -179,18 +195,17 @@ class Explorer:
             for control in controls:
                 control.observe(self._guarded(react), "value")
         own.open.on_click(self._guarded(self._open))
-        own.previous.on_click(self._guarded(lambda: self._step(-1)))
-        own.next.on_click(self._guarded(lambda: self._step(1)))
+        for button, by in ((own.previous, -1), (own.next, 1)):
+            button.on_click(self._guarded(partial(self._leaf, partial(Album.step, by=by))))
         own.save.on_click(self._guarded(self._save))
 
-    def _guarded(self, react: Callable[[], None]) -> Callable[..., None]:
+    def _guarded(self, react: Callable[..., None], *, with_change: bool = False) -> Callable[[Any], None]:
         """A callback whose errors become a line, and that sleeps while the explorer itself sets controls."""
 
-        def call(*_: Any) -> None:
-            if self._quiet:
-                return
+        def call(change: Any) -> None:
             with self.work.lock, self.work.errors():
-                react()
+                if not self._quiet:
+                    react(change) if with_change else react()
 
         return call
 
@@ -206,13 +221,17 @@ class Explorer:
 
     def _load_model(self) -> Exploration:
         origin = self._origin
+        origin.check()
         weights = checkpoint_file(origin.checkpoint) or origin.checkpoint
-        clip = load_clip(origin.model, weights, device=self._device, depth=origin.depth)
+        clip = load_clip(origin.model, weights, device=origin.device, depth=origin.depth)
         adapters = load_adapters(origin.adapter, clip) if origin.adapter is not None else {}
-        return Exploration(clip, (), adapters)
+        return Exploration(clip, adapters=adapters)
 
     def _take_model(self, exploration: Exploration) -> None:
         self._exploration = exploration
+        weights = exploration.clip.weights
+        notes = warnings_for(n_images=FEW_IMAGES, saw_dior=weights.saw_dior, random_weights=weights.random)
+        self.note.value = "".join(f'<p class="explorer-note">Note: {escape(note)}</p>' for note in notes)
         self._set(lambda: self.controls.take_model(exploration.clip, self._origin.image_size))
         self._open()
 
@@ -224,139 +243,114 @@ class Explorer:
 
     def _open(self) -> None:
         """Read the split that the controls name."""
-        if self._exploration is None:
-            raise ParameterError("the model is not loaded: mend what was wrong with it, and run the cell again")
-        name, split, exploration = self.controls.dataset.value.strip(), self.controls.split.value, self._exploration
+        exploration = self._ready()
+        name, split = self.controls.dataset.value.strip(), self.controls.split.value
 
         def read() -> tuple[Dataset, list[str]]:
             folder, embedded = dataset_folder(name)
             if embedded:
                 write_scenes(folder, progress=self.work.bar)
             dataset = load_dataset(folder, split, progress=self.work.bar)
-            exploration.prepare(dataset.classes)
+            exploration.text(dataset.classes)
             return dataset, _splits(name)
 
         def take(found: tuple[Dataset, list[str]]) -> None:
+            dataset, splits = found
             self._origin = replace(self._origin, dataset=name, split=split)
-            self._take_dataset(*found)
+            self._album, exploration.classes = Album(dataset), dataset.classes
+
+            def offer() -> None:
+                self.controls.take_splits(splits, split)
+                self.controls.take_classes(self._album.n_images)
+
+            self._set(offer)
+            self._go()
 
         self.controls.enable(False)
-        self.work.begin(f"reading {split} of {name}", read, take, lambda: self.controls.enable(True))
-
-    def _take_dataset(self, dataset: Dataset, splits: list[str]) -> None:
-        self.dataset, self._exploration.classes = dataset, dataset.classes
-        holding = dataset.boxes.drop_duplicates(["image_id", "label"])["label"].value_counts()
-        n_images = [int(holding.get(label, 0)) for label in dataset.classes]
-
-        def offer() -> None:
-            self.controls.take_splits(splits, dataset.split)
-            self.controls.take_classes(dataset.classes, n_images)
-
-        self._set(offer)
-        self._order, self._place = np.arange(len(dataset.images)), 0
-        self._go()
+        finally_ = partial(self.controls.enable, True)
+        self.work.begin(f"reading {split} of {name}", read, take, kind="image", finally_=finally_)
 
     # the image
 
+    def _leaf(self, go: Callable[[Album], None]) -> None:
+        """Go to another image of the data set."""
+        if self._album is None:
+            raise ParameterError("no data set is open: name one, or an image file")
+        go(self._album)
+        self._go()
+
     def _filter(self) -> None:
         """Only the images that hold a class, which is shown then."""
-        if self.dataset is None:
-            return
         label = self.controls.with_class.value
-        if label == ANY_CLASS:
-            self._order = np.arange(len(self.dataset.images))
-        else:
-            holding = self.dataset.boxes.loc[self.dataset.boxes["label"] == label, "image_id"]
-            self._order = np.flatnonzero(self.dataset.images["image_id"].isin(holding))
-            self._picked = label
-        self._place = 0
-        self._go()
-
-    def _step(self, by: int) -> None:
-        if not len(self._order):
-            raise ParameterError("no data set is open: open one, or name an image file")
-        self._place = (self._place + by) % len(self._order)
-        self._go()
+        self._picked = self._picked if label == ANY_CLASS else label
+        self._leaf(lambda album: album.take(None if label == ANY_CLASS else label))
 
     def _find(self) -> None:
-        """Go to the image of this name, or to the first whose name holds it."""
-        wanted = Path(self.controls.find.value.strip()).stem
-        if not wanted or self.dataset is None:
-            return
-        names = self.dataset.images["image_id"]
-        places = np.flatnonzero(names == wanted)
-        if not len(places):
-            places = np.flatnonzero(names.str.contains(wanted, case=False, regex=False))
-        if not len(places):
-            raise ParameterError(
-                f"no image {wanted!r} in split {self.dataset.split} of {self.dataset.name}, which holds "
-                f"{names.iloc[0]} to {names.iloc[-1]}; type a name, or a part of one"
-            )
-        self._set(lambda: setattr(self.controls.with_class, "value", ANY_CLASS))
-        self._order, self._place = np.arange(len(names)), int(places[0])
-        self._go()
+        if name := self.controls.find.value.strip():
+            self._leaf(lambda album: album.find(name))
+            self._set(lambda: setattr(self.controls.with_class, "value", ANY_CLASS))
 
     def _go(self) -> None:
-        """Look at the image of the data set whose turn it is."""
-        row = self.dataset.images.iloc[self._order[self._place]]
-        truth = self.dataset.boxes[self.dataset.boxes["image_id"] == row["image_id"]]
-        truth = truth.drop(columns="image_id").reset_index(drop=True)
-        self._look(row["image_id"], lambda: Subject(row["image_id"], row["path"], read_image(row["path"]), truth))
+        album, image_id = self._album, self._album.image_id
+        self._look(image_id, album.position, lambda: album.subject(image_id))
 
     def _open_path(self) -> None:
         if path := self.controls.path.value.strip():
-            file = PROJECT_ROOT / Path(path).expanduser()
-            self._look(file.name, lambda: Subject(file.name, str(file), read_image(file), _no_boxes()))
+            file = project_path(path)
+            self._look(file.name, file.name, lambda: lone_subject(file.name, str(file), read_image(file)))
 
     def _open_upload(self) -> None:
         if self.controls.upload.value:
             name, data = self.controls.upload.value[0]["name"], bytes(self.controls.upload.value[0]["content"])
-            self._look(name, lambda: Subject(name, "", decode_image(data, name), _no_boxes()))
+            self._look(name, name, lambda: lone_subject(name, "", decode_image(data, name)))
 
     def _look_again(self) -> None:
-        if (subject := self.subject) is not None:
-            self._look(subject.name, lambda: subject)
+        if self._wanted is not None:
+            self._look(*self._wanted)
 
-    def _look(self, name: str, subject_of: Callable[[], Subject]) -> None:
+    def _look(self, name: str, position: str, subject_of: Callable[[], Subject]) -> None:
         """One forward in the background, then the answers."""
-        if self._exploration is None:
-            raise ParameterError("the model is not loaded: mend what was wrong with it, and run the cell again")
-        clip, size = self._exploration.clip, self.controls.chosen_size
+        exploration, size = self._ready(), self.controls.chosen_size
+        self._wanted = (name, position, subject_of)
 
         def see() -> tuple[Subject, Look]:
             subject = subject_of()
-            return subject, look(clip, subject.image, size)
+            return subject, look(exploration.clip, subject.image, size)
 
         def take(seen: tuple[Subject, Look]) -> None:
-            self._exploration.show(*seen)
+            exploration.show(*seen)
             self.stage.show_subject(*seen)
-            self.controls.position.value = self._position()
+            self.controls.position.value = position
+            self._set(self.controls.clear)
             self._ask()
 
-        self.work.begin(f"looking at {name}", see, take, lambda: self.controls.enable(True))
-
-    def _position(self) -> str:
-        subject = self.subject
-        if self.dataset is None or not len(self._order):
-            return subject.name
-        if self.dataset.images["image_id"].iloc[self._order[self._place]] != subject.name:
-            return f"{subject.name}, not of the data set"
-        return f"{self._place + 1:,} of {len(self._order):,}: {subject.name}"
+        finally_ = partial(self.controls.enable, True)
+        self.work.begin(f"looking at {name}", see, take, kind="image", finally_=finally_)
 
     # the question
 
     def _ask(self) -> None:
         """The list in force, or the image, may be another: offer the list, and choose what of it is shown."""
-        exploration = self._opened()
+        exploration = self._ready()
         self.controls.depend()
+        if exploration.subject is None:
+            return
         try:
             asked = self.controls.asked(exploration.classes)
         except SurgeryError:
-            self.stage.blank()
+            self._blank()
             raise
+        if len(unread := exploration.unread(asked)) > _AT_ONCE:
+            doing = f"reading {len(unread)} phrases"
+            self.work.begin(doing, lambda: exploration.text(asked), lambda _: self._take_asked(asked), kind="words")
+        else:
+            self._take_asked(asked)
+
+    def _take_asked(self, asked: tuple[str, ...]) -> None:
         self._picked = self._to_show(asked)
         self._asked = asked
-        shown = self._picked or next((name for name in exploration.subject.truth["label"] if name in asked), asked[0])
+        present = self._exploration.subject.truth["label"]
+        shown = self._picked or next((name for name in present if name in asked), asked[0])
         self._set(lambda: self.controls.take_asked(asked, shown))
         self._refresh()
 
@@ -371,32 +365,38 @@ class Explorer:
 
     def _refresh(self) -> None:
         """Answer the question and show it; the image's forward is not repeated."""
-        exploration = self._opened()
+        exploration = self._ready()
         self.controls.depend()
+        if exploration.subject is None:
+            return
         try:
-            question = self.question
-            answers = exploration.answers(question)
+            self._shown = exploration.ask(self.controls.question(self._asked))
         except SurgeryError:
-            self.stage.blank()
+            self._blank()
             raise
         self.work.say("")
-        self._answered = question, answers
-        own, against = held_against(question, exploration.subject.truth, exploration.classes)
-        outline = self.controls.outline.value
-        self.stage.show_answers(exploration.subject, question, answers, own, against, outline=outline)
-        self.controls.copy.text = self.python_call()
-        self._code.value = (
-            f'<details class="explorer-details"><summary>Python</summary><pre class="explorer-code" tabindex="0">'
-            f"{escape(self.controls.copy.text)}</pre></details>"
-        )
-        self._show_patch()
+        self.stage.show_answers(self._shown, outline=self.controls.outline.value)
+        self.stage.show_patch(self._shown)
+        self._offer_code(self.python_call())
 
-    def _show_patch(self) -> None:
-        if self._exploration is not None and self._exploration.seen is not None and self._answered is not None:
-            self.stage.show_patch(self._exploration.seen, *self._answered)
+    def _blank(self) -> None:
+        self._shown = None
+        self.stage.blank()
+        self._offer_code("")
+
+    def _offer_code(self, code: str) -> None:
+        self.controls.copy.text = code
+        self._code.value = f'<pre class="explorer-code" tabindex="0">{escape(code)}</pre>'
+
+    def _point(self, change: dict) -> None:
+        if self.stage.point(change["owner"]):
+            self.stage.show_patch(self._shown)
 
     def _save(self) -> None:
-        picture, setting = self.save()
+        self.work.begin("saving", self._writer(), self._say_saved, kind="save")
+
+    def _say_saved(self, saved: tuple[Path, Path]) -> None:
+        picture, setting = saved
         shown = picture.relative_to(PROJECT_ROOT) if picture.is_relative_to(PROJECT_ROOT) else picture
         self.work.say(f"saved {shown} and {setting.name}")
 
@@ -405,8 +405,3 @@ def _splits(name: str) -> list[str]:
     """The splits of a data set as a notebook names it."""
     folder, embedded = dataset_folder(name)
     return ["train", "val", "test", "trainval"] if embedded else dataset_splits(folder)
-
-
-def _no_boxes() -> pd.DataFrame:
-    """Ground truth of an image that comes from no data set."""
-    return pd.DataFrame({"label": pd.Series(dtype="str"), **{side: pd.Series(dtype="float64") for side in BOX_COLUMNS}})

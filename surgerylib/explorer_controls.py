@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import ipywidgets as widgets
 
@@ -27,7 +27,7 @@ class Controls:
     """Every control of the explorer as an attribute, and the two boxes that hold them.
 
     Attributes:
-        main, more: boxes of the controls used all the time, and of the others.
+        main, more, keep: boxes of the controls used all the time, of the others, and of the buttons that keep a view.
         of_question: those that change what is asked of an image; `shown` and the list asked for stand apart.
     """
 
@@ -38,11 +38,17 @@ class Controls:
             has_adapter: whether the switch for trained adapters can be used.
         """
         self.dataset = _text("dataset", dataset, "folder, or embedded")
-        self.split = widgets.Dropdown(options=[split], value=split, description="split", layout=_WIDE, style=_STYLE)
-        self.open = widgets.Button(description="open the dataset", icon="folder-open", layout=_WIDE)
+        self.split = widgets.Dropdown(
+            options=[split], value=split, description="split", layout=widgets.Layout(width="200px"), style=_STYLE
+        )
+        self.open = widgets.Button(description="read", icon="refresh", tooltip="read the data set again", layout=_WIDE)
         self.path = _text("image file", "", "any JPEG, PNG, BMP or TIFF on this machine")
         self.upload = widgets.FileUpload(
-            accept="image/*,.tif,.tiff", multiple=False, description="upload an image", layout=_WIDE
+            accept="image/*,.tif,.tiff",
+            multiple=False,
+            description="upload an image",
+            layout=_WIDE,
+            tooltip="up to 10 MB on a server other than make lab's; larger files by their name",
         )
 
         self.previous = widgets.Button(icon="chevron-left", description="previous", layout=_WIDE)
@@ -75,6 +81,7 @@ class Controls:
 
         self.percentile = _slider("percentile", 75.0, 1.0, 99.5, 0.5, ".1f")
         self.min_side = widgets.IntSlider(value=5, min=0, max=100, description="least side", layout=_WIDE, style=_STYLE)
+        self.min_side.tooltip = "smaller boxes are dropped, in pixels of the 224 x 224 map"
         self.use_nms = widgets.Checkbox(value=False, description="suppress overlaps", indent=False, layout=_WIDE)
         self.nms_iou = _slider("above IoU", 0.5, 0.05, 1.0, 0.05, ".2f")
         self.use_floor = widgets.Checkbox(value=False, description="floor (raw value)", indent=False, layout=_WIDE)
@@ -93,7 +100,9 @@ class Controls:
         )  # fmt: skip
         self.main = _group(
             "explorer-main",
-            _heading("Image"), self.position, _row(self.previous, self.next), self.with_class, self.find,
+            _heading("Dataset"), self.dataset, _row(self.split, self.open),
+            _heading("Image"), self.position, _row(self.previous, self.next), self.with_class, self.find, self.path,
+            self.upload,
             _heading("Ask for"), self.ask, self.words, self.shown,
             _heading("Boxes"), self.percentile, self.opacity,
         )  # fmt: skip
@@ -102,9 +111,9 @@ class Controls:
             _heading("Heatmap"), self.kind, self.similarity, self.layers, self.image_size, self.adapted,
             _heading("Extraction"), self.min_side, self.use_nms, self.nms_iou, self.use_floor, self.floor, self.score,
             self.outline, self.against,
-            _heading("Keep"), _row(self.save, self.copy),
-            _heading("Dataset"), self.dataset, self.split, self.open, self.path, self.upload,
         )  # fmt: skip
+        self.keep = _row(self.save, self.copy)
+        self.enable(False)
         self.depend()
 
     def take_model(self, clip: SurgeryCLIP, image_size: int | None) -> None:
@@ -112,11 +121,11 @@ class Controls:
         self.layers.max = clip.depth
         patch, own = clip.patch_size, clip.image_size
         sizes = {own} | {max(patch, round(factor * own / patch) * patch) for factor in _SIZE_FACTORS}
-        sizes |= {image_size} if image_size else set()
+        sizes |= set() if image_size is None else {image_size}
         self.image_size.options = [
             (f"{size} pixels, {size // patch} × {size // patch} patches", size) for size in sorted(sizes)
         ]
-        self.image_size.value = image_size or own
+        self.image_size.value = own if image_size is None else image_size
         self._own_size = own
 
     @property
@@ -124,17 +133,11 @@ class Controls:
         """The image size as a parameter: None for the model's own."""
         return None if self.image_size.value == self._own_size else self.image_size.value
 
-    def take_classes(self, classes: Sequence[str], n_images: Sequence[int]) -> None:
-        """Offer the images of a class, and its ground truth to hold boxes against.
-
-        Args:
-            classes: the data set's.
-            n_images: that hold each.
-        """
-        self.with_class.options = [(ANY_CLASS, ANY_CLASS)] + [
-            (f"{name} ({count:,})", name) for name, count in zip(classes, n_images, strict=True) if count
-        ]
-        self.against.options = [AS_NAMED, EVERY_BOX, *classes]
+    def take_classes(self, n_images: Mapping[str, int]) -> None:
+        """Offer the images of a class, and its ground truth to hold boxes against: class -> images that hold it."""
+        holding = [(f"{name} ({count:,})", name) for name, count in n_images.items() if count]
+        self.with_class.options = [(ANY_CLASS, ANY_CLASS), *holding]
+        self.against.options = [AS_NAMED, EVERY_BOX, *n_images]
 
     def take_splits(self, splits: Sequence[str], chosen: str) -> None:
         """Offer a data set's splits; trainval also stands for train and val together."""
@@ -154,6 +157,11 @@ class Controls:
             self.next, self.image_size,
         ):  # fmt: skip
             control.disabled = not enabled
+
+    def clear(self) -> None:
+        """Empty what names an image once, so that the same name can be given again."""
+        self.find.value = self.path.value = ""
+        self.upload.value = ()
 
     def asked(self, classes: Sequence[str]) -> tuple[str, ...]:
         """All that is asked for.

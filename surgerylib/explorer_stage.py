@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import cv2
 import ipywidgets as widgets
-import pandas as pd
 
 from . import exploration_view as view
-from .exploration import Answer, Look, Question, Subject
+from .exploration import Answer, Look, Question, Shown, Subject
 from .explorer_widgets import Panel
 from .kinds import HEATMAP_KINDS
 from .plots import KIND_COLOURS
@@ -32,14 +31,14 @@ class Stage:
         patch: (row, column) pointed at; None before the first.
     """
 
-    def __init__(self, opacity: widgets.FloatSlider, on_patch: Callable[[], None]) -> None:
+    def __init__(self, opacity: widgets.FloatSlider, on_point: Callable[[dict], None]) -> None:
         """
         Args:
             opacity: of the overlays; the browser alone follows it.
-            on_patch: called when another patch is pointed at.
+            on_point: called with the change when some panel's patch is pointed at or pinned; `point` takes the panel.
         """
         self.patch: Patch = None
-        self._on_patch = on_patch
+        self._grid = (0, 0)
         self.photo = Panel(title="image and ground truth")
         self.maps = [Panel() for _ in HEATMAP_KINDS]
         self.attention = {path: Panel(opacity=0.7) for path in ("qk", "vv")}
@@ -47,7 +46,7 @@ class Stage:
         for panel in (self.photo, *self.maps):
             widgets.jslink((opacity, "value"), (panel, "opacity"))
         for panel in self._all:
-            panel.observe(self._point, ["pointed", "pinned"])
+            panel.observe(on_point, ["pointed", "pinned"])
         self.truths, self.patches, self._hint = widgets.HTML(), widgets.HTML(), widgets.HTML(_HINT)
         self.panels = _box("explorer-panels", self.photo, self.maps[0])
         self.looks = _box("explorer-panels", *self.attention.values())
@@ -64,72 +63,76 @@ class Stage:
     def show_subject(self, subject: Subject, seen: Look) -> None:
         """Another image: its photograph in every panel, and no patch that the new grid lacks."""
         photo = view.photo_bytes(subject.image)
-        if self.patch is not None and (self.patch[0] >= seen.grid[0] or self.patch[1] >= seen.grid[1]):
-            self.patch = None
+        self._grid = seen.grid
+        self.patch = self.patch if self._has(self.patch) else None
         pointed = [] if self.patch is None else list(self.patch)
         for panel in self._all:
             with panel.hold_sync():
                 panel.photo, panel.overlay = photo, b""
                 panel.size, panel.grid = list(subject.size_wh), list(seen.grid)
                 panel.shapes, panel.outline, panel.pointed = [], [], pointed
+                panel.pinned = panel.pinned and self.patch is not None
         self._drawn = [None] * len(self.maps)
 
-    def show_answers(
-        self, subject: Subject, question: Question, answers: Sequence[Answer], own: pd.DataFrame, against: str,
-        *, outline: bool,
-    ) -> None:  # fmt: skip
+    def show_answers(self, shown: Shown, *, outline: bool) -> None:
         """Boxes, outlines and tables; an overlay is sent only where the map is another."""
-        truth = view.truth_shapes(subject.truth, own)
-        self.photo.shapes = truth
-        n_boxes = len(subject.truth)
-        self.photo.caption = f"{subject.name}, {subject.size_wh[0]} × {subject.size_wh[1]}, {n_boxes} annotated"
-        shown = [self.photo, *self.maps[: len(answers)]]
-        if tuple(shown) != self.panels.children:
-            self.panels.children = shown
-        quiet = view.truth_shapes(own, own, named=False)
+        subject, question, answers = shown.subject, shown.question, shown.answers
+        self.photo.shapes = view.truth_shapes(subject.truth, shown.own)
+        width, height = subject.size_wh
+        self.photo.caption = f"{subject.name}, {width} × {height}, {len(subject.truth)} annotated"
+        panels = (self.photo, *self.maps[: len(answers)])
+        if panels != self.panels.children:
+            self.panels.children = panels
+        quiet = view.truth_shapes(shown.own, shown.own, named=False)
         for place, answer in enumerate(answers):
-            panel = self.maps[place]
+            panel, title = self.maps[place], self._title(question, answer)
             with panel.hold_sync():
-                if self._drawn[place] is not answer.maps or panel.title != self._title(question, answer):
+                if self._drawn[place] is not answer.maps or panel.title != title:
                     panel.overlay = view.overlay_bytes(answer.shown)
                     self._drawn[place] = answer.maps
-                panel.title, panel.colour = self._title(question, answer), KIND_COLOURS[answer.kind]
+                panel.title, panel.colour = title, KIND_COLOURS[answer.kind]
                 panel.shapes = quiet + view.found_shapes(answer)
                 panel.outline = view.outline_points(answer) if outline else []
-                panel.caption = f"{view.headline(answer, against)}. Map {view.span(answer)}."
-        self.truths.value = view.truth_table(answers, own, against)
+                panel.caption = f"{view.headline(answer, shown.against)}. Map {view.span(answer)}."
+        self.truths.value = view.truth_table(answers, shown.own, shown.against)
 
-    def show_patch(self, seen: Look, question: Question, answers: Sequence[Answer]) -> None:
-        """The numbers of the pointed patch, and where it attends."""
-        self.patches.value = "" if self.patch is None else view.patch_table(answers, question, self.patch)
-        self._hint.layout.display = "" if self.patch is None else "none"
-        self.looks.layout.display = "none" if self.patch is None else ""
-        if self.patch is None:
-            return
-        for path, panel in self.attention.items():
-            attended = seen.attended(path, self.patch)
+    def show_patch(self, shown: Shown | None) -> None:
+        """The numbers of the pointed patch, and where it attends; nothing without an answer."""
+        patch = None if shown is None else self.patch
+        self.patches.value = "" if patch is None else view.patch_table(shown.answers, shown.question, patch)
+        self._hint.layout.display = "" if patch is None else "none"
+        self.looks.layout.display = "none" if patch is None else ""
+        for path, panel in self.attention.items() if patch is not None else ():
+            attended = shown.seen.attended(path, patch)
             with panel.hold_sync():
                 panel.overlay = view.overlay_bytes(attended, cv2.COLORMAP_VIRIDIS)
                 panel.title = f"{path.upper()}: where the patch attends"
-                panel.caption = f"to the CLS token {1 - attended.sum():.0%}, to itself {attended[self.patch]:.0%}"
+                panel.caption = f"to the CLS token {1 - attended.sum():.0%}, to itself {attended[patch]:.0%}"
 
     def blank(self) -> None:
         """No answer: maps and boxes of an earlier question would be taken for one."""
         for panel in self.maps:
             panel.overlay, panel.shapes, panel.outline, panel.caption = b"", [], [], "no answer to what is asked"
         self._drawn = [None] * len(self.maps)
-        self.truths.value = self.patches.value = ""
+        self.truths.value = ""
+        self.show_patch(None)
 
-    def _point(self, change: dict) -> None:
-        """One panel's patch is that of all."""
-        source = change["owner"]
+    def point(self, source: Panel) -> bool:
+        """One panel's patch is that of all; says whether it is another than before.
+
+        A patch that the present grid lacks was pointed at before the image changed, and is nobody's.
+        """
         patch = tuple(source.pointed) or None
+        if patch is not None and not self._has(patch):
+            source.pinned, source.pointed, patch = False, [], None
         for panel in self._all:
             if panel is not source:
                 panel.pinned, panel.pointed = source.pinned, list(source.pointed)
-        if patch != self.patch:
-            self.patch = patch
-            self._on_patch()
+        is_new, self.patch = patch != self.patch, patch
+        return is_new
+
+    def _has(self, patch: Patch) -> bool:
+        return patch is not None and patch[0] < self._grid[0] and patch[1] < self._grid[1]
 
     @staticmethod
     def _title(question: Question, answer: Answer) -> str:

@@ -18,7 +18,7 @@ from .errors import SurgeryError
 
 
 class Work:
-    """One thread for what takes long, so that the kernel goes on answering; of several that wait, the newest is done.
+    """One thread for what takes long, so that the kernel goes on answering.
 
     Attributes:
         busy: `progress`, a bar, and `doing`, what is being done; hidden while nothing is.
@@ -29,47 +29,67 @@ class Work:
 
     def __init__(self) -> None:
         self.line = widgets.HTML()
-        self.progress = widgets.IntProgress(min=0, max=1, layout=widgets.Layout(width="160px"))
+        self.progress = widgets.IntProgress(min=0, max=1, layout=widgets.Layout(width="110px"))
         self.doing = widgets.Label()
         self.busy = widgets.HBox([self.progress, self.doing], layout=widgets.Layout(min_height="32px"))
         self.lock = threading.RLock()
         self.traceback = ""
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="explorer")
         self._job: Future | None = None
-        self._newest = 0
+        self._newest: dict[str, int] = {}
+        self._pending = 0
 
     def begin(
-        self, doing: str, compute: Callable[[], Any], then: Callable[[Any], None], finally_: Callable[[], None]
+        self,
+        doing: str,
+        compute: Callable[[], Any],
+        then: Callable[[Any], None],
+        *,
+        kind: str,
+        finally_: Callable[[], None] = lambda: None,
     ) -> None:
-        """Compute in the background, then go on with the result under the lock, unless something newer has begun.
+        """Compute in the background, then go on with the result under the lock.
 
         Args:
             doing: what the line beside the bar says.
             compute: without a widget.
             then: takes the result.
-            finally_: called at the end, also after an error.
+            kind: of those of one kind that wait only the newest is done.
+            finally_: called at the end, also after an error, unless a newer one of its kind has begun.
         """
-        self._newest += 1
-        number = self._newest
-        self.progress.value, self.progress.max = 1, 1
-        self.doing.value = f"{doing} …"
-        self.busy.layout.visibility = "visible"
+        with self.lock:
+            self._newest[kind] = number = self._newest.get(kind, 0) + 1
+            self._pending += 1
+            self._show(doing)
+
+        def is_newest() -> bool:
+            return self._newest[kind] == number
 
         def work() -> None:
-            if number != self._newest:
-                return
-            with self.errors():
-                result = compute()
-                with self.lock:
-                    if number == self._newest:
-                        self.say("")
-                        then(result)
+            if is_newest():
+                self._show(doing)
+                with self.errors():
+                    result = compute()
+                    with self.lock:
+                        if is_newest():
+                            self.say("")
+                            then(result)
             with self.lock:
-                if number == self._newest:
-                    self.busy.layout.visibility = "hidden"
+                self._pending -= 1
+                if is_newest():
                     finally_()
+                if not self._pending:
+                    self.busy.layout.visibility = "hidden"
 
         self._job = self._pool.submit(work)
+
+    def close(self) -> None:
+        """Begin nothing more; what runs comes to its end."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _show(self, doing: str) -> None:
+        self.progress.value, self.progress.max, self.doing.value = 1, 1, f"{doing} …"
+        self.busy.layout.visibility = "visible"
 
     def wait(self, timeout: float) -> None:
         """Until nothing runs in the background.

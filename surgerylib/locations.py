@@ -19,8 +19,16 @@ def dataset_folder(dataset: str, root: Path = PROJECT_ROOT) -> tuple[Path, bool]
         root: the project's folder.
     """
     embedded = root / "data" / "scenes"
-    folder = embedded if dataset == EMBEDDED else root / Path(dataset).expanduser()
+    folder = embedded if dataset == EMBEDDED else project_path(dataset, root)
     return folder, folder == embedded
+
+
+def project_path(path: str | Path, root: Path = PROJECT_ROOT) -> Path:
+    """A path relative to the project or absolute; `~` is the user's home, and stays where it is nobody's."""
+    try:
+        return root / Path(path).expanduser()
+    except RuntimeError:
+        return root / path
 
 
 def adapter_files(where: str, root: Path = PROJECT_ROOT) -> list[Path]:

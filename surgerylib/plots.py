@@ -343,9 +343,9 @@ def range_text(heatmap: np.ndarray, quantity: str = "similarity", digits: int = 
     return f"{quantity} {heatmap.min():.{digits}f} to {heatmap.max():.{digits}f}".replace("-", "−")
 
 
-def photo_axis(axis: Axes, image: np.ndarray) -> None:
-    """Show an image without ticks, in its own pixel coordinates (pixel edges at whole numbers)."""
-    height, width = image.shape[:2]
+def photo_axis(axis: Axes, image: np.ndarray, size_wh: tuple[int, int] | None = None) -> None:
+    """Show an image without ticks, in its own pixel coordinates (pixel edges at whole numbers), or in those given."""
+    width, height = size_wh or (image.shape[1], image.shape[0])
     axis.imshow(image, extent=(0, width, height, 0))
     axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
     axis.grid(visible=False)

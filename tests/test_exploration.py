@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from adapted_scenes import write_adapters
+from adapted_scenes import write_adapter, write_adapters
 from PIL import Image
 
 from surgerylib import exploration_view as view
@@ -28,7 +29,6 @@ from surgerylib.exploration import (
     look,
     mask_outline,
     phrases,
-    text_features,
     words_of,
 )
 from surgerylib.exploration_export import Origin, python_call, setting_yaml
@@ -68,7 +68,7 @@ def test_an_answer_is_what_the_public_functions_give(tiny, subject, exploration)
     text = tiny.encode_text(prompt_names(DIOR_CLASSES))
     tokens = tiny.encode_image(tiny.preprocess(subject.image)[None], 2)
     place = DIOR_CLASSES.index("ship")
-    for answer, kind in zip(exploration.answers(question), question.kinds, strict=True):
+    for answer, kind in zip(exploration.ask(question).answers, question.kinds, strict=True):
         maps = heatmaps(tokens, text, kind)[0]
         expected = extract_boxes(maps[place], subject.size_wh, percentile=60.0, min_side=3, nms_iou=0.6)
         assert answer.kind == kind
@@ -81,21 +81,23 @@ def test_an_answer_is_what_the_public_functions_give(tiny, subject, exploration)
 
 def test_another_threshold_runs_neither_the_model_nor_the_maps(exploration, monkeypatch):
     question = Question(DIOR_CLASSES, "ship")
-    first = exploration.answers(question)[0]
+    first = exploration.ask(question).answers[0]
     for name in ("encode_image", "encode_text"):
         monkeypatch.setattr(exploration.clip, name, lambda *_: pytest.fail("the model ran"))
     other = Question(DIOR_CLASSES, "dam", setting=Setting(boxes=BoxSettings(percentile=90.0)))
-    assert exploration.answers(other)[0].maps is first.maps
+    assert exploration.ask(other).answers[0].maps is first.maps
 
 
-def test_a_new_phrase_is_all_that_the_text_tower_sees(tiny, monkeypatch):
-    text_features(tiny, ("blue barn", *DIOR_CLASSES), DIOR_CLASSES)
+def test_new_phrases_are_all_that_the_text_tower_sees_and_at_once(tiny, monkeypatch):
+    exploration = Exploration(tiny)
+    exploration.text(("blue barn", *DIOR_CLASSES))
+    assert exploration.unread(("blue barn", "green barn", "ship", "green barn")) == ["green barn"]
     seen, encode = [], tiny._encode_prompts
-    monkeypatch.setattr(tiny, "_encode_prompts", lambda prompts: (seen.extend(prompts), encode(prompts))[1])
-    rows = text_features(tiny, ("blue barn", "green barn", *DIOR_CLASSES), DIOR_CLASSES)
-    assert len(seen) == 5
-    assert all("green barn" in prompt for prompt in seen)
-    together = tiny.encode_text(["blue barn", "green barn", *prompt_names(DIOR_CLASSES)])
+    monkeypatch.setattr(tiny, "_encode_prompts", lambda prompts: (seen.append(prompts), encode(prompts))[1])
+    asked = ("blue barn", "green barn", "red barn", *DIOR_CLASSES)
+    rows = exploration.text(asked)
+    assert [len(prompts) for prompts in seen] == [10]
+    together = tiny.encode_text(["blue barn", "green barn", "red barn", *prompt_names(DIOR_CLASSES)])
     torch.testing.assert_close(rows, together, rtol=1e-4, atol=1e-6)
 
 
@@ -140,9 +142,9 @@ def test_boxes_are_held_against_the_class_that_a_phrase_names(subject):
 def test_surgery_with_one_phrase_says_what_to_do(exploration):
     question = Question(("red roof",), "red roof", setting=Setting(MapSource(similarity="surgery")))
     with pytest.raises(ParameterError, match="'red roof' is alone: add another"):
-        exploration.answers(question)
+        exploration.ask(question)
     both = Question(("red roof", "ship"), "red roof", setting=Setting(MapSource(similarity="surgery")))
-    assert exploration.answers(both)[0].shown.shape == (4, 4)
+    assert exploration.ask(both).answers[0].shown.shape == (4, 4)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def test_surgery_with_one_phrase_says_what_to_do(exploration):
 )
 def test_a_question_that_cannot_be_answered_says_why(exploration, question, message):
     with pytest.raises(ParameterError, match=message):
-        exploration.answers(question)
+        exploration.ask(question)
 
 
 def test_an_image_without_ground_truth_and_a_map_without_boxes(tiny, subject):
@@ -163,13 +165,13 @@ def test_an_image_without_ground_truth_and_a_map_without_boxes(tiny, subject):
     bare = subject._replace(truth=subject.truth.iloc[:0])
     exploration.show(bare, look(tiny, bare.image))
     question = Question(("ship",), "ship", setting=Setting(boxes=BoxSettings(floor=1e6)))
-    answer = exploration.answers(question)[0]
+    answer = exploration.ask(question).answers[0]
     assert answer.boxes.shape == (0, 5)
     assert answer.best_ious.shape == (0,)
     assert view.headline(answer, "ship") == "0 boxes; no ground truth of ship"
     assert view.found_shapes(answer) == view.outline_points(answer) == view.truth_shapes(bare.truth, bare.truth) == []
     assert "No ground truth box of ship" in view.truth_table([answer], bare.truth, "ship")
-    drawn = view.figure(bare, exploration.seen, question, [answer], bare.truth, patch=(0, 0))
+    drawn = view.figure(exploration.ask(question), patch=(0, 0))
     assert len(drawn.axes) == 4
 
 
@@ -191,7 +193,7 @@ def test_an_adapter_answers_in_logits(tiny, subject, tmp_path):
     question = Question(DIOR_CLASSES, "ship", ("standard", "vv_mixed"), adapted=True)
     tokens = tiny.encode_image(tiny.preprocess(subject.image)[None], 3)
     text = tiny.encode_text(prompt_names(DIOR_CLASSES))
-    for answer in exploration.answers(question):
+    for answer in exploration.ask(question).answers:
         expected = heatmaps(tokens, text, answer.kind, adapter=adapters[answer.kind].model)[0]
         np.testing.assert_allclose(answer.maps, expected.numpy(), rtol=1e-4, atol=1e-4)
 
@@ -216,7 +218,7 @@ def test_shapes_say_what_they_are(subject, exploration):
     shapes = view.truth_shapes(subject.truth, own)
     assert [shape["style"] for shape in shapes] == ["truth", "truth", "other"]
     assert [shape["text"] for shape in shapes] == ["", "ship", "dam"]  # the larger of the two ships
-    answer = exploration.answers(Question(DIOR_CLASSES, "ship", setting=Setting(boxes=BoxSettings(min_side=0))))[0]
+    answer = exploration.ask(Question(DIOR_CLASSES, "ship", setting=Setting(boxes=BoxSettings(min_side=0)))).answers[0]
     found = view.found_shapes(answer)
     assert len(found) == len(answer.boxes)
     np.testing.assert_allclose([shape["box"] for shape in found], answer.boxes[:, :4])
@@ -225,7 +227,7 @@ def test_shapes_say_what_they_are(subject, exploration):
 def test_tables_escape_what_was_typed(exploration):
     evil = "<img src=x onerror=alert(1)>"
     question = Question((evil, "ship"), evil)
-    answers = exploration.answers(question)
+    answers = exploration.ask(question).answers
     own, against = held_against(question, exploration.subject.truth, DIOR_CLASSES)
     for html in (view.truth_table(answers, own, against), view.patch_table(answers, question, (0, 1))):
         assert "<img" not in html
@@ -234,7 +236,7 @@ def test_tables_escape_what_was_typed(exploration):
 
 def test_the_patch_table_is_in_order_of_similarity(exploration):
     question = Question(("ship", "dam", "airport"), "dam", ("vv_mixed",))
-    answer = exploration.answers(question)[0]
+    answer = exploration.ask(question).answers[0]
     html = view.patch_table([answer], question, (1, 2))
     order = np.argsort(-answer.maps[:, 1, 2])
     places = [html.index(f">{question.asked[place]}<") for place in order]
@@ -249,7 +251,7 @@ ORIGIN = Origin("embedded", "test", "embedded", None, 6)
 def test_the_setting_is_a_configuration_of_the_workbook(exploration, tmp_path):
     boxes = BoxSettings(percentile=85.5, nms_iou=0.4, floor=0.1, score="max")
     question = Question(("red roof",), "red roof", ("standard", "vv_mixed"), Setting(MapSource(last_layers=3), boxes))
-    text = setting_yaml(ORIGIN, question, exploration.subject)
+    text = setting_yaml(ORIGIN, exploration.ask(question))
     values = yaml.safe_load(text)
     assert values["kinds"] == ["standard", "vv_mixed"]
     assert values["percentile"] == 85.5
@@ -261,10 +263,9 @@ def test_the_setting_is_a_configuration_of_the_workbook(exploration, tmp_path):
 
 
 def test_the_setting_of_an_adapter_takes_its_own_floor(exploration):
-    question = Question(("ship",), "ship", setting=Setting(boxes=BoxSettings(floor=0.0)), adapted=True)
-    values = yaml.safe_load(
-        setting_yaml(Origin(**{**vars(ORIGIN), "adapter": "adapters"}), question, exploration.subject)
-    )
+    question = Question(("ship",), "ship", setting=Setting(boxes=BoxSettings(floor=0.0)))
+    shown = exploration.ask(question)._replace(question=replace(question, adapted=True))
+    values = yaml.safe_load(setting_yaml(replace(ORIGIN, adapter="adapters"), shown))
     assert (values["adapter"], values["adapter_floor"], values["floor"]) == ("adapters", 0.0, None)
 
 
@@ -280,11 +281,39 @@ def test_the_python_call_gives_the_same_boxes(tiny, tiny_folder, tmp_path, subje
     question = Question(("golffield", "a “red” 'roof'"), "golffield", ("standard", "vv_mixed"), setting, adapted)
     origin = Origin("x", "test", f"local-dir:{tiny_folder}", str(tiny_folder / "model.safetensors"), 3, str(folder), 48)
     names: dict = {}
-    exec(python_call(origin, question, exploration), names)
-    expected = exploration.answers(question)[-1].boxes
+    shown = exploration.ask(question)
+    exec(python_call(origin, shown, exploration), names)
+    expected = shown.answers[-1].boxes
     assert len(expected)
     np.testing.assert_allclose(names["boxes"], expected, rtol=1e-4, atol=1e-3)
     assert "vv_mixed" in capsys.readouterr().out
+
+
+def test_adapters_of_different_depths_are_called_with_their_own(tiny, tiny_folder, tmp_path, subject, monkeypatch):
+    picture = tmp_path / "scene.png"
+    cv2.imwrite(str(picture), subject.image[..., ::-1])
+    folder = tmp_path / "adapters"
+    for kind, layers in (("standard", 1), ("vv_mixed", 3)):
+        monkeypatch.setattr("adapted_scenes.LAYERS", layers)
+        write_adapter(folder / f"adapter_{kind}.safetensors", tiny, kind)
+    exploration = Exploration(tiny, adapters=load_adapters(folder, tiny))
+    exploration.show(subject._replace(path=str(picture)), look(tiny, subject.image))
+    shown = exploration.ask(Question(DIOR_CLASSES, "ship", ("standard", "vv_mixed"), adapted=True))
+    weights = str(tiny_folder / "model.safetensors")
+    origin = Origin("x", "test", f"local-dir:{tiny_folder}", weights, 3, str(folder), device="cpu")
+    names: dict = {}
+    exec(python_call(origin, shown, exploration), names)
+    np.testing.assert_allclose(names["boxes"], shown.answers[-1].boxes, rtol=1e-4, atol=1e-3)
+
+
+def test_a_large_image_is_drawn_reduced(tiny):
+    image = np.zeros((3000, 6000, 3), np.uint8)
+    exploration = Exploration(tiny)
+    exploration.show(Subject("large", "", image, truth_of(("ship", 5000, 2000, 5900, 2900))), look(tiny, image))
+    drawn = view.figure(exploration.ask(Question(DIOR_CLASSES, "ship")), patch=(1, 1))
+    pictures = [axis.images[0] for axis in drawn.axes]
+    assert {picture.get_array().shape for picture in pictures} == {(400, 800, 3)}
+    assert {tuple(picture.get_extent()) for picture in pictures} == {(0, 6000, 3000, 0)}
 
 
 def test_decoding_an_upload_reports_a_damaged_file(subject):

@@ -64,10 +64,10 @@ def shapes(explorer: Explorer, place: int = 0) -> list[dict]:
 def test_it_opens_on_the_first_image_and_a_class_that_it_holds(explorer):
     assert line(explorer) == ""
     assert explorer.controls.position.value == f"1 of 6: {explorer.dataset.images['image_id'][0]}"
-    assert explorer.controls.shown.value in set(explorer.subject.truth["label"])
+    assert explorer.controls.shown.value in set(explorer.shown.subject.truth["label"])
     assert explorer.stage.photo.photo.startswith(b"\xff\xd8")
     assert explorer.stage.maps[0].overlay.startswith(b"\xff\xd8")
-    assert len(shapes(explorer)) == len(explorer.answers[0].boxes) > 0
+    assert len(shapes(explorer)) == len(explorer.shown.answers[0].boxes) > 0
     assert explorer.work.busy.layout.visibility == "hidden"
     assert explorer.controls.layers.max == 3
 
@@ -80,9 +80,9 @@ def test_dragging_the_threshold_moves_boxes_and_sends_no_picture(explorer):
     assert shapes(explorer) != before
     assert not {"photo", "overlay"} & set(sent)
     assert {"shapes", "outline", "caption"} <= set(sent)
-    assert explorer.question.setting.boxes.percentile == 90.0
+    assert explorer.shown.question.setting.boxes.percentile == 90.0
     found = [shape["box"] for shape in shapes(explorer)]
-    np.testing.assert_allclose(found, explorer.answers[0].boxes[:, :4])
+    np.testing.assert_allclose(found, explorer.shown.answers[0].boxes[:, :4])
     json.dumps(panel.shapes + panel.outline)  # plain values, as the browser gets them
 
 
@@ -92,13 +92,13 @@ def test_a_phrase_is_asked_for_and_shown(explorer):
     assert explorer.stage.maps[0].caption == "no answer to what is asked"
     explorer.controls.words.value = "red roof, Ship"
     assert line(explorer) == ""
-    assert explorer.question.asked == ("red roof", "Ship")
+    assert explorer.shown.question.asked == ("red roof", "Ship")
     assert explorer.stage.maps[0].title == "vv_mixed: “red roof”"
-    assert "names no class" in explorer.stage.truths.value or explorer.subject.truth.empty
+    assert "names no class" in explorer.stage.truths.value or explorer.shown.subject.truth.empty
     explorer.controls.words.value = "red roof, Ship, blue barn"
     assert explorer.controls.shown.value == "blue barn"  # what is new is what one wants to see
     explorer.controls.ask.value = "both"
-    assert explorer.question.asked == ("red roof", "Ship", "blue barn", *explorer.dataset.classes)
+    assert explorer.shown.question.asked == ("red roof", "Ship", "blue barn", *explorer.dataset.classes)
     assert explorer.controls.shown.value == "blue barn"
 
 
@@ -121,7 +121,7 @@ def test_next_previous_by_class_and_by_name(explorer):
     def shown(react) -> str:
         react()
         explorer.wait()
-        return explorer.subject.name
+        return explorer.shown.subject.name
 
     assert shown(explorer.controls.next.click) == ids[1]
     assert shown(explorer.controls.previous.click) == ids[0]
@@ -138,7 +138,7 @@ def test_next_previous_by_class_and_by_name(explorer):
     assert line(explorer) == (
         f"no image 'nowhere' in split test of scenes, which holds {ids[0]} to {ids[-1]}; type a name, or a part of one"
     )
-    assert explorer.subject.name == ids[3]
+    assert explorer.shown.subject.name == ids[3]
 
 
 def test_another_image_is_one_forward(explorer, monkeypatch):
@@ -155,7 +155,7 @@ def test_another_image_is_one_forward(explorer, monkeypatch):
     explorer.wait()
     assert calls == [1, 1]
     assert explorer.stage.photo.grid == [6, 6]
-    assert explorer.answers[0].shown.shape == (6, 6)
+    assert explorer.shown.answers[0].shown.shape == (6, 6)
 
 
 def test_the_pointed_patch_shows_in_every_panel(explorer):
@@ -182,8 +182,8 @@ def test_any_image_file_and_an_upload(explorer, tmp_path):
     file.write_bytes(data.tobytes())
     explorer.controls.path.value = str(file)
     explorer.wait()
-    assert explorer.subject.name == "field 7.png"
-    assert explorer.controls.position.value == "field 7.png, not of the data set"
+    assert explorer.shown.subject.name == "field 7.png"
+    assert explorer.controls.position.value == "field 7.png"
     assert explorer.stage.photo.size == [70, 40]
     assert "No ground truth box" in explorer.stage.truths.value
     explorer.controls.upload.value = (
@@ -191,7 +191,7 @@ def test_any_image_file_and_an_upload(explorer, tmp_path):
          "last_modified": datetime.now(UTC)},
     )  # fmt: skip
     explorer.wait()
-    assert explorer.subject.name == "sent.png"
+    assert explorer.shown.subject.name == "sent.png"
     explorer.controls.next.click()
     explorer.wait()
     assert explorer.controls.position.value.startswith("2 of 6")
@@ -209,18 +209,18 @@ def test_any_image_file_and_an_upload(explorer, tmp_path):
     ],
 )
 def test_what_cannot_be_opened_is_one_line_and_the_view_stays(explorer, control, value, message):
-    before = explorer.subject
+    before = explorer.shown.subject
     getattr(explorer.controls, control).value = value
     explorer.wait()
     assert message in line(explorer)
     assert "\n" not in explorer.work.line.value
-    assert explorer.subject is before
+    assert explorer.shown.subject is before
     assert explorer.work.traceback == ""
     assert not explorer.controls.next.disabled
     explorer.controls.next.click()
     explorer.wait()
     assert line(explorer) == ""
-    assert explorer.subject is not before
+    assert explorer.shown.subject is not before
 
 
 def test_a_damaged_image_of_the_data_set_is_one_line(options, scenes, tmp_path):
@@ -265,7 +265,7 @@ def test_another_data_set_can_be_opened_after_a_wrong_one(options, scenes):
     explorer = opened(options | {"dataset": "/nowhere"})
     explorer.controls.dataset.value = str(scenes)
     explorer.wait()
-    assert explorer.subject is not None
+    assert len(explorer.shown.subject.truth)
     assert explorer.controls.split.options == ("test", "train", "val", "trainval")
     explorer.controls.split.value = "val"
     explorer.wait()
@@ -274,7 +274,7 @@ def test_another_data_set_can_be_opened_after_a_wrong_one(options, scenes):
 
 
 def test_a_bug_is_one_line_and_keeps_its_traceback(explorer, monkeypatch):
-    monkeypatch.setattr(explorer._exploration, "answers", lambda _: 1 / 0)
+    monkeypatch.setattr(explorer._exploration, "ask", lambda _: 1 / 0)
     explorer.controls.percentile.value = 33.0
     assert "a bug of the workbook (ZeroDivisionError: division by zero)" in line(explorer)
     assert "1 / 0" in explorer.work.traceback
@@ -285,8 +285,9 @@ def test_saving_writes_a_picture_and_a_setting_and_never_over_another(explorer, 
     explorer.stage.photo.pointed = [0, 1]
     first = explorer.save()
     explorer.controls.save.click()
+    explorer.wait()
     saved = sorted(path.name for path in Path(options["save_dir"]).iterdir())
-    stem = f"{explorer.subject.name}_{explorer.controls.shown.value}"
+    stem = f"{explorer.shown.subject.name}_{explorer.controls.shown.value}"
     assert saved == [f"{stem}_01.png", f"{stem}_01.yaml", f"{stem}_02.png", f"{stem}_02.yaml"]
     assert line(explorer) == f"saved {Path(options['save_dir']) / stem}_02.png and {stem}_02.yaml"
     with Image.open(first[0]) as picture:
@@ -299,13 +300,14 @@ def test_nowhere_to_save_is_one_line(options, tmp_path):
     (tmp_path / "file").write_text("")
     explorer = opened(options | {"save_dir": str(tmp_path / "file" / "below")})
     explorer.controls.save.click()
+    explorer.wait()
     assert "cannot be written" in line(explorer)
 
 
 def test_nothing_to_save_or_copy_before_an_image_is_open(options):
     explorer = opened(options | {"dataset": "/nowhere"})
-    for ask in (explorer.save, explorer.python_call, explorer.setting_yaml, lambda: explorer.answers):
-        with pytest.raises(ParameterError, match="no image is open yet"):
+    for ask in (explorer.save, explorer.python_call, explorer.setting_yaml, lambda: explorer.shown):
+        with pytest.raises(ParameterError, match="nothing is shown"):
             ask()
 
 
@@ -331,17 +333,17 @@ def test_a_control_that_another_makes_void_is_switched_off(explorer):
 def test_the_adapter_switch_changes_the_maps_and_says_so(options, tiny, tmp_path):
     write_adapters(tmp_path / "adapters", tiny)
     explorer = opened(options | {"adapter": str(tmp_path / "adapters")})
-    before = explorer.answers[0].shown
+    before = explorer.shown.answers[0].shown
     explorer.controls.adapted.value = True
     assert explorer.controls.similarity.disabled
     assert explorer.stage.maps[0].title.startswith("vv_mixed + adapter")
-    assert np.abs(explorer.answers[0].shown - before).max() > 0.1
+    assert np.abs(explorer.shown.answers[0].shown - before).max() > 0.1
     explorer.controls.adapted.value = False
-    np.testing.assert_array_equal(explorer.answers[0].shown, before)
+    np.testing.assert_array_equal(explorer.shown.answers[0].shown, before)
 
 
 def test_the_kernel_answers_while_an_image_is_read(explorer, monkeypatch):
-    import surgerylib.explorer as module
+    import surgerylib.exploration_album as module
 
     started, go_on, read = threading.Event(), threading.Event(), module.read_image
 
@@ -355,8 +357,8 @@ def test_the_kernel_answers_while_an_image_is_read(explorer, monkeypatch):
     assert started.wait(20)
     assert explorer.work.busy.layout.visibility == "visible"
     explorer.controls.percentile.value = 91.0  # answered at once, of the image that is still shown
-    assert explorer.answers[0].boxes.shape[1] == 5
-    assert len(shapes(explorer)) == len(explorer.answers[0].boxes)
+    assert explorer.shown.answers[0].boxes.shape[1] == 5
+    assert len(shapes(explorer)) == len(explorer.shown.answers[0].boxes)
     explorer.controls.next.click()  # the newest counts
     explorer.controls.next.click()
     go_on.set()
@@ -375,3 +377,150 @@ def test_the_bar_shows_progress_in_the_widget():
         bar.refresh()
     assert (work.progress.max, seen[-1], work.doing.value) == (5, 5, "drawing scenes: 5 of 5")
     assert list(work.bar([], desc="nothing")) == []
+
+
+def test_an_image_file_can_be_looked_at_without_a_data_set(options, tmp_path):
+    explorer = opened(options | {"dataset": "/nowhere"})
+    cv2.imwrite(str(tmp_path / "alone.png"), np.zeros((40, 40, 3), np.uint8))
+    explorer.controls.path.value = str(tmp_path / "alone.png")
+    explorer.wait()
+    assert line(explorer) == ""
+    assert explorer.shown.subject.name == "alone.png"
+    assert explorer.shown.question.shown == "airplane"
+
+
+def test_random_weights_are_said_for_as_long_as_they_are_shown(options):
+    explorer = opened(options | {"checkpoint": "random"})
+    explorer.controls.next.click()
+    explorer.wait()
+    assert "The weights are random" in explorer.note.value
+    assert opened(options).note.value == ""
+
+
+def test_many_new_phrases_are_read_in_the_background(explorer):
+    explorer.controls.ask.value = "own words"
+    explorer.controls.words.value = ", ".join(f"barn number {n}" for n in range(9))
+    explorer.wait()
+    assert len(explorer.shown.question.asked) == 9
+    assert explorer.controls.shown.value == "barn number 0"
+    assert explorer.work.busy.layout.visibility == "hidden"
+
+
+def test_a_patch_pinned_beyond_a_smaller_grid_is_let_go(explorer):
+    explorer.stage.photo.pointed, explorer.stage.photo.pinned = [3, 3], True
+    explorer.controls.image_size.value = 16
+    explorer.wait()
+    assert explorer.stage.patch is None
+    assert not any(panel.pinned for panel in (explorer.stage.photo, *explorer.stage.maps))
+    explorer.stage.maps[0].pointed = [3, 3]  # sent before the browser knew of the smaller grid
+    explorer.controls.percentile.value = 60.0
+    assert (line(explorer), explorer.work.traceback, explorer.stage.patch) == ("", "", None)
+    explorer.stage.maps[0].pointed = [1, 1]
+    assert explorer.stage.patch == (1, 1)
+
+
+def test_another_size_is_of_the_image_that_was_asked_for_last(explorer, scenes, monkeypatch):
+    import surgerylib.exploration_album as module
+
+    names, read = list(explorer.dataset.images["image_id"]), module.read_image
+    started, go_on = threading.Event(), threading.Event()
+    monkeypatch.setattr(module, "read_image", lambda path: (started.set(), go_on.wait(20), read(path))[2])
+    explorer.controls.next.click()
+    assert started.wait(20)
+    explorer.controls.image_size.value = 48
+    go_on.set()
+    explorer.wait()
+    assert explorer.controls.position.value == f"2 of 6: {names[1]}"
+    assert explorer.shown.seen.image_size == 48
+    monkeypatch.setattr(module, "read_image", lambda path: read("/nowhere.jpg"))
+    explorer.controls.next.click()
+    explorer.wait()
+    explorer.controls.image_size.value = 64
+    explorer.wait()
+    assert "/nowhere.jpg" in line(explorer)
+    assert explorer.controls.position.value == f"2 of 6: {names[1]}"
+    assert yaml.safe_load(explorer.setting_yaml())["image_size"] == 48  # of what is shown
+
+
+def test_a_wrong_size_can_be_mended_in_the_widget(options):
+    explorer = opened(options | {"image_size": 33})
+    explorer.controls.image_size.value = 48
+    explorer.wait()
+    assert line(explorer) == ""
+    assert explorer.shown.seen.grid == (6, 6)
+
+
+def test_the_same_name_can_be_given_again(explorer):
+    third = explorer.dataset.images["image_id"][2]
+    for _ in range(2):
+        explorer.controls.find.value = third
+        explorer.wait()
+        assert explorer.shown.subject.name == third
+        explorer.controls.next.click()
+        explorer.wait()
+
+
+def test_after_a_failed_question_nothing_of_the_one_before_is_handed_on(explorer):
+    explorer.stage.photo.pointed = [1, 1]
+    explorer.controls.ask.value = "own words"
+    assert explorer.controls.copy.text == explorer.stage.patches.value == ""
+    explorer.stage.photo.pointed = [2, 2]
+    assert explorer.stage.patches.value == ""
+    explorer.controls.save.click()
+    explorer.wait()
+    assert "nothing is shown" in line(explorer)
+    explorer.controls.ask.value = "classes"
+    assert "Patch in row 3" in explorer.stage.patches.value
+
+
+def test_saving_leaves_a_setting_alone_whose_picture_was_taken_away(explorer):
+    picture, setting = explorer.save()
+    before = setting.read_text()
+    picture.unlink()
+    explorer.controls.percentile.value = 44.0
+    assert explorer.save()[1] != setting
+    assert setting.read_text() == before
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"model": None}, {"checkpoint": 5}, {"adapter": 5}, {"image_size": "48"}, {"image_size": 0}, {"split": None},
+     {"dataset": "~nobody-of-that-name/x"}, {"depth": 0}, {"device": "nosuch"}],
+)  # fmt: skip
+def test_values_of_another_kind_are_a_line_too(options, wrong):
+    explorer = opened(options | wrong)
+    (name,) = wrong
+    assert ("dataset folder" if name == "dataset" else name) in line(explorer)
+    assert "bug" not in line(explorer)
+
+
+def test_a_folder_may_be_a_path_and_nowhere_to_save_is_said_when_saving(options, scenes):
+    explorer = opened(options | {"dataset": scenes, "save_dir": None})
+    assert line(explorer) == ""
+    explorer.controls.save.click()
+    explorer.wait()
+    assert line(explorer).startswith("save_dir is None")
+
+
+def test_closing_lets_go_of_the_model(options):
+    import gc
+    import weakref
+
+    explorer = opened(options)
+    model = weakref.ref(explorer._exploration.clip)
+    explorer.close()
+    gc.collect()
+    assert model() is None
+
+
+def test_nothing_can_be_opened_before_the_model_is_there(options, monkeypatch):
+    import surgerylib.explorer as module
+
+    go_on, load = threading.Event(), module.load_clip
+    monkeypatch.setattr(module, "load_clip", lambda *a, **k: (go_on.wait(20), load(*a, **k))[1])
+    explorer = Explorer(**options)
+    assert explorer.controls.next.disabled
+    assert explorer.controls.dataset.disabled
+    go_on.set()
+    explorer.wait()
+    assert not explorer.controls.next.disabled

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
 from surgerylib.locations import PROJECT_ROOT
 
@@ -42,14 +42,6 @@ def browser() -> Iterator[Browser]:
         started = playwright.chromium.launch(executable_path=browser_path(), args=_ARGUMENTS)
         yield started
         started.close()
-
-
-@pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    """A browser window's own storage, closed afterwards."""
-    made = browser.new_context(viewport={"width": 1280, "height": 900})
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import psutil
 import pytest
 import yaml
@@ -260,6 +261,29 @@ def test_the_python_call_is_copied(page):
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied.startswith("from surgerylib import")
     compile(copied, "copied", "exec")
+
+
+def test_a_large_file_is_uploaded(page, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (2200, 2200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    assert (tmp_path / "large.png").stat().st_size > 11 * 2**20  # a message of more is refused by default
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="upload an image").click()
+    chooser.value.set_files(tmp_path / "large.png")
+    expect(panel(page, 0).locator(".explorer-caption")).to_have_text(
+        "large.png, 2200 × 2200, 0 annotated", timeout=30_000
+    )
+
+
+def test_the_opened_python_stays_open_while_the_threshold_moves(page):
+    page.locator(".explorer-view .jupyter-widget-Collapse-header", has_text="Python").click()
+    code = page.locator(".explorer-code")
+    expect(code).to_contain_text("extract_boxes")
+    was = code.inner_text()
+    slider(page, "percentile").focus()
+    page.keyboard.press("PageDown")
+    expect(code).not_to_have_text(was)
+    expect(code).to_be_visible()
 
 
 def test_an_error_is_one_line_that_goes_away(page, screenshots):

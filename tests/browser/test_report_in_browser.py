@@ -22,9 +22,7 @@ def folder(run) -> Path:
 
 def opened(browser: Browser, file: Path, *, width: int = 1280, scheme: str = "light") -> Page:
     """The page, where everything that it would fetch fails; what it asked for is in `page.asked`."""
-    context = browser.new_context(
-        viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, bypass_csp=False
-    )
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
     page = context.new_page()
     page.asked = []
     page.on("request", lambda request: page.asked.append(request.url))

@@ -49,6 +49,7 @@ function render({ model, el }) {
     svg.replaceChildren();
     labels.replaceChildren();
     stage.style.aspectRatio = `${width} / ${height}`;
+    stage.style.maxWidth = `calc(80vh * ${width / height})`; // a tall image keeps to the window
     for (const line of model.get("outline")) {
       let path = "";
       for (let i = 0; i < line.length; i += 2) path += `${i ? "L" : "M"}${line[i] * width} ${line[i + 1] * height}`;
