@@ -62,7 +62,7 @@ def measure(explorer: Explorer, rounds: int) -> None:
         controls.next.click()
         explorer.wait()
 
-    def ask(shown.question) -> Callable[[], None]:
+    def ask(question) -> Callable[[], None]:
         def call() -> None:
             boxes = BoxSettings(percentile=next(percentiles))
             exploration.ask(replace(question, setting=replace(question.setting, boxes=boxes)))
