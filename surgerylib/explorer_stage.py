@@ -107,7 +107,9 @@ class Stage:
             with panel.hold_sync():
                 panel.overlay = view.overlay_bytes(attended, cv2.COLORMAP_VIRIDIS)
                 panel.title = f"{path.upper()}: where the patch attends"
-                panel.caption = f"to the CLS token {1 - attended.sum():.0%}, to itself {attended[patch]:.0%}"
+                panel.caption = (
+                    f"to the CLS token {100 * (1 - attended.sum()):.0f} %, to itself {100 * attended[patch]:.0f} %"
+                )
 
     def blank(self) -> None:
         """No answer: maps and boxes of an earlier question would be taken for one."""

@@ -21,38 +21,10 @@ from surgerylib.heatmaps import HEATMAP_KINDS
 from surgerylib.localizer import load_localizer
 from surgerylib.locations import PROJECT_ROOT
 from surgerylib.preflight import check
-from surgerylib.scenes import write_scenes
-from surgerylib.workbook import RunResult, run_workbook
+from surgerylib.workbook import run_workbook
 
 SWEEP_RESULTS = "multi_iou_results.json"
 NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
-
-
-@pytest.fixture(scope="module")
-def parameters(tmp_path_factory, tiny_folder) -> dict:
-    scenes = write_scenes(tmp_path_factory.mktemp("data") / "scenes", num_train=7, num_val=5, num_test=6, size=96)
-    return {
-        "dataset": str(scenes),
-        "model": f"local-dir:{tiny_folder}",
-        "checkpoint": str(tiny_folder / "model.safetensors"),
-        "depth": 4,
-        "num_examples": 2,
-        "device": "cpu",
-        "percentiles": [60, 75, 90],
-        "unions": [[60, 90]],
-        "epochs": 2,
-        "ablation_epochs": 1,
-        "warmup_epochs": 0.5,
-        "picture_size": 32,
-        "training_batch_size": 4,
-        "adapter_epochs": 3,
-        "adapter_ablation_epochs": 1,
-    }
-
-
-@pytest.fixture(scope="module")
-def run(parameters, tmp_path_factory) -> RunResult:
-    return run_workbook(parameters, tmp_path_factory.mktemp("run"))
 
 
 def text_of(page: Path) -> str:
