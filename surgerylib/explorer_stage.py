@@ -107,9 +107,8 @@ class Stage:
             with panel.hold_sync():
                 panel.overlay = view.overlay_bytes(attended, cv2.COLORMAP_VIRIDIS)
                 panel.title = f"{path.upper()}: where the patch attends"
-                panel.caption = (
-                    f"to the CLS token {100 * (1 - attended.sum()):.0f} %, to itself {100 * attended[patch]:.0f} %"
-                )
+                to_cls, to_itself = 100 * (1 - attended.sum()), 100 * attended[patch]
+                panel.caption = f"to the CLS token {to_cls:.0f} %, to itself {to_itself:.0f} %"
 
     def blank(self) -> None:
         """No answer: maps and boxes of an earlier question would be taken for one."""
