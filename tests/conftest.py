@@ -1,36 +1,15 @@
-"""A tiny CLIP in open_clip's own architecture, as files on disk, for every test that needs a model."""
+"""A tiny CLIP for every test that needs a model, and a run of the workbook with it."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
+from tiny_models import write_model
 
-from surgerylib.clip import SurgeryCLIP, load_clip, open_clip
+from surgerylib.clip import SurgeryCLIP, load_clip
 from surgerylib.scenes import write_scenes
 from surgerylib.workbook import RunResult, run_workbook
-
-TINY_VISION = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 4, "head_width": 16}
-TINY_CONFIG = {
-    "embed_dim": 24,
-    "vision_cfg": TINY_VISION,
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-}
-
-
-def write_model(folder: Path, config: dict = TINY_CONFIG, seed: int = 7) -> Path:
-    """An open_clip folder (`local-dir:`): config and weights that are large enough to tell the paths apart."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = open_clip.CLIP(**config)
-        state = {key: value + 0.1 * torch.randn_like(value) for key, value in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors")
-    return folder
 
 
 @pytest.fixture(scope="session")

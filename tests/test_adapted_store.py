@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_model
+from tiny_models import write_model
 
 from surgerylib import adapted_store as adapted_store_module
 from surgerylib import store as store_module

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import safetensors.torch
 import torch
-from conftest import write_model
+from tiny_models import write_model
 
 from surgerylib.adapter import HeatmapAdapter, clip_and_tokens, load_adapter, save_adapter, untrained_adapter
 from surgerylib.clip import ImageTokens, load_clip

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 from adapted_scenes import SEEN, load_adapters, write_adapter
-from conftest import write_model
+from tiny_models import write_model
 
 from surgerylib import workbook
 from surgerylib.adapted_store import distinct_adapters, find_adapters

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_CONFIG, TINY_VISION, write_model
 from safetensors.torch import load_file, save_file
+from tiny_models import TINY_CONFIG, TINY_VISION, write_model
 
 from surgerylib import checkpoints
 from surgerylib.clip import load_clip

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_CONFIG, TINY_VISION, write_model
 from PIL import Image
+from tiny_models import TINY_CONFIG, TINY_VISION, write_model
 
 from surgerylib import clip as clip_module
 from surgerylib.clip import interpolate_positions, load_clip, open_clip

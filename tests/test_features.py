@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import write_model
+from tiny_models import write_model
 
 from surgerylib import features as features_module
 from surgerylib.classes import prompt_names

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_model
 from filelock import FileLock
+from tiny_models import write_model
 
 from surgerylib import image_shards as image_shards_module
 from surgerylib import map_shards as map_shards_module

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from conftest import write_model
+from tiny_models import write_model
 
 from surgerylib import training as training_module
 from surgerylib.clip import load_clip
