@@ -73,8 +73,9 @@ def server(command: list[str], folder: Path, url: str) -> Iterator[tuple[str, ps
 
 def lab_command() -> list[str]:
     """What `make lab` runs, without opening a browser of its own, on a free port."""
-    last = subprocess.run(["make", "-n", "lab"], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True).stdout
-    options = shlex.split(last.strip().splitlines()[-1].split("jupyter lab", 1)[1])
+    said = subprocess.run(["make", "-n", "lab"], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True).stdout
+    (command,) = (line for line in said.splitlines() if "jupyter lab" in line)  # under make it also names folders
+    options = shlex.split(command.split("jupyter lab", 1)[1])
     return [sys.executable, "-m", "jupyterlab", *options, "--no-browser", "--allow-root", "--ServerApp.port=0"]
 
 
