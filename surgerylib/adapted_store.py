@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +172,7 @@ class AdaptedStore(ImageShards):
         records = np.empty((len(images), *self.record.shape), dtype=np.float32)
         for place, adapter in enumerate(self.adapters):
             layers = adapter.model.num_layers
-            last = replace(tokens, qk=tokens.qk[-layers:], vv=tokens.vv[-layers:], features=tokens.features[-layers:])
-            logits = heatmaps(last, text, adapter.kinds[0], adapter=adapter.model)
+            logits = heatmaps(tokens.last(layers), text, adapter.kinds[0], adapter=adapter.model)
             records[:, place] = logits.flatten(2).cpu().numpy()
         if not np.isfinite(records).all():
             raise self._not_finite(first)

@@ -13,7 +13,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -50,6 +50,10 @@ class ImageTokens:
     grid: tuple[int, int]
     qk_attention: Tensor | None = None
     vv_attention: Tensor | None = None
+
+    def last(self, layers: int) -> ImageTokens:
+        """The deepest `layers` of these, as a forward that was asked for so many gives them."""
+        return replace(self, qk=self.qk[-layers:], vv=self.vv[-layers:], features=self.features[-layers:])
 
 
 class _Layer(NamedTuple):

@@ -274,10 +274,11 @@ class Exploration:
                     f"surgery similarity compares phrases, and {question.asked[0]!r} is alone: add another, ask for "
                     "the classes too, or choose cosine"
                 )
-            last = replace(tokens, qk=tokens.qk[-layers:], vv=tokens.vv[-layers:], features=tokens.features[-layers:])
-            model = self.adapters[kind].model if source.adapter is not None else None
+            options = {"similarity": source.similarity}
+            if source.adapter is not None:
+                options["adapter"] = self.adapters[kind].model
             with torch.no_grad():
-                found = heatmaps(last, self.text(question.asked), kind, similarity=source.similarity, adapter=model)
+                found = heatmaps(tokens.last(layers), self.text(question.asked), kind, **options)
             self._maps[key] = found[0].float().cpu().numpy()
         return self._maps[key]
 

@@ -38,60 +38,44 @@ class Controls:
             has_adapter: whether the switch for trained adapters can be used.
         """
         self.dataset = _text("dataset", dataset, "folder, or embedded")
-        self.split = widgets.Dropdown(
-            options=[split], value=split, description="split", layout=widgets.Layout(width="200px"), style=_STYLE
-        )
-        self.open = widgets.Button(description="read", icon="refresh", tooltip="read the data set again", layout=_WIDE)
+        self.split = _choice("split", [split], width="200px")
+        self.open = _button("read", "refresh", "read the data set again")
         self.path = _text("image file", "", "any JPEG, PNG, BMP or TIFF on this machine")
-        self.upload = widgets.FileUpload(
-            accept="image/*,.tif,.tiff",
-            multiple=False,
-            description="upload an image",
-            layout=_WIDE,
-            tooltip="up to 10 MB on a server other than make lab's; larger files by their name",
-        )
+        self.upload = widgets.FileUpload(accept="image/*,.tif,.tiff", description="upload an image", layout=_WIDE)
+        self.upload.tooltip = "up to 10 MB on a server other than make lab's; larger files by their name"
 
-        self.previous = widgets.Button(icon="chevron-left", description="previous", layout=_WIDE)
-        self.next = widgets.Button(icon="chevron-right", description="next", layout=_WIDE)
+        self.previous, self.next = _button("previous", "chevron-left"), _button("next", "chevron-right")
         self.position = widgets.Label()
         self.find = _text("go to", "", "file name, or a part of it")
-        self.with_class = widgets.Dropdown(options=[ANY_CLASS], description="images with", layout=_WIDE, style=_STYLE)
+        self.with_class = _choice("images with", [ANY_CLASS])
 
         self.ask = widgets.ToggleButtons(options=[CLASSES, OWN_WORDS, BOTH], style={"button_width": "auto"})
         self.ask.tooltips = ["the data set's class list", "the phrases below", "phrases among the classes"]
         self.words = _text("own words", "", "red roof, boat in a harbor")
-        self.shown = widgets.Dropdown(options=[], description="shown", layout=_WIDE, style=_STYLE)
-        self.against = widgets.Dropdown(
-            options=[AS_NAMED, EVERY_BOX], description="held against", layout=_WIDE, style=_STYLE
-        )
+        self.shown = _choice("shown", [])
+        self.against = _choice("held against", [AS_NAMED, EVERY_BOX])
 
-        kinds = [*HEATMAP_KINDS, ALL_KINDS]
-        self.kind = widgets.Dropdown(options=kinds, value="vv_mixed", description="kind", layout=_WIDE, style=_STYLE)
-        self.similarity = widgets.Dropdown(
-            options=list(SIMILARITIES), description="similarity", layout=_WIDE, style=_STYLE
-        )
-        self.layers = widgets.IntSlider(value=1, min=1, max=6, description="last layers", layout=_WIDE, style=_STYLE)
-        self.image_size = widgets.Dropdown(
-            options=[("the model's own", 0)], description="image size", layout=_WIDE, style=_STYLE
-        )
+        self.kind = _choice("kind", [*HEATMAP_KINDS, ALL_KINDS])
+        self.kind.value = MapSource().kind
+        self.similarity = _choice("similarity", SIMILARITIES)
+        self.layers = _whole("last layers", 1, 1, 6)
+        self.image_size = _choice("image size", [("the model's own", 0)])
         self._own_size = 0
-        self.adapted = widgets.Checkbox(
-            value=False, description="trained adapter", disabled=not has_adapter, indent=False, layout=_WIDE
-        )
+        self.adapted = _check("trained adapter")
+        self.adapted.disabled = not has_adapter
 
-        self.percentile = _slider("percentile", 75.0, 1.0, 99.5, 0.5, ".1f")
-        self.min_side = widgets.IntSlider(value=5, min=0, max=100, description="least side", layout=_WIDE, style=_STYLE)
+        plain = BoxSettings()
+        self.percentile = _slider("percentile", plain.percentile, 1.0, 99.5, 0.5, ".1f")
+        self.min_side = _whole("least side", plain.min_side, 0, 100)
         self.min_side.tooltip = "smaller boxes are dropped, in pixels of the 224 x 224 map"
-        self.use_nms = widgets.Checkbox(value=False, description="suppress overlaps", indent=False, layout=_WIDE)
-        self.nms_iou = _slider("above IoU", 0.5, 0.05, 1.0, 0.05, ".2f")
-        self.use_floor = widgets.Checkbox(value=False, description="floor (raw value)", indent=False, layout=_WIDE)
+        self.use_nms, self.nms_iou = _check("suppress overlaps"), _slider("above IoU", 0.5, 0.05, 1.0, 0.05, ".2f")
+        self.use_floor = _check("floor (raw value)")
         self.floor = widgets.FloatText(value=0.0, step=0.01, description="at least", layout=_WIDE, style=_STYLE)
-        scores = [(SCORE_NAMES[name], name) for name in BOX_SCORES]
-        self.score = widgets.Dropdown(options=scores, description="box score", layout=_WIDE, style=_STYLE)
+        self.score = _choice("box score", [(SCORE_NAMES[name], name) for name in BOX_SCORES])
 
         self.opacity = _slider("opacity", 0.5, 0.0, 1.0, 0.05, ".2f")
-        self.outline = widgets.Checkbox(value=True, description="outline of the mask", indent=False, layout=_WIDE)
-        self.save = widgets.Button(description="save PNG and YAML", icon="save", layout=_WIDE)
+        self.outline = _check("outline of the mask", True)
+        self.save = _button("save PNG and YAML", "save")
         self.copy = CopyButton(description="copy the Python call")
 
         self.of_question = (
@@ -221,6 +205,22 @@ def _slider(name: str, value: float, least: float, most: float, step: float, for
     return widgets.FloatSlider(
         value=value, min=least, max=most, step=step, description=name, readout_format=form, layout=_WIDE, style=_STYLE
     )
+
+
+def _whole(name: str, value: int, least: int, most: int) -> widgets.IntSlider:
+    return widgets.IntSlider(value=value, min=least, max=most, description=name, layout=_WIDE, style=_STYLE)
+
+
+def _choice(name: str, options: Sequence, width: str = "auto") -> widgets.Dropdown:
+    return widgets.Dropdown(options=options, description=name, layout=widgets.Layout(width=width), style=_STYLE)
+
+
+def _check(name: str, value: bool = False) -> widgets.Checkbox:
+    return widgets.Checkbox(value=value, description=name, indent=False, layout=_WIDE)
+
+
+def _button(name: str, icon: str, tooltip: str = "") -> widgets.Button:
+    return widgets.Button(description=name, icon=icon, tooltip=tooltip, layout=_WIDE)
 
 
 def _heading(text: str) -> widgets.HTML:

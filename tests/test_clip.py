@@ -73,7 +73,9 @@ def test_every_layer_matches_the_stock_stream(tiny):
     with torch.no_grad():
         expected = torch.stack([unit(tiny._project(out)) for out in outputs[-3:]])
     torch.testing.assert_close(tokens.qk, expected, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(tokens.qk[-1:], tiny.encode_image(batch).qk, rtol=0, atol=0)
+    for name in ("qk", "vv", "features"):
+        last, alone = getattr(tokens.last(1), name), getattr(tiny.encode_image(batch), name)
+        torch.testing.assert_close(last, alone, rtol=0, atol=0)
 
 
 def test_known_error_06_layer_features_normalised_before_ln_post(tiny):
