@@ -10,9 +10,8 @@ import hashlib
 import operator
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,8 +19,10 @@ from tqdm import tqdm
 
 from .annotations import Annotation, read_annotation
 from .classes import DIOR_CLASSES, PROMPT_TEMPLATES, canonical_class, check_classes, prompt_names
-from .errors import AnnotationError, DatasetError, ImageReadError, ParameterError
-from .images import ends_well, image_size, read_image
+from .damage import SkippedImages, check_any_left, check_images, skipped_frame
+from .errors import AnnotationError, ParameterError
+from .images import image_size, read_image
+from .layouts import recognise
 
 __all__ = [
     "DIOR_CLASSES",
@@ -38,41 +39,6 @@ __all__ = [
     "read_annotation",
     "read_image",
 ]
-_IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "bmp", "tif", "tiff"})
-
-
-class _Layout(NamedTuple):
-    name: str
-    annotation_dirs: tuple[str, ...]
-    split_dir: str
-    image_dirs: tuple[str, ...]
-    picture: str
-
-
-# DIOR before VOC: its annotation folder lies inside VOC's
-_LAYOUTS = (
-    _Layout(
-        "DIOR",
-        ("Annotations/Horizontal Bounding Boxes",),
-        "ImageSets/Main",
-        ("JPEGImages-trainval", "JPEGImages-test", "JPEGImages"),
-        "JPEGImages-trainval/, JPEGImages-test/, Annotations/Horizontal Bounding Boxes/, ImageSets/Main/*.txt",
-    ),
-    _Layout(
-        "VOC",
-        ("Annotations",),
-        "ImageSets/Main",
-        ("JPEGImages",),
-        "JPEGImages/, Annotations/, ImageSets/Main/*.txt",
-    ),
-    _Layout(
-        "reorganised",
-        ("annotations/horizontal", "annotations"),
-        "splits",
-        ("images/trainval", "images/test", "images"),
-        "images/{trainval,test}/ or images/, annotations/horizontal/ or annotations/, splits/*.txt",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -89,6 +55,8 @@ class Dataset:
         classes: the class list in force; labels are among these.
         repairs: image_id, label, repair ('clipped' or 'dropped'): a row for each box that was changed or left out.
         n_repeated: ids that the split file named again; the first mention counts.
+        skipped: image_id, reason, n_boxes (<NA> where the annotation cannot be read), position (in the split): images
+            that were left out because they are damaged, and their boxes with them.
     """
 
     name: str
@@ -100,6 +68,13 @@ class Dataset:
     classes: tuple[str, ...]
     repairs: pd.DataFrame
     n_repeated: int = 0
+    skipped: pd.DataFrame = field(default_factory=lambda: skipped_frame([]))
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Place of each image in the split, among those that were left out: int64 [n]."""
+        everything = np.arange(len(self.images) + len(self.skipped))
+        return np.setdiff1d(everything, self.skipped["position"].to_numpy(), assume_unique=True)
 
     @property
     def n_clipped(self) -> int:
@@ -115,6 +90,17 @@ class Dataset:
         """`1 image`, `1,234 images`."""
         return _count(len(self.images), "image")
 
+    def count_skipped(self) -> str:
+        """`2 damaged images (and 5 boxes)`, `1 damaged image (its boxes cannot be counted)`."""
+        counts = self.skipped["n_boxes"]
+        boxes = f"and {_count(int(counts.sum()), 'box')}"
+        if counts.isna().any():
+            unknown = int(counts.isna().sum())
+            boxes = (
+                "whose boxes cannot be counted" if unknown == len(counts) else f"{boxes}, without those of {unknown}"
+            )
+        return f"{_count(len(self.skipped), 'damaged image')} ({boxes})"
+
     def describe(self) -> str:
         """One line: layout, split, sizes and what was mended."""
         text = (
@@ -128,27 +114,36 @@ class Dataset:
             repairs.append(f"{_count(self.n_dropped, 'box')} dropped (no area)")
         if self.n_repeated:
             repairs.append(f"{_count(self.n_repeated, 'repeated id')} dropped")
+        if len(self.skipped):
+            repairs.append(f"{self.count_skipped()} skipped")
         return "; ".join([text, ", ".join(repairs)]) if repairs else text
 
     def sample(self, n: int | None, seed: int = 0) -> Dataset:
         """`n` images chosen at random, in split order, with their boxes; all of them for None, 0 or n >= the size.
 
+        Drawn among all of the split: an image that was left out as damaged does not change which others are drawn.
+
         Raises:
             ParameterError: `n` or `seed` is negative or no whole number.
+            DatasetError: every image that was drawn is damaged.
         """
         if n is None:
             return self
         n = _whole_number("number of images", n, at_least=0)
-        if n == 0 or n >= len(self.images):
+        n_all = len(self.images) + len(self.skipped)
+        if n == 0 or n >= n_all:
             return self
         seed = _whole_number("seed", seed, at_least=0)
-        chosen = np.sort(np.random.default_rng(seed).choice(len(self.images), size=n, replace=False))
-        images = self.images.iloc[chosen].reset_index(drop=True)
+        chosen = np.sort(np.random.default_rng(seed).choice(n_all, size=n, replace=False))
+        images = self.images[np.isin(self.positions, chosen)].reset_index(drop=True)
+        skipped = self.skipped[self.skipped["position"].isin(chosen)].reset_index(drop=True)
+        skipped["position"] = np.searchsorted(chosen, skipped["position"].to_numpy())
+        check_any_left(self.split, len(images), skipped)
         ids = set(images["image_id"])
         boxes, repairs = (
             frame[frame["image_id"].isin(ids)].reset_index(drop=True) for frame in (self.boxes, self.repairs)
         )
-        return replace(self, images=images, boxes=boxes, repairs=repairs)
+        return replace(self, images=images, boxes=boxes, repairs=repairs, skipped=skipped)
 
     def fingerprint(self) -> str:
         """sha256 (hex) of ids, sizes, boxes, labels and classes: the same wherever the folder lies."""
@@ -182,13 +177,14 @@ def load_dataset(
     limit: int | None = None,
     classes: Sequence[str] = DIOR_CLASSES,
     require_images: bool = True,
+    on_bad_image: str = "error",
     progress: type[tqdm] = tqdm,
 ) -> Dataset:
     """Reads one split of a dataset in DIOR's, plain VOC's or the reorganised layout, recognised from the folders.
 
     Boxes beyond the image are clipped and boxes without area inside it dropped; both are counted in the result, as are
     ids that a split file repeats. VOC's `difficult` flag is not looked at. Images are not decoded, only their headers
-    are read; `check_images` looks for truncated files.
+    are read; `damage.sound` decodes them.
 
     Args:
         root: the dataset folder.
@@ -196,13 +192,15 @@ def load_dataset(
         limit: only the first so many images of the split.
         classes: the class list; names in the files are brought to its spelling.
         require_images: False reads annotations alone: `path` stays empty and the sizes are those the XML states.
+        on_bad_image: `error` raises the first damaged image, `skip` leaves such images out (see `damage`); they are
+            listed in the result.
         progress: tqdm, or a class of its kind that shows the progress elsewhere.
 
     Raises:
-        DatasetError: missing folder, unknown layout, missing or empty split, an image that isn't there, a stated size
-            that is not the image's.
-        ImageReadError: an image whose header cannot be read.
-        AnnotationError: an annotation that is missing or wrong.
+        DatasetError: missing folder, unknown layout, missing or empty split, an image that isn't there, or every image
+            damaged.
+        ImageReadError: an image whose header cannot be read, that is there twice, or lies outside of the dataset.
+        AnnotationError: an annotation that is missing or wrong, or states a size that is not the image's.
         UnknownClassError: an object whose class is not in `classes`.
         ParameterError: a `limit` or class list that cannot be.
     """
@@ -213,68 +211,59 @@ def load_dataset(
     if not classes:
         raise ParameterError("the class list is empty; name at least one class")
     check_classes(classes)
-    layout, annotation_dir = _recognise(root)
-    all_ids = _split_ids(root / layout.split_dir, split)
+    folder = recognise(root)
+    all_ids = folder.ids(split)
     ids = list(dict.fromkeys(all_ids))[:limit]
-    paths = _image_paths(root, layout, split, ids) if require_images else [""] * len(ids)
+    skipped = SkippedImages(root, on_bad_image)
+    files = folder.image_files(split) if require_images else None
+    if files is not None and on_bad_image == "error":
+        files.check_all_there(ids)
 
-    sizes: list[tuple[int, int]] = []
+    kept: list[tuple[str, str, int, int]] = []
     labels: list[str] = []
     raw_boxes: list[tuple[float, float, float, float]] = []
     boxes_per_image: list[int] = []
-    for image_id, path in zip(progress(ids, desc=f"reading {split}", delay=2, leave=False), paths, strict=True):
-        xml_path = annotation_dir / f"{image_id}.xml"
-        annotation = read_annotation(xml_path, classes)
-        size_wh = image_size(path) if require_images else annotation.size_wh
-        if size_wh is None:
-            raise AnnotationError(f"{xml_path} states no image size, and images are not read; add <size> to the file")
-        if annotation.size_wh not in (None, size_wh):
-            raise DatasetError(
-                f"{xml_path} states {annotation.size_wh[0]}x{annotation.size_wh[1]} pixels but {path} has "
-                f"{size_wh[0]}x{size_wh[1]}; the boxes would be wrong: restore the image the boxes were drawn on"
-            )
-        sizes.append(size_wh)
-        labels += annotation.labels
-        raw_boxes += annotation.boxes_xyxy
-        boxes_per_image.append(len(annotation.labels))
+    for position, image_id in enumerate(progress(ids, desc=f"reading {split}", delay=2, leave=False)):
+        with skipped.left_out(image_id, position) as n_boxes:
+            xml_path = folder.annotation(image_id)
+            annotation = read_annotation(xml_path, classes)
+            n_boxes.append(len(annotation.labels))
+            path = files.path(image_id) if files is not None else ""
+            size_wh = image_size(path) if path else annotation.size_wh
+            _check_size(xml_path, annotation, path, size_wh)
+            kept.append((image_id, path, *size_wh))
+            labels += annotation.labels
+            raw_boxes += annotation.boxes_xyxy
+            boxes_per_image.append(len(annotation.labels))
 
-    images = pd.DataFrame(
-        {
-            "image_id": pd.Series(ids, dtype="str"),
-            "path": pd.Series(paths, dtype="str"),
-            "width": np.array([w for w, _ in sizes], dtype=np.int64),
-            "height": np.array([h for _, h in sizes], dtype=np.int64),
-        }
-    )
+    left_out = skipped.frame()
+    check_any_left(split, len(kept), left_out)
+    columns = dict(zip(("image_id", "path", "width", "height"), zip(*kept, strict=True), strict=True))
+    images = pd.DataFrame(columns).astype({"image_id": "str", "path": "str", "width": "int64", "height": "int64"})
     boxes, repairs = _mend_boxes(images, boxes_per_image, labels, raw_boxes)
     return Dataset(
         name=root.resolve().name,
         root=root,
         split=split,
-        layout=layout.name,
+        layout=folder.layout,
         images=images,
         boxes=boxes,
         classes=classes,
         repairs=repairs,
         n_repeated=len(all_ids) - len(set(all_ids)),
+        skipped=left_out,
     )
 
 
-def _recognise(root: Path) -> tuple[_Layout, Path]:
-    try:
-        is_there = root.is_dir()
-    except OSError:  # too long for a name
-        is_there = False
-    if not is_there:
-        shown = root if len(str(root)) < 200 else f"{str(root)[:80]}..."
-        raise DatasetError(f"no dataset folder {shown}; give the folder that holds the images, annotations and splits")
-    for layout in _LAYOUTS:
-        annotation_dir = next((root / d for d in layout.annotation_dirs if (root / d).is_dir()), None)
-        if annotation_dir is not None and (root / layout.split_dir).is_dir():
-            return layout, annotation_dir
-    held = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
-    pictures = "; ".join(f"{layout.name}: {layout.picture}" for layout in _LAYOUTS)
-    raise DatasetError(f"{root} fits none of the three layouts ({pictures}); it holds {held}")
+def _check_size(xml_path: Path, annotation: Annotation, path: str, size_wh: tuple[int, int] | None) -> None:
+    """Raise an `AnnotationError` where the size is unknown, or is not the one that the boxes were drawn on."""
+    if size_wh is None:
+        raise AnnotationError(f"{xml_path} states no image size, and images are not read; add <size> to the file")
+    if annotation.size_wh not in (None, size_wh):
+        raise AnnotationError(
+            f"{xml_path} states {annotation.size_wh[0]}x{annotation.size_wh[1]} pixels but {path} has "
+            f"{size_wh[0]}x{size_wh[1]}; the boxes would be wrong: restore the image the boxes were drawn on"
+        )
 
 
 def dataset_splits(root: str | os.PathLike[str]) -> list[str]:
@@ -283,77 +272,7 @@ def dataset_splits(root: str | os.PathLike[str]) -> list[str]:
     Raises:
         DatasetError: missing folder, unknown layout, or no split file.
     """
-    layout, _ = _recognise(Path(root))
-    splits = _splits_in(Path(root) / layout.split_dir)
-    if not splits:
-        raise DatasetError(f"no split file in {Path(root) / layout.split_dir}; write train.txt, one image id a line")
-    return splits
-
-
-def _splits_in(split_dir: Path) -> list[str]:
-    return sorted(path.stem for path in split_dir.glob("*.txt"))
-
-
-def _split_ids(split_dir: Path, split: str) -> list[str]:
-    available = _splits_in(split_dir)
-    if split in available:
-        files = [split]
-    elif split == "trainval" and {"train", "val"} <= set(available):
-        files = ["train", "val"]
-    else:
-        raise DatasetError(f"no split {split!r} in {split_dir}; there are: {', '.join(available) or 'none'}")
-    ids = [image_id for name in files for image_id in _ids_of_file(split_dir / f"{name}.txt")]
-    if not ids:
-        raise DatasetError(f"split {split!r} in {split_dir} names no image; write one id a line")
-    return ids
-
-
-def _ids_of_file(path: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(
-            f"split file {path} cannot be read ({error}); it must be UTF-8 text, one id a line"
-        ) from None
-    rows = [line.rsplit(maxsplit=1) for line in lines if line]
-    if rows and all(len(row) == 2 and row[1] in ("1", "0", "-1") for row in rows):
-        # VOC's split file of one class: 'id -1' says that the class is absent, so the image is not in the split
-        ids = [image_id for image_id, flag in rows if flag != "-1"]
-    else:
-        ids = [line for line in lines if line]
-    for image_id in ids:
-        if image_id in (".", "..") or any(c in image_id for c in "/\\\0"):
-            raise DatasetError(f"split file {path} has the id {image_id!r}; an id is a bare file name without folders")
-    return ids
-
-
-def _image_paths(root: Path, layout: _Layout, split: str, ids: list[str]) -> list[str]:
-    folders = [root / d for d in layout.image_dirs if (root / d).is_dir()]
-    if not folders:
-        raise DatasetError(f"no image folder in {root}; the {layout.name} layout is {layout.picture}")
-    # the folder of this split wins where both hold an image of that id
-    wanted = "test" if split == "test" else "trainval"
-    folders.sort(key=lambda folder: not folder.name.endswith(wanted))
-    found: dict[str, list[str]] = {}
-    for folder in reversed(folders):
-        here: dict[str, list[str]] = {}
-        for entry in os.scandir(folder):
-            stem, _, suffix = entry.name.rpartition(".")
-            if suffix.lower() in _IMAGE_SUFFIXES:
-                here.setdefault(stem, []).append(entry.path)
-        found.update(here)
-    missing = [image_id for image_id in ids if image_id not in found]
-    if missing:
-        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        searched = ", ".join(str(folder) for folder in folders)
-        raise DatasetError(
-            f"split {split!r} names {_count(len(missing), 'image')} not in {searched}: {shown}; "
-            "add the files or mend the split file (its ids carry no .jpg)"
-        )
-    for image_id in ids:
-        if len(found[image_id]) > 1:
-            raise DatasetError(f"image {image_id!r} is there twice: {', '.join(sorted(found[image_id]))}; keep one")
-    return [found[image_id][0] for image_id in ids]
+    return recognise(root).splits()
 
 
 def _mend_boxes(
@@ -402,32 +321,3 @@ def check_have_boxes(dataset: Dataset, names: Sequence[str]) -> tuple[str, ...]:
             "choose another split"
         )
     return tuple(name for name in dataset.classes if name in asked)
-
-
-def check_images(dataset: Dataset) -> list[tuple[str, str]]:
-    """Looks for missing, truncated, replaced and unreadable image files before long work: (image_id, reason) of each.
-
-    Cheap on purpose: the header is parsed, and a JPEG, PNG or BMP must end as its format says; a file that does not,
-    and any other format, is decoded in full. Damage in the middle of a file of the right length goes unseen.
-
-    Raises:
-        ParameterError: the dataset was loaded without its images.
-    """
-    if (dataset.images["path"] == "").any():
-        raise ParameterError("the dataset was loaded with require_images=False; load it with its images to check them")
-    problems = []
-    rows = dataset.images[["image_id", "path", "width", "height"]].itertuples(index=False, name=None)
-    for image_id, path, width, height in tqdm(
-        rows, total=len(dataset.images), desc="checking images", delay=2, leave=False
-    ):
-        try:
-            size_wh = image_size(path)
-            if not ends_well(path):
-                read_image(path)
-        except ImageReadError as error:
-            problems.append((image_id, str(error)))
-            continue
-        if size_wh != (width, height):
-            reason = f"{path} now has {size_wh[0]}x{size_wh[1]} pixels, {width}x{height} when the dataset was loaded"
-            problems.append((image_id, f"{reason}; load it again"))
-    return problems

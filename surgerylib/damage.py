@@ -1,0 +1,216 @@
+"""The one place that decides what becomes of a damaged image: it stops the work before it begins, or is left out.
+
+Damaged is an image that is missing, cannot be decoded, lies outside of the dataset, or whose annotation cannot be
+read or is of another image. An image that is left out takes its ground truth with it, out of every denominator, and
+is listed with its reason. A class that nobody knows, or a split file that cannot be read, is no damage: it stops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from tqdm import tqdm
+
+from .errors import AnnotationError, DatasetError, ImageReadError, OutputError, ParameterError
+from .files import atomic_write
+from .images import check_decodes, image_size
+from .parallel import worker_count
+from .versions import versions
+
+if TYPE_CHECKING:
+    from .datasets import Dataset
+
+ON_BAD_IMAGE = ("error", "skip")
+MEMORY = "checked_images.json"  # in a cache folder: which images were found sound
+
+
+def check_on_bad_image(value: object) -> str:
+    """The policy; a `ParameterError` unless it is one of `ON_BAD_IMAGE`."""
+    if value not in ON_BAD_IMAGE:
+        raise ParameterError(
+            "on_bad_image must be error (stop before the work) or skip (leave the image out and list it), not "
+            f"{value!r}"
+        )
+    return value
+
+
+class SkippedImages:
+    """Collects the images that are left out while a dataset is read; under `error` the first one is raised."""
+
+    def __init__(self, root: Path, on_bad_image: str) -> None:
+        self._root, self._raises = root, check_on_bad_image(on_bad_image) == "error"
+        self._rows: list[tuple[str, str, int | None, int]] = []
+
+    @contextlib.contextmanager
+    def left_out(self, image_id: str, position: int) -> Iterator[list[int]]:
+        """Within it a damaged image is noted, or raised.
+
+        Args:
+            image_id: of the image.
+            position: its place in the split.
+
+        Yields:
+            a list to put the number of its boxes into, once it is known.
+        """
+        n_boxes: list[int] = []
+        try:
+            yield n_boxes
+        except (ImageReadError, AnnotationError) as error:
+            if self._raises:
+                raise
+            self._rows.append((image_id, _reason(error, self._root), n_boxes[0] if n_boxes else None, position))
+
+    def frame(self) -> pd.DataFrame:
+        """image_id, reason, n_boxes (<NA> where the annotation cannot be read), position in the split."""
+        return skipped_frame(self._rows)
+
+
+def skipped_frame(rows: list[tuple[str, str, int | None, int]]) -> pd.DataFrame:
+    """`Dataset.skipped` of rows (image_id, reason, n_boxes, position)."""
+    frame = pd.DataFrame(rows, columns=["image_id", "reason", "n_boxes", "position"])
+    return frame.astype({"image_id": "str", "reason": "str", "n_boxes": "Int64", "position": "int64"})
+
+
+def _reason(error: Exception, root: Path) -> str:
+    """One line that a report can hold: paths begin within the dataset."""
+    return " ".join(str(error).replace(f"{root}{os.sep}", "").split())
+
+
+def check_images(dataset: Dataset, *, workers: int | None = None) -> list[tuple[str, str]]:
+    """Decodes every image before long work: (image_id, reason) of each that is damaged.
+
+    What passes here can be read later. Of changed bytes in the middle of a JPEG's picture data only those are seen that
+    stop a decoder: others change the picture, and no decoder tells.
+
+    Args:
+        dataset: loaded with its images.
+        workers: threads; None takes the CPU's cores.
+
+    Raises:
+        ParameterError: the dataset was loaded without its images.
+    """
+    images = dataset.images
+    if (images["path"] == "").any():
+        raise ParameterError("the dataset was loaded with require_images=False; load it with its images to check them")
+
+    def problem(path: str, size_wh: tuple[int, int]) -> str | None:
+        try:
+            now_wh = image_size(path)
+            if now_wh != size_wh:
+                return (
+                    f"{path} now has {now_wh[0]}x{now_wh[1]} pixels, {size_wh[0]}x{size_wh[1]} when the dataset was "
+                    "loaded; load it again"
+                )
+            check_decodes(path)
+        except ImageReadError as error:
+            return str(error)
+        return None
+
+    sizes = list(zip(images["width"], images["height"], strict=True))
+    with ThreadPoolExecutor(worker_count(workers)) as pool:  # the decoders let go of the interpreter lock
+        found = tqdm(
+            pool.map(problem, images["path"], sizes), total=len(images), desc="checking images", unit="image", delay=2,
+            leave=False,
+        )  # fmt: skip
+        return [(image_id, reason) for image_id, reason in zip(images["image_id"], found, strict=True) if reason]
+
+
+def sound(dataset: Dataset, on_bad_image: str = "error", *, memory_dir: str | Path | None = None) -> Dataset:
+    """The dataset once every image in it is known to decode.
+
+    Args:
+        dataset: loaded with its images.
+        on_bad_image: `error` or `skip`.
+        memory_dir: folder that remembers what was found, so that the same files need not be decoded again; None for
+            none. A folder that cannot be written is no error: the check is repeated the next time.
+
+    Returns:
+        the same dataset, or under `skip` without its damaged images, which `skipped` lists.
+
+    Raises:
+        ImageReadError: under `error`, the first damaged image, and how many there are.
+        DatasetError: no image is left.
+    """
+    check_on_bad_image(on_bad_image)
+    problems = _remembered_check(dataset, memory_dir)
+    if not problems:
+        return dataset
+    if on_bad_image == "error":
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ImageReadError(f"{problems[0][1]}{more}; on_bad_image=skip leaves such images out")
+    return _without(dataset, dict(problems))
+
+
+def _without(dataset: Dataset, problems: dict[str, str]) -> Dataset:
+    damaged = dataset.images["image_id"].isin(problems)
+    counts = dataset.boxes["image_id"].value_counts()
+    rows = [
+        (image_id, _reason(ImageReadError(problems[image_id]), dataset.root), int(counts.get(image_id, 0)), position)
+        for image_id, position, is_damaged in zip(dataset.images["image_id"], dataset.positions, damaged, strict=True)
+        if is_damaged
+    ]
+    skipped = pd.concat([dataset.skipped, skipped_frame(rows)]).sort_values("position", ignore_index=True)
+    check_any_left(dataset.split, len(dataset.images) - len(rows), skipped)
+    boxes, repairs = (
+        frame[~frame["image_id"].isin(problems)].reset_index(drop=True) for frame in (dataset.boxes, dataset.repairs)
+    )
+    images = dataset.images[~damaged].reset_index(drop=True)
+    return replace(dataset, images=images, boxes=boxes, repairs=repairs, skipped=skipped)
+
+
+def check_any_left(split: str, n_images: int, skipped: pd.DataFrame) -> None:
+    """Raise a `DatasetError` where every image is damaged."""
+    if n_images == 0:
+        raise DatasetError(
+            f"all {len(skipped):,} images of split {split!r} are damaged, so there is nothing to work on; "
+            f"{skipped['image_id'].iloc[0]!r}: {skipped['reason'].iloc[0]}"
+        )
+
+
+def files_sha256(dataset: Dataset) -> str:
+    """A hash over ids, sizes and times of the image files: cheap enough for any number of them, unlike their contents.
+
+    Raises:
+        ImageReadError: a file is missing.
+    """
+    digest = hashlib.sha256()
+    for image_id, path in zip(dataset.images["image_id"], dataset.images["path"], strict=True):
+        try:
+            stat = Path(path).stat()
+        except OSError as error:
+            raise ImageReadError(f"no image file {path}; add it or take it out of the split") from error
+        digest.update(f"{image_id}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _remembered_check(dataset: Dataset, memory_dir: str | Path | None) -> list[tuple[str, str]]:
+    """`check_images`, or what it found of these very files the last time."""
+    if memory_dir is None or not len(dataset.images):
+        return check_images(dataset)
+    path = Path(memory_dir) / MEMORY
+    key = hashlib.sha256(
+        json.dumps([str(dataset.root.resolve()), files_sha256(dataset), versions()], sort_keys=True).encode()
+    ).hexdigest()
+    memory = _memory(path)
+    if key not in memory:
+        memory[key] = [list(problem) for problem in check_images(dataset)]
+        with contextlib.suppress(OutputError):  # what needs the folder will say so
+            atomic_write(path, json.dumps(memory, indent=1, sort_keys=True))
+    return [(image_id, reason) for image_id, reason in memory[key]]
+
+
+def _memory(path: Path) -> dict[str, list[list[str]]]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {key: [[str(image_id), str(reason)] for image_id, reason in rows] for key, rows in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}  # none yet, or not as it was written: the images are looked at again
