@@ -45,7 +45,8 @@ COLUMNS = {
 DETECTIONS, TRUTH, IMAGES, IOUS = COLUMNS
 SHOWN_FIGURES = ("mean", SHARE)
 SAME_IN_ALL = ("whole_image", "centre_box")  # the same guess in every run: no difference to take
-NO_DIFFERENCE = ("seconds", "self_check_error", "versions", "chosen_on")  # of a provenance; versions stand alone
+# of a provenance; versions and parameters stand alone, what was skipped shows in the number of images
+NO_DIFFERENCE = ("seconds", "self_check_error", "versions", "parameters", "skipped", "chosen_on")
 MAX_NAME = 120
 MARK = '<meta name="generator" content="surgerylib compare">'
 

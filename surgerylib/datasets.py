@@ -96,9 +96,8 @@ class Dataset:
         boxes = f"and {_count(int(counts.sum()), 'box')}"
         if counts.isna().any():
             unknown = int(counts.isna().sum())
-            boxes = (
-                "whose boxes cannot be counted" if unknown == len(counts) else f"{boxes}, without those of {unknown}"
-            )
+            known = f"{boxes}, without those of {unknown}, which cannot be counted"
+            boxes = "its boxes cannot be counted" if unknown == len(counts) == 1 else known
         return f"{_count(len(self.skipped), 'damaged image')} ({boxes})"
 
     def describe(self) -> str:

@@ -13,11 +13,11 @@ import torch
 
 from .box_groups import GROUPINGS, box_groups, breakdown
 from .clip import SurgeryCLIP
-from .datasets import load_dataset
 from .errors import CheckpointError, DatasetError, ParameterError
 from .feature_batches import BatchReader
 from .features import FeatureCache
 from .files import file_sha256
+from .layouts import recognise
 from .localizer import GTClassLocalizer, clip_and_maps, load_localizer, to_grid, untrained_localizer
 from .localizer_plan import PUBLISHED
 from .localizer_training import METHODS, localize, predict, with_untrained
@@ -67,7 +67,7 @@ class Head:
             if other.get("dataset") != session.dataset.name:
                 continue
             try:
-                shared = len(ids & set(load_dataset(session.source, other["split"]).images["image_id"]))
+                shared = len(ids & set(recognise(session.source).ids(other["split"])))
             except DatasetError:  # that split is not here: nothing of it is evaluated
                 continue
             if shared:

@@ -74,8 +74,8 @@ def _unreadable(path: str | os.PathLike[str], error: Exception) -> ImageReadErro
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Reads an image file as uint8 RGB [H, W, 3], whatever its own colour mode; alpha is dropped, 16 bit cut to 8.
 
-    Of an animation the first picture is taken. The EXIF orientation is not applied: boxes refer to the pixels as stored,
-    in the order annotation tools see them.
+    Of an animation the first picture is taken. The EXIF orientation is not applied: boxes refer to the pixels as
+    stored, in the order annotation tools see them.
 
     Raises:
         ImageReadError: the file is missing, empty, truncated, too large or not an image.

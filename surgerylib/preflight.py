@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import CheckpointError, ImageReadError, OutputError, ParameterError, TrainingError
+from .errors import CheckpointError, OutputError, ParameterError, TrainingError
 from .locations import EMBEDDED, checkpoint_file, dataset_folder
 from .parameters import (
     LEAVES_OUT,
@@ -105,6 +105,7 @@ def check_values(settings: Mapping[str, Any]) -> None:
         ParameterError: Names the parameter, the value seen and what it may be.
     """
     # these import torch, which takes seconds that a mere `import preflight` need not spend
+    from .damage import check_on_bad_image
     from .extraction import check_box_score, check_floor, check_nms_iou, check_percentile
     from .frames import check_interpolation, checked_thresholds
     from .kinds import check_kinds, check_similarity
@@ -127,6 +128,7 @@ def check_values(settings: Mapping[str, Any]) -> None:
         "nms_iou": check_nms_iou,
         "floor": check_floor,
         "adapter_floor": check_adapter_floor,
+        "on_bad_image": check_on_bad_image,
     }
     for name, check_value in checks.items():
         if name in settings and (settings[name] is not None or name == "percentile"):
@@ -252,28 +254,28 @@ def check_output(out_dir: Path) -> None:
 
 def _check_dataset(settings: Mapping[str, Any], root: Path) -> list[str]:
     from . import datasets
+    from .damage import sound
 
+    policy = settings.get("on_bad_image", "error")
     folder, embedded = dataset_folder(settings["dataset"], root)
     if embedded and not folder.exists():
         return [f"dataset: the embedded scenes are not in {folder} yet; the first run draws them"]
     wanted = {"split": "num_images", "choose_split": "num_choice_images", "train_split": "num_train_images"}
     whole = {
-        name: datasets.load_dataset(folder, settings.get(name, "test"))
+        name: datasets.load_dataset(folder, settings.get(name, "test"), on_bad_image=policy)
         for name in wanted
         if name == "split" or settings.get(name)
     }
     for one, other in combinations(whole.values(), 2):
         datasets.check_disjoint(one, other)
-    parts = [whole[name].sample(settings.get(wanted[name]), settings.get("seed", 0)) for name in whole]
+    # each image decoded: what can't be read is found here, and not in the middle of the night
+    parts = [sound(whole[name].sample(settings.get(wanted[name]), settings.get("seed", 0)), policy) for name in whole]
     if "train_split" in whole:
         _check_to_learn_from(dict(zip(whole, parts, strict=True)), settings)
     lines = []
     for part in parts:
-        damaged = datasets.check_images(part)
-        if damaged:
-            more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
-            raise ImageReadError(f"{damaged[0][1]}{more}")
-        lines += [f"dataset: {part.describe()}", f"images: all {len(part.images)} can be read"]
+        lines += [f"dataset: {part.describe()}", f"images: all {len(part.images):,} can be read"]
+        lines += [f"skipped: {row.image_id}: {row.reason}" for row in part.skipped.itertuples()]
     return lines
 
 

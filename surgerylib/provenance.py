@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import torch
 from tqdm import tqdm
 
 from .clip import SurgeryCLIP
 from .datasets import Dataset
-from .versions import versions
+from .versions import library_sha256, versions
 
 
 def images_sha256(dataset: Dataset) -> str:
@@ -37,10 +40,21 @@ def data_provenance(dataset: Dataset) -> dict:
         "split": dataset.split,
         "annotations_sha256": dataset.fingerprint(),
         "images_sha256": images_sha256(dataset),
+        "n_images": len(dataset.images),
+        "skipped": [
+            {
+                "image_id": row.image_id,
+                "reason": row.reason,
+                "n_boxes": None if pd.isna(row.n_boxes) else int(row.n_boxes),
+            }
+            for row in dataset.skipped.itertuples()
+        ],
     }
 
 
-def provenance(clip: SurgeryCLIP, dataset: Dataset, *, seed: int, seconds: float) -> dict:
+def provenance(
+    clip: SurgeryCLIP, dataset: Dataset, *, seed: int, seconds: float, parameters: Mapping[str, Any]
+) -> dict:
     """Plain values for a notebook's last cell and for the JSON files.
 
     Args:
@@ -48,6 +62,7 @@ def provenance(clip: SurgeryCLIP, dataset: Dataset, *, seed: int, seconds: float
         dataset: the data used, as sampled.
         seed: of the run.
         seconds: wall time of the notebook so far.
+        parameters: of the notebook: plain values.
     """
     device = torch.cuda.get_device_name(clip.device) if clip.device.type == "cuda" else str(clip.device)
     return {
@@ -62,6 +77,8 @@ def provenance(clip: SurgeryCLIP, dataset: Dataset, *, seed: int, seconds: float
         "device": device,
         "threads": torch.get_num_threads(),
         "seed": seed,
+        "parameters": dict(parameters),
+        "library_sha256": library_sha256(),
         "versions": versions(),
         "seconds": seconds,
     }

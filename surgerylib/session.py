@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,30 @@ import pandas as pd
 from IPython.display import display
 
 from .clip import SurgeryCLIP, load_clip
+from .damage import sound
 from .datasets import Dataset, check_disjoint, load_dataset
 from .errors import OutputError
 from .locations import PROJECT_ROOT, checkpoint_file, dataset_folder
 from .provenance import provenance
 from .scenes import write_scenes
-from .summary import warnings_for
+from .summary import skipped_note, warnings_for
 
 
 @dataclass(frozen=True)
 class Session:
-    """What a notebook works on."""
+    """What a notebook works on.
+
+    Attributes:
+        dataset: the images that are reported on, every one of them known to decode.
+        clip: the frozen model.
+        out_dir, cache_dir: folders, made.
+        seed: of samples and resamples.
+        started: clock at the start, in seconds.
+        source: the dataset's folder.
+        whole_split: all images of the split that `dataset` is a sample of.
+        on_bad_image: what becomes of damaged images, see `damage`.
+        opened: every data set that was opened, the first is `dataset`.
+    """
 
     dataset: Dataset
     clip: SurgeryCLIP
@@ -32,6 +46,8 @@ class Session:
     started: float
     source: Path
     whole_split: Dataset
+    on_bad_image: str = "error"
+    opened: list[Dataset] = field(default_factory=list)
 
     def other_split(self, split: str, num_images: int | None = None, *, purpose: str = "to choose on") -> Dataset:
         """Another split of the same dataset, which must not share an image with the session's own.
@@ -43,29 +59,49 @@ class Session:
 
         Raises:
             ParameterError: the two splits share an image.
+            ImageReadError, AnnotationError: a damaged image, unless the session skips them.
         """
-        other = load_dataset(self.source, split)
+        other = load_dataset(self.source, split, on_bad_image=self.on_bad_image)
         check_disjoint(self.whole_split, other)  # samples of the two may miss what they share
-        other = other.sample(num_images, self.seed)
+        other = sound(other.sample(num_images, self.seed), self.on_bad_image, memory_dir=self.cache_dir)
         print(f"{purpose}: {other.describe()}")
+        self.opened.append(other)
         return other
 
     @property
     def warnings(self) -> list[str]:
         """What a reader must know before believing a number."""
         weights = self.clip.weights
-        return warnings_for(n_images=len(self.dataset.images), saw_dior=weights.saw_dior, random_weights=weights.random)
+        notes = warnings_for(
+            n_images=len(self.dataset.images), saw_dior=weights.saw_dior, random_weights=weights.random
+        )
+        return notes + [skipped_note(data.split, data.count_skipped()) for data in self.opened if len(data.skipped)]
+
+    def show_skipped(self) -> None:
+        """A table of every image that was left out as damaged, with its reason; nothing where none was."""
+        skipped = [data.skipped.assign(split=data.split) for data in self.opened if len(data.skipped)]
+        if skipped:
+            table = pd.concat(skipped)[["split", "image_id", "n_boxes", "reason"]]
+            table = table.astype({"n_boxes": "object"}).fillna({"n_boxes": "unknown"})
+            with pd.option_context("display.max_colwidth", None, "display.max_rows", None):
+                display(table.set_index(["split", "image_id"]).rename(columns={"n_boxes": "boxes"}))
 
     def show_provenance(self, provenance: Mapping[str, Any]) -> None:
         """The last cell of a notebook: what `provenance` gave, as a table."""
         rows = {**provenance, **provenance["versions"], "classes": ", ".join(provenance["classes"])}
-        rows.pop("versions")
+        rows["parameters"] = json.dumps(provenance["parameters"], ensure_ascii=False)
+        for name in ("versions", "skipped"):  # the one row by row, the other by `show_skipped`
+            rows.pop(name)
         with pd.option_context("display.max_colwidth", None):
             display(pd.DataFrame({"value": pd.Series(rows, dtype=object).astype(str)}))
 
-    def provenance(self) -> dict:
-        """What is needed to repeat the notebook, with the seconds since it started."""
-        return provenance(self.clip, self.dataset, seed=self.seed, seconds=self.seconds)
+    def provenance(self, parameters: Mapping[str, Any]) -> dict:
+        """What is needed to repeat the notebook, with the seconds since it started.
+
+        Args:
+            parameters: of the notebook, see `parameters.parameter_values`.
+        """
+        return provenance(self.clip, self.dataset, seed=self.seed, seconds=self.seconds, parameters=parameters)
 
     @property
     def seconds(self) -> float:
@@ -86,6 +122,7 @@ def open_session(
     device: str = "auto",
     seed: int = 0,
     cache_dir: str | None = None,
+    on_bad_image: str = "error",
 ) -> Session:
     """Load dataset and model as a notebook's parameters name them, and say in a few lines what was found.
 
@@ -102,6 +139,7 @@ def open_session(
         device: as in `load_clip`.
         seed: of the sample, and of the resamples later.
         cache_dir: folder for computed heatmaps; None takes `cache` in `out_dir`.
+        on_bad_image: `error` stops at a damaged image before the work begins, `skip` leaves such images out.
 
     Raises:
         SurgeryError: whatever is wrong with the parameters, as one line.
@@ -110,18 +148,18 @@ def open_session(
     source, embedded = dataset_folder(dataset)
     if embedded:
         write_scenes(source)
-    whole = load_dataset(source, split)
-    data = whole.sample(num_images, seed)
+    whole = load_dataset(source, split, on_bad_image=on_bad_image)
+    folder = PROJECT_ROOT / out_dir
+    cache = PROJECT_ROOT / cache_dir if cache_dir else folder / "cache"
+    data = sound(whole.sample(num_images, seed), on_bad_image, memory_dir=cache)
     clip = load_clip(
         model, checkpoint_file(checkpoint) or checkpoint, device=device, image_size=image_size, depth=depth
     )
-    folder = PROJECT_ROOT / out_dir
-    cache = PROJECT_ROOT / cache_dir if cache_dir else folder / "cache"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"the folder {folder} cannot be made: {error.strerror}; choose another out_dir") from error
-    session = Session(data, clip, folder, cache, seed, started, source, whole)
+    session = Session(data, clip, folder, cache, seed, started, source, whole, on_bad_image, [data])
     print(f"data: {data.name}, {data.describe()}")
     print(
         f"model: {clip.name}, weights from {clip.weights.source}, {clip.image_size} pixels, "

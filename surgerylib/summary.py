@@ -230,6 +230,11 @@ def warnings_for(*, n_images: int, saw_dior: bool, random_weights: bool) -> list
     return notes
 
 
+def skipped_note(split: str, skipped: str) -> str:
+    """That images of a split were left out as damaged, so that no number speaks of them."""
+    return f"{skipped} of {split} left out: they count nowhere below. The provenance lists each with its reason."
+
+
 def map_results(
     evaluation: KindEvaluation,
     *,

@@ -37,6 +37,7 @@ _SESSION = (
     "device",
     "seed",
     "cache_dir",
+    "on_bad_image",
 )
 
 

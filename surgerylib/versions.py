@@ -9,7 +9,10 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pandas", "opencv-python-headless", "matplotlib")
+PACKAGES = (
+    "torch", "torchvision", "open_clip_torch", "numpy", "pandas", "scipy", "opencv-python-headless", "pillow",
+    "matplotlib",
+)  # fmt: skip
 
 
 def versions() -> dict[str, str]:
