@@ -127,10 +127,11 @@ class DatasetFolder:
         found: dict[str, list[os.DirEntry[str]]] = {}
         for folder in reversed(folders):
             here: dict[str, list[os.DirEntry[str]]] = {}
-            for entry in os.scandir(folder):
-                stem, _, suffix = entry.name.rpartition(".")
-                if suffix.lower() in _IMAGE_SUFFIXES:
-                    here.setdefault(stem, []).append(entry)
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    stem, _, suffix = entry.name.rpartition(".")
+                    if suffix.lower() in _IMAGE_SUFFIXES:
+                        here.setdefault(stem, []).append(entry)
             found.update(here)
         return ImageFiles(self, split, tuple(folders), found)
 

@@ -76,6 +76,7 @@ def notebook_html(
         "duration": readable_seconds(seconds),
         "failure": failure,
         "parameters": _parameter_rows(notebook),
+        "notes": _notes(notebook),
     }
     resources = {"metadata": {"path": str(folder) if folder else "", "name": ""}, "page": page}
     html, _ = exporter.from_notebook_node(notebook, resources)
@@ -89,6 +90,12 @@ def title(notebook: nbformat.NotebookNode) -> str:
         if match:
             return re.sub(r"[*_`]", "", match[1])
     return ""
+
+
+def _notes(notebook: nbformat.NotebookNode) -> list[str]:
+    """What `Session.show_notes` showed, each note once."""
+    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
+    return list(dict.fromkeys(note for output in outputs for note in output.get("metadata", {}).get("notes", [])))
 
 
 def page_environment() -> jinja2.Environment:
@@ -154,8 +161,8 @@ class _Tidy(Preprocessor):
             for output in cell.get("outputs", []):
                 if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
                     continue  # a progress bar as a widget: its text shows it at 0 % for ever
-                if output.get("metadata", {}).get("repeats_caption"):
-                    continue
+                if {"repeats_caption", "notes"} & output.get("metadata", {}).keys():
+                    continue  # the page has it elsewhere
                 if output.output_type == "stream":
                     output.text = _last_states(output.text)
                     if not output.text.strip():
@@ -308,9 +315,15 @@ def _join_header_rows(table: Tag) -> None:
     if len(upper) != len(lower) or levels >= max(len(upper), 2):
         return  # the columns have names of two rows
     if corner := " ".join(cell.get_text(strip=True) for cell in upper[:levels]).strip():  # the name of the columns
-        caption = Tag(name="caption")
-        caption.string = corner
-        table.insert(0, caption)
+        name = Tag(name="strong")
+        name.string = corner
+        caption = table.find("caption")
+        if caption is None:
+            caption = Tag(name="caption")
+            table.insert(0, caption)
+        else:
+            caption.insert(0, " · ")
+        caption.insert(0, name)
     for above, below in zip(upper[:levels], lower, strict=False):
         above.string = below.get_text()
     rows[1].decompose()

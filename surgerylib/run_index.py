@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from .report import content_security_policy, held_together, image_size, page_environment, read_json
-from .summary import INTERVAL_NOTE, interval, number
+from .summary import INTERVAL_NOTE, average_precision_text, interval, number
 
 MAX_KEY_FIGURES = 14
 _GIVEN = {"present": "Classes of the image given", "all": "Neither given"}
@@ -51,6 +51,7 @@ def index_html(run_dir: Path) -> str:
             figures=_key_figures(run_dir, sorted(owners)),
             files=_file_groups(run_dir, run),
             interval_note=INTERVAL_NOTE,
+            average_precision=average_precision_text(results["interpolation"]) if results.get("interpolation") else "",
             csp=content_security_policy(),
         )
     )
@@ -127,6 +128,8 @@ def _map_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         "present": "Asked only for the classes annotated in each image (protocol “present”)",
         "all": f"Asked for all {n_classes} classes on every image (protocol “all”)",
     }
+    if interpolation := results.get("interpolation"):
+        captions = {name: f"{text}; AP: {average_precision_text(interpolation)}" for name, text in captions.items()}
     paired = results.get("paired_difference") or {}
     tables = []
     for protocol, by_kind in (results.get("protocols") or {}).items():
@@ -171,6 +174,8 @@ def _recommendation(run_dir: Path, owners: Mapping[str, Mapping[str, Any]]) -> d
         return {}
     thresholds = report.get("iou_thresholds") or []
     same = (found.get("choice") or {}).get("default_stays")
+    interpolation = ((found.get("provenance") or {}).get("parameters") or {}).get("interpolation")
+    definition = f"; AP: {average_precision_text(interpolation)}" if interpolation else ""
     tables = []
     for protocol in report["recommended"]["protocols"]:
         rows = {"default": (report["default"]["protocols"][protocol], "map")}
@@ -179,7 +184,7 @@ def _recommendation(run_dir: Path, owners: Mapping[str, Mapping[str, Any]]) -> d
             rows["recommended − default"] = (report["difference"][protocol], "difference")
         tables.append({
             "corner": "setting",
-            "caption": f"On {report.get('split')} (protocol “{protocol}”)",
+            "caption": f"On {report.get('split')} (protocol “{protocol}”){definition}",
             "thresholds": [*thresholds, None],
             "rows": [_recommendation_row(row, *of_row, [*thresholds, None]) for row, of_row in rows.items()],
         })  # fmt: skip

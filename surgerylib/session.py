@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from IPython.display import display
+from IPython.display import Markdown, display
 
 from .clip import SurgeryCLIP, load_clip
 from .damage import sound
@@ -76,6 +76,16 @@ class Session:
             n_images=len(self.dataset.images), saw_dior=weights.saw_dior, random_weights=weights.random
         )
         return notes + [skipped_note(data.split, data.count_skipped()) for data in self.opened if len(data.skipped)]
+
+    def show_notes(self, notes: Sequence[str] | None = None) -> None:
+        """What a reader must know before believing a number; a report page shows it in its head.
+
+        Args:
+            notes: None takes `warnings`.
+        """
+        notes = self.warnings if notes is None else list(notes)
+        if notes:
+            display(Markdown("\n".join(f"> {note}" for note in notes)), metadata={"notes": notes})
 
     def show_skipped(self) -> None:
         """A table of every image that was left out as damaged, with its reason; nothing where none was."""

@@ -223,7 +223,9 @@ def warnings_for(*, n_images: int, saw_dior: bool, random_weights: bool) -> list
     if random_weights:
         notes.append("The weights are random: these figures describe the machinery, not a model.")
     if saw_dior:
-        notes.append("RemoteCLIP's pre-training data holds DIOR: nothing here is zero-shot.")
+        notes.append(
+            "RemoteCLIP's pre-training data holds DIOR: these weights have seen its images, which flatters them."
+        )
     if n_images < FEW_IMAGES:
         images = "1 image" if n_images == 1 else f"{n_images} images"
         notes.append(f"Only {images} (fewer than {FEW_IMAGES}): intervals are wide, and less exact than their name.")
