@@ -229,11 +229,18 @@ class Explorer:
 
     def _take_model(self, exploration: Exploration) -> None:
         self._exploration = exploration
-        weights = exploration.clip.weights
-        notes = warnings_for(n_images=FEW_IMAGES, saw_dior=weights.saw_dior, random_weights=weights.random)
-        self.note.value = "".join(f'<p class="explorer-note">Note: {escape(note)}</p>' for note in notes)
+        self._show_notes()
         self._set(lambda: self.controls.take_model(exploration.clip, self._origin.image_size))
         self._open()
+
+    def _show_notes(self) -> None:
+        """What must be known of the weights and of the data set."""
+        weights = self._exploration.clip.weights
+        notes = warnings_for(n_images=FEW_IMAGES, saw_dior=weights.saw_dior, random_weights=weights.random)
+        if self._album is not None and len(skipped := self._album.dataset.skipped):
+            first = f"{skipped['image_id'].iloc[0]}: {skipped['reason'].iloc[0]}"
+            notes.append(f"{self._album.dataset.count_skipped()} left out, such as {first}")
+        self.note.value = "".join(f'<p class="explorer-note">Note: {escape(note)}</p>' for note in notes)
 
     def _offer_splits(self) -> None:
         """The splits of the folder that was typed in, and the images of one of them."""
@@ -250,7 +257,8 @@ class Explorer:
             folder, embedded = dataset_folder(name)
             if embedded:
                 write_scenes(folder, progress=self.work.bar)
-            dataset = load_dataset(folder, split, progress=self.work.bar)
+            # one damaged image need not keep anybody from looking at the others
+            dataset = load_dataset(folder, split, on_bad_image="skip", progress=self.work.bar)
             exploration.text(dataset.classes)
             return dataset, _splits(name)
 
@@ -258,6 +266,7 @@ class Explorer:
             dataset, splits = found
             self._origin = replace(self._origin, dataset=name, split=split)
             self._album, exploration.classes = Album(dataset), dataset.classes
+            self._show_notes()
 
             def offer() -> None:
                 self.controls.take_splits(splits, split)
