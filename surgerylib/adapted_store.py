@@ -22,6 +22,7 @@ from .image_shards import ImageShards
 from .kinds import KIND_PATHS
 from .locations import ADAPTER_FILES, PROJECT_ROOT
 from .map_shards import MapSource
+from .trained_files import flattered_by
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,12 @@ def load_adapters(where: str | Path, clip: SurgeryCLIP) -> dict[str, TrainedAdap
         trained = TrainedAdapter(model.to(clip.device), file_sha256(path)[:12], patches, about, path)
         by_kind |= dict.fromkeys(kinds, trained)
     return {kind: by_kind[kind] for kind in KIND_PATHS if kind in by_kind}
+
+
+def flattered_adapters(by_kind: Mapping[str, TrainedAdapter], dataset: Dataset) -> list[str]:
+    """What a reader must know of the images, see `trained_files.flattered_by`; each sentence once."""
+    notes = (flattered_by(adapter.about, dataset, "adapter") for adapter in by_kind.values())
+    return list(dict.fromkeys(note for of_one in notes for note in of_one))
 
 
 def distinct_adapters(by_kind: Mapping[str, TrainedAdapter]) -> list[TrainedAdapter]:

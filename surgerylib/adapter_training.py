@@ -210,8 +210,8 @@ class AdapterTask:
             "settings": self.identity["settings"],
             "seen_classes": self.seen,
             "templates": self.identity["templates"],
-            "trained_on": {"dataset": self.train.dataset.name, "split": self.train.dataset.split},
-            "chosen_on": {"dataset": self.validation.dataset.name, "split": self.validation.dataset.split},
+            "trained_on": self.train.dataset.origin(),
+            "chosen_on": self.validation.dataset.origin(),
             **about,
         }
         save_adapter(path, self._config, weights, what)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -39,6 +39,8 @@ __all__ = [
     "read_annotation",
     "read_image",
 ]
+
+_KEY_DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,25 @@ class Dataset:
             frame[frame["image_id"].isin(ids)].reset_index(drop=True) for frame in (self.boxes, self.repairs)
         )
         return replace(self, images=images, boxes=boxes, repairs=repairs, skipped=skipped)
+
+    def image_keys(self) -> list[str]:
+        """12 hexadecimal digits an image, from its id, size and boxes: they know it again wherever its folder lies."""
+        of_boxes = self.boxes[["label", "xmin", "ymin", "xmax", "ymax"]].itertuples(index=False, name=None)
+        boxes: dict[str, list[tuple]] = {}
+        for image_id, box in zip(self.boxes["image_id"], of_boxes, strict=True):
+            boxes.setdefault(image_id, []).append(box)
+        rows = self.images[["image_id", "width", "height"]].itertuples(index=False, name=None)
+        return [hashlib.sha256(repr((row, boxes.get(row[0]))).encode()).hexdigest()[:_KEY_DIGITS] for row in rows]
+
+    def origin(self) -> dict[str, str]:
+        """What a file trained on these images says of them: names, and `image_keys` in one text."""
+        return {"dataset": self.name, "split": self.split, "images": "".join(self.image_keys())}
+
+    def shared_images(self, origin: Mapping[str, str]) -> int:
+        """How many of these images are among those of an `origin`; 0 where it does not say which those are."""
+        text = origin.get("images", "")
+        theirs = {text[k : k + _KEY_DIGITS] for k in range(0, len(text), _KEY_DIGITS)}
+        return sum(key in theirs for key in self.image_keys())
 
     def fingerprint(self) -> str:
         """sha256 (hex) of ids, sizes, boxes, labels and classes: the same wherever the folder lies."""

@@ -13,16 +13,16 @@ import torch
 
 from .box_groups import GROUPINGS, box_groups, breakdown
 from .clip import SurgeryCLIP
-from .errors import CheckpointError, DatasetError, ParameterError
+from .errors import CheckpointError, ParameterError
 from .feature_batches import BatchReader
 from .features import FeatureCache
 from .files import file_sha256
-from .layouts import recognise
 from .localizer import GTClassLocalizer, clip_and_maps, load_localizer, to_grid, untrained_localizer
 from .localizer_plan import PUBLISHED
 from .localizer_training import METHODS, localize, predict, with_untrained
 from .locations import PROJECT_ROOT, checkpoint_file
 from .session import Session
+from .trained_files import flattered_by
 
 EVALUATED = ("all", "seen", "unseen")
 
@@ -49,6 +49,13 @@ class Head:
         """The classes that it was trained on."""
         return list(self.about["seen_classes"])
 
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Which head it is, for a JSON file."""
+        origin = {name: self.about["trained_on"].get(name) for name in ("dataset", "split")}
+        named = {name: self.about[name] for name in ("epoch", "seen_classes")}
+        return {"file": self.path.name, "sha256": self.sha256, **named, "trained_on": origin}
+
     def cache(self, session: Session) -> FeatureCache:
         """The features of the session's images as this head takes them, not computed yet."""
         maps = self.about["belongs_to"]
@@ -56,26 +63,8 @@ class Head:
         return FeatureCache(session.clip, session.dataset, session.cache_dir, **{name: maps[name] for name in names})
 
     def notes(self, session: Session) -> list[str]:
-        """What a reader must know of the images: those that were trained or chosen on flatter.
-
-        A split is known by the names of its folder and itself; its images in a renamed folder are not recognised.
-        """
-        notes = []
-        ids = set(session.dataset.images["image_id"])
-        for role, said in (("trained_on", "trained on"), ("chosen_on", "used to choose the epoch")):
-            other = self.about.get(role, {})
-            if other.get("dataset") != session.dataset.name:
-                continue
-            try:
-                shared = len(ids & set(recognise(session.source).ids(other["split"])))
-            except DatasetError:  # that split is not here: nothing of it is evaluated
-                continue
-            if shared:
-                notes.append(
-                    f"{shared:,} of the {len(ids):,} images are in the split {other['split']}, which was {said}: these "
-                    "figures flatter the head."
-                )
-        return notes
+        """What a reader must know of the session's images, see `trained_files.flattered_by`."""
+        return flattered_by(self.about, session.dataset, "head")
 
 
 def open_head(session: Session, localizer: str | None) -> Head:

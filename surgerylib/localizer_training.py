@@ -199,8 +199,8 @@ class LocalizerTask:
             "settings": self.identity["settings"],
             "seen_classes": [names[k] for k in self.seen],
             "class_means": self.class_means.tolist(),
-            "trained_on": {"dataset": self.train.dataset.name, "split": self.train.dataset.split},
-            "chosen_on": {"dataset": self.validation.dataset.name, "split": self.validation.dataset.split},
+            "trained_on": self.train.dataset.origin(),
+            "chosen_on": self.validation.dataset.origin(),
             **about,
         }
         save_localizer(path, self.model.config, weights, what)

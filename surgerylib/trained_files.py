@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from .errors import CheckpointError
 from .files import atomic_write
 from .identities import differences
+
+if TYPE_CHECKING:
+    from .datasets import Dataset
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -81,3 +84,30 @@ def load_trained(
             "train another"
         )
     return model.eval(), about
+
+
+def flattered_by(about: Mapping[str, Any], dataset: Dataset, name: str) -> list[str]:
+    """What a reader must know of images on which a trained module is reported: those it was trained or chosen on.
+
+    Args:
+        about: what `load_trained` gave; a file that does not say which images it saw is taken at the name of its split.
+        dataset: what is reported on.
+        name: of the module.
+
+    Returns:
+        a sentence for each role that shares an image with the data set, wherever its folder lies and whatever its name.
+    """
+    notes = []
+    for role, said in (("trained_on", "trained on"), ("chosen_on", "used to choose the epoch")):
+        origin = about.get(role, {})
+        shared = dataset.shared_images(origin)
+        if not shared and "images" not in origin and (origin.get("dataset"), origin.get("split")) == (
+            dataset.name, dataset.split,
+        ):  # fmt: skip
+            shared = len(dataset.images)
+        if shared:
+            notes.append(
+                f"{shared:,} of the {len(dataset.images):,} images are among those of {origin['split']} that were "
+                f"{said}: these figures flatter the {name}."
+            )
+    return notes

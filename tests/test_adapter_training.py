@@ -349,8 +349,10 @@ def test_best_and_last_say_what_they_are(undisturbed, caches, tiny):
         assert about["validation"] == run.history["val_patch_ap"].iloc[epoch]
         assert about["kinds"] == ["vv_vv", "vv_mixed"]
         assert about["seen_classes"] == task.seen
-        assert about["trained_on"] == {"dataset": "scenes", "split": "train"}
-        assert about["chosen_on"] == {"dataset": "scenes", "split": "val"}
+        for role, split in (("trained_on", "train"), ("chosen_on", "val")):
+            origin = about[role]
+            assert (origin["dataset"], origin["split"]) == ("scenes", split)
+            assert len(origin["images"]) == 12 * len(caches[role == "chosen_on"].dataset.images)
         text = tiny.encode_text(prompt_names(task.seen))
         logits = torch.cat(list(logits_in_order(model, caches[1], "vv_mixed", text)))
         coverage = CoverageTargets(caches[1].dataset, task.seen, tiny.grid).read(range(N_VAL))

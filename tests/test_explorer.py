@@ -524,3 +524,15 @@ def test_nothing_can_be_opened_before_the_model_is_there(options, monkeypatch):
     go_on.set()
     explorer.wait()
     assert not explorer.controls.next.disabled
+
+
+def test_images_damaged_before_it_opens_are_left_out_and_said(options, scenes, tmp_path):
+    import shutil
+
+    broken = shutil.copytree(scenes, tmp_path / "damaged")
+    second = sorted((broken / "JPEGImages-test").iterdir())[1]
+    second.write_bytes(b"")
+    explorer = opened(options | {"dataset": str(broken)})
+    assert explorer.controls.position.value.startswith("1 of 5")
+    assert "1 damaged image (and" in unescape(explorer.note.value)
+    assert f"{second.stem}: " in unescape(explorer.note.value)

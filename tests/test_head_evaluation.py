@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -141,14 +142,17 @@ def test_images_that_were_trained_or_chosen_on_are_named(scenes, tiny_folder, se
     assert head.notes(session) == []
     on_train = opened(scenes, tiny_folder, tmp_path, split="train")
     assert head.notes(on_train) == [
-        "6 of the 6 images are in the split train, which was trained on: these figures flatter the head."
+        "6 of the 6 images are among those of train that were trained on: these figures flatter the head."
     ]
     on_val = opened(scenes, tiny_folder, tmp_path, split="val")
-    assert "4 of the 4 images are in the split val, which was used to choose the epoch" in head.notes(on_val)[0]
+    assert "4 of the 4 images are among those of val that were used to choose the epoch" in head.notes(on_val)[0]
     both = opened(scenes, tiny_folder, tmp_path, split="trainval")
     assert len(head.notes(both)) == 2
-    elsewhere = shutil.copytree(scenes, tmp_path / "others")
-    assert head.notes(opened(elsewhere, tiny_folder, tmp_path, split="train")) == []
+    renamed = shutil.copytree(scenes, tmp_path / "others")
+    assert head.notes(opened(renamed, tiny_folder, tmp_path, split="train")) == head.notes(on_train)
+    names_alone = replace(head, about=head.about | {"trained_on": {"dataset": "scenes", "split": "train"}})
+    assert "6 of the 6 images" in names_alone.notes(on_train)[0]
+    assert names_alone.notes(opened(renamed, tiny_folder, tmp_path, split="train")) == []
 
 
 def test_examples_are_the_best_the_worst_and_those_between():

@@ -459,7 +459,7 @@ def test_what_decides_the_numbers_is_part_of_the_caches_key():
     leaves_them_alone = {
         "annotations", "boxes", "checkpoints", "datasets", "detection", "errors", "files", "heatmaps", "images",
         "locations", "parallel", "provenance", "store", "summary", "versions", "_open_clip", "attention",
-        "classes", "clip", "checks", "identities", "image_shards",
+        "classes", "clip", "checks", "damage", "identities", "image_shards", "layouts",
     }  # fmt: skip
     script = (
         "import sys, surgerylib.sweep; print(*(n.split('.')[1] for n in sys.modules if n.startswith('surgerylib.')))"
