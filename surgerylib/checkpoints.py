@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ._open_clip import open_clip
@@ -23,6 +24,8 @@ from .locations import EMBEDDED, EMBEDDED_MODEL
 
 _RANDOM = "random weights (seed 0)"
 _SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+# what open_clip's own tokenizers take; it hands all else that a configuration says to transformers
+_TOKENIZER_OPTIONS = frozenset({"additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token"})
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ def build_model(name: str) -> tuple[nn.Module, object]:
     """An open_clip model with seeded random weights, and its tokenizer.
 
     Raises:
-        ParameterError: open_clip knows no such model.
+        ParameterError: open_clip knows no such model, or cannot build it.
+        CheckpointError: the model's own configuration asks for what could run code out of its folder.
     """
     identifier = name
     if name == EMBEDDED:
@@ -56,15 +60,41 @@ def build_model(name: str) -> tuple[nn.Module, object]:
             raise CheckpointError(
                 f"the embedded model is not in {EMBEDDED_MODEL}: install from a clone with pip install -e ."
             )
-    elif ":" not in name and open_clip.get_model_config(name) is None:
+    elif ":" in name:
+        _check_configuration(name)
+    elif open_clip.get_model_config(name) is None:
         raise ParameterError(f"open_clip knows no model {name!r}; near names: {nearest(name, open_clip.list_models())}")
     with torch.random.fork_rng(devices=[]), _quiet_logging():
         torch.manual_seed(0)  # so that `random` means the same weights every time
         try:
             model = open_clip.create_model(identifier, load_weights=False, pretrained_text=False)
             return model, open_clip.get_tokenizer(identifier)
-        except (RuntimeError, ValueError, FileNotFoundError, OSError, ImportError) as error:
+        except Exception as error:  # a configuration from elsewhere may say anything, and open_clip believes it
             raise ParameterError(f"open_clip cannot build {name!r}: {_first_line(error)}") from error
+
+
+def _check_configuration(name: str) -> None:
+    """Whether the `open_clip_config.json` of a folder or repository can be built without running its code.
+
+    open_clip passes `tokenizer_kwargs` on to transformers' `AutoTokenizer`, where one `trust_remote_code` runs Python
+    files that lie beside it.
+    """
+    try:
+        with _quiet_logging():
+            configuration = open_clip.get_model_config(name)
+        if configuration is None:
+            raise ValueError("neither local-dir:FOLDER nor hf-hub:OWNER/REPOSITORY")
+        options = configuration["text_cfg"].get("tokenizer_kwargs", {})
+        refused = sorted(set(options) - _TOKENIZER_OPTIONS)
+    except Exception as error:  # the network, the file, its JSON, or what that says
+        raise ParameterError(
+            f"open_clip cannot build {name!r}: no configuration to read ({type(error).__name__}: {_first_line(error)})"
+        ) from error
+    if refused:
+        raise CheckpointError(
+            f"the configuration of {name} sets {', '.join(map(repr, refused))} in tokenizer_kwargs, which could run "
+            f"code or read other files; only {', '.join(sorted(_TOKENIZER_OPTIONS))} are taken: remove the rest"
+        )
 
 
 def load_weights(model: nn.Module, name: str, checkpoint: str | os.PathLike[str] | None) -> tuple[Weights, nn.Module]:
@@ -123,24 +153,35 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"checkpoint file not found: {path}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch's, on pickles that it refuses a moment later
-            state = open_clip.factory.load_state_dict(str(path), device="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        # not by open_clip's own function: after a TypeError that calls torch.load again without weights_only
+        content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
+    except (pickle.UnpicklingError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is not a plain weights file: it is damaged, or holds pickled code, which is never run; "
             "save its state_dict as safetensors where it comes from"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
         hint = "it is a TorchScript archive" if "TorchScript" in str(error) else "truncated or not a checkpoint"
         raise CheckpointError(
             f"{path} ({path.stat().st_size:,} bytes) cannot be read ({hint}): download or save it again"
         ) from error
-    except (AttributeError, StopIteration, TypeError) as error:
-        raise CheckpointError(f"{path} holds no state dict: save model.state_dict() into it") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    state = content["state_dict"] if isinstance(content, Mapping) and "state_dict" in content else content
+    if not isinstance(state, Mapping) or not state:
+        raise CheckpointError(f"{path} holds no state dict: save model.state_dict() into it")
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         raise CheckpointError(f"{path} holds more than tensors by name: save model.state_dict() into it")
-    return dict(state)
+    prefix = "module."  # of a model that was trained on several GPUs
+    return {key.removeprefix(prefix): value for key, value in state.items()}
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    return load_file(path, device="cpu")
+
+
+def _load_pickle(path: Path) -> object:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch's, on pickles that it refuses a moment later
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def fill_model(model: nn.Module, state: dict[str, Tensor], name: str, path: Path) -> None:
@@ -175,7 +216,7 @@ def fill_model(model: nn.Module, state: dict[str, Tensor], name: str, path: Path
 
 def _pretrained(name: str, tag: str) -> nn.Module:
     try:
-        with _quiet_logging(logging.ERROR):
+        with _quiet_logging(logging.ERROR), _safe_reading():
             return open_clip.create_model(name, pretrained=tag, weights_only=True)
     except (RuntimeError, OSError) as error:
         raise CheckpointError(
@@ -244,6 +285,18 @@ def _shape(tensor: Tensor | None) -> str:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def _safe_reading() -> Iterator[None]:
+    """Without the variable that makes torch run pickled code, which open_clip's second try at a file would heed."""
+    variable = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    before = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[variable] = before
 
 
 @contextmanager

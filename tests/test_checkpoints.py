@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import json
+import os
 import pickle
+import sys
+import types
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -20,6 +25,11 @@ def state(tiny_folder: Path) -> dict[str, torch.Tensor]:
 
 def load(folder: Path, checkpoint) -> object:
     return load_clip(f"local-dir:{folder}", str(checkpoint), device="cpu", depth=2)
+
+
+def write_config(folder: Path, config: object) -> None:
+    content = {"model_cfg": config, "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
 
 
 def one_line(error: pytest.ExceptionInfo) -> str:
@@ -80,6 +90,95 @@ def test_pickle_with_code_never_runs(tiny_folder, tmp_path, save):
         load(tiny_folder, tmp_path / "hostile.pt")
     one_line(error)
     assert not target.exists()
+
+
+class NotBeforeTheSecondTry:
+    """Read as plain weights it raises a TypeError; read by a full unpickler it is nothing special."""
+
+    def __reduce__(self):
+        return OrderedDict, (), (None, {"attribute": 1})
+
+
+def test_pickle_with_code_never_runs_where_torch_is_told_to_run_it(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    target = tmp_path / "created-by-the-pickle"
+    torch.save({"state_dict": [NotBeforeTheSecondTry(), Payload(target)]}, tmp_path / "hostile.pt")
+    with pytest.raises(CheckpointError, match="never run") as error:
+        load(tiny_folder, tmp_path / "hostile.pt")
+    one_line(error)
+    assert not target.exists()
+
+
+def test_a_tag_is_read_without_the_variable_that_runs_pickled_code(monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    seen = []
+
+    def fetched(name, **options):
+        seen.append((os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"), options["weights_only"]))
+        raise OSError("no network")
+
+    model = torch.nn.Module()
+    monkeypatch.setattr(checkpoints.open_clip, "create_model", fetched)
+    with pytest.raises(CheckpointError, match="no network"):
+        checkpoints.load_weights(model, "ViT-B-32", "openai")
+    assert seen == [(None, True)]
+    assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
+
+
+@pytest.mark.parametrize("option", ["trust_remote_code", "bpe_path", "tokenizer_file"])
+def test_a_configuration_cannot_make_transformers_run_the_code_of_its_folder(tmp_path, monkeypatch, option):
+    asked = []
+    tokenizers = types.SimpleNamespace(from_pretrained=lambda *args, **options: asked.append(options))
+    monkeypatch.setitem(sys.modules, "transformers", types.SimpleNamespace(AutoTokenizer=tokenizers))
+    text = {**TINY_CONFIG["text_cfg"], "hf_tokenizer_name": "any"}
+    folder = write_model(tmp_path / "model")
+    write_config(folder, {**TINY_CONFIG, "text_cfg": {**text, "tokenizer_kwargs": {option: True}}})
+    with pytest.raises(CheckpointError, match=f"'{option}' in tokenizer_kwargs") as error:
+        load(folder, "random")
+    one_line(error)
+    assert asked == []
+    write_config(folder, {**TINY_CONFIG, "text_cfg": {**text, "tokenizer_kwargs": {"clean": "lower"}}})
+    checkpoints.build_model(f"local-dir:{folder}")
+    assert asked == [{"cache_dir": None}]
+
+
+def tokenized(options: object) -> dict:
+    return {**TINY_CONFIG["text_cfg"], "tokenizer_kwargs": options}
+
+
+def without(name: str) -> dict:
+    return {key: value for key, value in TINY_CONFIG.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        [1],
+        "text",
+        {},
+        without("text_cfg"),
+        without("vision_cfg"),
+        {**TINY_CONFIG, "unknown": 1},
+        {**TINY_CONFIG, "embed_dim": "many"},
+        {**TINY_CONFIG, "vision_cfg": {**TINY_VISION, "patch_size": 0}},
+        {**TINY_CONFIG, "vision_cfg": {**TINY_VISION, "width": 2**50}},
+        {**TINY_CONFIG, "text_cfg": tokenized(3)},
+        {**TINY_CONFIG, "text_cfg": tokenized({"clean": "thoroughly"})},
+        {**TINY_CONFIG, "text_cfg": tokenized({"additional_special_tokens": "("})},
+    ],
+)
+def test_a_configuration_that_cannot_be_built_is_one_line(tmp_path, config):
+    write_config(tmp_path, config)
+    with pytest.raises(ParameterError, match="open_clip cannot build") as error:
+        load(tmp_path, "random")
+    one_line(error)
+
+
+@pytest.mark.parametrize("name", ["file:///etc", "local-dir:", "hf-hub:", ":", "hf:owner/repo"])
+def test_a_model_from_nowhere(name):
+    with pytest.raises(ParameterError, match="open_clip cannot build") as error:
+        load_clip(name, "random", device="cpu")
+    one_line(error)
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"state_dict": {"a": 1}}, torch.zeros(3)])
