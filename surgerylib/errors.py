@@ -9,9 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+# names and values out of files stand in messages: a hostile one must neither fill the terminal nor steer it
+_LONGEST = 2000
+_ENDING = 400
+
 
 class SurgeryError(Exception):
-    """Base of all errors that a user can cause and mend."""
+    """Base of all errors that a user can cause and mend.
+
+    Whatever text out of a file, a name or a library stands in its message, `str` gives one printable line.
+    """
+
+    def __str__(self) -> str:
+        text = str(self.args[0]) if self.args else ""
+        if len(text) > _LONGEST:  # what to do stands at the end
+            text = f"{text[: _LONGEST - _ENDING]} ... {text[-_ENDING:]}"
+        return text if text.isprintable() else "".join(map(_printable, text))
 
 
 class ParameterError(SurgeryError, ValueError):
@@ -32,9 +45,6 @@ class AnnotationError(DatasetError):
 
 class UnknownClassError(DatasetError, KeyError):
     """A class name that is neither in the class list nor a known alias."""
-
-    def __str__(self) -> str:  # KeyError would show the message in quotes
-        return str(self.args[0]) if self.args else ""
 
 
 class CheckpointError(SurgeryError):
@@ -63,6 +73,12 @@ class TrainingError(SurgeryError):
 
 class SurgeryWarning(UserWarning):
     """Something a reader of the results must know, but that does not stop the work."""
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    return " " if character.isspace() else ascii(character)[1:-1]
 
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
