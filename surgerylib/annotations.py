@@ -15,6 +15,8 @@ from defusedxml.ElementTree import fromstring
 from .classes import DIOR_CLASSES, canonical_class
 from .errors import AnnotationError, UnknownClassError
 
+_LONGEST_SIDE = 2**31 - 1  # of an image in pixels; no format that is read can state more
+
 
 class Annotation(NamedTuple):
     """What one XML file says: stated image size (None when it states none), labels and raw boxes_xyxy [n, 4]."""
@@ -80,7 +82,7 @@ def _box(path: Path, number: int, name: str, box: Element | None) -> tuple[float
         raise AnnotationError(f"{where} has no <bndbox>; only horizontal boxes are read: add one or remove the object")
     texts = [box.findtext(tag) for tag in ("xmin", "ymin", "xmax", "ymax")]
     try:
-        xmin, ymin, xmax, ymax = map(float, texts)
+        xmin, ymin, xmax, ymax = map(_number, texts)
     except (TypeError, ValueError):
         xmin = ymin = xmax = ymax = math.nan
     if not math.isfinite(xmin + ymin + xmax + ymax):
@@ -93,18 +95,25 @@ def _box(path: Path, number: int, name: str, box: Element | None) -> tuple[float
     return xmin, ymin, xmax, ymax
 
 
+def _number(text: str | None) -> float:
+    """The number as written; Python alone would also take 1_0, and read it as 10."""
+    if text is not None and "_" in text:
+        raise ValueError(f"{text!r} is no number")
+    return float(text)
+
+
 def _stated_size(path: Path, root: Element) -> tuple[int, int] | None:
     texts = root.findtext("size/width"), root.findtext("size/height")
     if texts == (None, None):
         return None
     try:
-        sides = [float(text or "") for text in texts]
+        sides = [_number(text) for text in texts]
         width, height = map(int, sides)
-        if [width, height] != sides:
-            raise ValueError("a fraction of a pixel")
-    except (ValueError, OverflowError):
+        if [width, height] != sides or max(sides) > _LONGEST_SIDE:
+            raise ValueError("a fraction of a pixel, or more than an image can have")
+    except (TypeError, ValueError, OverflowError):
         raise AnnotationError(
-            f"{path} states the size {texts[0]!r} x {texts[1]!r}; both must be whole numbers"
+            f"{path} states the size {texts[0]!r} x {texts[1]!r}; both must be whole numbers of pixels"
         ) from None
     # some annotation tools write 0 x 0 for "unknown"
     return (width, height) if width > 0 and height > 0 else None

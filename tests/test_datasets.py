@@ -383,7 +383,12 @@ BOMB = (
         (annotation_xml("x", [("ship", 1, 1, "inf", 2)]), "'inf'"),
         (annotation_xml("x", [("ship", 1, 1, 2, 2), ("dam", 9, 1, 2, 2)]), r"object 2 \(dam\) has xmin 9, xmax 2"),
         (annotation_xml("x", [("ship", 1, 9, 2, 2)]), "ymin <= ymax"),
+        (annotation_xml("x", [("ship", "1_0", 1, 20, 2)]), "'1_0'"),
         (annotation_xml("x", [], size_wh=("wide", 3)), "whole numbers"),
+        (annotation_xml("x", [], size_wh=("6_4", 48)), "whole numbers"),
+        (annotation_xml("x", [], size_wh=("1e300", 48)), "'1e300' x '48'; both must be whole numbers"),
+        (annotation_xml("x", [], size_wh=("nan", "inf")), "whole numbers"),
+        ('<annotation xmlns="of&#10;two lines"/>', "of two lines"),
     ],
 )
 def test_annotation_that_cannot_be(root, xml, message):
