@@ -14,7 +14,6 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
@@ -34,6 +33,7 @@ from .extraction import (
     threshold_levels,
     threshold_mask,
 )
+from .figure_style import SMALLEST, styled
 from .files import atomic_write
 from .frames import BOX_COLUMNS
 from .kinds import KIND_PREFERENCE
@@ -55,34 +55,8 @@ METHOD_COLOURS = {
 METHOD_COLOURS |= dict.fromkeys(("whole_image", "centre_box", "class_mean"), PALE)
 TERM_COLOURS = ("#117733", "#AA4499", "#999933", "#CC6677")  # of a loss, and of what else is counted beside it
 WIDTH = 8.5  # inches: the column of a page
-SMALLEST = 9.0  # points: on a phone, where a figure keeps three quarters of its width, still 10 pixels
 _LABELLED = 4  # boxes whose score is printed: more would cover the image
 _HEADLINE = 102  # letters of a figure's title in a line
-
-_STYLE = {
-    "figure.dpi": 110,
-    "savefig.bbox": "tight",
-    "savefig.pad_inches": 0.04,
-    "savefig.facecolor": "white",
-    "font.size": SMALLEST,
-    "legend.fontsize": SMALLEST,
-    "legend.title_fontsize": SMALLEST,
-    "xtick.labelsize": SMALLEST,
-    "ytick.labelsize": SMALLEST,
-    "axes.labelsize": 9.5,
-    "axes.titlesize": 10,
-    "figure.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "text.parse_math": False,  # a $ in a file name is a $
-}
-# as a decorator: each call draws in the house style and leaves matplotlib's settings as they were
-styled = matplotlib.rc_context(_STYLE)
 
 
 def show(fig: Figure, alt: str, path: str | Path | None = None, *, photo: bool = False) -> None:

@@ -138,3 +138,10 @@ def test_a_figure_without_a_title_has_its_description_alone(image, heatmap, monk
     plots.show(plots.three_columns(image, heatmap, boxes(), boxes(), "ship", "a"), "A ship")
     assert shown[0][1]["image/png"] == {"alt": "A ship.", "finding": "", "caption": "A ship."}
     assert shown[1][0].data == "A ship."
+
+
+def test_letters_of_any_script_draw_without_a_word(recwarn):
+    row = {"label": "航拍", "kind": "standard", "ap": 0.5, "low": 0.4, "high": 0.6, "n_ground_truth": 3}
+    fig = plots.class_bars(pd.DataFrame([row]), "ap", "图像 $x^2$", "AP")
+    assert plots.figure_bytes(fig, "png", "图像", title="图像").startswith(b"\x89PNG")
+    assert [str(warning.message) for warning in recwarn] == []
