@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from .annotations import Annotation, read_annotation
 from .classes import DIOR_CLASSES, PROMPT_TEMPLATES, canonical_class, check_classes, prompt_names
-from .damage import SkippedImages, check_any_left, check_images, skipped_frame
+from .damage import SkippedImages, check_any_left, check_images, skipped_frame, sound
 from .errors import AnnotationError, ParameterError
 from .images import image_size, read_image
 from .layouts import recognise
@@ -198,13 +198,14 @@ def load_dataset(
     classes: Sequence[str] = DIOR_CLASSES,
     require_images: bool = True,
     on_bad_image: str = "error",
+    decode: bool | None = None,
     progress: type[tqdm] = tqdm,
 ) -> Dataset:
     """Reads one split of a dataset in DIOR's, plain VOC's or the reorganised layout, recognised from the folders.
 
     Boxes beyond the image are clipped and boxes without area inside it dropped; both are counted in the result, as are
     ids that a split file repeats. VOC's `difficult` flag is not looked at. Images are not decoded, only their headers
-    are read; `damage.sound` decodes them.
+    are read, unless `decode` says so: `damage.sound` does it later, of a sample for one.
 
     Args:
         root: the dataset folder.
@@ -214,12 +215,14 @@ def load_dataset(
         require_images: False reads annotations alone: `path` stays empty and the sizes are those the XML states.
         on_bad_image: `error` raises the first damaged image, `skip` leaves such images out (see `damage`); they are
             listed in the result.
+        decode: decode each image to see whether it can be; None does so under `skip`, where what is left must be sound.
         progress: tqdm, or a class of its kind that shows the progress elsewhere.
 
     Raises:
         DatasetError: missing folder, unknown layout, missing or empty split, an image that isn't there, or every image
             damaged.
-        ImageReadError: an image whose header cannot be read, that is there twice, or lies outside of the dataset.
+        ImageReadError: an image whose header (or, with `decode`, whose pixels) cannot be read, that is there twice, or
+            lies outside of the dataset.
         AnnotationError: an annotation that is missing or wrong, or states a size that is not the image's.
         UnknownClassError: an object whose class is not in `classes`.
         ParameterError: a `limit` or class list that cannot be.
@@ -261,7 +264,7 @@ def load_dataset(
     columns = dict(zip(("image_id", "path", "width", "height"), zip(*kept, strict=True), strict=True))
     images = pd.DataFrame(columns).astype({"image_id": "str", "path": "str", "width": "int64", "height": "int64"})
     boxes, repairs = _mend_boxes(images, boxes_per_image, labels, raw_boxes)
-    return Dataset(
+    dataset = Dataset(
         name=root.resolve().name,
         root=root,
         split=split,
@@ -273,6 +276,9 @@ def load_dataset(
         n_repeated=len(all_ids) - len(set(all_ids)),
         skipped=left_out,
     )
+    if decode is None:
+        decode = require_images and on_bad_image == "skip"
+    return sound(dataset, on_bad_image) if decode else dataset
 
 
 def _check_size(xml_path: Path, annotation: Annotation, path: str, size_wh: tuple[int, int] | None) -> None:

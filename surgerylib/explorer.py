@@ -258,7 +258,7 @@ class Explorer:
             if embedded:
                 write_scenes(folder, progress=self.work.bar)
             # one damaged image need not keep anybody from looking at the others
-            dataset = load_dataset(folder, split, on_bad_image="skip", progress=self.work.bar)
+            dataset = load_dataset(folder, split, on_bad_image="skip", decode=False, progress=self.work.bar)
             exploration.text(dataset.classes)
             return dataset, _splits(name)
 

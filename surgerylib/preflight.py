@@ -262,7 +262,7 @@ def _check_dataset(settings: Mapping[str, Any], root: Path) -> list[str]:
         return [f"dataset: the embedded scenes are not in {folder} yet; the first run draws them"]
     wanted = {"split": "num_images", "choose_split": "num_choice_images", "train_split": "num_train_images"}
     whole = {
-        name: datasets.load_dataset(folder, settings.get(name, "test"), on_bad_image=policy)
+        name: datasets.load_dataset(folder, settings.get(name, "test"), on_bad_image=policy, decode=False)
         for name in wanted
         if name == "split" or settings.get(name)
     }

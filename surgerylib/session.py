@@ -61,7 +61,7 @@ class Session:
             ParameterError: the two splits share an image.
             ImageReadError, AnnotationError: a damaged image, unless the session skips them.
         """
-        other = load_dataset(self.source, split, on_bad_image=self.on_bad_image)
+        other = load_dataset(self.source, split, on_bad_image=self.on_bad_image, decode=False)
         check_disjoint(self.whole_split, other)  # samples of the two may miss what they share
         other = sound(other.sample(num_images, self.seed), self.on_bad_image, memory_dir=self.cache_dir)
         print(f"{purpose}: {other.describe()}")
@@ -158,7 +158,7 @@ def open_session(
     source, embedded = dataset_folder(dataset)
     if embedded:
         write_scenes(source)
-    whole = load_dataset(source, split, on_bad_image=on_bad_image)
+    whole = load_dataset(source, split, on_bad_image=on_bad_image, decode=False)
     folder = PROJECT_ROOT / out_dir
     cache = PROJECT_ROOT / cache_dir if cache_dir else folder / "cache"
     data = sound(whole.sample(num_images, seed), on_bad_image, memory_dir=cache)

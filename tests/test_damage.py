@@ -267,7 +267,7 @@ def test_a_damaged_image_stops_the_work_before_it_begins(root, victim, xml, harm
 @pytest.mark.parametrize("harm", DAMAGE, ids=lambda harm: harm.__name__)
 def test_a_damaged_image_is_left_out_with_its_boxes_and_listed(root, victim, xml, harm):
     harm(root, victim, xml)
-    data = sound(load_dataset(root, "test", on_bad_image="skip"), "skip")
+    data = sound(load_dataset(root, "test", on_bad_image="skip", decode=False), "skip")
     assert VICTIM not in set(data.images["image_id"])
     assert len(data.images) == 7
     assert len(data.boxes) == 14
@@ -283,6 +283,15 @@ def test_a_damaged_image_is_left_out_with_its_boxes_and_listed(root, victim, xml
     assert f"1 damaged image ({counted}) skipped" in data.describe()
     for image in data.images["path"]:
         check_decodes(image)
+
+
+def test_skip_alone_leaves_sound_images_and_error_can_be_asked_to_decode(root, victim):
+    truncated(root, victim, None)
+    data = load_dataset(root, "test", on_bad_image="skip")
+    assert data.skipped["image_id"].tolist() == [VICTIM]
+    assert len(load_dataset(root, "test").images) == 8  # the header is whole
+    with pytest.raises(ImageReadError, match=VICTIM):
+        load_dataset(root, "test", decode=True)
 
 
 def test_a_bomb_is_refused_from_its_header_without_filling_the_memory(root, victim):
@@ -329,7 +338,7 @@ def test_several_damaged_images_are_counted_in_one_line(root):
         path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ImageReadError, match=r"00001.*\(and 2 more\); on_bad_image=skip leaves such images out"):
         sound(load_dataset(root, "test"))
-    data = sound(load_dataset(root, "test", on_bad_image="skip"), "skip")
+    data = sound(load_dataset(root, "test", on_bad_image="skip", decode=False), "skip")
     assert data.skipped["position"].tolist() == [1, 5, 6]
     assert "3 damaged images (and 6 boxes) skipped" in data.describe()
 
@@ -417,5 +426,5 @@ def test_the_check_gives_the_same_with_any_number_of_threads(root, workers):
     for image_id in ("00002", "00007"):
         path = image_file(root, "test", image_id)
         path.write_bytes(path.read_bytes()[:-100])
-    data = load_dataset(root, "test", on_bad_image="skip")
+    data = load_dataset(root, "test", on_bad_image="skip", decode=False)
     assert [image_id for image_id, _ in check_images(data, workers=workers)] == ["00002", "00007"]
