@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import BinaryIO
 from filelock import FileLock, Timeout
 
 from .errors import OutputError
+
+_PART = re.compile(r"\..*\.(\d+)-[^.]*\.part")  # the name, then the number of the process that writes it
 
 
 @contextlib.contextmanager
@@ -29,7 +32,7 @@ def written_aside(path: str | Path) -> Iterator[BinaryIO]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{os.getpid()}-", suffix=".part")
         temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -39,7 +42,7 @@ def written_aside(path: str | Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written: {error.strerror}; free the disk or choose another folder"
+            f"{path} cannot be written: {error.strerror or error}; free the disk or choose another folder"
         ) from error
     finally:
         if temporary is not None:
@@ -62,6 +65,27 @@ def atomic_write(path: str | Path, content: bytes | str) -> Path:
     return Path(path)
 
 
+def remove_parts(folder: Path) -> None:
+    """Delete what `written_aside` left in a folder, and below it, when its process was killed."""
+    for path in folder.rglob(".*.part"):
+        writer = _PART.fullmatch(path.name)
+        if writer is None or not _is_running(int(writer[1])):
+            with contextlib.suppress(OSError):  # it is in nobody's way
+                path.unlink()
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":  # elsewhere the question would end the process
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # somebody else's; or no number of a process, so it isn't ours to delete
+        return True
+    return True
+
+
 @contextlib.contextmanager
 def only_process(folder: Path, work: str, *, lock_name: str = ".lock") -> Iterator[None]:
     """One process at a time does this work in a folder, which is made; the lock of a process that died is no lock.
@@ -69,23 +93,36 @@ def only_process(folder: Path, work: str, *, lock_name: str = ".lock") -> Iterat
     Args:
         folder: of the work.
         work: what is done there, for the error: `trains`.
-        lock_name: of the lock file.
+        lock_name: of the lock file, which holds the number of the last process that had it.
 
     Raises:
-        OutputError: another process holds it, or the folder cannot be written.
+        OutputError: another process holds it, the message says which; or the folder cannot be written.
     """
-    lock = FileLock(folder / lock_name, timeout=0)
+    path = folder / lock_name
+    lock = FileLock(path, timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
+        path.write_text(str(os.getpid()))
     except Timeout:
-        raise OutputError(f"another process {work} in {folder}; wait for it or choose another folder") from None
+        raise OutputError(
+            f"another process{_holder(path)} {work} in {folder}; wait for it or choose another folder"
+        ) from None
     except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror}; choose another folder") from error
+        lock.release()
+        raise OutputError(
+            f"{folder} cannot be written: {error.strerror}; free the disk or choose another folder"
+        ) from error
     try:
         yield
     finally:
         lock.release()
+
+
+def _holder(lock: Path) -> str:
+    with contextlib.suppress(OSError, ValueError):
+        return f" ({int(lock.read_text())})"
+    return ""
 
 
 def file_sha256(path: Path) -> str:

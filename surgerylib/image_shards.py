@@ -20,7 +20,7 @@ from .checks import whole_number
 from .clip import SurgeryCLIP
 from .datasets import Dataset
 from .errors import CacheError, CheckpointError, ImageReadError, OutputError, ParameterError
-from .files import atomic_write, file_sha256, only_process, written_aside
+from .files import atomic_write, file_sha256, only_process, remove_parts, written_aside
 from .identities import differences
 from .map_shards import open_shard
 from .parallel import worker_count
@@ -181,8 +181,7 @@ class ImageShards(ABC):
             ) as progress,
         ):  # fmt: skip
             atomic_write(self.folder / _IDENTITY, json.dumps(self.identity, indent=1))
-            for part in self.folder.glob(f".{self.what}-*.part"):  # of a process that was killed
-                part.unlink(missing_ok=True)
+            remove_parts(self.folder)
             ahead = self._read_ahead(self._batches(missing, batch_size), pool)
             for first, batches in groupby(ahead, key=lambda batch: batch[0]):
                 with written_aside(self.path(first)) as file:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from .checks import as_floats, as_whole_numbers
 from .errors import CheckpointError, ParameterError, TrainingError
-from .files import atomic_write, only_process
+from .files import atomic_write, only_process, remove_parts
 from .identities import differences
 
 RESUME = "resume.pt"
@@ -183,6 +183,7 @@ def fit(
         raise TrainingError("there is no box to learn from: give a split with annotated images")
     folder = Path(folder)
     with only_process(folder, "trains"):
+        remove_parts(folder)
         loop = _Loop(task, schedule, folder, keep_epochs, checkpoint_seconds)
         return loop.run(description)
 
