@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -11,6 +14,7 @@ from tqdm import tqdm
 from .errors import OutputError, ParameterError
 
 _IDLE_SECONDS = 60
+_PARENT_SECONDS = 1.0
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -47,8 +51,10 @@ def in_processes(
 
     sizes = [1] * len(tasks) if sizes is None else sizes
     n_jobs = min(worker_count(workers), max(len(tasks), 1))
-    # idle workers wait for the next call, or for the end of a parent that was killed
-    pool = Parallel(n_jobs=n_jobs, backend="loky", return_as="generator", idle_worker_timeout=_IDLE_SECONDS)
+    pool = Parallel(
+        n_jobs=n_jobs, backend="loky", return_as="generator", idle_worker_timeout=_IDLE_SECONDS,
+        initializer=_end_with_parent, initargs=(os.getpid(),),
+    )  # fmt: skip
     with tqdm(total=sum(sizes), desc=description, unit=unit, delay=2, leave=False, disable=progress is not None) as bar:
         done = progress or bar.update
         try:
@@ -60,6 +66,18 @@ def in_processes(
                 f"a worker process died during: {description}; the usual cause is that memory ran out: use fewer "
                 "workers"
             ) from error
+
+
+def _end_with_parent(parent: int) -> None:
+    """In a worker: end soon after a parent that was killed, which can't say so; idle ones would wait for their time."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_SECONDS)
+        os._exit(1)
+
+    if os.name == "posix":  # elsewhere a process keeps the number of a parent that is gone
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def worker_count(workers: int | None) -> int:
