@@ -78,6 +78,8 @@ def execute_notebook(
         ) from None
     except DeadKernelError:
         raise NotebookFailure("the kernel died; the usual cause is that memory ran out") from None
+    except OSError as error:  # of papermill, which writes the notebook after each cell
+        raise NotebookFailure(f"{output.name} cannot be written: {error.strerror or error}; free the disk") from None
     except RuntimeError as error:  # of jupyter_client, when the kernel does not come up
         raise NotebookFailure(f"the kernel did not start: {str(error).splitlines()[0]}") from None
 

@@ -10,20 +10,20 @@ import contextlib
 import json
 import os
 import platform
+import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import filelock
 import nbformat
 
 from . import report
 from .errors import OutputError, ParameterError
 from .execution import NotebookFailure, execute_notebook
-from .files import atomic_write, file_sha256
+from .files import atomic_write, file_sha256, only_process, remove_parts
 from .fingerprints import notebook_keys
 from .locations import RUN_LOCK, dataset_folder
 from .parameters import (
@@ -43,6 +43,8 @@ from .run_index import index_html
 from .versions import library_sha256, versions
 
 DEFAULT_TIME_LIMIT = 4 * 3600.0
+_PARTIAL = ".partial.ipynb"
+_STOPPED = "stopped by the user"
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,9 @@ def run_workbook(
     root = notebooks[0].resolve().parent.parent
     out = Path(out_dir).expanduser().resolve()
     check_output(out)
+    if (out / RUN_LOCK).exists():  # who holds it is said before every image is looked at
+        with _only_run(out):
+            pass
 
     check_values(settings)
     check_cache(settings, root)
@@ -116,11 +121,8 @@ def run_workbook(
         check(given, only=only, notebooks_dir=notebooks_dir)
         if _draw_embedded_scenes(settings, root):
             keys = notebook_keys(notebooks, settings, root)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {out}: {error.strerror}; choose another --out") from None
-    with _lock(out):
+    with _only_run(out):
+        _remove_leftovers(out)
         return _Run(out, root, given, notebooks, keys).execute(chosen, time_limit, force)
 
 
@@ -154,8 +156,8 @@ class _Run:
         self, out: Path, root: Path, given: Mapping[str, Any], notebooks: list[Path], keys: Mapping[Path, str]
     ) -> None:
         self.out, self.root, self.given, self.keys = out, root, given, keys
-        self.before = _previous_run(out).get("notebooks", [])
-        entries = {entry["name"]: entry for entry in self.before}
+        self.previous = _previous_run(out)
+        entries = {entry["name"]: entry for entry in self.previous.get("notebooks", [])}
         self.entries = {path: _entry(path, entries.get(path.stem), keys[path]) for path in notebooks}
         self.record: dict[str, Any] = {
             "name": out.name,
@@ -171,29 +173,40 @@ class _Run:
     def execute(self, chosen: list[Path], time_limit: float, force: bool) -> RunResult:
         started = time.monotonic()
         results: list[NotebookResult] = []
-        for path in chosen:
-            entry = self.entries[path]
-            if results and results[-1].status == "failed":
-                entry.update(status="not run", message=f"{results[-1].name} failed before it")
-                results.append(NotebookResult(path.stem, "not run", 0.0, message=entry["message"]))
-                continue
-            if not force and _up_to_date({"notebooks": [entry]}, path, self.keys[path], self.out):
-                print(f"{path.stem}: up to date", flush=True)
-                results.append(NotebookResult(path.stem, "ok", entry["seconds"], up_to_date=True))
-                continue
-            self.record["status"] = "running"
-            try:
-                self._one(path, entry, time_limit)
-            except KeyboardInterrupt:
-                self._finish("interrupted", started)
-                raise
-            results.append(NotebookResult(path.stem, entry["status"], entry["seconds"], message=entry["message"]))
+        try:
+            for path in chosen:
+                failed = next((result.name for result in results if result.status == "failed"), "")
+                results.append(self._result(path, failed, time_limit, force))
+        except KeyboardInterrupt:
+            for entry in self.entries.values():
+                if entry["status"] == "running":
+                    entry.update(status="interrupted", message=_STOPPED)
+            self._finish("interrupted", started)
+            raise
         ok = all(result.status == "ok" for result in results)
-        unchanged = all(result.up_to_date for result in results) and list(self.entries.values()) == self.before
-        if unchanged and (self.out / "index.html").exists():
-            return RunResult(self.out / "index.html", True, tuple(results))  # the record of the work done stays
-        self._finish("ok" if ok else "failed", started)
+        unchanged = all(result.up_to_date for result in results) and self._is_as_before()
+        if unchanged:
+            self._write_index()  # the record of the work done stays; the run may have been killed before its page
+        else:
+            self._finish("ok" if ok else "failed", started)
         return RunResult(self.out / "index.html", ok, tuple(results))
+
+    def _is_as_before(self) -> bool:
+        """Whether a run that came to its end has left the very record that this one would."""
+        ended = self.previous.get("status") in ("ok", "failed")
+        return ended and list(self.entries.values()) == self.previous["notebooks"]
+
+    def _result(self, path: Path, failed: str, time_limit: float, force: bool) -> NotebookResult:
+        """One notebook, executed where it has to be and none has `failed` before it."""
+        entry = self.entries[path]
+        if failed:
+            entry.update(status="not run", message=f"{failed} failed before it")
+            return NotebookResult(path.stem, "not run", 0.0, message=entry["message"])
+        if not force and _up_to_date({"notebooks": [entry]}, path, self.keys[path], self.out):
+            print(f"{path.stem}: up to date", flush=True)
+            return NotebookResult(path.stem, "ok", entry["seconds"], up_to_date=True)
+        self._one(path, entry, time_limit)
+        return NotebookResult(path.stem, entry["status"], entry["seconds"], message=entry["message"])
 
     def _one(self, path: Path, entry: dict[str, Any], time_limit: float) -> None:
         """Execute and render one notebook; its entry says how it went."""
@@ -213,38 +226,46 @@ class _Run:
         print(f"{path.stem}: started {datetime.now():%H:%M:%S}", flush=True)
         started = time.monotonic()
         # beside the final name: what is there from an earlier run stays whole until this one is
-        partial = self.out / f".{path.stem}.partial.ipynb"
-        interrupted = False
+        partial = self.out / f".{path.stem}{_PARTIAL}"
+        status, message = "ok", ""
         try:
             execute_notebook(path, partial, parameters, self.root, time_limit)
-            entry.update(status="ok", read=_hashes(self.out, notebook_reads(path)))
         except NotebookFailure as failure:
-            entry.update(status="failed", message=str(failure))
+            status, message = "failed", str(failure)
         except KeyboardInterrupt:
-            entry.update(status="interrupted", message="stopped by the user")
-            interrupted = True
-        entry["seconds"] = round(time.monotonic() - started, 2)
-        if partial.exists():
-            partial.replace(self.out / f"{path.stem}.ipynb")
-            self._render(path, entry)
+            status, message = "interrupted", _STOPPED
+        seconds = round(time.monotonic() - started, 2)
+        try:
+            self._keep(path, partial, date=entry["started"], seconds=seconds, failure=message)
+        except KeyboardInterrupt:
+            status, message = "interrupted", _STOPPED
         after = _files(self.out)
-        entry["files"] = sorted(name for name, stamp in after.items() if before.get(name) != stamp or name in kept)
-        entry["finding"] = _finding(self.out, entry["files"])
+        files = sorted(name for name, stamp in after.items() if before.get(name) != stamp or name in kept)
+        read = {"read": _hashes(self.out, notebook_reads(path))} if status == "ok" else {}
+        # all at once, and last: what is stopped before it was not finished
+        entry.update(
+            status=status, message=message, seconds=seconds, files=files, finding=_finding(self.out, files), **read
+        )
         self._save()
-        outcome = entry["status"] + (f": {entry['message']}" if entry["message"] else "")
-        print(f"{path.stem}: {outcome} ({entry['seconds']:.0f} s)", flush=True)
-        if interrupted:
+        outcome = status + (f": {message}" if message else "")
+        said_to = sys.stderr if status == "failed" else sys.stdout
+        print(f"{path.stem}: {outcome} ({seconds:.0f} s)", file=said_to, flush=True)
+        if status == "interrupted":
             raise KeyboardInterrupt
 
-    def _render(self, path: Path, entry: dict[str, Any]) -> None:
-        notebook = nbformat.read(self.out / f"{path.stem}.ipynb", as_version=4)
+    def _keep(self, path: Path, partial: Path, *, date: str, seconds: float, failure: str) -> None:
+        """The notebook as far as it was executed, and its page, under their names."""
+        try:
+            content = partial.read_bytes()
+            notebook = nbformat.reads(content.decode(), as_version=4)
+        except (OSError, ValueError) as error:
+            if failure:  # it did not begin, or papermill was stopped in the middle of writing it
+                return
+            raise OutputError(f"{partial} cannot be read ({error}); run it again") from error
+        atomic_write(self.out / f"{path.stem}.ipynb", content)
+        partial.unlink()
         html = report.notebook_html(
-            notebook,
-            run_name=self.record["name"],
-            date=entry["started"],
-            seconds=entry["seconds"],
-            failure=entry["message"],
-            folder=self.out,
+            notebook, run_name=self.record["name"], date=date, seconds=seconds, failure=failure, folder=self.out
         )
         atomic_write(self.out / f"{path.stem}.html", html)
 
@@ -273,7 +294,12 @@ class _Run:
         self.record.update(status=status, finished=_now(), seconds=round(time.monotonic() - started, 2))
         self.record.pop("pid", None)
         self._save()
-        atomic_write(self.out / "index.html", index_html(self.out))
+        self._write_index()
+
+    def _write_index(self) -> None:
+        path, page = self.out / "index.html", index_html(self.out)
+        if not path.is_file() or path.read_text(encoding="utf-8") != page:
+            atomic_write(path, page)
 
     def _results(self) -> dict[str, Any]:
         """The provenance that notebooks left in their JSON files, by file name."""
@@ -329,23 +355,15 @@ def _draw_embedded_scenes(settings: Mapping[str, Any], root: Path) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """One run at a time into a folder; the lock of a process that died is no lock."""
-    lock = filelock.FileLock(out / RUN_LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        holder = _previous_run(out).get("pid", "unknown")
-        raise OutputError(
-            f"another run (process {holder}) is writing to {out}; wait for it or choose another"
-        ) from None
-    except OSError as error:
-        raise OutputError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
-    try:
-        yield
-    finally:
-        lock.release()
+def _only_run(out: Path) -> contextlib.AbstractContextManager[None]:
+    return only_process(out, "writes", lock_name=RUN_LOCK)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """What a run that was killed left half written."""
+    remove_parts(out)
+    for partial in out.glob(f".*{_PARTIAL}"):
+        partial.unlink(missing_ok=True)
 
 
 def _previous_run(out: Path) -> dict[str, Any]:
