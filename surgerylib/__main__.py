@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 from .errors import SurgeryError
 
 # the rest is imported where it is used: torch and papermill take seconds that `--help` need not wait for
 
 SHORTHANDS = ("dataset", "split", "model", "checkpoint")
+_SAME_INTERRUPT_SECONDS = 5.0
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,14 +30,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when all went well, 1 when a notebook failed, 2 for bad input, 130 after Ctrl-C.
     """
     arguments = _parser().parse_args(argv)
+    with _ctrl_c_once():
+        try:
+            status = arguments.command(arguments)
+            sys.stdout.flush()
+            return status
+        except SurgeryError as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+        except OSError as error:
+            if error.errno not in _OF_THE_DISK:
+                raise
+            # not of a file of ours: of what prints, or of a library's own
+            print(f"error: {error.filename or 'output'}: {error.strerror}; free the disk", file=sys.stderr)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be printed would fail again at the end
+            return 2
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to be stopped but the interpreter's end
+            print("interrupted; the same command goes on where this stopped", file=sys.stderr)
+            return 130
+
+
+@contextlib.contextmanager
+def _ctrl_c_once() -> Iterator[None]:
+    """Let a Ctrl-C that follows another at once not stop the work of ending: the record, the kernel."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield  # ignored, as under nohup, or somebody else's
+        return
+    last = -_SAME_INTERRUPT_SECONDS
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _SAME_INTERRUPT_SECONDS:
+            last = now
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
     try:
-        return arguments.command(arguments)
-    except SurgeryError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this stopped", file=sys.stderr)
-        return 130
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, before)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -85,7 +85,8 @@ def test_a_failing_notebook_is_status_1(project: Project, capsys: pytest.Capture
     node.cells[-1].source = "1 / 0"
     nbformat.write(node, path)
     assert main(project.arguments()) == 1
-    assert "01_a: failed: ZeroDivisionError" in capsys.readouterr().out
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("01_a: failed: ZeroDivisionError")
     assert "01_a failed" in (project.out / "index.html").read_text()
 
 

@@ -1,0 +1,365 @@
+"""Faults from outside: disk full, read-only output, a kernel that dies, Ctrl-C, two at once.
+
+Each ends with one line and its exit status, leaves no part of a file under a final name, and the rerun finishes.
+SIGKILL at random moments over the whole workbook is in `slow/test_kills.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from disturbed import (
+    INTERRUPTED,
+    Command,
+    Project,
+    assert_whole,
+    fill,
+    interrupt,
+    interrupt_from_inside,
+    leftovers,
+    small_disk,
+)
+from nbformat.v4 import new_output
+
+from surgerylib import workbook
+from surgerylib.__main__ import main
+from surgerylib.datasets import load_dataset
+from surgerylib.errors import OutputError
+from surgerylib.files import only_process, remove_parts
+from surgerylib.locations import PROJECT_ROOT, RUN_LOCK
+from surgerylib.scenes import write_scenes
+from surgerylib.store import HeatmapStore
+
+WRITES = '(folder / \'first.json\').write_text(\'{"finding": "seen", "provenance": {}}\')'
+WAITS = "(folder / 'begun').write_text('')\nimport time\ntime.sleep(0 if (folder / 'go').exists() else 60)"
+
+
+def one_line(command: Command, *, said: str) -> None:
+    (line,) = command.errors
+    assert re.search(said, line), line
+
+
+# ------------------------------------------------------------------------------------------------- the disk is full
+
+
+@pytest.mark.parametrize("left", [0, 100_000])
+def test_a_disk_that_is_full_in_the_middle_of_a_run_is_one_line(tmp_path, left):
+    """A little later each time: the notebook's own file, papermill's, the page, the index; nothing half written."""
+    with small_disk(tmp_path / "disk", "3m") as disk:
+        project = Project(tmp_path, WRITES, "", out=disk / "out")
+        # what is said is part of the notebook and of its page: they are what does not fit
+        project.write(2, "print('x' * 30_000)\n(folder / 'second.txt').write_text('whole\\n')")
+        status, command = project.run(f"""
+import surgerylib.workbook as workbook
+execute = workbook.execute_notebook
+def disturbed(path, *args):
+    if path.stem.startswith('02') and not os.path.exists({str(disk / "filler")!r}):
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from disturbed import fill
+        fill(pathlib.Path({str(disk)!r}), but={left})
+    execute(path, *args)
+workbook.execute_notebook = disturbed
+""")
+        assert status in (1, 2), command.said
+        one_line(command, said="No space left on device.*free the disk|No space left on device")
+        assert "Traceback" not in "".join(command.said)
+        assert_whole(project.out)
+        assert "01_some: ok" in command.said[1]
+        (disk / "filler").unlink()
+        project.assert_a_rerun_finishes()
+        assert (project.out / "second.txt").read_text() == "whole\n"
+
+
+def test_a_disk_that_is_full_before_the_run_is_one_line(tmp_path):
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        project = Project(tmp_path, WRITES, out=disk / "out")
+        fill(disk)
+        status, command = project.run()
+        assert status == 2
+        one_line(command, said=r"^error: .*out.* cannot be written: No space left on device; free the disk")
+        assert_whole(project.out)
+        (disk / "filler").unlink()
+        project.assert_a_rerun_finishes()
+
+
+def test_a_log_on_a_full_disk_is_one_line(tmp_path):
+    """What a run says goes where the user sends it, perhaps to the same disk."""
+    words = ["scenes", "--out", tmp_path / "s", "--train", "1", "--val", "0", "--test", "0", "--size", "96"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "surgerylib", *map(str, words)], cwd=PROJECT_ROOT, stdout=full,
+            stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1:] == ["error: output: No space left on device; free the disk"]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_disk_that_fills_between_two_shards_keeps_the_first(tiny, tmp_path, monkeypatch):
+    """The other tests of the store pretend that a write failed; here it does."""
+    monkeypatch.setattr("surgerylib.store.SHARD_IMAGES", 3)
+    root = write_scenes(tmp_path / "scenes", num_train=0, num_val=0, num_test=8, size=96)
+    data = load_dataset(root, "test")
+    whole = HeatmapStore(tiny, data, tmp_path / "undisturbed").compute(batch_size=1)
+    with small_disk(tmp_path / "disk", "2m") as disk:
+        encode, calls = tiny.encode_image, []
+
+        def then_full(*args):
+            calls.append(1)
+            if len(calls) == 4:
+                fill(disk, but=4096)
+            return encode(*args)
+
+        monkeypatch.setattr(tiny, "encode_image", then_full)
+        store = HeatmapStore(tiny, data, disk / "cache")
+        with pytest.raises(OutputError, match=r"heatmaps-00001\.npy cannot be written: No space left on device"):
+            store.compute(batch_size=1)
+        assert [path.name for path in sorted(store.folder.glob("*.npy"))] == ["heatmaps-00000.npy"]
+        assert_whole(disk / "cache")
+        assert leftovers(disk / "cache") == []
+        kept = store.path(0).stat()
+        (disk / "filler").unlink()
+        store.compute(batch_size=1)
+        assert (store.path(0).stat().st_ino, store.path(0).stat().st_mtime_ns) == (kept.st_ino, kept.st_mtime_ns)
+        for path in whole.folder.glob("[!.]*"):
+            assert (store.folder / path.name).read_bytes() == path.read_bytes()
+
+
+# --------------------------------------------------------------------------------------------- read-only, no kernel
+
+
+def test_a_read_only_output_is_one_line_and_status_2(tmp_path, capsys):
+    with small_disk(tmp_path / "disk", options=",ro") as disk:
+        for words in (
+            ["run", "--out", str(disk)],
+            ["run", "--out", str(disk / "below" / "it")],
+            ["run", "--out", str(tmp_path / "out"), "-p", f"cache_dir={disk}"],
+            ["train", "--out", str(disk)],
+            ["features", "--out", str(disk)],
+            ["scenes", "--out", str(disk / "scenes")],
+        ):
+            assert main(words) == 2, words
+            captured = capsys.readouterr()
+            (line,) = captured.err.splitlines()
+            assert re.search(r"^error: .*(cannot be written|cannot write)", line), line
+            assert str(disk) in line
+            assert captured.out == ""
+        assert list(disk.iterdir()) == []
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "death",
+    ["os._exit(3)", "os.kill(os.getpid(), 9)"],
+    ids=["exit", "kill"],
+)
+def test_a_kernel_that_dies_is_one_line_and_status_1(tmp_path, death):
+    project = Project(tmp_path, WRITES, f"print('so far', flush=True)\n{death}", WRITES)
+    started = time.monotonic()
+    status, command = project.run()
+    assert time.monotonic() - started < 120
+    assert status == 1
+    one_line(command, said=r"^02_some: failed: the kernel died; the usual cause is that memory ran out \(\d+ s\)$")
+    assert project.statuses() == ["ok", "failed", "not run"]
+    assert "begun" in (project.out / "02_some.html").read_text()
+    assert "the kernel died" in (project.out / "index.html").read_text()
+    assert_whole(project.out)
+    assert leftovers(project.out) == []
+    assert command.processes() == []
+    project.write(2, WRITES)
+    project.assert_a_rerun_finishes()
+
+
+def test_memory_that_cannot_be_had_is_one_line_and_status_1(tmp_path):
+    project = Project(tmp_path, "import resource\nresource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))\nbytes(2**31)")
+    status, command = project.run()
+    assert status == 1
+    one_line(command, said=r"^01_some: failed: MemoryError")
+    assert_whole(project.out)
+
+
+# ------------------------------------------------------------------------------------------------------------ Ctrl-C
+
+
+@pytest.mark.parametrize(
+    ("moment", "times"), [("the look at the input", 2), ("the start of the kernel", 1), ("a cell", 1), ("a cell", 2)]
+)
+def test_ctrl_c_is_one_line_and_status_130(tmp_path, moment, times):
+    project = Project(tmp_path, WRITES, WAITS)
+    prelude = ""
+    if moment == "the look at the input":
+        prelude = interrupt_from_inside("check", twice=times == 2)
+    command = project.start(prelude)
+    if moment == "the start of the kernel":
+        command.wait_until(lambda: "02_some: started" in "\n".join(command.said))
+        interrupt(command, times=times)
+    elif moment == "a cell":
+        command.wait_until((project.out / "begun").exists)
+        interrupt(command, times=times)
+    assert command.end(60) == 130, command.errors
+    assert command.errors == [INTERRUPTED]
+    command.assert_alone_gone(10)
+    if moment != "the look at the input":
+        assert project.statuses() == ["ok", "interrupted"]
+        assert "was interrupted" in (project.out / "index.html").read_text()
+    assert_whole(project.out)
+    project.out.mkdir(exist_ok=True)
+    (project.out / "go").touch()
+    project.assert_a_rerun_finishes()
+
+
+class _Killed(BaseException):
+    """What nobody catches, as nobody catches SIGKILL."""
+
+
+class _Pages:
+    """A project whose notebooks are not executed: what comes behind that, its record and its pages, is disturbed."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.project, self.monkeypatch, self.executed = Project(tmp_path, WRITES, WRITES), monkeypatch, 0
+        monkeypatch.setattr(workbook, "execute_notebook", self._execute)
+
+    def _execute(self, path: Path, output: Path, parameters: dict, *_: object) -> None:
+        notebook = nbformat.read(path, as_version=4)
+        notebook.cells[-1].outputs = [new_output("stream", text=f"seed is {parameters['seed']}\n")]
+        nbformat.write(notebook, output)
+        (self.out / "first.json").write_text(json.dumps({"finding": f"seed {parameters['seed']}", "provenance": {}}))
+        self.executed += 1
+
+    @property
+    def out(self) -> Path:
+        return self.project.out
+
+    def run(self, seed: int) -> workbook.RunResult:
+        return workbook.run_workbook({"seed": seed}, self.out, notebooks_dir=self.project.root / "notebooks")
+
+    def disturb(self, function: str, call: int, error: type[BaseException], *, seed: int) -> None:
+        """Raise at this call of a function of the workbook, in a run that comes to no other end."""
+        owner, name = (workbook.report, "notebook_html") if function == "notebook_html" else (workbook, function)
+        work, calls = getattr(owner, name), []
+
+        def disturbed(*args: object, **kwargs: object) -> object:
+            calls.append(1)
+            if len(calls) == call:
+                raise error
+            return work(*args, **kwargs)
+
+        with self.monkeypatch.context() as patched:
+            patched.setattr(owner, name, disturbed)
+            with pytest.raises(error):
+                self.run(seed)
+        assert_whole(self.out)
+
+    def assert_a_rerun_finishes(self, seed: int) -> None:
+        assert self.run(seed).ok
+        assert leftovers(self.out) == []
+        for number in (1, 2):
+            assert f"seed is {seed}" in (self.out / f"0{number}_some.ipynb").read_text()
+            assert f"seed is {seed}" in (self.out / f"0{number}_some.html").read_text()
+        record = (self.out / "run.json").read_text()
+        run = json.loads(record)
+        assert run["status"] == "ok"
+        assert "pid" not in run
+        assert [entry["status"] for entry in run["notebooks"]] == ["ok", "ok"]
+        assert [entry["files"] for entry in run["notebooks"]] == [["first.json"], ["first.json"]]
+        assert (self.out / "index.html").read_text() == workbook.index_html(self.out)
+        written = {path: path.stat().st_mtime_ns for path in self.out.glob("[!.]*")}
+        executed = self.executed
+        assert all(result.up_to_date for result in self.run(seed).notebooks)
+        assert self.executed == executed
+        assert {path: path.stat().st_mtime_ns for path in self.out.glob("[!.]*")} == written
+
+
+# for two notebooks: record, [executed], ipynb, html, record; at the end record and index
+@pytest.mark.parametrize("error", [KeyboardInterrupt, _Killed])
+@pytest.mark.parametrize(
+    ("function", "call"),
+    [*(("atomic_write", call) for call in range(1, 11)), ("notebook_html", 1), ("notebook_html", 2), ("_files", 1),
+     ("_files", 2), ("_finding", 2), ("index_html", 1)],
+)  # fmt: skip
+def test_stopped_while_a_page_is_made_nothing_is_taken_for_finished(tmp_path, monkeypatch, function, call, error):
+    """A notebook that was stopped while its page was drawn counted as done, with the page of an earlier run; a run
+    that was killed behind its last notebook kept an earlier index for ever.
+    """
+    pages = _Pages(tmp_path, monkeypatch)
+    assert pages.run(1).ok
+    pages.disturb(function, call, error, seed=2)
+    executed = pages.executed
+    entries = json.loads((pages.out / "run.json").read_text())["notebooks"]
+    finished = [entry for entry in entries if entry["status"] == "ok" and entry["parameters"]["seed"] == 2]
+    pages.assert_a_rerun_finishes(2)
+    assert pages.executed == executed + 2 - len(finished)  # what was finished is not done twice
+
+
+# -------------------------------------------------------------------------------------------------------------- kills
+
+
+def test_a_killed_command_takes_its_kernel_and_busy_workers_with_it(tmp_path):
+    """Idle workers waited for a minute, busy ones for the end of their work, and their memory was missing meanwhile."""
+    busy = """\
+from surgerylib.parallel import in_processes
+def busy(number):
+    import time
+    (folder / f"worker-{number}.txt").write_text("busy\\n")
+    time.sleep(0 if (folder / "go").exists() else 60)
+list(in_processes(busy, [1, 2], workers=2, description="work"))"""
+    project = Project(tmp_path, busy)
+    command = project.start()
+    command.wait_until(lambda: len(list(project.out.glob("worker-*.txt"))) == 2)
+    assert len(command.processes()) >= 4  # itself, the kernel, two workers
+    command.kill(everything=False)
+    command.assert_alone_gone(15)
+    (project.out / "go").touch()
+    project.assert_a_rerun_finishes()
+
+
+def test_what_a_killed_process_wrote_aside_is_removed_and_a_living_ones_is_not(tmp_path):
+    (tmp_path / "below").mkdir()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for folder in (tmp_path, tmp_path / "below"):
+        for name in (f".a.json.{gone.pid}-x_y.part", f".a.json.{os.getpid()}-abc.part", ".a.json.old.part", "b.part"):
+            (folder / name).touch()
+    remove_parts(tmp_path)
+    for folder in (tmp_path, tmp_path / "below"):
+        assert {path.name for path in folder.iterdir() if path.is_file()} == {
+            f".a.json.{os.getpid()}-abc.part", "b.part",
+        }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------- two at once
+
+
+def test_a_second_run_into_a_folder_names_the_first_and_stops(tmp_path):
+    project = Project(tmp_path, WAITS)
+    first = project.start()
+    first.wait_until((project.out / "begun").exists)
+    before = {path: path.stat().st_mtime_ns for path in project.out.rglob("*")}
+    status, second = project.run()
+    assert status == 2
+    one_line(second, said=rf"^error: another process \({first.process.pid}\) writes in .*out; wait for it or choose")
+    assert second.said == []
+    assert {path: path.stat().st_mtime_ns for path in project.out.rglob("*")} == before
+    interrupt(first)
+    assert first.end(60) == 130
+    (project.out / "go").write_text("")
+    project.assert_a_rerun_finishes()
+
+
+def test_a_training_that_holds_the_folder_is_named_and_not_an_earlier_run(tmp_path):
+    """`run` took the number of the process from the record of the last run, which may have been killed."""
+    project = Project(tmp_path, WRITES)
+    project.out.mkdir(parents=True)
+    (project.out / "run.json").write_text(json.dumps({"notebooks": [], "status": "running", "pid": 1}))
+    with only_process(project.out, "writes", lock_name=RUN_LOCK):
+        status, command = project.run()
+    assert status == 2
+    one_line(command, said=rf"another process \({os.getpid()}\) writes")
