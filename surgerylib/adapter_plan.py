@@ -10,7 +10,7 @@ from typing import Any
 from .adapter_training import LOSSES, AdapterSettings, AdapterTask, train_adapter
 from .classes import canonical_class
 from .datasets import Dataset
-from .errors import ParameterError
+from .errors import ParameterError, UnknownClassError
 from .files import atomic_write
 from .kinds import HEATMAP_KINDS, KIND_PATHS, KIND_PREFERENCE
 from .session import Session
@@ -78,7 +78,10 @@ class AdapterPlan:
         names = self.unseen_classes
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
             raise ParameterError(f"unseen_classes must be a list of class names, [] for none, got {names!r}")
-        unseen = {canonical_class(name, classes) for name in names}
+        try:
+            unseen = {canonical_class(name, classes) for name in names}
+        except UnknownClassError as error:
+            raise UnknownClassError(f"unseen_classes: {error}") from None
         seen = tuple(name for name in classes if name not in unseen)
         if not seen:
             raise ParameterError("unseen_classes names all classes; leave one or more to train on")

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 # names and values out of files stand in messages: a hostile one must neither fill the terminal nor steer it
+_BEGINNING, _ENDING = 1500, 400
 _LONGEST = 2000
-_ENDING = 400
 
 
 class SurgeryError(Exception):
@@ -23,7 +23,7 @@ class SurgeryError(Exception):
     def __str__(self) -> str:
         text = str(self.args[0]) if self.args else ""
         if len(text) > _LONGEST:  # what to do stands at the end
-            text = f"{text[: _LONGEST - _ENDING]} ... {text[-_ENDING:]}"
+            text = f"{text[:_BEGINNING]} ... {text[-_ENDING:]}"
         return text if text.isprintable() else "".join(map(_printable, text))
 
 

@@ -75,7 +75,7 @@ class TrainingPlan:
             ParameterError: a value that cannot be.
         """
         seen = self.seen_classes
-        if seen is not None and (isinstance(seen, str) or not all(isinstance(name, str) for name in seen)):
+        if seen is not None and not (isinstance(seen, list | tuple) and all(isinstance(name, str) for name in seen)):
             raise ParameterError(f"seen_classes must be a list of class names, or null for all, got {seen!r}")
         return LocalizerSettings(
             grid_size=self.grid_size,

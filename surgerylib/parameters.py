@@ -90,20 +90,27 @@ def parse_assignments(source: str) -> dict[str, Parameter]:
 
     Python's own parser reads the cell: papermill's reader goes line by line and loses a parameter whose
     comment holds an equals sign.
+
+    Raises:
+        ParameterError: The cell is not Python.
     """
-    comments = {
-        token.start[0]: token.string.lstrip("# ").strip()
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
+    try:
+        comments = {
+            token.start[0]: token.string.lstrip("# ").strip()
+            for token in tokenize.generate_tokens(io.StringIO(source).readline)
+            if token.type == tokenize.COMMENT
+        }
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError, tokenize.TokenError, RecursionError, MemoryError) as error:
+        raise ParameterError(f"the parameters cell is not Python: {error}; mend the notebook") from None
     parameters = {}
-    for node in ast.parse(source).body:
+    for node in body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if len(targets) != 1 or not isinstance(targets[0], ast.Name) or getattr(node, "value", None) is None:
             continue
         try:
             default = ast.literal_eval(node.value)
-        except ValueError:
+        except (ValueError, TypeError, RecursionError, MemoryError):
             default = ANYTHING
         name = targets[0].id
         parameters[name] = Parameter(name, default, comments.get(node.end_lineno, ""))
@@ -156,7 +163,7 @@ def load_config(config: Mapping[str, Any] | str | Path | None) -> dict[str, Any]
         return dict(config)
     path = Path(config)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ParameterError(f"cannot read the configuration {path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -172,13 +179,25 @@ def load_config(config: Mapping[str, Any] | str | Path | None) -> dict[str, Any]
     return values
 
 
+def _read_yaml(text: str) -> Any:
+    """The value of a YAML text; whatever is wrong with it is a `yaml.YAMLError`."""
+    try:
+        value = yaml.safe_load(text)
+        repr(value)  # every message shows values, and of a whole number Python shows only some thousand digits
+    except yaml.YAMLError:
+        raise
+    except Exception as error:  # 2001-99-99 is a ValueError, !!timestamp x an AttributeError, [[[... a RecursionError
+        raise yaml.YAMLError(str(error)) from error
+    return value
+
+
 def parse_override(text: str) -> tuple[str, str, Any]:
     """`name=value` of the command line -> name, the text of the value, the value read as YAML."""
     name, equals, raw = text.partition("=")
     if not equals or not name.strip().isidentifier():
         raise ParameterError(f"-p takes name=value, not {text!r}")
     try:
-        value = yaml.safe_load(raw)
+        value = _read_yaml(raw)
     except yaml.YAMLError:
         value = raw
     return name.strip(), raw, value
@@ -201,11 +220,18 @@ def apply_overrides(
         if expects_text or not isinstance(value, (str, int, float, bool, list, dict, type(None))):
             value = raw
         if name in PATH_PARAMETERS and isinstance(value, str) and value != "embedded":
-            path = Path(value).expanduser()
-            # a cache folder need not be there yet; all else that isn't may be a tag, or relative to the project
-            value = str(path.resolve()) if path.exists() or name == "cache_dir" else value
+            value = _from_here(value, must_exist=name != "cache_dir")
         merged[name] = value
     return merged
+
+
+def _from_here(value: str, must_exist: bool) -> str:
+    """A path from where the user stands, absolute; what is none there may be a tag, or relative to the project."""
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # too long, the home of nobody, or a null in it
+        path = Path(value).expanduser()
+        if path.exists() or not must_exist:  # a cache folder need not be there yet
+            return str(path.resolve())
+    return value
 
 
 def validate(config: Mapping[str, Any], known: Mapping[str, Parameter]) -> dict[str, Any]:
@@ -236,7 +262,8 @@ def _fitted(name: str, value: Any, default: Any) -> Any:
     if default is None or default is ANYTHING or (name in NUMBERS_OR_NULL and value is None):
         return value
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):
+            return float(value)
     if name in OF_SEVERAL_TYPES or (name == LEAVES_OUT and value is None):
         return value
     if isinstance(value, expected) and not (expected is int and isinstance(value, bool)):

@@ -73,7 +73,7 @@ def check_prompts(names: Sequence[str]) -> None:
     if isinstance(names, str) or not isinstance(names, list | tuple) or not names:
         raise ParameterError(f"prompts must be a list of one or more of {', '.join(PROMPT_SETS)}, got {names!r}")
     for place, name in enumerate(names):
-        if name not in PROMPT_SETS:
+        if not isinstance(name, str) or name not in PROMPT_SETS:
             raise ParameterError(f"prompts holds {name!r}; choose from {', '.join(PROMPT_SETS)}")
         if name in names[:place]:
             raise ParameterError(f"prompts names {name!r} twice; name each once")
