@@ -151,12 +151,19 @@ def resize_map(heatmap: np.ndarray | Tensor, working_size: int) -> np.ndarray:
     """Step 1: [h, w] -> float32 [working_size, working_size], bilinear, pixel centres aligned at half a pixel."""
     if not isinstance(heatmap, np.ndarray) and hasattr(heatmap, "detach"):
         heatmap = heatmap.detach().float().cpu().numpy()
-    values = np.asarray(heatmap, np.float32)
+    values = np.asarray(heatmap)
+    if values.dtype.kind not in "fiub":
+        raise ParameterError(f"a heatmap must hold numbers, got an array of {values.dtype}")
+    with np.errstate(over="ignore"):  # it comes out infinite
+        values = values.astype(np.float32, copy=False)
     if values.ndim != 2 or values.size == 0:
         raise ParameterError(f"a heatmap must be [h, w], got {list(values.shape)}")
     if not np.isfinite(values).all():
         raise ParameterError("the heatmap holds NaN or infinite values")
-    if values.min() == values.max():  # interpolation would add rounding noise, and the noise would make boxes
+    low, high = float(values.min()), float(values.max())
+    if high - low > _LARGEST:  # interpolation would give infinite values
+        raise ParameterError(f"the heatmap's values lie too far apart for float32: {low:g} to {high:g}")
+    if low == high:  # interpolation would add rounding noise, and the noise would make boxes
         return np.full((working_size, working_size), values.flat[0])
     return cv2.resize(values, (working_size, working_size), interpolation=cv2.INTER_LINEAR)
 
@@ -345,6 +352,8 @@ def _otsu_level(resized: np.ndarray) -> float:
     low, high = float(resized.min()), float(resized.max())
     if low == high:
         return low
-    levels = np.rint((resized - low) * (255 / (high - low))).astype(np.uint8)
+    # where float32 can't hold the factor, no pixel would be foreground
+    values = resized if high - low > 1e-30 else resized.astype(np.float64)
+    levels = np.rint((values - low) * (255 / (high - low))).astype(np.uint8)
     background, _ = cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     return float(resized[levels > background].min())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -50,12 +52,13 @@ def evaluate(
         isinstance(max_detections, bool) or not isinstance(max_detections, int | np.integer) or max_detections < 1
     ):
         raise ParameterError(f"max_detections is {max_detections!r}; it must be a whole number of at least 1, or None")
+    listed = _checked_classes(classes)
     boxes = _checked_numbers(detections, "detections", [*BOX_COLUMNS, "score"])
     truth = _checked_numbers(ground_truth, "ground_truth", BOX_COLUMNS)
     image, truth_image, images = _common_codes(detections, ground_truth, "image_id")
     label, truth_label, labels = _common_codes(detections, ground_truth, "label")
 
-    names = tuple(dict.fromkeys([*(classes or ()), *sorted(labels)]))
+    names = tuple(dict.fromkeys([*listed, *sorted(labels)]))
     if not pd.api.types.is_numeric_dtype(labels):
         # two spellings of one class would match nowhere, and both would score 0 without a word
         check_classes(names)
@@ -87,7 +90,7 @@ def evaluate(
 
 def check_interpolation(interpolation: str) -> None:
     """Raises a `ParameterError` that lists the interpolations unless this is one."""
-    if interpolation not in INTERPOLATIONS:
+    if not isinstance(interpolation, str) or interpolation not in INTERPOLATIONS:
         raise ParameterError(f"interpolation is {interpolation!r}; it must be one of {', '.join(INTERPOLATIONS)}")
 
 
@@ -96,7 +99,7 @@ def checked_thresholds(iou_thresholds: Sequence[float]) -> np.ndarray:
     try:
         thresholds = np.atleast_1d(np.array(iou_thresholds))
         # text would convert without a word, true would be 1, and a table one long list
-        numeric = np.issubdtype(thresholds.dtype, np.number) and thresholds.ndim == 1
+        numeric = thresholds.dtype.kind in "iuf" and thresholds.ndim == 1
         thresholds = thresholds.astype(np.float64) if numeric else np.empty(0)
     except (TypeError, ValueError):
         thresholds = np.empty(0)
@@ -109,18 +112,25 @@ def checked_thresholds(iou_thresholds: Sequence[float]) -> np.ndarray:
 
 def _checked_numbers(frame: pd.DataFrame, name: str, numbers: list[str]) -> np.ndarray:
     """The number columns as float64 [N, len(numbers)], after every check on the frame."""
-    missing = [column for column in ["image_id", "label", *numbers] if column not in frame.columns]
+    if not isinstance(frame, pd.DataFrame):
+        raise ParameterError(f"{name} is a {type(frame).__name__}; it must be a pandas DataFrame")
+    held = list(frame.columns)
+    missing = [column for column in ["image_id", "label", *numbers] if column not in held]
     if missing:
-        raise ParameterError(
-            f"{name} lacks the column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}"
-        )
+        raise ParameterError(f"{name} lacks the column {', '.join(missing)}; it has {', '.join(map(str, held))}")
+    repeated = [column for column in ["image_id", "label", *numbers] if held.count(column) > 1]
+    if repeated:
+        raise ParameterError(f"{name} has the column {repeated[0]} twice; leave one")
     for column in ("image_id", "label"):
         if frame[column].isna().any():
             row = int(np.argmax(frame[column].isna()))
             raise ParameterError(f"{name} has no {column} in row {row}; give every box one")
     try:
+        # the type of an empty column says nothing
+        if len(frame) and not all(_holds_numbers(frame[column]) for column in numbers):
+            raise TypeError("text, times or complex numbers, which would convert without a word")
         values = frame[numbers].to_numpy(np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         kinds = ", ".join(f"{column} {frame[column].dtype}" for column in numbers)
         raise ParameterError(f"{name} has columns that are not numbers ({kinds}); convert them") from None
     bad_rows = np.flatnonzero(~np.isfinite(values).all(axis=1))
@@ -134,6 +144,29 @@ def _checked_numbers(frame: pd.DataFrame, name: str, numbers: list[str]) -> np.n
     return values
 
 
+def _holds_numbers(column: pd.Series) -> bool:
+    if pd.api.types.is_object_dtype(column):
+        return all(isinstance(value, Real | Decimal) for value in column)
+    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_complex_dtype(column)
+
+
+def _checked_classes(classes: Sequence[str] | None) -> tuple[str, ...]:
+    try:
+        listed = () if classes is None else tuple(dict.fromkeys(classes))
+    except TypeError:  # not a list, or one of lists
+        listed = None
+    if listed is None or isinstance(classes, str | bytes):
+        raise ParameterError(f"classes is {classes!r}; give a list of class names, or None")
+    return listed
+
+
+def check_names(column: str, values: pd.Index) -> None:
+    """Raises a `ParameterError` unless these are all text or all numbers, so that they can be told apart and sorted."""
+    kind = pd.api.types.infer_dtype(values, skipna=False)
+    if kind not in ("string", "integer", "floating", "mixed-integer-float", "boolean", "empty"):
+        raise ParameterError(f"{column} holds {kind} values; make all of them text, or all of them numbers")
+
+
 def _common_codes(
     detections: pd.DataFrame, ground_truth: pd.DataFrame, column: str
 ) -> tuple[np.ndarray, np.ndarray, pd.Index]:
@@ -145,7 +178,12 @@ def _common_codes(
         # 7 and '7' would match nowhere, and every figure would be 0 without a word
         kinds = f"{both[0].dtype} in detections and {both[1].dtype} in ground_truth"
         raise ParameterError(f"{column} is {kinds}; make both text or both numbers")
-    codes, values = pd.factorize(pd.concat([s for s in both if len(s)] or both[:1], ignore_index=True))
+    together = pd.concat([s for s in both if len(s)] or both[:1], ignore_index=True)
+    try:
+        codes, values = pd.factorize(together)
+    except TypeError:  # lists, sets
+        raise ParameterError(f"{column} holds values that cannot be compared; make all of them text") from None
+    check_names(column, pd.Index(values))
     return codes[: len(detections)], codes[len(detections) :], pd.Index(values)
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 
 from .curves import INTERPOLATIONS, ClassCurves, class_curves, weighted_average_precision
 from .errors import ParameterError
-from .frames import BOX_COLUMNS, Evaluation, evaluate
+from .frames import BOX_COLUMNS, Evaluation, check_names, evaluate
 from .intervals import degrees_of_freedom, half_samples, interval, keep_mean_at_zero
 
 __all__ = [
@@ -350,7 +350,11 @@ def paired_difference(result_a: BootstrapResult, result_b: BootstrapResult) -> P
 
 
 def _checked_ids(image_ids: Iterable[str], used: pd.Index) -> pd.Index:
-    ids = pd.Index(list(image_ids))
+    try:
+        ids = pd.Index(list(image_ids), tupleize_cols=False)
+        check_names("image_ids", ids)
+    except TypeError:
+        raise ParameterError(f"image_ids is {image_ids!r}; give a list of all images") from None
     if ids.has_duplicates:
         raise ParameterError(f"image_ids names {ids[ids.duplicated()][0]!r} twice; give every image once")
     strangers = used.difference(ids, sort=False)
