@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lint lab format clean
+.PHONY: help report test lint lab format fuzz clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -32,6 +32,14 @@ format: $(INSTALLED)  ## bring code and notebooks into form
 	@$(BIN)/nbstripout --keep-id $(NOTEBOOKS)
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format .
+
+# how long, in seconds; what reaches new code stays in build/fuzz
+FUZZ_SECONDS ?= 660
+fuzz: $(INSTALLED)  ## coverage-guided fuzzing of the annotation reader (Linux)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
+	@mkdir -p build/fuzz
+	@$(BIN)/python tests/fuzz/fuzz_annotations.py build/fuzz tests/fuzz/corpus -dict=tests/fuzz/voc.dict -max_len=2048 \
+		-use_value_profile=1 -timeout=10 -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=build/
 
 clean:  ## remove the environment; data and reports stay
 	rm -rf .venv
