@@ -21,7 +21,7 @@ from .datasets import Dataset
 from .extraction import BoxSettings, Threshold
 from .heatmaps import heatmaps
 from .kinds import HEATMAP_KINDS, check_kinds
-from .map_shards import BoxTable, MapSource, boxes_of, check_classes_suffice
+from .map_shards import NO_BOXES, BoxTable, MapSource, boxes_of, check_classes_suffice
 from .store import HeatmapStore
 
 DETECTION_COLUMNS = ("image_id", "label", "xmin", "ymin", "xmax", "ymax", "score", "kind")
@@ -106,14 +106,14 @@ def detect(
         # kinds with the same maps have the same boxes: found once, listed under each name
         distinct = {source.key: source for source in settings.sources.values()}
         tables = boxes_of(store.shards, list(distinct.values()), [settings.boxes], workers=workers)
-    found = {key: tables[source][0] for key, source in distinct.items()}
-    frames = [
-        detections_frame(found[source.key], dataset).assign(kind=kind) for kind, source in settings.sources.items()
-    ]
-    # image by image, the kinds in their order
-    position = np.concatenate([found[source.key].image for source in settings.sources.values()])
-    frame = pd.concat(frames, ignore_index=True).iloc[np.argsort(position, kind="stable")]
-    return frame.reset_index(drop=True).astype({"kind": "str"})
+    # image by image, the kinds in their order; sorted as numbers, for millions of names would be held several times
+    parts = [tables[distinct[source.key]][0] for source in settings.sources.values()]
+    order = np.argsort(np.concatenate([part.image for part in parts]), kind="stable")
+    image, label, boxes = (np.concatenate([part[column] for part in parts])[order] for column in range(3))
+    kind = np.repeat(np.array(list(settings.sources), dtype=object), [len(part.image) for part in parts])[order]
+    del tables, parts, order
+    frame = detections_frame(BoxTable(image, label, boxes, NO_BOXES.activated), dataset)
+    return frame.assign(kind=pd.Series(kind, dtype="str"))
 
 
 def detections_frame(table: BoxTable, dataset: Dataset) -> pd.DataFrame:
