@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from .checks import as_floats, as_whole_numbers
 from .datasets import check_disjoint, check_have_boxes
@@ -280,7 +281,8 @@ def localize(model: GTClassLocalizer, reader: BatchReader, class_means: np.ndarr
     frames = []
     dataset = reader.cache.dataset
     ids, names = dataset.images["image_id"].to_numpy(object), np.array(dataset.classes, dtype=object)
-    for batch in reader.in_order(_EVALUATION_BATCH):
+    batches = reader.in_order(_EVALUATION_BATCH)
+    for batch in tqdm(batches, total=reader.steps(_EVALUATION_BATCH), desc="the head's boxes", delay=2, leave=False):
         boxes = predict(model, batch).float().cpu()
         cam = to_grid(batch.cam, model.grid)
         oracle = gt_class_localization(boxes, batch.boxes, batch.labels)

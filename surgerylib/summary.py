@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
+from tqdm import tqdm
 
 from .kinds import HEATMAP_KINDS, PROTOCOLS
 from .metrics import IOU_THRESHOLDS, BootstrapResult, bootstrap_map, paired_difference
@@ -80,6 +81,7 @@ def evaluate_kinds(
         seed: of the half-samples.
     """
     summaries, by_class, differences = [], [], []
+    progress = tqdm(total=len(PROTOCOLS) * len(kinds), desc="mAP and intervals", unit="kind", delay=2, leave=False)
     for protocol in PROTOCOLS:
         results: dict[str, BootstrapResult] = {}
         seen: list[tuple[pd.DataFrame, BootstrapResult]] = []
@@ -104,9 +106,11 @@ def evaluate_kinds(
             results[kind] = result
             summaries.append(result.summary().assign(protocol=protocol, kind=kind))
             by_class.append(_class_rows(result, boxes, ground_truth).assign(protocol=protocol, kind=kind))
+            progress.update()
         if all(kind in results for kind in compared):
             difference = paired_difference(results[compared[0]], results[compared[1]]).summary()
             differences.append(difference.assign(protocol=protocol))
+    progress.close()
     return KindEvaluation(
         summary=_joined(summaries, ["protocol", "kind", "iou_threshold", "map", "low", "high"]),
         by_class=_joined(
