@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from .classification import Classification
 from .intervals import basic_interval, resampled_means
@@ -93,7 +94,8 @@ def groups_finding(breakdown: pd.DataFrame) -> str:
 def accuracy_table(found: Classification, sources: Mapping[str, MapSource], *, seed: int = 0) -> pd.DataFrame:
     """A row a kind: how often the right class responds most in a ground truth box; the last row is chance."""
     rows = {}
-    for name, source in joint_sources(sources).items():
+    joint = joint_sources(sources)
+    for name, source in tqdm(joint.items(), desc="boxes named rightly", unit="kind", delay=2, leave=False):
         figures = found.accuracy(source, seed=seed).set_index("figure")
         rows[name] = {
             title: with_interval(*figures.loc[figure, ["value", "low", "high"]])
@@ -143,9 +145,10 @@ def prompt_figures(
         image-level mAP of the stock CLS, and the paired differences to the reference (not for the reference itself):
         `top1_difference` of the share named rightly, `difference` of the image-level mAP.
     """
-    levels = {name: of.image_level("qk", interpolation=interpolation, seed=seed) for name, of in by_prompts.items()}
-    parts = []
-    for name, found in by_prompts.items():
+    levels, parts = {}, []
+    for name, found in tqdm(by_prompts.items(), desc="images ranked by class", unit="wording", delay=2, leave=False):
+        levels[name] = found.image_level("qk", interpolation=interpolation, seed=seed)
+    for name, found in tqdm(by_prompts.items(), desc="boxes named rightly", unit="wording", delay=2, leave=False):
         level = levels[name].summary()[["map", "low", "high"]].set_axis(["value", "low", "high"], axis=1)
         rows = [found.accuracy(source, seed=seed), level.assign(figure="image_map")]
         if name != reference and reference in by_prompts:
@@ -253,6 +256,8 @@ def evaluation_results(
         seed: of the resamples.
         **more: what else belongs into the file.
     """
+    # kinds with the same maps name the boxes alike: counted once
+    of_key = {source.key: _accuracies(found, source, seed) for source in joint_sources(sources).values()}
     return {
         "finding": said.sentence,
         "verdict": said.plain(),
@@ -265,7 +270,7 @@ def evaluation_results(
             for grouping, of in groups.groupby("grouping", sort=False)
         },
         "by_seen": {name: _part(part) | {"verdict": verdict_of(part).plain()} for name, part in seen.items()},
-        "classification": {kind: _accuracies(found, source, seed) for kind, source in sources.items()},
+        "classification": {kind: of_key[source.key] for kind, source in sources.items()},
         "image_level_map": {path: _level(result) for path, result in image_level.items()},
         "prompts": [] if prompts is None else plain_rows(prompts),
         **more,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from .box_groups import GROUPINGS, box_groups, breakdown
 from .clip import SurgeryCLIP
@@ -178,7 +179,7 @@ def by_group(ious: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         breakdown(ious[list(METHODS)], ious[grouping], list(names), ious["image_id"], seed=seed).assign(
             grouping=grouping
         )
-        for grouping, names in GROUPINGS.items()
+        for grouping, names in tqdm(GROUPINGS.items(), desc="groups of boxes", delay=2, leave=False)
     ]
     frame = pd.concat(parts, ignore_index=True)
     return frame[["grouping", *frame.columns.drop("grouping")]]
@@ -219,11 +220,13 @@ def head_boxes(model: GTClassLocalizer, cache: FeatureCache, rows: pd.DataFrame)
     """
     data = cache.dataset
     place = pd.Index(data.images["image_id"])
+    labels = {name: data.classes.index(name) for name in rows["label"].unique()}
+    readers = {label: BatchReader(cache, [label]) for label in labels.values()}  # each goes through every box there is
     found = []
     for row in rows.itertuples():
-        position, label = int(place.get_loc(row.image_id)), data.classes.index(row.label)
+        position, label = int(place.get_loc(row.image_id)), labels[row.label]
         sides = np.tile(data.images[["width", "height"]].iloc[position].to_numpy(np.float64), 2)
-        batch = BatchReader(cache, [label]).batch([position])
+        batch = readers[label].batch([position])
         cells = predict(model, batch).float().cpu()[0, label].numpy() * sides  # [H, W, 4]
         peak = divmod(int(to_grid(batch.cam, model.grid)[0, label].argmax()), model.grid[1])
         found.append(np.stack([cells[row.row, row.column], cells[peak]]))
