@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from .checks import whole_number
 from .clip import SurgeryCLIP
+from .damage import files_sha256
 from .datasets import Dataset
-from .errors import CacheError, CheckpointError, ImageReadError, OutputError, ParameterError
+from .errors import CacheError, CheckpointError, OutputError, ParameterError
 from .files import atomic_write, file_sha256, only_process, remove_parts, written_aside
 from .identities import differences
 from .map_shards import open_shard
@@ -90,7 +91,7 @@ class ImageShards(ABC):
             "classes": [] if templates is None else list(dataset.classes),
             "templates": list(self.templates),
             "n_images": len(dataset.images),
-            "images_sha256": _images_sha256(dataset),
+            "images_sha256": files_sha256(dataset),
             "shard_images": shard_images,
             "code_sha256": source_sha256(self.code),
             "versions": {name: versions().get(name) for name in ("torch", "open_clip_torch", "opencv-python-headless")},
@@ -321,15 +322,3 @@ def write_shard_head(file: BinaryIO, record: np.dtype, n_images: int) -> None:
         "shape": (n_images, *record.shape),
     }
     np.lib.format.write_array_header_1_0(file, header)
-
-
-def _images_sha256(dataset: Dataset) -> str:
-    """Ids, sizes and times of the image files: cheap enough for any number of them, unlike their contents."""
-    images = hashlib.sha256()
-    for image_id, path in zip(dataset.images["image_id"], dataset.images["path"], strict=True):
-        try:
-            stat = Path(path).stat()
-        except OSError as error:
-            raise ImageReadError(f"no image file {path}; add it or take it out of the split") from error
-        images.update(f"{image_id}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return images.hexdigest()
