@@ -31,7 +31,7 @@ from .parameters import find_notebooks, known_parameters
 from .report import content_security_policy, page_environment, read_json, shown_value
 from .run_files import read_results
 from .run_index import figure_cell
-from .summary import INTERVAL_NOTE, present_only
+from .summary import INTERVAL_NOTE, average_precision_text, present_only
 from .verdict import SHARE
 
 MAPS, EVALUATION = "map_results.json", "evaluation_results.json"
@@ -286,7 +286,7 @@ def _headline_tables(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
 
     thresholds = sorted({threshold for run in runs for threshold in run.thresholds})
     maps = [
-        _table(caption, "run", [f"IoU {threshold:.2f}" for threshold in thresholds], {
+        _table(f"{caption}{_definition(runs)}", "run", [f"IoU {threshold:.2f}" for threshold in thresholds], {
             kind: rows([run.maps.get((protocol, kind)) for run in runs], thresholds, "map") for kind in HEATMAP_KINDS
         })
         for protocol, caption in PROTOCOLS.items()
@@ -298,6 +298,12 @@ def _headline_tables(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
     caption = "IoU of ground truth boxes, their class given"
     columns = [FIGURES[figure] for figure in SHOWN_FIGURES]
     return {"maps": maps, "localization": [_table(caption, "run", columns, methods)]}
+
+
+def _definition(runs: Sequence[Run]) -> str:
+    """How average precision is defined, for a caption: where runs differ, each says so above."""
+    texts = {average_precision_text(run.results[MAPS]["interpolation"]) for run in runs if MAPS in run.results}
+    return f"; AP: {texts.pop()}" if len(texts) == 1 else "; AP as each run says above" if texts else ""
 
 
 def _table(caption: str, corner: str, columns: list[str], groups: Mapping[str, list]) -> dict[str, Any]:
@@ -344,7 +350,7 @@ def _map_differences(first: Run, run: Run) -> list[dict[str, Any]]:
             difference = paired_difference(*(of.bootstrap(protocol, kind, seed) for of in (run, first)))
             rows.append(_row(kind, plain_rows(difference.summary()), "difference"))
         columns = [f"IoU {threshold:.2f}" for threshold in first.thresholds]
-        tables.append(_table(f"{caption}; {n_images}", "kind", columns, {"": rows}))
+        tables.append(_table(f"{caption}{_definition([first])}; {n_images}", "kind", columns, {"": rows}))
     return tables
 
 

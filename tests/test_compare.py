@@ -199,7 +199,9 @@ def test_a_better_run_has_the_differences_of_the_metrics(project: Path) -> None:
     tables = section(soup, "Differences").find_all("table")
     assert "better − base" in section(soup, "Differences").h3.get_text()
     for protocol, table in zip(("present", "all"), tables[:2], strict=True):
-        assert table.find_parent("figure").figcaption.get_text().startswith(protocol)
+        caption = table.find_parent("figure").figcaption.get_text()
+        assert caption.startswith(protocol)
+        assert "AP: average precision at 11 recall points (VOC 2007), VOC matching" in caption
         for kind in KINDS:
             results = []
             for made in (better, worse):
