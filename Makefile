@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help report test coverage lint lab format fuzz clean
+.PHONY: help report test test-slow coverage lint lab format fuzz clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -15,6 +15,11 @@ report: $(INSTALLED)  ## run the whole workbook on the embedded default; prints 
 
 test: lint  ## lint, stripped notebooks, tests
 	@$(BIN)/python -m pytest
+
+SLOW ?= slow
+
+test-slow: $(INSTALLED)  ## tests that take minutes: kills over the whole workbook; SLOW="slow and ci" takes the shortest
+	@$(BIN)/python -m pytest -m "$(SLOW)" --durations=0
 
 coverage: $(INSTALLED)  ## the tests once more, counting the lines of surgerylib that they reach: 95 % at least
 	@rm -rf build/coverage && mkdir -p build/coverage

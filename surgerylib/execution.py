@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import subprocess
 import time
@@ -36,6 +37,8 @@ class ThisInterpreter(AsyncKernelManager):
 
     async def start_kernel(self, **kwargs: Any) -> None:
         """Start without the kernel process's own messages; what cells print comes through the notebook."""
+        # how a cell ended that Ctrl-C had stopped is nobody's to hear, and else nothing is said there
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
         await super().start_kernel(stderr=subprocess.DEVNULL, **kwargs)
 
 

@@ -1,0 +1,244 @@
+"""SIGKILL and Ctrl-C at random moments over the whole workbook: map computation, cache, training, rendering.
+
+Every rerun finishes, nothing finished is done twice, and what lies there in the end is what an undisturbed run leaves.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from disturbed import INTERRUPTED, Command, assert_whole, interrupt, leftovers
+from same_results import differing
+
+from surgerylib.locations import PROJECT_ROOT
+from surgerylib.training import progress_of
+
+pytestmark = pytest.mark.slow
+SEED = 20
+NOTEBOOKS = {path.stem[:2]: path.stem for path in sorted((PROJECT_ROOT / "notebooks").glob("0*.ipynb"))}
+# short enough for every push: maps, and a head trained on them
+FEW = {"stage": "localizer"}
+
+
+@dataclass(frozen=True)
+class Durations:
+    """Seconds of a notebook in an undisturbed run: from its first line to its last, and the last of them its page."""
+
+    whole: float
+    page: float
+
+
+class Workbook:
+    """The real notebooks in the small configuration, run into one folder by the command line."""
+
+    def __init__(self, folder: Path, parameters: Mapping[str, object]) -> None:
+        self.out, self.logs, self.config = folder / "out", folder / "logs", folder / "small.yaml"
+        folder.mkdir(parents=True)
+        self.config.write_text(yaml.safe_dump(dict(parameters)))
+
+    def start(self, only: Sequence[str]) -> Command:
+        return Command(self.logs, "run", "--config", self.config, "--out", self.out, "--only", ",".join(only))
+
+    def undisturbed(self, only: Sequence[str]) -> dict[str, Durations]:
+        """A run to its end; what each notebook takes."""
+        command, durations = self.start(only), {}
+        for number in only:
+            page = self.out / f"{NOTEBOOKS[number]}.ipynb"
+            command.wait_until(lambda number=number: self._has_begun(command, number), 600)
+            begun = time.monotonic()
+            command.wait_until(page.exists, 600)
+            executed = time.monotonic()
+            command.wait_until(lambda number=number: f"{NOTEBOOKS[number]}: ok" in "\n".join(command.said), 600)
+            durations[number] = Durations(time.monotonic() - begun, time.monotonic() - executed)
+        assert command.end() == 0, command.errors
+        assert command.errors == []
+        return durations
+
+    def killed(self, only: Sequence[str], seconds: float, *, in_page: bool, everything: bool) -> bool:
+        """Kill a run so long after its last notebook began, or its page; whether it had not ended before."""
+        before, done = self.finished(), self.done()
+        command, number = self.start(only), only[-1]
+        page = self.out / f"{NOTEBOOKS[number]}.ipynb"
+        earlier = page.stat().st_ino if page.exists() else None
+        command.wait_until(lambda: self._has_begun(command, number), 600)
+        if in_page:
+            command.wait_until(lambda: page.exists() and page.stat().st_ino != earlier, 600)
+        time.sleep(seconds)
+        running = command.process.poll() is None
+        command.kill(everything=everything)
+        command.assert_alone_gone(30)
+        assert command.errors == []
+        assert_whole(self.out)
+        self._assert_nothing_was_done_twice(command, before, done)
+        return running and f"{NOTEBOOKS[number]}: ok" not in "\n".join(command.said)
+
+    def finish(self, only: Sequence[str]) -> None:
+        before, done = self.finished(), self.done()
+        command = self.start(only)
+        assert command.end(900) == 0, command.errors
+        assert command.errors == []
+        assert_whole(self.out)
+        assert leftovers(self.out) == []
+        self._assert_nothing_was_done_twice(command, before, done)
+
+    def done(self) -> list[str]:
+        """Notebooks that are."""
+        record = self.out / "run.json"
+        entries = json.loads(record.read_text())["notebooks"] if record.exists() else []
+        return [e["name"] for e in entries if e["status"] == "ok" and (self.out / f"{e['name']}.html").exists()]
+
+    def finished(self) -> dict[Path, tuple[int, int]]:
+        """Files that no rerun has a reason to write again: inode and time."""
+        paths = [*self.out.glob("cache/*/[!.]*.np[yz]")]
+        for state in self.out.glob("cache/*training-*/resume.pt"):
+            if (progress_of(state.parent) or (0, False))[1]:
+                paths += state.parent.glob("[!.]*")
+        if done := self.done():
+            for entry in json.loads((self.out / "run.json").read_text())["notebooks"]:
+                if entry["name"] in done:
+                    names = [*entry["files"], f"{entry['name']}.ipynb", f"{entry['name']}.html"]
+                    paths += [self.out / name for name in names]
+        return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
+
+    def _assert_nothing_was_done_twice(
+        self, command: Command, before: Mapping[Path, tuple[int, int]], done: Sequence[str]
+    ) -> None:
+        now = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in before}
+        assert now == dict(before)
+        said = "\n".join(command.said)
+        for name in done:
+            assert f"{name}: started" not in said
+
+    @staticmethod
+    def _has_begun(command: Command, number: str) -> bool:
+        return f"{NOTEBOOKS[number]}: started" in "\n".join(command.said)
+
+
+def kill_and_compare(folder: Path, parameters: Mapping[str, object], kills: Mapping[str, int]) -> None:
+    """A run to its end; another, killed so often in each notebook; the two folders hold the same."""
+    draw, only, n_killed = random.Random(SEED), list(kills), 0
+    whole, killed = Workbook(folder / "whole", parameters), Workbook(folder / "kills", parameters)
+    durations = whole.undisturbed(only)
+    for place, number in enumerate(only):
+        for kill in range(kills[number]):
+            # the last of each in its page; in turns the power fails, and the command alone is killed
+            in_page = kill == kills[number] - 1
+            seconds = draw.uniform(0, durations[number].page if in_page else durations[number].whole)
+            everything = bool(n_killed % 2)
+            while not killed.killed(only[: place + 1], seconds, in_page=in_page, everything=everything):
+                # what is there already made it faster than the undisturbed run: once more, earlier
+                (killed.out / f"{NOTEBOOKS[number]}.html").unlink()
+                seconds /= 2
+            n_killed += 1
+        killed.finish(only[: place + 1])
+    assert n_killed == sum(kills.values())
+    assert leftovers(killed.out) == []
+    assert assert_whole(killed.out) == assert_whole(whole.out) > 20
+    assert differing(whole.out, killed.out) == []
+
+
+@pytest.mark.ci
+def test_a_run_that_is_killed_three_times_ends_with_the_files_of_an_undisturbed_one(parameters, tmp_path):
+    kill_and_compare(tmp_path, {**parameters, **FEW}, {"01": 1, "03": 2})
+
+
+def test_a_run_that_is_killed_twenty_times_ends_with_the_files_of_an_undisturbed_one(parameters, tmp_path):
+    kill_and_compare(tmp_path, parameters, dict.fromkeys(NOTEBOOKS, 4))
+
+
+def positions(out: Path) -> dict[str, tuple[int, int]]:
+    """How far each training of a folder has come: epochs, steps of the next."""
+    states = {path.parent.name: torch.load(path, weights_only=True) for path in out.glob("cache/*training-*/resume.pt")}
+    return {name: (state["epoch"], state["done"]) for name, state in states.items()}
+
+
+def test_a_training_that_is_killed_goes_on_from_its_last_checkpoint(parameters, tmp_path):
+    """With a checkpoint after every step no more than that one is lost, and the files are those of one that was not."""
+    draw = random.Random(SEED)
+    given = {**parameters, "epochs": 60, "adapter_epochs": 60}
+    whole, killed = Workbook(tmp_path / "whole", given), Workbook(tmp_path / "kills", given)
+
+    def start(book: Workbook, *words: str) -> Command:
+        command = Command(
+            book.logs, "train", "--config", book.config, "--out", book.out, *words, project=PROJECT_ROOT,
+            prelude="import surgerylib.training as t; t.fit.__kwdefaults__['checkpoint_seconds'] = 0",
+        )  # fmt: skip
+        command.wait_until(lambda: any(book.out.glob("cache/*training-*")), 300)
+        return command
+
+    command, begun = start(whole), time.monotonic()
+    assert command.end() == 0, command.errors
+    seconds = time.monotonic() - begun
+    resumed = 0
+    for kill in range(6):
+        before = positions(killed.out)
+        command = start(killed, *(["--resume"] if before else []))
+        time.sleep(draw.uniform(0, seconds / 3))
+        command.kill(everything=bool(kill % 2))
+        assert_whole(killed.out)
+        after = positions(killed.out)
+        assert all(after[name] >= before[name] for name in before)
+        resumed += any((0, 0) < position < (60, 0) for position in after.values())
+    assert resumed
+    assert start(killed, "--resume").end() == 0
+    assert leftovers(killed.out) == []
+    assert differing(whole.out, killed.out) == []
+
+
+def without_bars(lines: Sequence[str]) -> list[str]:
+    """What is said on stderr besides progress."""
+    parts = [part.strip() for line in lines for part in line.split("\r")]
+    return [part for part in parts if part and "%|" not in part and not re.search(r"\d\d:\d\d", part)]
+
+
+@pytest.mark.parametrize(
+    "words", [["run", "--only", "01,03"], ["train"], ["features"], ["check"]], ids=lambda words: words[0]
+)
+def test_ctrl_c_at_any_moment_is_one_line_and_the_same_command_goes_on(parameters, tmp_path, words):
+    draw = random.Random(SEED)
+    given = {**parameters, **FEW, "epochs": 20}
+    book = Workbook(tmp_path / "whole", given)
+
+    def start(out: Path, *more: str) -> tuple[Command, float]:
+        placed = [] if words[0] == "check" else ["--out", out]
+        command = Command(
+            book.logs, *words, "--config", book.config, *placed, *more, project=PROJECT_ROOT,
+            prelude="print('begun', flush=True)",
+        )  # fmt: skip
+        command.wait_until(lambda: "begun" in command.said)
+        return command, time.monotonic()
+
+    command, begun = start(book.out)
+    assert command.end() == 0, command.errors
+    seconds = time.monotonic() - begun
+    stopped, out = 0, tmp_path / "stops" / "out"
+    for number in range(8):
+        more = ["--resume"] if words[0] == "train" and positions(out) else []
+        command, _ = start(out, *more)
+        time.sleep(0.02 + draw.uniform(0, seconds * (0.9 if number % 4 else 0.2)))
+        interrupt(command, times=1 + number % 2)
+        status = command.end(60)
+        command.assert_alone_gone(15)
+        assert_whole(out)
+        if status:
+            assert status == 130, command.errors
+            assert without_bars(command.errors) == [INTERRUPTED]
+            stopped += 1
+    assert stopped
+    more = ["--resume"] if words[0] == "train" and positions(out) else []
+    command, _ = start(out, *more)
+    assert command.end() == 0, command.errors
+    assert leftovers(out) == []
+    if words[0] == "check":
+        assert not out.exists()
+    else:
+        assert differing(book.out, out) == []
