@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from .errors import OutputError
 
-_PART = re.compile(r"\..*\.(\d+)-[^.]*\.part")  # the name, then the number of the process that writes it
+_ASIDE = re.compile(r"\..*\.(\d+)-[^.]*\.part(ial)?")  # of what name, and the number of the process that writes it
 
 
 @contextlib.contextmanager
@@ -68,22 +68,25 @@ def atomic_write(path: str | Path, content: bytes | str) -> Path:
 def remove_parts(folder: Path) -> None:
     """Delete what `written_aside` left in a folder, and below it, when its process was killed."""
     for path in folder.rglob(".*.part"):
-        writer = _PART.fullmatch(path.name)
-        if writer is None or not _is_running(int(writer[1])):
+        if is_abandoned(path):
             with contextlib.suppress(OSError):  # it is in nobody's way
                 path.unlink()
 
 
-def _is_running(process: int) -> bool:
+def is_abandoned(path: Path) -> bool:
+    """Whether the process that wrote this aside is no more; its number is in the name (`.NAME.NUMBER-x.part`)."""
+    writer = _ASIDE.fullmatch(path.name)
+    if writer is None:
+        return True
     if os.name != "posix":  # elsewhere the question would end the process
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
         return False
-    except (PermissionError, OverflowError):  # somebody else's; or no number of a process, so it isn't ours to delete
+    try:
+        os.kill(int(writer[1]), 0)
+    except ProcessLookupError:
         return True
-    return True
+    except (PermissionError, OverflowError):  # somebody else's; or nobody's number, so that it isn't ours to delete
+        return False
+    return False
 
 
 @contextlib.contextmanager

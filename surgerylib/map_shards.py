@@ -261,6 +261,7 @@ def _append(file: BinaryIO, table: BoxTable) -> None:
     try:
         for array in table:
             np.save(file, array)
+        file.flush()  # a full disk would be found out later, and elsewhere
     except OSError as error:
         raise OutputError(f"boxes cannot be kept on disk ({error.strerror or error}): free it") from error
 

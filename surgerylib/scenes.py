@@ -8,6 +8,7 @@ already stands is kept in a coarse occupancy mask, so that nothing overlaps that
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .errors import OutputError, ParameterError
+from .files import is_abandoned
 from .scene_ground import finish
 from .scene_layout import Composer
 from .scene_rules import CLASSES
@@ -103,16 +105,24 @@ def write_scenes(
         return out_dir
     try:
         out_dir.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", suffix=".partial", dir=out_dir.parent))
+        for left in out_dir.parent.glob(f".{out_dir.name}.*.partial"):
+            if is_abandoned(left):
+                shutil.rmtree(left, ignore_errors=True)
+        name = f".{out_dir.name}.{os.getpid()}-"
+        aside = Path(tempfile.mkdtemp(prefix=name, suffix=".partial", dir=out_dir.parent))
         try:
+            fresh = aside / "fresh"
             manifest["boxes"] = _write_all(fresh, counts, size, seed, progress)
             (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-            fresh.chmod(0o755)  # mkdtemp keeps others out
             if found is not None:
-                shutil.rmtree(out_dir)
-            fresh.rename(out_dir)
+                out_dir.rename(aside / "former")  # as a whole: what is deleted piece by piece has its name meanwhile
+            try:
+                fresh.rename(out_dir)
+            except OSError:
+                if _manifest_of(out_dir) != manifest:  # else another process has drawn them too, and was faster
+                    raise
         finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+            shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         raise OutputError(f"cannot write scenes to {out_dir} ({error.strerror}): choose another folder") from error
     return out_dir

@@ -13,7 +13,7 @@ from .adapter_plan import AdapterPlan, adapted_kinds, check_stage, publish_adapt
 from .adapter_training import AdapterTask
 from .errors import OutputError, ParameterError
 from .features import FeatureCache
-from .files import only_process
+from .files import only_process, remove_parts
 from .identities import differences
 from .image_shards import ImageShards, check_disk
 from .localizer_plan import TrainingPlan, plain, publish
@@ -102,6 +102,7 @@ def train(config: Mapping[str, Any], out_dir: Path, *, resume: bool = False) -> 
     opened = _open(config, out_dir)
     session = opened.session
     with only_process(session.out_dir, "writes", lock_name=RUN_LOCK):
+        remove_parts(session.out_dir)
         reports = {
             "heatmap": ("adapter_results.json", opened.adapter_plan),
             "localizer": ("training_results.json", opened.plan),

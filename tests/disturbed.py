@@ -63,6 +63,8 @@ class Command:
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
+                # where the tests run in the background Ctrl-C is ignored, and would be so here
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     @property

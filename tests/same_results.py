@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import torch
 
 # keys of JSON files whose values are of a clock, of a process, or hashes of files that hold one
 _OF_THE_CLOCK = {"seconds", "started", "finished", "pid"}
@@ -40,6 +41,19 @@ def _of(folder: Path, name: str) -> Any:
 
 def _bytes(path: Path, folder: Path) -> bytes:
     return path.read_bytes()
+
+
+def _state(path: Path, folder: Path) -> Any:
+    """Contents alone: one that was loaded once is pickled in other words."""
+    return _plain(torch.load(path, weights_only=True))
+
+
+def _plain(content: Any) -> Any:
+    if isinstance(content, torch.Tensor):
+        return content.dtype, content.shape, content.numpy().tobytes()
+    if isinstance(content, dict):
+        return [(key, _plain(value)) for key, value in content.items()]
+    return [_plain(value) for value in content] if isinstance(content, list | tuple) else repr(content)
 
 
 def _json(path: Path, folder: Path) -> Any:
@@ -100,4 +114,4 @@ def _placeless(content: Any, folder: Path) -> Any:
     return _SECONDS_ROW.sub(r"\1 \2 N", _RESUMED.sub("", _DURATION.sub("N s", text)))
 
 
-_READERS: dict[str, Callable[[Path, Path], Any]] = {".json": _json, ".ipynb": _notebook, ".html": _page}
+_READERS: dict[str, Callable[[Path, Path], Any]] = {".json": _json, ".ipynb": _notebook, ".html": _page, ".pt": _state}

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -169,6 +173,53 @@ def test_interrupted_writing_leaves_no_folder(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_scenes(tmp_path / "s", **SMALL)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_killed_while_it_replaces_a_folder_no_half_of_it_is_taken_for_whole(tmp_path, monkeypatch):
+    """The former folder was deleted piece by piece under its name; half gone, it passed for the scenes it had been."""
+    former = {"num_train": 2, "num_val": 0, "num_test": 0, "size": 96}
+    write_scenes(tmp_path / "s", **former)
+
+    class KilledError(BaseException):
+        pass
+
+    def killed(folder, **_):
+        for path in sorted(folder.rglob("*.jpg"))[:1]:
+            path.unlink()
+        raise KilledError
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KilledError):
+        write_scenes(tmp_path / "s", **{**former, "num_train": 3})
+    monkeypatch.undo()
+    write_scenes(tmp_path / "s", **former)
+    assert len(list((tmp_path / "s/JPEGImages-trainval").iterdir())) == 2
+
+
+def test_what_a_killed_drawing_left_is_removed(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / f".s.{gone.pid}-x_y.partial" / "fresh").mkdir(parents=True)
+    (tmp_path / f".s.{os.getpid()}-other.partial").mkdir()
+    write_scenes(tmp_path / "s", num_train=1, num_val=0, num_test=0, size=96)
+    assert {path.name for path in tmp_path.iterdir()} == {"s", f".s.{os.getpid()}-other.partial"}
+
+
+def test_two_that_draw_the_same_scenes_at_once_both_have_them(tmp_path, monkeypatch):
+    """Two first runs at once: the slower one failed, as the folder was not empty any more."""
+    settings = {"num_train": 1, "num_val": 0, "num_test": 0, "size": 96}
+    draw, calls = scenes._write_all, []
+
+    def overtaken(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            write_scenes(tmp_path / "s", **settings)
+        return draw(*arguments)
+
+    monkeypatch.setattr(scenes, "_write_all", overtaken)
+    assert write_scenes(tmp_path / "s", **settings) == tmp_path / "s"
+    assert len(calls) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
 def test_unwritable_place(tmp_path):
