@@ -183,12 +183,25 @@ def _read_yaml(text: str) -> Any:
     """The value of a YAML text; whatever is wrong with it is a `yaml.YAMLError`."""
     try:
         value = yaml.safe_load(text)
-        repr(value)  # every message shows values, and of a whole number Python shows only some thousand digits
+        _check_shown(value, set())
     except yaml.YAMLError:
         raise
     except Exception as error:  # 2001-99-99 is a ValueError, !!timestamp x an AttributeError, [[[... a RecursionError
         raise yaml.YAMLError(str(error)) from error
     return value
+
+
+def _check_shown(value: Any, seen: set[int]) -> None:
+    """A ValueError for whole numbers of more digits than Python shows: every message shows the values it is about.
+
+    Lists that YAML's aliases put in many places are looked at once.
+    """
+    if isinstance(value, int):
+        str(value)
+    elif isinstance(value, list | tuple | set | dict) and id(value) not in seen:
+        seen.add(id(value))
+        for item in value.items() if isinstance(value, dict) else value:
+            _check_shown(item, seen)
 
 
 def parse_override(text: str) -> tuple[str, str, Any]:
