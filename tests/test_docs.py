@@ -9,7 +9,8 @@ import pytest
 
 from surgerylib.locations import PROJECT_ROOT
 
-PAGES = [PROJECT_ROOT / name for name in ("README.md", "docs/method.md", "data/README.md", "reports/README.md")]
+NAMES = ("README.md", "docs/method.md", "docs/scale.md", "data/README.md", "reports/README.md")
+PAGES = [PROJECT_ROOT / name for name in NAMES]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name + "/" + page.name)
