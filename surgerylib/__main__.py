@@ -183,8 +183,8 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", parents=[shared, placed], help="execute the notebooks and write the HTML report")
     run.add_argument("--only", metavar="NN", help="only these notebooks: 01 or 01,03")
     run.add_argument("--force", action="store_true", help="execute even what is up to date")
-    run.add_argument("--time-limit", type=_minutes, default=240.0, metavar="MINUTES",
-                     help="for each notebook as a whole (default: 240)")  # fmt: skip
+    run.add_argument("--time-limit", type=_minutes, default=1440.0, metavar="MINUTES",
+                     help="for each notebook as a whole (default: 1440, a day)")  # fmt: skip
     run.set_defaults(command=_run)
 
     check = commands.add_parser(
