@@ -1,0 +1,315 @@
+"""Frames of boxes: any wrong one is one line, and average precision keeps its promises on any right one."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from profiles import fuzz
+from voc_target import one_line
+
+from surgerylib.errors import ParameterError, SurgeryError
+from surgerylib.metrics import (
+    INTERPOLATIONS,
+    average_precision,
+    bootstrap_map,
+    mean_average_precision,
+    paired_difference,
+)
+
+BOX = ["xmin", "ymin", "xmax", "ymax"]
+COLUMNS = {"detections": ["image_id", "label", *BOX, "score"], "ground_truth": ["image_id", "label", *BOX]}
+LABELS = ["ship", "dam", "bridge"]
+IMAGES = ["00001", "00002", "00003"]
+# few different ones, so that boxes coincide and touch; and any in an image
+SIDES = st.one_of(st.integers(0, 6).map(float), st.floats(0, 800))
+
+
+@st.composite
+def frames(draw, distinct_scores: bool = True) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Detections and ground truth of up to three images and classes."""
+
+    def rows(most: int) -> list[list]:
+        drawn = draw(st.lists(st.tuples(st.sampled_from(IMAGES), st.sampled_from(LABELS), *[SIDES] * 4), max_size=most))
+        return [[i, c, min(a, e), min(b, f), max(a, e), max(b, f)] for i, c, a, b, e, f in drawn]
+
+    truth, found = rows(8), rows(14)
+    # some of the boxes are found, exactly or nearly
+    found += [
+        [*row[:4], row[4] + draw(st.sampled_from([0.0, 1.0])), row[5]] for row in truth[: draw(st.integers(0, 8))]
+    ]
+    score = st.floats(-1, 1) if distinct_scores else st.sampled_from([0.1, 0.5])
+    scores = draw(st.lists(score, min_size=len(found), max_size=len(found), unique=distinct_scores))
+    detections = pd.DataFrame([[*row, s] for row, s in zip(found, scores, strict=True)], columns=COLUMNS["detections"])
+    return _typed(detections), _typed(pd.DataFrame(truth, columns=COLUMNS["ground_truth"]))
+
+
+def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+    numbers = [name for name in frame.columns if name not in ("image_id", "label")]
+    return frame.astype({"image_id": "str", "label": "str", **dict.fromkeys(numbers, "float64")})
+
+
+def ap_of(detections: pd.DataFrame, truth: pd.DataFrame, interpolation: str, **arguments) -> pd.Series:
+    result = average_precision(detections, truth, interpolation=interpolation, **arguments)
+    return result.set_index(["label", "iou_threshold"])["ap"].sort_index()
+
+
+def identical(a: pd.Series, b: pd.Series) -> bool:
+    """To the last bit, over the classes that both list."""
+    return a.index.equals(b.index) and a.to_numpy().tobytes() == b.to_numpy().tobytes()
+
+
+# ---------------------------------------------------------------------------------------------- right frames
+
+WITH_EACH = pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+
+
+@WITH_EACH
+@fuzz(25)
+@given(pair=frames(distinct_scores=False), most=st.one_of(st.none(), st.integers(1, 3)))
+def test_average_precision_of_any_frames(interpolation, pair, most):
+    detections, truth = pair
+    result = average_precision(detections, truth, interpolation=interpolation, max_detections=most, classes=LABELS)
+    assert len(result) == 3 * 6
+    with_truth = result["n_ground_truth"] > 0
+    assert result["ap"].isna().tolist() == (~with_truth).tolist()
+    assert result.loc[with_truth, "ap"].between(0, 1).all()
+    assert (result.loc[with_truth & (result["n_detections"] == 0), "ap"] == 0).all()
+    assert result.groupby("iou_threshold")[["n_ground_truth", "n_detections"]].sum().iloc[0, 0] == len(truth)
+    means = mean_average_precision(result)
+    assert means["map"].isna().all() == (not with_truth.any())
+    if interpolation != "coco101" and with_truth.any():  # a higher threshold finds less
+        assert (np.diff(means["map"]) <= 1e-12).all()
+
+
+@WITH_EACH
+@fuzz(25)
+@given(pair=frames(), seed=st.integers(0, 99))
+def test_the_order_of_the_detections_changes_nothing(interpolation, pair, seed):
+    detections, truth = pair
+    shuffled = detections.sample(frac=1, random_state=seed)
+    assert identical(ap_of(shuffled, truth, interpolation), ap_of(detections, truth, interpolation))
+    other_columns = shuffled[shuffled.columns[::-1]].assign(more="text")
+    assert identical(ap_of(other_columns, truth, interpolation), ap_of(detections, truth, interpolation))
+
+
+@WITH_EACH
+@fuzz(25)
+@given(pair=frames(), power=st.integers(-3, 3), factor=st.sampled_from([0.5, 2.0, 1024.0]))
+def test_names_units_and_the_scale_of_scores_change_nothing(interpolation, pair, power, factor):
+    detections, truth = pair
+    expected = ap_of(detections, truth, interpolation)
+    names = dict(zip(IMAGES, [9, 3, 7], strict=True))
+    other = [frame.assign(image_id=frame["image_id"].map(names).astype("int64")) for frame in pair]
+    for frame in other:
+        frame[BOX] *= 2.0**power
+    other[0]["score"] *= factor
+    assert identical(ap_of(*other, interpolation), expected)
+    categories = [frame.astype({"image_id": "category", "label": "category"}) for frame in pair]
+    assert identical(ap_of(*categories, interpolation), expected)
+    objects = [frame.astype(object) for frame in pair]
+    assert identical(ap_of(*objects, interpolation), expected)
+
+
+@WITH_EACH
+@fuzz(25)
+@given(pair=frames(), label=st.sampled_from(LABELS), image=st.sampled_from([*IMAGES, "elsewhere"]))
+def test_a_box_on_nothing_never_raises_average_precision(interpolation, pair, label, image):
+    detections, truth = pair
+    before = ap_of(detections, truth, interpolation, classes=LABELS)
+    astray = pd.DataFrame([[image, label, 2000.0, 2000.0, 2010.0, 2010.0, -2.0]], columns=COLUMNS["detections"])
+    below = pd.concat([detections, astray], ignore_index=True)
+    assert identical(ap_of(below, truth, interpolation, classes=LABELS), before)  # below all others: not counted
+    above = pd.concat([detections, astray.assign(score=2.0)], ignore_index=True)
+    after = ap_of(above, truth, interpolation, classes=LABELS)
+    assert (after.fillna(0) <= before.fillna(0)).all()
+    others = after.index.get_level_values("label") != label
+    assert identical(after[others], before[others])
+
+
+@WITH_EACH
+@fuzz(25)
+@given(pair=frames())
+def test_the_ground_truth_found_once_is_all_there_is_to_find(interpolation, pair):
+    _, truth = pair
+    truth = truth[(truth["xmax"] > truth["xmin"]) & (truth["ymax"] > truth["ymin"])].drop_duplicates(ignore_index=True)
+    found = truth.assign(score=np.linspace(1, 0, len(truth)))
+    assert (ap_of(found, truth, interpolation) == 1).all()
+
+
+@fuzz(10)
+@given(pair=frames(), others=frames(), seed=st.integers(0, 9))
+def test_intervals_hold_their_ends_in_order_on_any_frames(pair, others, seed):
+    detections, truth = pair
+    options = {"image_ids": [*IMAGES, "00004"], "iou_thresholds": (0.05, 0.5), "n_resamples": 20, "classes": LABELS}
+    result = bootstrap_map(detections, truth, seed=seed, **options)
+    points = average_precision(detections, truth, iou_thresholds=(0.05, 0.5), classes=LABELS)
+    assert result.class_summary()["ap"].to_numpy().tobytes() == points["ap"].to_numpy().tobytes()
+    shuffled = bootstrap_map(detections.sample(frac=1, random_state=0), truth, seed=seed, **options)
+    assert shuffled.map_samples.tobytes() == result.map_samples.tobytes()
+    difference = paired_difference(result, bootstrap_map(others[0], truth, seed=seed, **options))
+    for table in (result.summary(), result.class_summary(), difference.summary(), difference.class_summary()):
+        known = table.dropna(subset=["low", "high"])
+        assert (known["low"] <= known["high"]).all()
+
+
+# ---------------------------------------------------------------------------------------------- wrong frames
+
+# what a cell of a column may hold instead
+CELLS = st.sampled_from(
+    [None, math.nan, math.inf, -math.inf, 1e308, -1e308, 1e400, 10**400, "", "7", "x", "nan", "a\nb", b"7", True,
+     1 + 2j, (1, 2), [1], {},
+     {"a"}, object, pd.NA, pd.NaT, np.datetime64("2020-01-01"), datetime.date(2020, 1, 1), datetime.timedelta(1),
+     decimal.Decimal("7"),
+     decimal.Decimal("nan"), np.float32(3), np.int8(3), pd.Interval(0, 1), "Ship", "ship ", "shi-p"]
+)  # fmt: skip
+DTYPES = st.sampled_from(
+    ["float16", "float32", "int8", "uint8", "bool", "object", "string", "str", "category", "Int64", "Float64",
+     "boolean", "complex64",
+     "datetime64[ns]", "timedelta64[ns]", "Sparse[float64]", "period[D]"]
+)  # fmt: skip
+FRAME = pd.DataFrame(
+    [["00001", "ship", 0.0, 0.0, 10.0, 10.0, 0.9], ["00002", "dam", 5.0, 5.0, 20.0, 30.0, 0.8], ["00002", "ship", 1.0,
+     2.0, 3.0, 4.0, 0.7]],
+    columns=COLUMNS["detections"],
+)  # fmt: skip
+
+
+def outcome(detections: object, truth: object, **arguments) -> str | None:
+    """The one line that refuses two frames; None when they are evaluated, to a share between 0 and 1."""
+    try:
+        with np.errstate(all="ignore"):
+            result = average_precision(detections, truth, **arguments)
+    except SurgeryError as error:
+        return one_line(error)
+    assert result["ap"].dropna().between(0, 1).all()
+    return None
+
+
+def both(change) -> list[str | None]:
+    """The outcomes when one frame is changed, then the other."""
+    truth = FRAME[COLUMNS["ground_truth"]]
+    return [outcome(change(FRAME.copy()), truth), outcome(FRAME, change(truth.copy()))]
+
+
+@pytest.mark.parametrize("column", COLUMNS["detections"])
+@fuzz(25)
+@given(cell=CELLS, row=st.integers(0, 2))
+def test_any_cell_of_any_column(column, cell, row):
+    def change(frame: pd.DataFrame) -> pd.DataFrame:
+        if column not in frame.columns:
+            return frame
+        values = np.empty(len(frame), dtype=object)
+        values[:] = frame[column].tolist()
+        values[row] = cell
+        return frame.assign(**{column: pd.Series(values, dtype=object)})
+
+    messages = both(change)
+    if column in (*BOX, "score") and not isinstance(cell, int | float | np.number | decimal.Decimal):
+        assert (
+            "detections has columns that are not numbers" in messages[0] or "every number must be finite" in messages[0]
+        )
+
+
+@pytest.mark.parametrize("column", COLUMNS["detections"])
+@fuzz(10)
+@given(dtype=DTYPES)
+def test_any_type_of_any_column(column, dtype):
+    def change(frame: pd.DataFrame) -> pd.DataFrame:
+        try:
+            return frame.astype({column: dtype})
+        except (TypeError, ValueError, KeyError):  # no such column, or a type that takes none of its values
+            return frame
+
+    both(change)
+
+
+@pytest.mark.parametrize("name", COLUMNS["detections"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda frame, name: frame.drop(columns=name, errors="ignore"),
+        lambda frame, name: frame.rename(columns={name: name.upper()}),
+        lambda frame, name: frame.rename(columns={name: (name,)}),
+        lambda frame, name: pd.concat([frame, frame[[name]]], axis=1) if name in frame else frame.drop(columns="label"),
+        lambda frame, name: frame.T,
+        lambda frame, name: frame.set_index(name) if name in frame else frame.drop(columns="label"),
+    ],
+    ids=["dropped", "renamed", "tuple", "twice", "turned", "index"],
+)
+def test_a_column_that_is_not_there_once(name, change):
+    messages = both(lambda frame: change(frame, name))
+    assert messages[0] is not None
+    assert "detections" in messages[0]
+    assert messages[1] is not None or name == "score"
+
+
+@pytest.mark.parametrize("wrong", [None, [], {}, "frame", 3, np.zeros((2, 7)), pd.Series([1.0]), pd.DataFrame(),
+FRAME.to_dict("list")],
+                         ids=lambda wrong: type(wrong).__name__)  # fmt: skip
+def test_what_is_no_frame(wrong):
+    messages = both(lambda frame: wrong)
+    assert "detections" in messages[0]
+    assert "ground_truth" in messages[1]
+
+
+@fuzz(25)
+@given(st.sampled_from([0, 1]), st.integers(0, 2), st.floats(1e-9, 1e9))
+def test_a_reversed_box(axis, row, by):
+    def change(frame: pd.DataFrame) -> pd.DataFrame:
+        low, high = BOX[axis], BOX[axis + 2]
+        frame.loc[row, high] = frame.loc[row, low] - by
+        return frame
+
+    for message, name in zip(both(change), COLUMNS, strict=True):
+        assert f"{name} row {row}" in message
+        assert "xmin <= xmax and ymin <= ymax" in message
+
+
+@fuzz(25)
+@given(st.sampled_from(BOX), st.integers(0, 2), st.sampled_from([1e150, 1e200, 1.7e308]))
+def test_coordinates_whose_area_is_no_number(column, row, size):
+    def change(frame: pd.DataFrame) -> pd.DataFrame:
+        frame.loc[row, column] = size if column in ("xmax", "ymax") else -size
+        return frame
+
+    both(change)
+
+
+ANYTHING = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=4), st.binary(max_size=2), st.just(object),
+    st.complex_numbers(),
+    st.lists(st.one_of(st.none(), st.floats(), st.text(max_size=2), st.lists(st.integers(), max_size=2)), max_size=3),
+    st.dictionaries(st.integers(), st.integers(), max_size=1),
+    st.sampled_from([np.float32(5), np.int64(5), np.nan, np.array([0.3, 0.5]), np.array([]), [0.5, 0.5], ["ship",
+    "Ship"], ["ship", 3],
+                     [["ship"]], [math.nan], [10**400], ["0.5"], (0.5,), {0.5}, range(1)]),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["iou_thresholds", "interpolation", "max_detections", "classes"])
+@fuzz(40)
+@given(value=ANYTHING)
+def test_any_value_of_any_argument(name, value):
+    outcome(FRAME, FRAME[COLUMNS["ground_truth"]], **{name: value})
+
+
+@pytest.mark.parametrize("name", ["image_ids", "n_resamples", "seed"])
+@fuzz(25)
+@given(
+    value=st.one_of(
+        ANYTHING.filter(lambda value: not isinstance(value, int) or value < 100), st.just(["00001", "00002"])
+    )
+)
+def test_any_value_of_any_argument_of_the_intervals(name, value):
+    arguments = {"image_ids": IMAGES, "n_resamples": 5, "seed": 0, "iou_thresholds": (0.5,), name: value}
+    try:
+        bootstrap_map(FRAME, FRAME[COLUMNS["ground_truth"]], **arguments)
+    except ParameterError as error:
+        one_line(error)

@@ -1,0 +1,143 @@
+"""Split files: whatever bytes they hold, ids are bare names, or there is one line that says what is wrong."""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from profiles import fuzz
+from voc_target import IMAGE_ID, one_line
+
+from surgerylib.datasets import load_dataset
+from surgerylib.errors import DatasetError
+
+ANNOTATION = "<annotation><size><width>8</width><height>6</height></size></annotation>"
+# what a file name may be made of, without what a split file itself gives a meaning
+IDS = st.text(
+    st.characters(codec="utf-8", exclude_categories=["C", "Z"], exclude_characters="/\\"), min_size=1, max_size=12
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    (folder / "Annotations" / f"{IMAGE_ID}.xml").write_text(ANNOTATION)
+    return folder
+
+
+def ids_of(root: Path, content: bytes) -> list[str] | str:
+    """The ids that a split file with these bytes names, or the one line that refuses it."""
+    (root / "ImageSets/Main/test.txt").write_bytes(content)
+    try:
+        dataset = load_dataset(root, "test", require_images=False)
+    except DatasetError as error:
+        return one_line(error)
+    assert len(dataset.describe().splitlines()) == 1
+    return dataset.images["image_id"].tolist()
+
+
+def annotate(root: Path, ids: list[str]) -> None:
+    for image_id in ids:
+        (root / "Annotations" / f"{image_id}.xml").write_text(ANNOTATION)
+
+
+@fuzz(150)
+@given(
+    content=st.one_of(
+        st.binary(max_size=60), st.text(max_size=40).map(lambda text: text.encode("utf-8", "surrogatepass"))
+    )
+)
+@example(content=b"")
+@example(content=b"\xff\xfe0\x000\x00")
+@example(content=b"..\n")
+@example(content=b"/etc/passwd")
+@example(content=b"a\\..\\b")
+@example(content=b"C:\\secret")
+@example(content=b"a\0b")
+@example(content=b"x" * 5000)
+@example(content=b"\x1b[2J\n")
+@example(content=b"  .. \r\n")
+@example(content=b"../secret 1\n..  1\n")
+@example(content=b"00001 1\n../00001 -1\n")
+@example(content="\u2028..\u2029".encode())
+@example(content="\ufeff\ufeff00001".encode())
+def test_any_bytes(root, content):
+    found = ids_of(root, content)
+    if isinstance(found, list):
+        assert found
+        assert len(found) == len(set(found))
+        for image_id in found:
+            assert not set(image_id) & set("/\\\0\n\r")
+            assert image_id == image_id.strip()
+            assert image_id not in ("", ".", "..")
+            inside = (root / "Annotations" / f"{image_id}.xml").resolve()
+            assert inside.parent == (root / "Annotations").resolve()
+
+
+@fuzz(100)
+@given(
+    folders=st.lists(st.sampled_from(["..", ".", "", "etc", "JPEGImages", "C:"]), min_size=1, max_size=3),
+    separator=st.sampled_from(["/", "\\"]),
+    image_id=IDS,
+    flag=st.sampled_from(["", " 1", "  0"]),
+    end=st.sampled_from(["", "\n", "\r\n", "\u2028"]),
+)
+def test_a_path_for_an_id_is_refused(root, folders, separator, image_id, flag, end):
+    line = separator.join([*folders, image_id]) + flag + end
+    found = ids_of(root, line.encode())
+    assert isinstance(found, str)
+    assert "an id is a bare file name without folders" in found
+    assert "'" in found or '"' in found  # shown as text, quoted
+
+
+@fuzz(75)
+@given(
+    ids=st.lists(IDS.filter(lambda text: len(text.encode()) < 100 and text not in (".", "..")), min_size=1, max_size=6),
+    end=st.sampled_from(["\n", "\r\n", "\r", "\n\n", " \n\t\n", "\r\n\r\n"]),
+    before=st.sampled_from(["", " ", "\t", "  "]),
+    marked=st.booleans(),
+    last=st.booleans(),
+)
+def test_ids_are_read_back_whatever_the_editor_made_of_the_lines(root, ids, end, before, marked, last):
+    annotate(root, ids)
+    content = end.join(before + image_id for image_id in ids) + (end if last else "")
+    found = ids_of(root, (codecs.BOM_UTF8 if marked else b"") + content.encode())
+    assert found == list(dict.fromkeys(ids))
+
+
+@fuzz(50)
+@given(
+    flags=st.lists(
+        st.tuples(st.sampled_from([IMAGE_ID, "00002", "a b"]), st.sampled_from(["1", "0", "-1"])), max_size=5
+    )
+)
+def test_the_flags_of_one_class_leave_out_the_images_without_it(root, flags):
+    annotate(root, ["00002", "a b"])
+    found = ids_of(root, "\n".join(f"{image_id}  {flag}" for image_id, flag in flags).encode())
+    kept = list(dict.fromkeys(image_id for image_id, flag in flags if flag != "-1"))
+    if kept:
+        assert found == kept
+    else:
+        assert "names no image" in found
+
+
+@fuzz(75)
+@given(
+    split=st.one_of(
+        st.text(max_size=12), st.sampled_from(["../test", "/etc/passwd", "..", "", ".", "test\0", "~", "t*"])
+    )
+)
+def test_any_name_of_a_split(root, split):
+    (root / "ImageSets/Main/test.txt").write_text(f"{IMAGE_ID}\n")
+    try:
+        dataset = load_dataset(root, split, require_images=False)
+    except DatasetError as error:
+        message = one_line(error)
+        assert "there are: test" in message
+    else:
+        assert (split, dataset.split) == ("test", "test")
