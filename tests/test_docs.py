@@ -9,7 +9,7 @@ import pytest
 
 from surgerylib.locations import PROJECT_ROOT
 
-NAMES = ("README.md", "docs/method.md", "docs/scale.md", "data/README.md", "reports/README.md")
+NAMES = ("README.md", "SECURITY.md", "docs/method.md", "docs/scale.md", "data/README.md", "reports/README.md")
 PAGES = [PROJECT_ROOT / name for name in NAMES]
 
 

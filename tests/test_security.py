@@ -1,0 +1,106 @@
+"""What SECURITY.md promises, where no other test proves it, and that what it names is there."""
+
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from dependency_rules import declared
+
+from surgerylib.checkpoints import load_weights
+from surgerylib.clip import load_clip
+from surgerylib.errors import CacheError, CheckpointError, ParameterError
+from surgerylib.locations import PROJECT_ROOT
+from surgerylib.parameters import load_config, parse_override
+from surgerylib.preflight import check
+from surgerylib.sweep import _load
+
+PAGE = (PROJECT_ROOT / "SECURITY.md").read_text(encoding="utf-8")
+
+
+class Touch:
+    """Pickled, it makes a file wherever it is read without care."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> list:
+    """Addresses that something tried to reach; nothing is reached."""
+    tried = []
+
+    def refuse(*arguments, **_):
+        tried.append(arguments[-1])
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return tried
+
+
+def test_every_promise_names_a_test_that_there_is() -> None:
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (PROJECT_ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", PAGE))
+    assert len(named) > 15
+    assert [name for name in sorted(named) if f"def {name}(" not in tests] == []
+    promises = PAGE.split("## What is promised")[1].split("\n## ")[0]
+    for paragraph in promises.split("\n- ")[1:]:
+        assert re.search(r"`test_\w+`", paragraph), paragraph
+
+
+def test_the_network_is_left_alone_by_files_and_folders(connections, parameters, tiny_folder) -> None:
+    assert check(parameters).lines
+    load_clip("embedded", device="cpu")
+    load_clip(f"local-dir:{tiny_folder}", "random", device="cpu")
+    assert connections == []
+
+
+@pytest.mark.parametrize("checkpoint", ["hf:owner/repo/file.pt", "openai"])
+def test_the_network_is_asked_for_a_checkpoint_that_names_it(connections, monkeypatch, tiny, checkpoint) -> None:
+    """The other test's judge: what does reach out is seen."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # before it asks again
+    with pytest.raises(CheckpointError, match="could not be fetched"):
+        load_weights(tiny.model, "ViT-B-32", checkpoint)
+    assert connections
+
+
+@pytest.mark.parametrize("tag", ["object/apply:os.mkdir", "object/new:os.mkdir", "name:os.mkdir", "module:os"])
+def test_yaml_runs_no_code(tmp_path, tag) -> None:
+    target = tmp_path / "made"
+    text = f"seed: !!python/{tag} [{target}]"
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ParameterError, match="not valid YAML"):
+        load_config(tmp_path / "config.yaml")
+    assert parse_override(text.replace(": ", "=", 1))[2] == text.partition(": ")[2]
+    assert not target.exists()
+    if "apply" in tag:  # the loader that would
+        yaml.unsafe_load(text)
+        assert target.exists()
+
+
+def test_figures_stored_as_pickles_are_not_run(tmp_path) -> None:
+    path, target = tmp_path / "figures.npz", tmp_path / "made"
+    np.savez(path, map=np.array([Touch(target)], dtype=object), map_samples=0, measures=0)
+    with pytest.raises(CacheError, match="cannot be read"):
+        _load(path, None, 1)
+    assert not target.exists()
+    with np.load(path, allow_pickle=True) as stored:  # the way that would
+        _ = stored["map"]
+    assert target.exists()
+
+
+@pytest.mark.parametrize(
+    ("package", "vulnerable"), [("torch", "2.9.1"), ("pyarrow", "14.0.0")], ids=["CVE-2026-24747", "CVE-2023-47248"]
+)
+def test_versions_whose_readers_run_code_are_not_accepted(package, vulnerable) -> None:
+    (requirement,) = [one for one in declared(PROJECT_ROOT)["runtime"] if one.name == package]
+    assert not requirement.specifier.contains(vulnerable)
