@@ -10,6 +10,7 @@ Images enter as RGB uint8 [H, W, 3] through `SurgeryCLIP.preprocess`, and from t
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -26,7 +27,7 @@ from ._open_clip import open_clip
 from .checkpoints import Weights, build_model, load_weights
 from .checks import whole_number
 from .classes import PROMPT_TEMPLATES, spoken
-from .errors import ParameterError, UnsupportedModelError
+from .errors import ParameterError, SurgeryError, UnsupportedModelError
 
 SELF_CHECK_TOLERANCE = 1e-4
 
@@ -92,8 +93,8 @@ class SurgeryCLIP:
         self._tokenizer = tokenizer
         self._text_cache: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
         config = open_clip.get_model_preprocess_cfg(model)
-        self._mean = torch.tensor(config.get("mean") or open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)
-        self._std = torch.tensor(config.get("std") or open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
+        self._mean = _pixel_statistics("mean", config.get("mean") or open_clip.OPENAI_DATASET_MEAN)
+        self._std = _pixel_statistics("std", config.get("std") or open_clip.OPENAI_DATASET_STD)
         self._check_size((self.image_size, self.image_size))
         self.self_check_error = self._self_check()
 
@@ -343,7 +344,20 @@ def load_clip(
     target = pick_device(device)
     bare, tokenizer = build_model(model)
     weights, bare = load_weights(bare, model, checkpoint)
-    return SurgeryCLIP(bare, tokenizer, weights, name=model, device=target, image_size=image_size, depth=depth)
+    try:
+        clip = SurgeryCLIP(bare, tokenizer, weights, name=model, device=target, image_size=image_size, depth=depth)
+        if ":" in model:
+            clip.encode_text(["a word"])
+    except SurgeryError:
+        raise
+    except Exception as error:
+        if ":" not in model:
+            raise
+        reason = " ".join(str(error).split())
+        raise UnsupportedModelError(
+            f"{model} can be built but does not run ({type(error).__name__}: {reason}): mend its open_clip_config.json"
+        ) from error
+    return clip
 
 
 def pick_device(device: str) -> torch.device:
@@ -361,12 +375,24 @@ def pick_device(device: str) -> torch.device:
     return chosen
 
 
+def _pixel_statistics(name: str, values: Sequence[float]) -> Tensor:
+    """Mean or standard deviation of the pixels a model was trained with, [3, 1, 1]."""
+    numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
+    if not numbers or len(values) != 3 or not all(math.isfinite(value) for value in values):
+        raise UnsupportedModelError(f"the model's configuration has the {name} {values!r}; three numbers are needed")
+    if name == "std" and min(values) <= 0:
+        raise UnsupportedModelError(f"the model's configuration has the std {values!r}; each must be above 0")
+    return torch.tensor([float(value) for value in values]).view(3, 1, 1)
+
+
 def _require_plain_vit(visual: nn.Module, name: str) -> None:
     """Refuse what the dual path does not reproduce, before any attribute of it is missed."""
     if not isinstance(visual, open_clip.transformer.VisionTransformer):
         raise UnsupportedModelError(
             f"{name} has a {type(visual).__name__} image tower; a ViT of open_clip is needed, such as ViT-B-32"
         )
+    if not len(visual.transformer.resblocks):
+        raise UnsupportedModelError(f"{name} has an image tower without a single block; one or more are needed")
     for block in visual.transformer.resblocks:
         attn = block.attn
         plain_attention = isinstance(attn, nn.MultiheadAttention) or (

@@ -33,6 +33,7 @@ NEEDED_BY_NAME = {
     "jupyterlab": "make lab starts it, and the explorer's widgets live in it",
     "pyarrow": "pandas reads and writes the tables of a run (parquet) with it",
     "nbstripout": "make lint",
+    "coverage": "make coverage",
     "ruff": "make lint",
     "voila": "the explorer as a page; its test starts it",
 }

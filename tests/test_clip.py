@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -333,3 +334,26 @@ def test_read_only_and_strided_images(tiny):
     frozen.flags.writeable = False
     assert torch.equal(tiny.preprocess(frozen), tiny.preprocess(image))
     assert torch.equal(tiny.preprocess(image[:, ::-1]), tiny.preprocess(image[:, ::-1].copy()))
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "says"),
+    [
+        ("preprocess_cfg", {"mean": [0.5, 0.5]}, "three numbers are needed"),
+        ("preprocess_cfg", {"mean": "grey"}, "three numbers are needed"),
+        ("preprocess_cfg", {"std": [0.2, 0.0, 0.2]}, "each must be above 0"),
+        ("preprocess_cfg", {"std": [0.2, float("nan"), 0.2]}, "three numbers are needed"),
+        ("vision_cfg", {"layers": 0}, "without a single block"),
+        ("text_cfg", {"context_length": 0}, "open_clip_config.json"),
+        ("text_cfg", {"vocab_size": 10}, "open_clip_config.json"),
+    ],
+)
+def test_a_configuration_that_cannot_work_is_one_line(tmp_path, part, change, says):
+    folder = write_model(tmp_path / "model")
+    path = folder / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    (config["preprocess_cfg"] if part == "preprocess_cfg" else config["model_cfg"][part]).update(change)
+    path.write_text(json.dumps(config))
+    with pytest.raises((UnsupportedModelError, ParameterError), match=re.escape(says)) as caught:
+        load_clip(f"local-dir:{folder}", "random", device="cpu")
+    assert "\n" not in str(caught.value)
