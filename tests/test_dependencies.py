@@ -69,11 +69,11 @@ PYPROJECT = """\
 name = "made-up"
 dependencies = ["numpy", "Pillow>=10", "jupyterlab", "pyarrow"]
 [project.optional-dependencies]
-dev = ["pytest", "ruff", "nbstripout", "voila"]
+dev = ["pytest", "ruff", "nbstripout", "voila", "coverage"]
 """
 PINS = {
     "numpy": "2.0", "pillow": "12.0", "jupyterlab": "4.0", "pyarrow": "20.0", "pytest": "9.0", "ruff": "0.9",
-    "nbstripout": "0.9",
+    "nbstripout": "0.9", "coverage": "7.10",
     "voila": "0.5", "tornado": "6.5", "pluggy": "1.6",
 }  # fmt: skip
 REQUIRES = {
