@@ -43,12 +43,22 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             # not of a file of ours: of what prints, or of a library's own
             print(f"error: {error.filename or 'output'}: {error.strerror}; free the disk", file=sys.stderr)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be printed would fail again at the end
             return 2
         except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to be stopped but the interpreter's end
             print("interrupted; the same command goes on where this stopped", file=sys.stderr)
             return 130
+
+
+def shell(argv: Sequence[str] | None = None) -> int:
+    """`main` for a process that ends behind it: its end must not add a line to the last one."""
+    status = main(argv)
+    if status == 130:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to be stopped but the interpreter's end
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be printed would fail again
+    return status
 
 
 @contextlib.contextmanager
@@ -225,4 +235,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(shell())

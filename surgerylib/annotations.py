@@ -55,6 +55,8 @@ def read_annotation(path: str | os.PathLike[str], classes: Sequence[str] = DIOR_
 
 def _parse_xml(path: Path) -> Element:
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise AnnotationError(f"{path} is no file; put the annotation in its place")
         root = fromstring(path.read_bytes())
     except FileNotFoundError:
         raise AnnotationError(f"no annotation file {path}; add it or take the image out of the split") from None

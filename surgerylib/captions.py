@@ -26,9 +26,12 @@ class CaptionedTable:
     def __repr__(self) -> str:
         return f"{self.caption}\n{self.frame!r}"
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str | None:
+        table = self.frame._repr_html_()
+        if table is None:  # pandas has been told to show text
+            return None
         caption = f"<caption>{escape(self.caption)}</caption>"
-        return re.sub(r"(<table[^>]*>)", lambda tag: tag[1] + caption, self.frame._repr_html_(), count=1)
+        return re.sub(r"(<table[^>]*>)", lambda tag: tag[1] + caption, table, count=1)
 
 
 def ap_caption(interpolation: str, protocols: Iterable[str] = PROTOCOLS) -> str:

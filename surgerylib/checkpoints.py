@@ -24,6 +24,10 @@ from .locations import EMBEDDED, EMBEDDED_MODEL
 
 _RANDOM = "random weights (seed 0)"
 _SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+# of weights, and of the counters and masks beside them
+_DTYPES = frozenset({
+    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8, torch.bool,
+})  # fmt: skip
 # what open_clip's own tokenizers take; it hands all else that a configuration says to transformers
 _TOKENIZER_OPTIONS = frozenset({"additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token"})
 
@@ -170,6 +174,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} holds no state dict: save model.state_dict() into it")
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         raise CheckpointError(f"{path} holds more than tensors by name: save model.state_dict() into it")
+    for key, value in state.items():
+        if value.layout != torch.strided or value.device.type != "cpu" or value.dtype not in _DTYPES:
+            raise CheckpointError(
+                f"{path} holds {key} as {value.dtype}, {value.layout}, on {value.device}; plain numbers of 16 bits or "
+                "more are needed: save it as float32"
+            )
     prefix = "module."  # of a model that was trained on several GPUs
     return {key.removeprefix(prefix): value for key, value in state.items()}
 
@@ -249,8 +259,10 @@ def _fitting_models(state: Mapping[str, Tensor]) -> list[str]:
     conv, projection = state.get(f"{prefix}conv1.weight"), state.get(f"{prefix}proj")
     if conv is None or projection is None:
         return []
-    layers = 1 + max((int(key.split(".")[3]) for key in state if key.startswith(f"{prefix}transformer.resblocks.")),
-                     default=-1)  # fmt: skip
+    blocks = {key.split(".")[3] for key in state if key.startswith(f"{prefix}transformer.resblocks.")}
+    layers = 1 + max((int(block) for block in blocks if block.isdecimal()), default=-1)
+    if conv.ndim != 4 or projection.ndim != 2:
+        return []
     found = []
     for name in open_clip.list_models():
         config = open_clip.get_model_config(name)

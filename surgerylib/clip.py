@@ -348,7 +348,7 @@ def load_clip(
         clip = SurgeryCLIP(bare, tokenizer, weights, name=model, device=target, image_size=image_size, depth=depth)
         if ":" in model:
             clip.encode_text(["a word"])
-    except SurgeryError:
+    except (SurgeryError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         if ":" not in model:

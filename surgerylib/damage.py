@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from .errors import AnnotationError, DatasetError, ImageReadError, OutputError, ParameterError
 from .files import atomic_write
+from .identities import short_hash
 from .images import check_decodes, image_size
 from .parallel import worker_count
 from .versions import versions
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from .datasets import Dataset
 
 ON_BAD_IMAGE = ("error", "skip")
-MEMORY = "checked_images.json"  # in a cache folder: which images were found sound
+MEMORY = "checked_images.json"  # in a cache folder: keys of the files that were found sound
 
 
 def check_on_bad_image(value: object) -> str:
@@ -130,8 +131,8 @@ def sound(dataset: Dataset, on_bad_image: str = "error", *, memory_dir: str | Pa
     Args:
         dataset: loaded with its images.
         on_bad_image: `error` or `skip`.
-        memory_dir: folder that remembers what was found, so that the same files need not be decoded again; None for
-            none. A folder that cannot be written is no error: the check is repeated the next time.
+        memory_dir: folder that remembers which files are sound, so that they need not be decoded again; None for
+            none. One that is not there, or cannot be written, is no error: the check is repeated the next time.
 
     Returns:
         the same dataset, or under `skip` without its damaged images, which `skipped` lists.
@@ -152,7 +153,8 @@ def sound(dataset: Dataset, on_bad_image: str = "error", *, memory_dir: str | Pa
 
 def _without(dataset: Dataset, problems: dict[str, str]) -> Dataset:
     damaged = dataset.images["image_id"].isin(problems)
-    counts = dataset.boxes["image_id"].value_counts()
+    dropped = dataset.repairs.loc[dataset.repairs["repair"] == "dropped", "image_id"]
+    counts = pd.concat([dataset.boxes["image_id"], dropped]).value_counts()  # as many as the annotation has
     rows = [
         (image_id, _reason(ImageReadError(problems[image_id]), dataset.root), int(counts.get(image_id, 0)), position)
         for image_id, position, is_damaged in zip(dataset.images["image_id"], dataset.positions, damaged, strict=True)
@@ -177,7 +179,7 @@ def check_any_left(split: str, n_images: int, skipped: pd.DataFrame) -> None:
 
 
 def files_sha256(dataset: Dataset) -> str:
-    """A hash over ids, sizes and times of the image files: cheap enough for any number of them, unlike their contents.
+    """A hash over ids, places, sizes and times of the image files: cheap for any number of them, unlike their contents.
 
     Raises:
         ImageReadError: a file is missing.
@@ -188,29 +190,36 @@ def files_sha256(dataset: Dataset) -> str:
             stat = Path(path).stat()
         except OSError as error:
             raise ImageReadError(f"no image file {path}; add it or take it out of the split") from error
-        digest.update(f"{image_id}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        place = os.path.relpath(path, dataset.root)
+        digest.update(f"{image_id}\0{place}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
 def _remembered_check(dataset: Dataset, memory_dir: str | Path | None) -> list[tuple[str, str]]:
-    """`check_images`, or what it found of these very files the last time."""
+    """`check_images`, unless these very files were found sound before.
+
+    Damage is not remembered: it may have been the disk's for a moment, and be mended by now.
+    """
     if memory_dir is None or not len(dataset.images):
         return check_images(dataset)
     path = Path(memory_dir) / MEMORY
-    key = hashlib.sha256(
-        json.dumps([str(dataset.root.resolve()), files_sha256(dataset), versions()], sort_keys=True).encode()
-    ).hexdigest()
-    memory = _memory(path)
-    if key not in memory:
-        memory[key] = [list(problem) for problem in check_images(dataset)]
+    try:
+        key = short_hash(str(dataset.root.resolve()), files_sha256(dataset), versions())
+    except ImageReadError:  # gone since the dataset was read: the check says which
+        return check_images(dataset)
+    known = _memory(path)
+    if key in known:
+        return []
+    problems = check_images(dataset)
+    if not problems and path.parent.is_dir():  # a mere look makes no folders
         with contextlib.suppress(OutputError):  # what needs the folder will say so
-            atomic_write(path, json.dumps(memory, indent=1, sort_keys=True))
-    return [(image_id, reason) for image_id, reason in memory[key]]
+            atomic_write(path, json.dumps(sorted({*known, key}), indent=1))
+    return problems
 
 
-def _memory(path: Path) -> dict[str, list[list[str]]]:
+def _memory(path: Path) -> set[str]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {key: [[str(image_id), str(reason)] for image_id, reason in rows] for key, rows in found.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return {}  # none yet, or not as it was written: the images are looked at again
+        return {key for key in found if isinstance(key, str)} if isinstance(found, list) else set()
+    except (OSError, ValueError):
+        return set()  # none yet, or not as it was written: the images are looked at again

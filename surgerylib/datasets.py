@@ -161,7 +161,9 @@ class Dataset:
 
     def shared_images(self, origin: Mapping[str, str]) -> int:
         """How many of these images are among those of an `origin`; 0 where it does not say which those are."""
-        text = origin.get("images", "")
+        text = origin.get("images")
+        if not isinstance(text, str):
+            return 0
         theirs = {text[k : k + _KEY_DIGITS] for k in range(0, len(text), _KEY_DIGITS)}
         return sum(key in theirs for key in self.image_keys())
 

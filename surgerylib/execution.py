@@ -16,6 +16,9 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from traitlets import default
+from zmq import ZMQError
+
+from .files import DISK_IS_FULL
 
 
 class NotebookFailure(Exception):
@@ -81,8 +84,10 @@ def execute_notebook(
         ) from None
     except DeadKernelError:
         raise NotebookFailure("the kernel died; the usual cause is that memory ran out") from None
-    except OSError as error:  # of papermill, which writes the notebook after each cell
-        raise NotebookFailure(f"{output.name} cannot be written: {error.strerror or error}; free the disk") from None
+    except (OSError, ZMQError) as error:  # of papermill, which writes the notebook after each cell, or of the kernel
+        free = "; free the disk" if error.errno in DISK_IS_FULL else ""
+        where = getattr(error, "filename", None) or output.name
+        raise NotebookFailure(f"{where}: {error.strerror or error}{free}") from None
     except RuntimeError as error:  # of jupyter_client, when the kernel does not come up
         raise NotebookFailure(f"the kernel did not start: {str(error).splitlines()[0]}") from None
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import platform
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -15,7 +18,25 @@ from filelock import FileLock, Timeout
 
 from .errors import OutputError
 
-_ASIDE = re.compile(r"\..*\.(\d+)-[^.]*\.part(ial)?")  # of what name, and the number of the process that writes it
+# of what name, and the machine and the number of the process that writes it; 8 letters are tempfile's
+_ASIDE = re.compile(r"\..+\.([0-9a-f]{6})-(\d+)-[a-z0-9_]{8}\.part(?:ial)?")
+_STARTED = time.time()
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def aside_prefix(name: str) -> str:
+    """What the name of a file or folder begins with that is written aside to become `name`; `is_abandoned` reads it."""
+    return f".{name}.{_machine()}-{os.getpid()}-"
+
+
+def _machine() -> str:
+    """This machine in 6 digits: on a shared disk other machines write with numbers of their own."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+
+
+def _remedy(error: OSError) -> str:
+    free = "free the disk or " if error.errno in DISK_IS_FULL else ""
+    return f"{error.strerror or error}; {free}choose another folder"
 
 
 @contextlib.contextmanager
@@ -32,7 +53,7 @@ def written_aside(path: str | Path) -> Iterator[BinaryIO]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{os.getpid()}-", suffix=".part")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=aside_prefix(path.name), suffix=".part")
         temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -41,9 +62,7 @@ def written_aside(path: str | Path) -> Iterator[BinaryIO]:
         temporary.chmod(0o644)  # mkstemp makes it private
         temporary.replace(path)
     except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}; free the disk or choose another folder"
-        ) from error
+        raise OutputError(f"{path} cannot be written: {_remedy(error)}") from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):  # it has its name by now, or the folder is not to be written
@@ -74,14 +93,19 @@ def remove_parts(folder: Path) -> None:
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether the process that wrote this aside is no more; its number is in the name (`.NAME.NUMBER-x.part`)."""
+    """Whether this was written aside here, by a process of this machine that is no more; anything else is not ours."""
     writer = _ASIDE.fullmatch(path.name)
-    if writer is None:
-        return True
+    if writer is None or writer[1] != _machine():
+        return False
+    process = int(writer[2])
+    if process == os.getpid():  # in a container every process may get the same number
+        with contextlib.suppress(OSError):
+            return path.stat().st_mtime < _STARTED
+        return False
     if os.name != "posix":  # elsewhere the question would end the process
         return False
     try:
-        os.kill(int(writer[1]), 0)
+        os.kill(process, 0)
     except ProcessLookupError:
         return True
     except (PermissionError, OverflowError):  # somebody else's; or nobody's number, so that it isn't ours to delete
@@ -96,35 +120,34 @@ def only_process(folder: Path, work: str, *, lock_name: str = ".lock") -> Iterat
     Args:
         folder: of the work.
         work: what is done there, for the error: `trains`.
-        lock_name: of the lock file, which holds the number of the last process that had it.
+        lock_name: of the lock file; beside it lies the number of the last process that had it.
 
     Raises:
         OutputError: another process holds it, the message says which; or the folder cannot be written.
     """
-    path = folder / lock_name
-    lock = FileLock(path, timeout=0)
+    lock = FileLock(folder / lock_name, timeout=0)
+    # a file of its own: the lock's may be locked against its own process too, or mean something to the lock itself
+    holder = folder / f"{lock_name.removesuffix('.lock')}.holder.lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-        path.write_text(str(os.getpid()))
+        holder.write_text(str(os.getpid()))
     except Timeout:
         raise OutputError(
-            f"another process{_holder(path)} {work} in {folder}; wait for it or choose another folder"
+            f"another process{_number(holder)} {work} in {folder}; wait for it or choose another folder"
         ) from None
     except OSError as error:
         lock.release()
-        raise OutputError(
-            f"{folder} cannot be written: {error.strerror}; free the disk or choose another folder"
-        ) from error
+        raise OutputError(f"{folder} cannot be written: {_remedy(error)}") from error
     try:
         yield
     finally:
         lock.release()
 
 
-def _holder(lock: Path) -> str:
+def _number(holder: Path) -> str:
     with contextlib.suppress(OSError, ValueError):
-        return f" ({int(lock.read_text())})"
+        return f" ({int(holder.read_text())})"
     return ""
 
 

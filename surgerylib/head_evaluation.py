@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,8 @@ class Head:
     @property
     def summary(self) -> dict[str, Any]:
         """Which head it is, for a JSON file."""
-        origin = {name: self.about["trained_on"].get(name) for name in ("dataset", "split")}
+        known = self.about["trained_on"]
+        origin = {name: known.get(name) for name in ("dataset", "split")} if isinstance(known, Mapping) else {}
         named = {name: self.about[name] for name in ("epoch", "seen_classes")}
         return {"file": self.path.name, "sha256": self.sha256, **named, "trained_on": origin}
 

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from .errors import ImageReadError
 
-MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # Pillow's own guard against files that are small and fill the memory
+MAX_PIXELS = 178_956_970  # twice Pillow's own limit, at which it refuses too, unless somebody has switched that off
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "GIF", "WEBP")
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
@@ -32,7 +32,9 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         ImageReadError: the file is missing, empty or not an image.
     """
     try:
+        _check_is_file(path)
         with Image.open(path, formats=_FORMATS) as image:
+            _check_pixels(image)
             return image.size
     except _READ_ERRORS as error:
         raise _unreadable(path, error) from None
@@ -45,9 +47,21 @@ def check_decodes(path: str | os.PathLike[str]) -> None:
         ImageReadError: as `read_image`.
     """
     try:
+        _check_is_file(path)
         _decoded(Path(path).read_bytes(), reduced=True)
     except _READ_ERRORS as error:
         raise _unreadable(path, error) from None
+
+
+def _check_is_file(path: str | os.PathLike[str]) -> None:
+    """Raise an `OSError` for what is there but no file: a pipe would be waited for."""
+    if Path(path).exists() and not Path(path).is_file():
+        raise OSError("it is no file")
+
+
+def _check_pixels(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
 
 
 def _unreadable(path: str | os.PathLike[str], error: Exception) -> ImageReadError:
@@ -56,12 +70,12 @@ def _unreadable(path: str | os.PathLike[str], error: Exception) -> ImageReadErro
         is_there = path.is_file()
     except OSError as too_long:
         return ImageReadError(f"image file {str(path)[:80]}... cannot be read: {too_long.strerror}; give another name")
-    if not is_there:
+    if not is_there and not path.exists():
         return ImageReadError(f"no image file {path}; add it or take it out of the split")
-    if path.stat().st_size == 0:
+    if is_there and path.stat().st_size == 0:
         return ImageReadError(f"image file {path} is empty (0 bytes); copy it again")
     if isinstance(error, UnidentifiedImageError):
-        return ImageReadError(f"{path} is not an image that can be read (JPEG, PNG, BMP, TIFF); replace the file")
+        return ImageReadError(f"{path} is not an image that can be read ({', '.join(_FORMATS)}); replace the file")
     if isinstance(error, Image.DecompressionBombError):
         return ImageReadError(
             f"image file {path} states more than the {MAX_PIXELS:,} pixels that are read at most: it may be made to "
@@ -81,6 +95,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         ImageReadError: the file is missing, empty, truncated, too large or not an image.
     """
     try:
+        _check_is_file(path)
         return _decoded(Path(path).read_bytes())
     except _READ_ERRORS as error:
         raise _unreadable(path, error) from None
@@ -90,7 +105,7 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     """`read_image` of a file's bytes, such as of one that was uploaded.
 
     Args:
-        data: JPEG, PNG, BMP or TIFF.
+        data: of one of the formats that `read_image` takes.
         name: of the file, for the error.
 
     Raises:
@@ -101,12 +116,13 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     except _READ_ERRORS as error:
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
         raise ImageReadError(
-            f"{name} cannot be read as JPEG, PNG, BMP or TIFF: {reason}; choose another file"
+            f"{name} cannot be read as an image ({', '.join(_FORMATS)}): {reason}; choose another file"
         ) from None
 
 
 def _decoded(data: bytes, *, reduced: bool = False) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:  # the header: what it is, and how large
+        _check_pixels(picture)
         # OpenCV decodes JPEG fastest, but fills what a truncated file lacks with grey and says nothing. Compressed JPEG
         # data cannot hold the end marker, so a file that ends with it is whole; of any other Pillow is the judge.
         if data.startswith(_JPEG_START) and data.rstrip(b"\0").endswith(_JPEG_END):

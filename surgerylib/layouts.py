@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 from .errors import AnnotationError, DatasetError, ImageReadError, SurgeryError
@@ -137,6 +137,8 @@ class DatasetFolder:
 
     def _ids_of_file(self, path: Path) -> Iterator[str]:
         self._check_link(path, DatasetError)
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise DatasetError(f"split file {path} is no file; it must be UTF-8 text, one id a line")
         try:
             lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
@@ -150,9 +152,14 @@ class DatasetFolder:
         else:
             ids = [line for line in lines if line]
         for image_id in ids:
-            if image_id in (".", "..") or any(c in image_id for c in "/\\\0"):
+            # `C:x` is a folder's file on another disk, on machines that have letters for them
+            if image_id in (".", "..") or any(c in image_id for c in "/\\\0") or PureWindowsPath(image_id).drive:
                 raise DatasetError(
                     f"split file {path} has the id {image_id!r}; an id is a bare file name without folders"
+                )
+            if not image_id.isprintable():
+                raise DatasetError(
+                    f"split file {path} has the id {image_id!r}, with characters that cannot be shown; rename the files"
                 )
             yield image_id
 
@@ -163,7 +170,10 @@ class DatasetFolder:
                 return
         except OSError:  # too long for a name: whoever reads it says so
             return
-        target = path.resolve()
+        try:
+            target = path.resolve()
+        except (OSError, RuntimeError):
+            raise error(f"{path} is a link that leads to itself; put the file in its place") from None
         if not any(target.is_relative_to(folder) for folder in self.own):
             raise error(
                 f"{path} is a link to {target}, outside of the dataset; copy the file there, link the whole folder, or "

@@ -8,7 +8,6 @@ already stands is kept in a coarse occupancy mask, so that nothing overlaps that
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .errors import OutputError, ParameterError
-from .files import is_abandoned
+from .files import aside_prefix, is_abandoned
 from .scene_ground import finish
 from .scene_layout import Composer
 from .scene_rules import CLASSES
@@ -108,8 +107,7 @@ def write_scenes(
         for left in out_dir.parent.glob(f".{out_dir.name}.*.partial"):
             if is_abandoned(left):
                 shutil.rmtree(left, ignore_errors=True)
-        name = f".{out_dir.name}.{os.getpid()}-"
-        aside = Path(tempfile.mkdtemp(prefix=name, suffix=".partial", dir=out_dir.parent))
+        aside = Path(tempfile.mkdtemp(prefix=aside_prefix(out_dir.name), suffix=".partial", dir=out_dir.parent))
         try:
             fresh = aside / "fresh"
             manifest["boxes"] = _write_all(fresh, counts, size, seed, progress)

@@ -85,7 +85,7 @@ class Session:
         """
         notes = self.warnings if notes is None else list(notes)
         if notes:
-            display(Markdown("\n".join(f"> {note}" for note in notes)), metadata={"notes": notes})
+            display(Markdown("\n>\n".join(f"> {note}" for note in notes)), metadata={"notes": notes})
 
     def show_skipped(self) -> None:
         """A table of every image that was left out as damaged, with its reason; nothing where none was."""

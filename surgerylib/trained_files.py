@@ -99,15 +99,22 @@ def flattered_by(about: Mapping[str, Any], dataset: Dataset, name: str) -> list[
     """
     notes = []
     for role, said in (("trained_on", "trained on"), ("chosen_on", "used to choose the epoch")):
-        origin = about.get(role, {})
-        shared = dataset.shared_images(origin)
-        if not shared and "images" not in origin and (origin.get("dataset"), origin.get("split")) == (
-            dataset.name, dataset.split,
-        ):  # fmt: skip
-            shared = len(dataset.images)
-        if shared:
+        origin = about.get(role)
+        if not isinstance(origin, Mapping):
+            continue
+        split, flattered = origin.get("split"), f"these figures flatter the {name}."
+        if shared := dataset.shared_images(origin):
             notes.append(
-                f"{shared:,} of the {len(dataset.images):,} images are among those of {origin['split']} that were "
-                f"{said}: these figures flatter the {name}."
+                f"{shared:,} of the {len(dataset.images):,} images are among those of {split} that were {said}: "
+                f"{flattered}"
             )
+        elif "images" not in origin and origin.get("dataset") == dataset.name:
+            alike = split == dataset.split or (
+                "trainval" in (split, dataset.split) and "test" not in (split, dataset.split)
+            )
+            if alike:
+                notes.append(
+                    f"Images of {split} were {said}, and the file of the {name} does not say which: where they are "
+                    f"among these, {flattered}"
+                )
     return notes

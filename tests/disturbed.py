@@ -33,9 +33,9 @@ _IN_PROJECT = """\
 import os, pathlib, signal, sys, threading, time
 import surgerylib.locations, surgerylib.parameters
 surgerylib.parameters.PROJECT_ROOT = surgerylib.locations.PROJECT_ROOT = pathlib.Path(sys.argv[1])
-from surgerylib.__main__ import main
+from surgerylib.__main__ import shell
 {prelude}
-sys.exit(main(sys.argv[2:]))
+sys.exit(shell(sys.argv[2:]))
 """
 
 

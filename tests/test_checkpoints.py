@@ -257,3 +257,34 @@ def test_known_error_14_weights_that_saw_dior_are_marked(tiny_folder, tmp_path, 
 def test_unknown_local_folder(tmp_path):
     with pytest.raises(ParameterError, match="cannot build"):
         load_clip(f"local-dir:{tmp_path / 'nowhere'}", "random", device="cpu")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.ones(2, 2).to_sparse(), torch.ones(2, 2).to_sparse_csr(), torch.ones(2, dtype=torch.complex64),
+        torch.ones(2, device="meta"), torch.ones(2).to(torch.float8_e4m3fn),
+        torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+    ],
+    ids=["sparse", "csr", "complex", "meta", "float8", "quantised"],
+)  # fmt: skip
+def test_tensors_that_are_no_plain_numbers_are_one_line(tiny_folder, state, tmp_path, value):
+    torch.save({**state, "logit_scale": value}, tmp_path / "odd.pt")
+    with pytest.raises(CheckpointError, match=r"logit_scale as .*save it as float32|plain weights file") as error:
+        load(tiny_folder, tmp_path / "odd.pt")
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"visual.transformer.resblocks.x.y": torch.ones(1)}, {"visual.conv1.weight": torch.ones(())},
+        {"visual.proj": torch.ones(3)},
+    ],
+    ids=["a block without a number", "a scalar", "a vector"],
+)  # fmt: skip
+def test_odd_keys_and_shapes_are_one_line(tiny_folder, state, tmp_path, change):
+    torch.save(state | change, tmp_path / "odd.pt")
+    with pytest.raises(CheckpointError, match="no architecture of open_clip fits") as error:
+        load(tiny_folder, tmp_path / "odd.pt")
+    one_line(error)

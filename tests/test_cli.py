@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -246,6 +247,17 @@ def test_scenes_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
     assert capsys.readouterr().out.strip() == str(out)
     assert len(list(out.rglob("*.jpg"))) == 2
     assert main(["scenes", "--out", str(out), "--size", "1"]) == 2
+
+
+def test_main_leaves_ctrl_c_as_it_was(monkeypatch, capsys) -> None:
+    def stopped(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("surgerylib.scenes.write_scenes", stopped)
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["scenes", "--out", "x"]) == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    assert capsys.readouterr().err.startswith("interrupted")
 
 
 def test_it_runs_as_a_module() -> None:

@@ -193,6 +193,22 @@ def of_another_size_than_its_annotation(root, victim, xml):
     cv2.imwrite(str(victim), picture(VICTIM, (48, 64))[:, :, ::-1])
 
 
+def a_link_that_leads_to_itself(root, victim, xml):
+    victim.unlink()
+    victim.symlink_to(victim)
+
+
+def a_pipe(root, victim, xml):
+    """Reading it would wait for somebody to write."""
+    victim.unlink()
+    os.mkfifo(victim)
+
+
+def annotation_that_is_a_pipe(root, victim, xml):
+    xml.unlink()
+    os.mkfifo(xml)
+
+
 def a_link_out_of_the_dataset(root, victim, xml):
     outside = root.parent / "private.jpg"
     victim.rename(outside)
@@ -241,6 +257,9 @@ DAMAGE = {
     broken_in_the_middle: (ImageReadError, "cannot be read"),
     decompression_bomb: (ImageReadError, "states more than the 178,956,970 pixels"),
     of_another_size_than_its_annotation: (AnnotationError, "states 64x48 pixels but"),
+    a_link_that_leads_to_itself: (ImageReadError, "leads to itself"),
+    a_pipe: (ImageReadError, "is no file"),
+    annotation_that_is_a_pipe: (AnnotationError, "is no file"),
     a_link_out_of_the_dataset: (ImageReadError, "outside of the dataset"),
     there_twice: (ImageReadError, "is there twice"),
     annotation_missing: (AnnotationError, "no annotation file"),
@@ -250,7 +269,7 @@ DAMAGE = {
     annotation_that_links_out_of_the_dataset: (AnnotationError, "outside of the dataset"),
 }
 UNCOUNTED = {annotation_missing, annotation_cut_short, annotation_with_an_entity_bomb}
-UNCOUNTED |= {annotation_with_an_external_entity, annotation_that_links_out_of_the_dataset}
+UNCOUNTED |= {annotation_with_an_external_entity, annotation_that_links_out_of_the_dataset, annotation_that_is_a_pipe}
 
 
 @pytest.mark.parametrize("harm", DAMAGE, ids=lambda harm: harm.__name__)
@@ -300,6 +319,31 @@ def test_a_bomb_is_refused_from_its_header_without_filling_the_memory(root, vict
     for read in (image_size, read_image, check_decodes):
         with pytest.raises(ImageReadError, match="cut it into tiles"):
             read(victim)
+
+
+def test_bug_pixels_are_limited_where_pillow_is_told_not_to(root, victim, monkeypatch):
+    """Notebooks on large scenes set Pillow's limit to None."""
+    decompression_bomb(root, victim, None)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    for read in (image_size, read_image, check_decodes):
+        with pytest.raises(ImageReadError, match="cut it into tiles"):
+            read(victim)
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2Jb", "C:x", "a\u202eb"])
+def test_ids_that_steer_a_terminal_or_lead_elsewhere_are_refused(root, name):
+    split_file(root, "test").write_text(f"00001\n{name}\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match="has the id") as caught:
+        load_dataset(root, "test", on_bad_image="skip")
+    assert str(caught.value).isprintable()
+
+
+def test_boxes_are_counted_alike_wherever_the_damage_is_found(root, victim, xml):
+    xml.write_text(annotation_xml(VICTIM, [("ship", 4, 4, 20, 16), ("ship", 5, 5, 5, 9)]))
+    truncated(root, victim, None)
+    late = load_dataset(root, "test", on_bad_image="skip").skipped["n_boxes"].tolist()
+    victim.write_bytes(b"")
+    assert load_dataset(root, "test", on_bad_image="skip").skipped["n_boxes"].tolist() == late == [2]
 
 
 def test_what_no_policy_forgives(root, xml):
@@ -392,6 +436,10 @@ def test_images_once_found_sound_are_not_decoded_again(root, tmp_path, monkeypat
     checked = damage.check_decodes
     monkeypatch.setattr(damage, "check_decodes", lambda path: (looked_at.append(path), checked(path)))
     data = load_dataset(root, "test")
+    sound(data, memory_dir=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()  # whoever only looks makes no folder
+    (tmp_path / "cache").mkdir()
+    looked_at.clear()
     for expected in (8, 8):
         sound(data, memory_dir=tmp_path / "cache")
         assert len(looked_at) == expected
@@ -400,12 +448,42 @@ def test_images_once_found_sound_are_not_decoded_again(root, tmp_path, monkeypat
     with pytest.raises(ImageReadError, match=VICTIM):
         sound(data, memory_dir=tmp_path / "cache")
     assert len(looked_at) == 16
-    with pytest.raises(ImageReadError, match=VICTIM):  # what was found damaged is remembered as well
-        sound(data, memory_dir=tmp_path / "cache")
-    assert len(looked_at) == 16
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"a": 3}', '{"a": [[1]]}', "null"])
+def test_bug_damage_that_is_mended_is_forgotten(root, tmp_path, monkeypatch):
+    """A disk that could not be read for a moment blocked every later run through the memory of the check."""
+    checked = damage.check_decodes
+
+    def flaky(path):
+        if VICTIM in str(path):
+            raise ImageReadError(f"{path}: input/output error")
+        checked(path)
+
+    data = load_dataset(root, "test")
+    monkeypatch.setattr(damage, "check_decodes", flaky)
+    with pytest.raises(ImageReadError, match="input/output"):
+        sound(data, memory_dir=tmp_path)
+    monkeypatch.setattr(damage, "check_decodes", checked)
+    assert sound(data, memory_dir=tmp_path) is data
+
+
+def test_bug_the_memory_took_the_same_id_in_another_folder_for_the_same_file(root, tmp_path):
+    other = root / "JPEGImages-trainval" / f"{VICTIM}.jpg"
+    shutil.copy2(image_file(root, "test", VICTIM), other)
+    twin = load_dataset(root, "test")
+    assert sound(twin, memory_dir=tmp_path) is twin
+    key = damage.files_sha256(twin)
+    twin.images.loc[twin.images["image_id"] == VICTIM, "path"] = str(other)
+    assert damage.files_sha256(twin) != key
+
+
+def test_an_image_that_vanishes_behind_the_load_is_left_out(root, victim, tmp_path):
+    data = load_dataset(root, "test", on_bad_image="skip")
+    victim.unlink()
+    assert sound(data, "skip", memory_dir=tmp_path).skipped["image_id"].tolist() == [VICTIM]
+
+
+@pytest.mark.parametrize("text", ["{", "[3]", '{"a": 3}', "null", "\xff"])
 def test_a_damaged_memory_is_no_memory(root, tmp_path, text):
     data = load_dataset(root, "test")
     (tmp_path / damage.MEMORY).write_text(text)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
 from surgerylib.errors import OutputError
-from surgerylib.files import atomic_write, only_process, written_aside
+from surgerylib.files import aside_prefix, atomic_write, only_process, remove_parts, written_aside
 
 
 def test_writes_text_and_bytes_and_makes_the_folder(tmp_path):
@@ -57,3 +59,29 @@ def test_two_processes_do_not_do_the_same_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"), only_process(tmp_path / "file", "trains"):
         pass
+
+
+def test_bug_what_others_wrote_aside_was_deleted(tmp_path):
+    """A folder that a user names may hold downloads of a browser, and parts that another machine writes."""
+    ours = f"{aside_prefix('x.json')}abcdefgh.part"
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    dead = ours.replace(f"-{os.getpid()}-", f"-{int(gone.stdout)}-")
+    machine = aside_prefix("x").split(".")[2].split("-")[0]
+    others = {
+        ".film.mkv.part", ".x.json.3-abcdefgh.part", f"{aside_prefix('x.json')}ABC.part", ours,
+        dead.replace(machine, "0a0a0a" if machine != "0a0a0a" else "1a1a1a"),
+    }  # fmt: skip
+    for name in {dead, *others}:
+        (tmp_path / "deep").mkdir(exist_ok=True)
+        (tmp_path / "deep" / name).write_text("")
+    remove_parts(tmp_path)
+    assert {path.name for path in (tmp_path / "deep").iterdir()} == others
+
+
+def test_what_a_process_with_our_number_left_is_removed(tmp_path):
+    """In a container every process may have the same number."""
+    path = tmp_path / f"{aside_prefix('x.json')}abcdefgh.part"
+    path.write_text("")
+    os.utime(path, (1, 1))
+    remove_parts(tmp_path)
+    assert not path.exists()

@@ -151,7 +151,11 @@ def test_images_that_were_trained_or_chosen_on_are_named(scenes, tiny_folder, se
     renamed = shutil.copytree(scenes, tmp_path / "others")
     assert head.notes(opened(renamed, tiny_folder, tmp_path, split="train")) == head.notes(on_train)
     names_alone = replace(head, about=head.about | {"trained_on": {"dataset": "scenes", "split": "train"}})
-    assert "6 of the 6 images" in names_alone.notes(on_train)[0]
+    assert "does not say which" in names_alone.notes(on_train)[0]
+    assert "does not say which" in names_alone.notes(both)[0]
+    assert not [note for note in names_alone.notes(on_val) if "trained on" in note]
+    for damaged in ({"trained_on": "train"}, {"trained_on": {}}, {"trained_on": {"images": 3}}):
+        assert replace(head, about=head.about | damaged).notes(session) == []
     assert names_alone.notes(opened(renamed, tiny_folder, tmp_path, split="train")) == []
 
 
