@@ -33,7 +33,7 @@ from surgerylib import workbook
 from surgerylib.__main__ import main
 from surgerylib.datasets import load_dataset
 from surgerylib.errors import OutputError
-from surgerylib.files import only_process, remove_parts
+from surgerylib.files import aside_prefix, only_process, remove_parts
 from surgerylib.locations import PROJECT_ROOT, RUN_LOCK
 from surgerylib.scenes import write_scenes
 from surgerylib.store import HeatmapStore
@@ -334,14 +334,14 @@ def test_what_a_killed_process_wrote_aside_is_removed_and_a_living_ones_is_not(t
     (tmp_path / "below").mkdir()
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
+    living = f"{aside_prefix('a.json')}abcd_123.part"
+    killed = living.replace(f"-{os.getpid()}-", f"-{gone.pid}-")
     for folder in (tmp_path, tmp_path / "below"):
-        for name in (f".a.json.{gone.pid}-x_y.part", f".a.json.{os.getpid()}-abc.part", ".a.json.old.part", "b.part"):
+        for name in (killed, living, "b.part"):
             (folder / name).touch()
     remove_parts(tmp_path)
     for folder in (tmp_path, tmp_path / "below"):
-        assert {path.name for path in folder.iterdir() if path.is_file()} == {
-            f".a.json.{os.getpid()}-abc.part", "b.part",
-        }  # fmt: skip
+        assert {path.name for path in folder.iterdir() if path.is_file()} == {living, "b.part"}
 
 
 # ------------------------------------------------------------------------------------------------------- two at once

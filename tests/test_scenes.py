@@ -16,6 +16,7 @@ from defusedxml.ElementTree import parse
 from surgerylib import scenes
 from surgerylib.datasets import DIOR_CLASSES, load_dataset
 from surgerylib.errors import OutputError, ParameterError
+from surgerylib.files import aside_prefix
 from surgerylib.scene_canvas import Canvas, Frame
 from surgerylib.scene_objects import DRAWERS
 from surgerylib.scenes import CLASSES, STREAMS, render_scene, scene_rng, write_scenes
@@ -199,10 +200,11 @@ def test_killed_while_it_replaces_a_folder_no_half_of_it_is_taken_for_whole(tmp_
 def test_what_a_killed_drawing_left_is_removed(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    (tmp_path / f".s.{gone.pid}-x_y.partial" / "fresh").mkdir(parents=True)
-    (tmp_path / f".s.{os.getpid()}-other.partial").mkdir()
+    living = f"{aside_prefix('s')}abcd_123.partial"
+    (tmp_path / living.replace(f"-{os.getpid()}-", f"-{gone.pid}-") / "fresh").mkdir(parents=True)
+    (tmp_path / living).mkdir()
     write_scenes(tmp_path / "s", num_train=1, num_val=0, num_test=0, size=96)
-    assert {path.name for path in tmp_path.iterdir()} == {"s", f".s.{os.getpid()}-other.partial"}
+    assert {path.name for path in tmp_path.iterdir()} == {"s", living}
 
 
 def test_two_that_draw_the_same_scenes_at_once_both_have_them(tmp_path, monkeypatch):
