@@ -239,7 +239,8 @@ class _Loop:
                         self._checkpoint_when_due()
                 self.epoch, self.done = self.epoch + 1, 0
                 self._end_epoch(self.epoch)
-                bar.set_postfix_str(f"{task.criterion} {self.history[-1][task.criterion]:.3f}")
+                # not drawn at once: a bar that is, before its delay, has no end of line when Ctrl-C stops it
+                bar.set_postfix_str(f"{task.criterion} {self.history[-1][task.criterion]:.3f}", refresh=False)
                 self._checkpoint_when_due()
         self.finished = True
         self._checkpoint()

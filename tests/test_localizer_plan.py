@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -369,7 +370,7 @@ def test_train_leaves_the_report_of_another_training_alone(arguments, tmp_path, 
 def test_train_waits_for_no_run_that_writes_there(arguments, tmp_path, capsys):
     with only_process(tmp_path, "writes", lock_name=RUN_LOCK):
         assert main(words("train", arguments, tmp_path)) == 2
-    assert "another process (" in capsys.readouterr().err
+    assert f"another process ({os.getpid()}) writes" in capsys.readouterr().err
 
 
 BAD = {

@@ -557,3 +557,21 @@ def test_any_task_can_be_trained(tmp_path):
     assert float(task.model.weight.detach()) == pytest.approx(3, abs=0.05)
     assert run.history["nothing"].isna().all()
     assert float(weights_of(run.best)["weight"]) == pytest.approx(3, abs=0.05)
+
+
+def test_bug_a_quick_training_that_was_interrupted_left_its_bar_without_an_end_of_line(tmp_path, capsys):
+    """What the command line then said stood behind the bar."""
+    task = _Line()
+    validate, calls = task.validate, []
+
+    def stopped() -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return validate()
+
+    task.validate = stopped
+    with pytest.raises(KeyboardInterrupt):
+        fit(task, Schedule(epochs=60), tmp_path / "line")
+    said = capsys.readouterr().err
+    assert not said or said.endswith("\n")
