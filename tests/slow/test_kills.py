@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 SEED = 20
 NOTEBOOKS = {path.stem[:2]: path.stem for path in sorted((PROJECT_ROOT / "notebooks").glob("0*.ipynb"))}
 # short enough for every push: maps, and a head trained on them
-FEW = {"stage": "localizer"}
+FEW = {"stage": "localizer", "kinds": ["standard", "vv_mixed"], "num_examples": 1}
 
 
 @dataclass(frozen=True)
