@@ -18,7 +18,7 @@ test: lint  ## lint, stripped notebooks, tests
 
 SLOW ?= slow
 
-test-slow: $(INSTALLED)  ## tests that take minutes: kills over the whole workbook; SLOW="slow and ci" takes the shortest
+test-slow: $(INSTALLED)  ## tests that take minutes: kills over the whole workbook, more whole runs; SLOW="slow and ci" takes two kills
 	@$(BIN)/python -m pytest -m "$(SLOW)" --durations=0
 
 coverage: $(INSTALLED)  ## the tests once more, counting the lines of surgerylib that they reach: 95 % at least

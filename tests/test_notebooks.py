@@ -166,6 +166,7 @@ def test_the_sweep_leaves_what_it_promises_and_the_index_shows_it(run, parameter
     assert results["report"]["default"]["protocols"]["present"][:-1] == first["protocols"]["present"]["vv_mixed"]
 
 
+@pytest.mark.slow
 def test_the_recommended_setting_runs_the_workbook(run, parameters, tmp_path):
     folder = run.index.parent
     given = parameters | yaml.safe_load((folder / "recommended.yaml").read_text())
@@ -184,6 +185,7 @@ def test_the_recommended_setting_runs_the_workbook(run, parameters, tmp_path):
     assert len(analysis["by_percentile"]["rows"]) == 3
 
 
+@pytest.mark.slow
 def test_a_floor_goes_through_both_notebooks_of_the_maps(run, parameters, tmp_path):
     """As YAML gives it: a whole number, where the notebooks' default is null."""
     given = {**parameters, "floor": 0, "floor_percentiles": [50], "percentile": 30, "percentiles": [60], "unions": []}
@@ -284,6 +286,7 @@ def test_notebooks_01_and_02_put_an_adapter_beside_their_maps(run, parameters, t
         assert maps[kind]["after"] == alone[kind]["after"]
 
 
+@pytest.mark.slow
 def test_the_stage_that_is_left_out_says_so(run, parameters, tmp_path, capsys):
     given = {**parameters, "stage": "heatmap", "adapter_ablation_epochs": 0, "unseen_classes": []}
     given["cache_dir"] = str(run.index.parent / "cache")
@@ -329,6 +332,7 @@ def test_a_split_without_a_box_to_learn_from_is_found_before_the_run(parameters,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_recommendation_for_the_images_to_train_on_leaves_the_training_out(parameters, tmp_path):
     """The recommendation of a run that reports on the training images could not be run."""
     given = {**parameters, "split": "train", "train_split": None}
