@@ -20,7 +20,6 @@ from .errors import ImageReadError
 MAX_PIXELS = 178_956_970  # twice Pillow's own limit, at which it refuses too, unless somebody has switched that off
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "GIF", "WEBP")
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
-_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 # what Pillow and OpenCV raise on files that are damaged, hostile or no image
 _READ_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError, cv2.error)
 
