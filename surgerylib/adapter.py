@@ -88,11 +88,7 @@ class HeatmapAdapter(nn.Module):
         Raises:
             ParameterError: another number of layers or another width.
         """
-        if patches.ndim != 4 or patches.shape[0] != self.num_layers or patches.shape[-1] != self.embed_dim:
-            raise ParameterError(
-                f"this adapter takes patch tokens [{self.num_layers}, B, N, {self.embed_dim}], got "
-                f"{list(patches.shape)}; use as many last layers, of the CLIP that it was trained on"
-            )
+        self._check_patches(patches)
         return self.weigh(patches + self.residual(patches))
 
     def residual(self, patches: Tensor) -> Tensor:
@@ -125,15 +121,54 @@ class HeatmapAdapter(nn.Module):
 
     def maps(self, adapted: Tensor, text: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """`forward` where `tokens` are known: [L, B, N, D] -> [B, C, h, w] logits."""
-        n_patches = adapted.shape[2]
+        self._check_text(text)
+        return self._on_grid(adapted.mean(dim=0) @ text.to(adapted.dtype).T, grid)
+
+    def maps_and_drift(
+        self, patches: Tensor, text: Tensor, grid: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`forward`, and the mean squared length of `residual`, at a part of their cost: no adapted token is formed.
+
+        (x + U h)·t = x·t + h·(Uᵀt) and |U h|² = h·(UᵀU)h, with the `rank` channels h = gelu(V x + v): all that is as
+        wide as a token is x itself, which needs no gradient. Equal up to rounding.
+
+        Args:
+            patches, text, grid: as for `forward`.
+
+        Returns:
+            [B, C, h, w] logits, and one number.
+
+        Raises:
+            ParameterError: as `forward`.
+        """
+        self._check_patches(patches)
+        self._check_text(text)
+        text = text.to(patches.dtype)
+        hidden = F.gelu(self.down(patches))  # [L, B, N, rank]
+        similarities = F.linear(patches, text) + F.linear(hidden, text @ self.up.weight)  # [L, B, N, C]
+        mean = torch.tensordot(self.layer_weights.to(similarities.dtype), similarities, dims=1) / self.num_layers
+        drift = (F.linear(hidden, self.up.weight.T @ self.up.weight) * hidden).sum(dim=-1).float().mean()
+        return self._on_grid(mean, grid), drift
+
+    def _on_grid(self, similarities: Tensor, grid: tuple[int, int] | None) -> Tensor:
+        """Mean similarities [B, N, C] -> logits [B, C, h, w]."""
+        n_images, n_patches, n_texts = similarities.shape
         side = math.isqrt(n_patches)
         rows, columns = (side, side) if grid is None else grid
         if rows * columns != n_patches:
             raise ParameterError(f"{n_patches} patches are not a grid of {rows} x {columns}; give grid=(rows, columns)")
+        return self.logits(similarities).transpose(1, 2).reshape(n_images, n_texts, rows, columns)
+
+    def _check_patches(self, patches: Tensor) -> None:
+        if patches.ndim != 4 or patches.shape[0] != self.num_layers or patches.shape[-1] != self.embed_dim:
+            raise ParameterError(
+                f"this adapter takes patch tokens [{self.num_layers}, B, N, {self.embed_dim}], got "
+                f"{list(patches.shape)}; use as many last layers, of the CLIP that it was trained on"
+            )
+
+    def _check_text(self, text: Tensor) -> None:
         if text.ndim != 2 or text.shape[1] != self.embed_dim:
             raise ParameterError(f"text must be [C, {self.embed_dim}] for this adapter, got {list(text.shape)}")
-        maps = self.logits(adapted.mean(dim=0) @ text.to(adapted.dtype).T)  # [B, N, C]
-        return maps.transpose(1, 2).reshape(len(maps), len(text), rows, columns)
 
 
 def untrained_adapter(config: Mapping[str, int], seed: int) -> HeatmapAdapter:

@@ -171,12 +171,12 @@ class AdapterTask:
         """As in `training.Task`: loss, its terms, how far the tokens moved, and the scale of the logits."""
         chosen, model = self.settings, self.model
         patches, coverage = (part.to(self._text.device) for part in (batch.tokens, batch.coverage))
-        residual = model.residual(patches)
+        # the drift is of unit tokens: 0.01 is a tenth of their length
+        maps, drift = model.maps_and_drift(patches, self._text, self.train.clip.grid)
         terms = heatmap_loss(
-            model.maps(model.weigh(patches + residual), self._text, self.train.clip.grid).float(), coverage,
+            maps.float(), coverage,
             positive_weight=chosen.positive_weight, focal_gamma=chosen.focal_gamma, **chosen.weights,
         )  # fmt: skip
-        drift = residual.float().square().sum(dim=-1).mean()  # of unit tokens: 0.01 is a tenth of their length
         total = terms.total + chosen.anchor_weight * drift
         figures = {"loss": total, **{name: terms[name] for name in (*LOSSES, "bce", "dice")}, "drift": drift}
         figures["scale"] = model.scale
@@ -254,7 +254,7 @@ def training_folder(task: AdapterTask, schedule: Schedule, trainings_dir: str | 
 def logits_in_order(model: HeatmapAdapter, cache: TokenCache, kind: str, text: Tensor) -> Iterator[Tensor]:
     """The adapter's maps of all images of a cache in order, some at a time: float32 [B, C, h, w] on the CPU."""
     for tokens in cache.in_order(KIND_PATHS[kind][1]):
-        yield model(tokens.to(text.device), text, cache.clip.grid).float().cpu()
+        yield model.maps_and_drift(tokens.to(text.device), text, cache.clip.grid)[0].float().cpu()
 
 
 def patch_average_precision(logits: Tensor, coverage: Tensor) -> np.ndarray:

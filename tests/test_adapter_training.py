@@ -298,7 +298,7 @@ def test_the_validation_before_training_is_that_of_the_frozen_maps(caches, kind)
     maps = heatmaps(tokens, cache.clip.encode_text(prompt_names(task.seen)), kind)
     text = cache.clip.encode_text(prompt_names(task.seen))
     stored = torch.cat(list(logits_in_order(HeatmapAdapter(24, 3).requires_grad_(False), cache, kind, text)))
-    assert torch.equal(stored, maps)
+    torch.testing.assert_close(stored, maps, rtol=0, atol=1e-6)  # the layers' mean is taken in another order
     coverage = np.zeros(maps.shape)
     for image, image_id in enumerate(data.images["image_id"]):
         for place, name in enumerate(task.seen):
