@@ -4,9 +4,9 @@
 
 11,738 images, 124,445 boxes, 497,780 detections (four around each box, some with another name, some on nothing), 20
 classes, 6 IoU thresholds, COCO's rules, area `all`, no cap of detections. With `--annotations` (a dataset's folder, its
-split test) the boxes are its own; else they are drawn, as crowded as DIOR's. The others get their input as they need it,
-ready made: what is timed is their `evaluate` and `accumulate`, against `average_precision` of the two frames. Memory is
-what a fresh process grows by in the same calls.
+split test) the boxes are its own; else they are drawn, as crowded as DIOR's. The others get their input as they need
+it, ready made: what is timed is their `evaluate` and `accumulate`, against `average_precision` of the two frames.
+Memory is what a fresh process grows by in the same calls.
 """
 
 from __future__ import annotations

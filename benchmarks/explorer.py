@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import harness
 import torch
-from alternating import ratio
 
 from surgerylib import exploration_view as view
 from surgerylib.errors import SurgeryWarning
@@ -77,15 +75,10 @@ def measure(explorer: Explorer, rounds: int) -> None:
         explorer.stage.photo.pointed = [number % 7, number // 7 % 7]
 
     def line(name: str, call: Callable[[], object]) -> None:
-        median, low, high = ratio(stock, call, rounds)
-        seconds = []
-        for _ in range(rounds):
-            start = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - start)
-        print(f"  {name:58s} {median:6.3f} ({low:.3f} to {high:.3f})   {1000 * statistics.median(seconds):7.1f} ms")
+        print(harness.compare(name, call, "stock encode_image of one image", stock, rounds=rounds).line(), flush=True)
 
-    print(f"{clip.name}, {torch.get_num_threads()} threads, {rounds} rounds: by one stock encode_image, and time")
+    print(f"{clip.name}, {torch.get_num_threads()} threads, {rounds} rounds")
+    print(harness.HEAD)
     shown = explorer.shown
     answer = shown.answers[0]
     print("computing")

@@ -1,22 +1,22 @@
-"""Boxes of one image under many settings against the CLIP forward of that image, alternating in one run.
+"""Boxes of images under many settings against the CLIP forward of these images; both use all cores.
 
     python benchmarks/extraction.py [--model ViT-B-32] [--images 32] [--rounds 10]
 
-20 classes asked on every image, 4 kinds, 5 percentiles; random weights, smooth random images. Printed are the median
-ratio and its quartiles, in one process and with the work spread over the CPU's cores (whose processes are started
-before, as a data set of any size does once). Boxes are first compared with `extract_boxes` called one by one.
+20 classes asked on every image, 4 kinds, 5 percentiles; random weights, smooth random images. Boxes are first compared
+with `extract_boxes` called one by one.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import harness
 import numpy as np
 import torch
-from alternating import ratio
 
 from surgerylib import DIOR_CLASSES, HEATMAP_KINDS, extract_boxes, load_clip, prompt_names
 from surgerylib.extraction import BoxSettings
@@ -26,15 +26,9 @@ PERCENTILES = (50.0, 70.0, 75.0, 80.0, 90.0)
 SIZE_WH = (800, 800)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="ViT-B-32")
-    parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=10)
-    options = parser.parse_args()
-
-    clip = load_clip(options.model, "random", device="cpu")
-    coarse = torch.randn(options.images, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+def rows(model: str, n_images: int, rounds: int) -> Iterator[harness.Row]:
+    clip = load_clip(model, "random", device="cpu")
+    coarse = torch.randn(n_images, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     images = torch.nn.functional.interpolate(coarse, size=(clip.image_size,) * 2, mode="bicubic")
     text = clip.encode_text(prompt_names(DIOR_CLASSES))
     settings = [BoxSettings(percentile=percentile) for percentile in PERCENTILES]
@@ -50,17 +44,12 @@ def main() -> None:
             sources = [MapSource(kind, similarity) for kind in HEATMAP_KINDS]
             distinct = list({source.key: source for source in sources}.values())
             _check(shard, distinct[-1], settings)
-            for workers in dict.fromkeys((1, os.cpu_count())):
-
-                def boxes(distinct: list = distinct, workers: int = workers) -> None:
-                    boxes_of([shard], distinct, settings, workers=workers)
-
-                # the call that warms up starts the processes
-                median, low, high = ratio(forward, boxes, options.rounds)
-                print(
-                    f"{similarity}, {len(distinct)} different maps a class, {workers} process(es): "
-                    f"{median:.2f} x the forward (quartiles {low:.2f} to {high:.2f})"
-                )
+            # worker processes are started by the call that warms up, as a data set of any size does once
+            yield harness.compare(
+                f"boxes of 20 classes, 4 kinds ({len(distinct)} maps, {similarity}), 5 percentiles",
+                partial(boxes_of, [shard], distinct, settings), "CLIP forward of the images", forward,
+                rounds=rounds, limit=0.5,
+            )  # fmt: skip
 
 
 def _store(clip, images: torch.Tensor, text: torch.Tensor, folder: Path) -> MapShard:
@@ -81,4 +70,9 @@ def _check(shard: MapShard, source: MapSource, settings: list[BoxSettings]) -> N
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--model", default="ViT-B-32")
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=10)
+    known, rest = parser.parse_known_args()
+    harness.main(partial(rows, known.model, known.images, known.rounds), __doc__, rest)

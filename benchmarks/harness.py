@@ -130,8 +130,18 @@ def main(rows: Callable[[], Iterator[Row]], description: str | None, arguments: 
         print(each.line(), flush=True)
         found.append(each)
     if options.json:
-        options.json.write_text(json.dumps([asdict(each) | {"holds": each.holds} for each in found], indent=1))
+        options.json.write_text(json.dumps([as_plain(each) for each in found], indent=1))
     sys.exit(0 if all(each.holds for each in found) else 1)
+
+
+def as_plain(row: Row) -> dict:
+    """For a JSON file."""
+    return asdict(row) | {"holds": row.holds}
+
+
+def from_plain(values: dict) -> Row:
+    """What `as_plain` was made of."""
+    return Row(**{name: value for name, value in values.items() if name != "holds"})
 
 
 def _amount(value: float, unit: str) -> str:

@@ -78,9 +78,9 @@ def _picture(image_id: str, xml: Path) -> np.ndarray:
     annotation = read_annotation(xml, DIOR_CLASSES)
     width, height = annotation.size_wh
     rng = np.random.default_rng(int(image_id))
-    ground = _ground(int(rng.integers(_GROUNDS)), height, width)
-    picture = ground[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])].copy()
-    texture = _ground(int(rng.integers(_GROUNDS)), height, width)
+    below = ground(int(rng.integers(_GROUNDS)), height, width)
+    picture = below[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])].copy()
+    texture = ground(int(rng.integers(_GROUNDS)), height, width)
     for label, box in zip(annotation.labels, annotation.boxes_xyxy, strict=True):
         xmin, ymin, xmax, ymax = (round(side) for side in box)
         colour = np.random.default_rng(DIOR_CLASSES.index(label)).integers(30, 226, 3)
@@ -92,7 +92,7 @@ def _picture(image_id: str, xml: Path) -> np.ndarray:
 
 
 @lru_cache(maxsize=_GROUNDS)  # 2 MB each
-def _ground(number: int, height: int, width: int) -> np.ndarray:
+def ground(number: int, height: int, width: int) -> np.ndarray:
     """Smooth fields of several scales with fine noise on them: what aerial photographs cost a JPEG decoder."""
     rng = np.random.default_rng(10_000 + number)
     picture = np.zeros((height, width, 3), np.float32) + rng.uniform(70, 180, 3).astype(np.float32)

@@ -1,12 +1,10 @@
-"""Training on frozen features against stock `encode_image` of the same batch, alternating in one run.
+"""Training on frozen features against stock `encode_image` of the same batch.
 
-    python benchmarks/training.py [--model ViT-B-32] [--batch 8] [--rounds 20] [--images 96] [--epoch 0] [--dir DIR]
+    python benchmarks/training.py [--model ViT-B-32] [--batch 8] [--rounds 20] [--images 48] [--epoch 0] [--dir DIR]
 
-Random weights, random 800 x 800 JPEGs, 20 classes, 8 boxes an image. Printed are the median ratio and its quartiles of
-
-- one training step from the cache: read, forward, loss, backward, optimiser;
-- the loss alone, in milliseconds, with and without its gradient;
-- building the cache, decoding of the JPEGs included, against the bare forward over the same images.
+Random weights, random 800 x 800 JPEGs, 20 classes, 8 boxes an image: one training step from the cache (read, forward,
+loss, backward, optimiser), and building the cache (decoding included) against the bare forward over its images. The
+cache must hold what the model gives for its images.
 
 With `--epoch N` also: the time of an epoch over a synthetic cache of N images, and the peak memory in it.
 """
@@ -15,69 +13,45 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 
-import cv2
+import harness
 import numpy as np
 import pandas as pd
 import torch
-from alternating import ratio
+from pictures import dataset_of, with_boxes, write_pictures
 
-from surgerylib import DIOR_CLASSES, load_clip
+from surgerylib import load_clip, read_image
 from surgerylib.datasets import Dataset
 from surgerylib.features import FeatureCache
 from surgerylib.files import file_sha256
 from surgerylib.image_shards import write_shard_head
-from surgerylib.localizer_training import LocalizerSettings, LocalizerTask, predict
-from surgerylib.losses import gt_class_localization_loss
+from surgerylib.localizer_training import LocalizerSettings, LocalizerTask
 from surgerylib.training import Schedule, optimizer_of, train_step
 
-BOXES = 8
-SIDE = 800
+REFERENCE = "stock encode_image"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="ViT-B-32")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--images", type=int, default=96)
-    parser.add_argument("--epoch", type=int, default=0, metavar="N")
-    parser.add_argument("--dir", type=Path, help="for the synthetic cache; needs 0.28 GB a thousand images")
-    options = parser.parse_args()
-
+def rows(options: argparse.Namespace) -> Iterator[harness.Row]:
     clip = load_clip(options.model, "random", device="cpu")
-    print(f"{options.model}, batch {options.batch}, {torch.get_num_threads()} threads, {options.rounds} rounds")
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
-        data = _dataset(Path(folder), options.images)
-        _cache(clip, data, Path(folder), options)
+        data = dataset_of(Path(folder), write_pictures(Path(folder), options.images))
         few = options.batch  # to validate on, as a training needs them
         caches = [
-            FeatureCache(clip, _part(data, rows), Path(folder) / "caches").compute()
-            for rows in (slice(few, None), slice(few))
+            FeatureCache(clip, _part(data, images), Path(folder) / "caches").compute()
+            for images in (slice(few, None), slice(few))
         ]
-        _step(clip, *caches, options)
+        _check(clip, data, caches[1])
+        yield _step(clip, *caches, options)
+        yield _cache(clip, data, Path(folder), options)
         if options.epoch:
             _epoch(clip, data, caches[1], Path(folder), options)
-
-
-def _dataset(folder: Path, n_images: int) -> Dataset:
-    """Smooth random pictures as JPEG, with random boxes."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for index in range(n_images):
-        coarse = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
-        picture = cv2.resize(coarse, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
-        noisy = np.clip(picture + rng.normal(0, 12, picture.shape), 0, 255).astype(np.uint8)
-        path = folder / f"{index:05d}.jpg"
-        cv2.imwrite(str(path), noisy, [cv2.IMWRITE_JPEG_QUALITY, 92])
-        rows.append((path.stem, str(path), SIDE, SIDE))
-    images = pd.DataFrame(rows, columns=["image_id", "path", "width", "height"])
-    return _with_boxes(folder, images, rng)
 
 
 def _part(data: Dataset, rows: slice) -> Dataset:
@@ -86,18 +60,15 @@ def _part(data: Dataset, rows: slice) -> Dataset:
     return replace(data, images=images, boxes=boxes)
 
 
-def _with_boxes(folder: Path, images: pd.DataFrame, rng: np.random.Generator) -> Dataset:
-    low = rng.uniform(0, 600, (len(images) * BOXES, 2))
-    boxes = pd.DataFrame(
-        np.hstack([low, low + rng.uniform(20, 200, low.shape)]), columns=["xmin", "ymin", "xmax", "ymax"]
-    )
-    boxes.insert(0, "image_id", np.repeat(images["image_id"].to_numpy(object), BOXES))
-    boxes.insert(1, "label", np.array(DIOR_CLASSES, dtype=object)[rng.integers(0, 20, len(boxes))])
-    nothing = pd.DataFrame(columns=["image_id", "label", "repair"])
-    return Dataset("random", folder, "train", "DIOR", images, boxes, DIOR_CLASSES, nothing)
+def _check(clip, data: Dataset, cache: FeatureCache) -> None:
+    """The record of the first image holds what the model gives for it, in half precision."""
+    image = clip.preprocess(read_image(data.images["path"].iloc[0]))[None]
+    features = clip.encode_image(image, cache.layers).features[:, 0].numpy()
+    stored = cache.read([0])[0]["features"].astype(np.float32)
+    np.testing.assert_allclose(stored.reshape(features.shape), features, rtol=2e-3, atol=2e-3)
 
 
-def _cache(clip, data: Dataset, folder: Path, options: argparse.Namespace) -> None:
+def _cache(clip, data: Dataset, folder: Path, options: argparse.Namespace) -> harness.Row:
     pixels = torch.randn(options.batch, 3, clip.image_size, clip.image_size)
 
     @torch.no_grad()
@@ -105,17 +76,16 @@ def _cache(clip, data: Dataset, folder: Path, options: argparse.Namespace) -> No
         for _ in range(0, len(data.images), options.batch):
             clip.model.encode_image(pixels)
 
-    built = iter(range(1000))
+    built = count()
 
     def build() -> None:
         FeatureCache(clip, data, folder / f"built-{next(built)}").compute(batch_size=options.batch)
 
-    rounds = max(3, options.rounds // 4)
-    median, low, high = ratio(forward, build, rounds)
-    print(f"cache of {len(data.images)} images: {median:.3f} x the bare forward (quartiles {low:.3f} to {high:.3f})")
+    rounds = max(3, options.rounds // 5)
+    return harness.compare(f"feature cache of {len(data.images)} JPEGs", build, REFERENCE, forward, rounds=rounds)
 
 
-def _step(clip, cache: FeatureCache, validation: FeatureCache, options: argparse.Namespace) -> None:
+def _step(clip, cache: FeatureCache, validation: FeatureCache, options: argparse.Namespace) -> harness.Row:
     task = LocalizerTask(cache, validation, LocalizerSettings(batch_size=options.batch))
     optimizer = optimizer_of(task.model, Schedule())
     images = torch.randn(options.batch, 3, clip.image_size, clip.image_size)
@@ -128,30 +98,15 @@ def _step(clip, cache: FeatureCache, validation: FeatureCache, options: argparse
         batch = task.reader.batch(np.arange(options.batch), np.arange(options.batch) % 8)
         train_step(task, optimizer, batch, clip=1.0)
 
-    median, low, high = ratio(stock, step, options.rounds)
-    print(f"training step from the cache: {median:.3f} x stock encode_image (quartiles {low:.3f} to {high:.3f})")
-    batch = task.reader.batch(np.arange(options.batch))
-    pred = predict(task.model, batch).detach().requires_grad_()
-
-    def loss(backward: bool) -> None:
-        terms = gt_class_localization_loss(pred, batch.boxes, batch.labels, assign="best_iou_or_center")
-        if backward:
-            terms.total.backward()
-
-    for name, backward in (("loss alone", False), ("loss and its gradient", True)):
-        seconds = []
-        for _ in range(5 * options.rounds):
-            start = time.perf_counter()
-            loss(backward)
-            seconds.append(time.perf_counter() - start)
-        print(f"{name}, {options.batch * BOXES} boxes: {1000 * statistics.median(seconds):.2f} ms")
+    name = f"training step from the cache, batch {options.batch}"
+    return harness.compare(name, step, f"{REFERENCE}, batch {options.batch}", stock, rounds=options.rounds, limit=0.20)
 
 
 def _epoch(clip, data: Dataset, validation: FeatureCache, folder: Path, options: argparse.Namespace) -> None:
     """An epoch over a cache of random records, written as `FeatureCache.compute` would."""
     images = pd.concat([data.images] * (options.epoch // len(data.images) + 1), ignore_index=True)[: options.epoch]
     images["image_id"] = [f"{k:06d}" for k in range(options.epoch)]
-    large = _with_boxes(folder, images, np.random.default_rng(1))
+    large = with_boxes(folder, images, np.random.default_rng(1))
     cache = FeatureCache(clip, large, folder / "synthetic")
     rng = np.random.default_rng(2)
     records = np.zeros(16, cache.record)
@@ -185,4 +140,12 @@ def _epoch(clip, data: Dataset, validation: FeatureCache, folder: Path, options:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--model", default="ViT-B-32")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--epoch", type=int, default=0, metavar="N")
+    parser.add_argument("--dir", type=Path, help="for the synthetic cache; needs 0.28 GB a thousand images")
+    known, rest = parser.parse_known_args()
+    harness.main(partial(rows, known), __doc__, rest)
