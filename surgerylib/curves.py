@@ -71,16 +71,74 @@ def weighted_average_precision(
         needed = _needed(n_truth, interpolation)[:, None, :]  # [R, 1, levels]
         reached = needed <= (running[end] - base)[:, :, None]  # [R, T, levels]
         found = np.searchsorted(running[1:], np.where(reached, needed, 0) + base[:, :, None])
-        found = np.where(reached, found, end[:, :, None])
-        # best precision from each level up to the next, the last up to the curve's end; then from each level on
-        between = np.concatenate([found, end[:, :, None]], axis=2)
-        best = np.maximum.reduceat(precision, between.ravel()).reshape(between.shape)[:, :, :-1]
-        best = np.where(reached, best, 0.0)
-        levels = np.maximum.accumulate(best[:, :, ::-1], axis=2)
+        levels = _best_at_levels(precision, found, reached, end[:, :, None])
         ap = levels.mean(axis=2)
         if interpolation == "11point":
             at_zero = levels[:, :, -1] / levels.shape[2]
     return np.where(n_truth[:, None] > 0, ap, np.nan), at_zero
+
+
+def halves_average_precision(
+    curves: ClassCurves, first_half: np.ndarray, n_truth: np.ndarray, interpolation: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """`weighted_average_precision` of one class on halves of the images and on the other halves: the same numbers.
+
+    With weights of 0 and 1 only the true positives of a half need a precision, and where those of one half rank tells
+    where those of the other do.
+
+    Args:
+        curves: the class's detections, matched.
+        first_half: uint8 [P, number of images], 1 for the images of the first half; the others are the second.
+        n_truth: [2, P] ground-truth boxes of the class in each half.
+        interpolation: `11point` or `coco101`.
+
+    Returns:
+        As there, of the first halves and of the second: [2, P, T] and [2, P, T].
+    """
+    in_first = np.take(first_half, curves.images, axis=1)  # [P, n]
+    ranks = np.cumsum(in_first, axis=1, dtype=np.uint32)  # how many detections of the first half stand here or above
+    true, rank = np.take(in_first, curves.places, axis=1).view(bool), np.take(ranks, curves.places, axis=1)  # [P, F]
+    other_rank = (curves.places + 1).astype(np.uint32) - rank
+    first = _levels(true, rank, curves.bounds, _needed(n_truth[0], interpolation))
+    levels = np.stack([first, _levels(~true, other_rank, curves.bounds, _needed(n_truth[1], interpolation))])
+    ap = np.where(n_truth[..., None] > 0, levels.mean(axis=-1), np.nan)
+    return ap, levels[..., -1] / levels.shape[-1] if interpolation == "11point" else np.zeros_like(ap)
+
+
+def _levels(true: np.ndarray, rank: np.ndarray, bounds: np.ndarray, needed: np.ndarray) -> np.ndarray:
+    """Best precision at each recall level or above, the highest level first: [P, T, levels].
+
+    Args:
+        true: bool [P, F], the true positives that count, threshold by threshold, best score first.
+        rank: [P, F] their ranks.
+        bounds: [T + 1] of the thresholds.
+        needed: [P, levels] how many true positives reach each level.
+    """
+    places = np.flatnonzero(true)
+    offsets = np.searchsorted(places, np.arange(len(true))[:, None] * true.shape[1] + bounds)  # [P, T + 1]
+    start, end = offsets[:, :-1, None], offsets[:, 1:, None]
+    # all curves end to end; the last, a zero, can be pointed at by an end
+    precision = np.arange(1.0, len(places) + 2)
+    precision[:-1] -= np.repeat(start.ravel().astype(np.float64), (end - start).ravel())
+    precision[:-1] /= np.take(rank, places)
+    precision[-1] = 0
+    needed = needed[:, None, :]
+    return _best_at_levels(precision, start + needed - 1, needed <= end - start, end)
+
+
+def _best_at_levels(precision: np.ndarray, place: np.ndarray, reached: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Best precision from each recall level on, the highest level first; 0 at levels that are not reached.
+
+    Args:
+        precision: of curves that lie end to end, and a zero.
+        place: [..., levels] where a curve reaches each level.
+        reached: [..., levels] whether it does.
+        end: [..., 1] where the next curve begins.
+    """
+    # best precision from each level up to the next, the last up to the curve's end; then from each level on
+    between = np.concatenate([np.where(reached, place, end), end], axis=-1)
+    best = np.maximum.reduceat(precision, between.ravel()).reshape(between.shape)[..., :-1]
+    return np.maximum.accumulate(np.where(reached, best, 0.0)[..., ::-1], axis=-1)
 
 
 def _area(

@@ -16,7 +16,13 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from .curves import INTERPOLATIONS, ClassCurves, class_curves, weighted_average_precision
+from .curves import (
+    INTERPOLATIONS,
+    ClassCurves,
+    class_curves,
+    halves_average_precision,
+    weighted_average_precision,
+)
 from .errors import ParameterError
 from .frames import BOX_COLUMNS, Evaluation, check_names, evaluate
 from .intervals import degrees_of_freedom, half_samples, interval, keep_mean_at_zero
@@ -32,8 +38,9 @@ __all__ = [
     "paired_difference",
 ]
 IOU_THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
-# numbers of a bootstrap block that are worked on at a time, per thread; a few such arrays stay in the cache
-_BLOCK = 1 << 17
+# numbers of a bootstrap block that are worked on at a time, per thread: few enough for the cache, and for pairs of
+# halves, whose calls are shorter, enough that threads don't wait for each other's interpreter lock
+_BLOCK, _BLOCK_OF_PAIRS = 1 << 17, 1 << 19
 
 
 def average_precision(
@@ -378,23 +385,43 @@ def _resampled(run: Evaluation, weights: np.ndarray, at_zero: np.ndarray) -> np.
     samples = np.full((n_resamples, n_classes, len(run.iou_thresholds)), np.nan)
     samples_at_zero = np.zeros_like(samples)
     curves = _class_curves(run)
+    truth = _truth_counts(run, weights)
+    in_pairs = 2 * (n_resamples // 2)  # two in a row are a half and the other
+    if run.interpolation == "area" or ((weights[:in_pairs:2] ^ 1) != weights[1:in_pairs:2]).any():
+        in_pairs = 0
 
     def work(task: tuple[int, slice]) -> None:
         c, block = task
-        truth_images = run.image_of_truth[run.class_of_truth == c]
-        n_truth = weights[block][:, truth_images].sum(axis=1, dtype=np.int64)
-        samples[block, c], samples_at_zero[block, c] = weighted_average_precision(
-            curves[c], weights[block], n_truth, run.interpolation
-        )
+        n_truth = truth[block, c]
+        if block.start < in_pairs:
+            halves = halves_average_precision(
+                curves[c], weights[block][::2], n_truth.reshape(-1, 2).T, run.interpolation
+            )  # fmt: skip
+            samples[block, c], samples_at_zero[block, c] = (
+                of_halves.swapaxes(0, 1).reshape(len(n_truth), -1) for of_halves in halves
+            )
+        else:
+            samples[block, c], samples_at_zero[block, c] = weighted_average_precision(
+                curves[c], weights[block], n_truth, run.interpolation
+            )
 
     tasks = []
     for c in np.flatnonzero(run.n_ground_truth):
-        size = max(1, _BLOCK // max(1, len(curves[c].places), len(curves[c].images)))
-        tasks += [(c, slice(start, start + size)) for start in range(0, n_resamples, size)]
+        numbers = max(1, len(curves[c].places), len(curves[c].images))
+        pairs, rest = max(1, _BLOCK_OF_PAIRS // numbers), max(1, _BLOCK // numbers)
+        for first, stop, step in ((0, in_pairs, 2 * pairs), (in_pairs, n_resamples, rest)):
+            tasks += [(c, slice(start, min(start + step, stop))) for start in range(first, stop, step)]
     # numpy lets go of the interpreter lock in these array operations
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(work, tasks))
     return keep_mean_at_zero(samples, samples_at_zero, at_zero)
+
+
+def _truth_counts(run: Evaluation, weights: np.ndarray) -> np.ndarray:
+    """Ground-truth boxes of each class in each resample: int64 [R, C]."""
+    by_image = np.zeros((len(run.images), len(run.classes)))
+    np.add.at(by_image, (run.image_of_truth, run.class_of_truth), 1)
+    return np.rint(weights.astype(np.float64) @ by_image).astype(np.int64)  # whole numbers, far below 2^53
 
 
 def _mean_over_classes(ap: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from surgerylib.curves import weighted_average_precision
 from surgerylib.errors import ParameterError
 from surgerylib.intervals import half_samples
 from surgerylib.metrics import (
@@ -498,6 +499,7 @@ def test_seed_decides_and_the_order_of_ids_does_not(monkeypatch):
     np.testing.assert_array_equal(first.ap_samples, again.ap_samples)
     assert not np.array_equal(first.ap_samples, other.ap_samples, equal_nan=True)
     monkeypatch.setattr("surgerylib.metrics._BLOCK", 1)
+    monkeypatch.setattr("surgerylib.metrics._BLOCK_OF_PAIRS", 1)
     blocks = bootstrap_map(detections, truth, image_ids=image_ids(), n_resamples=40, seed=1)
     np.testing.assert_array_equal(first.ap_samples, blocks.ap_samples)
 
@@ -693,3 +695,24 @@ def test_bad_bootstrap_input(change, message):
     with pytest.raises(ParameterError, match=message) as error:
         bootstrap_map(detections, truth, **{"image_ids": image_ids(), "n_resamples": 2, **change})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("interpolation", ["11point", "coco101"])
+@pytest.mark.parametrize("n_resamples", [1, 2, 7])
+def test_halves_are_evaluated_as_weights_of_0_and_1_are(interpolation, n_resamples, monkeypatch):
+    detections, truth = random_frames(4, n_images=9, n_truth=40, n_detections=200)
+    ids = [*sorted(set(detections["image_id"]) | set(truth["image_id"])), "without anything"]
+    options = {"image_ids": ids, "interpolation": interpolation, "n_resamples": n_resamples}
+    by_halves = bootstrap_map(detections, truth, **options)
+
+    def by_weights(curves, first_half, n_truth, interpolation):
+        weights = np.stack([first_half, 1 - first_half])
+        parts = [
+            weighted_average_precision(curves, *half, interpolation) for half in zip(weights, n_truth, strict=True)
+        ]
+        return tuple(map(np.stack, zip(*parts, strict=True)))
+
+    monkeypatch.setattr("surgerylib.metrics.halves_average_precision", by_weights)
+    expected = bootstrap_map(detections, truth, **options)
+    assert len(np.unique(expected.ap_samples)) > 3
+    np.testing.assert_array_equal(by_halves.ap_samples, expected.ap_samples)
