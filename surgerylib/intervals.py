@@ -12,6 +12,8 @@ Means and shares have no such bias. Theirs come from the bootstrap: `resampled_m
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import pandas as pd
 
@@ -27,6 +29,7 @@ _BIAS_DOUBT = 0.3
 _SPREAD_FACTOR = 1.1
 
 
+@lru_cache(maxsize=2)  # a sweep asks for the same hundreds of times
 def half_samples(n_images: int, n_resamples: int, seed: int) -> np.ndarray:
     """Which images each resample holds, 0 or 1: uint8 [n_resamples, n_images].
 
@@ -39,6 +42,7 @@ def half_samples(n_images: int, n_resamples: int, seed: int) -> np.ndarray:
         held = rng.permutation(n_images)[: n_images // 2]
         weights[first, held] = 1
         weights[first + 1 : first + 2] = 1 - weights[first]
+    weights.flags.writeable = False
     return weights
 
 
