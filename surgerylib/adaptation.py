@@ -45,6 +45,7 @@ FIGURES = {
     "mean_best_iou": "mean best IoU of the ground truth",
     "max_iou": "max IoU",
 }
+_NO_INTERVALS = {"n_resamples": 1}  # where only the best is asked for
 _SHARES = ("false_box_rate", "inverted", "pointing")
 # of a change the reader wants to know: against the maps as they were, and against what a floor alone would have done
 _PAIRS = (("after", "before"), ("after", "floor"), ("floor", "before"))
@@ -146,7 +147,8 @@ def choose_floor(
         **options: as for `sweep.sweep`.
     """
     floors = floor_values(store, source, percentiles)
-    found = sweep(store, [Setting(source, replace(boxes, floor=value)) for value in floors.values()], **options)
+    settings = [Setting(source, replace(boxes, floor=value)) for value in floors.values()]
+    found = sweep(store, settings, **options | _NO_INTERVALS)
     return found.best("all").boxes.floor
 
 
@@ -201,7 +203,7 @@ def best_states(
             if of_state
         }  # fmt: skip
     everything = [setting for of_kind in tried.values() for settings in of_kind.values() for setting in settings]
-    found = sweep(store, everything, **options)
+    found = sweep(store, everything, **options | _NO_INTERVALS)
     return {
         kind: {
             state: found.of(settings).best(criterion.protocol, criterion.iou_threshold)
