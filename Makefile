@@ -4,8 +4,11 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
+# threads that wait for each other sleep: where something else wants the cores, spinning ones take many times as long
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .DEFAULT_GOAL := help
-.PHONY: help report test test-slow coverage lint lab format fuzz clean
+.PHONY: help report test test-slow coverage lint lab format fuzz bench clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -51,6 +54,10 @@ fuzz: $(INSTALLED)  ## coverage-guided fuzzing of the annotation reader (Linux)
 	@mkdir -p build/fuzz
 	@$(BIN)/python tests/fuzz/fuzz_annotations.py build/fuzz tests/fuzz/corpus -dict=tests/fuzz/voc.dict -max_len=2048 \
 		-use_value_profile=1 -timeout=10 -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=build/
+
+bench: $(INSTALLED)  ## every stage against what one would use instead, under ten minutes; STAGES="forward reading": some of them
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	@$(BIN)/python benchmarks/bench.py $(STAGES)
 
 clean:  ## remove the environment; data and reports stay
 	rm -rf .venv
