@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import subprocess
 import time
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from traitlets import default
 from zmq import ZMQError
 
 from .files import DISK_IS_FULL
+from .ready_kernel import ReadyInterpreter, package_imports
+from .threads import waiting_threads_sleep
 
 
 class NotebookFailure(Exception):
@@ -28,11 +31,11 @@ class NotebookFailure(Exception):
 class ThisInterpreter(AsyncKernelManager):
     """Kernels of the interpreter that runs this, whatever a user's kernelspec called python3 points to."""
 
+    ready: ReadyInterpreter | None = None  # one that has been started ahead
+
     @property
     def kernel_spec(self) -> KernelSpec:
-        # with MPLBACKEND=Agg in the user's shell the figures would silently be missing from the report
-        environment = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-        return KernelSpec(**get_kernel_dict() | {"env": environment})
+        return KernelSpec(**get_kernel_dict() | {"env": _environment()})
 
     @default("transport_encryption")
     def _encrypt(self) -> str:
@@ -44,9 +47,38 @@ class ThisInterpreter(AsyncKernelManager):
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
         await super().start_kernel(stderr=subprocess.DEVNULL, **kwargs)
 
+    async def _async_launch_kernel(self, kernel_cmd: list[str], **kwargs: Any) -> None:
+        """Take the interpreter that is ready, where there is one; jupyter_client's own place to launch otherwise."""
+        if self.ready is None or not self.ready.become(kernel_cmd):
+            await super()._async_launch_kernel(kernel_cmd, **kwargs)
+            return
+        process = self.ready.process
+        self.provisioner.process, self.provisioner.pid = process, process.pid
+        self.provisioner.pgid = process.pid if os.name == "posix" else None  # it leads a session of its own
+        self._reconcile_connection_info(self.provisioner.connection_info)
+
+
+def ready_interpreter(notebook: Path, root: Path) -> ReadyInterpreter:
+    """An interpreter that imports what a notebook imports, for `execute_notebook`.
+
+    Args:
+        notebook, root: as there.
+    """
+    return ReadyInterpreter(package_imports(notebook), root, _environment())
+
+
+def _environment() -> dict[str, str]:
+    # with MPLBACKEND=Agg in the user's shell the figures would silently be missing from the report
+    return {"MPLBACKEND": "module://matplotlib_inline.backend_inline", **waiting_threads_sleep()}
+
 
 def execute_notebook(
-    notebook: Path, output: Path, parameters: Mapping[str, Any], root: Path, time_limit: float
+    notebook: Path,
+    output: Path,
+    parameters: Mapping[str, Any],
+    root: Path,
+    time_limit: float,
+    ready: ReadyInterpreter | None = None,
 ) -> None:
     """Run a notebook with papermill in a kernel of this interpreter, with one deadline for the whole of it.
 
@@ -56,6 +88,7 @@ def execute_notebook(
         parameters: put behind its cell of parameters.
         root: the kernel's working directory.
         time_limit: seconds.
+        ready: becomes the kernel; None starts one.
 
     Raises:
         NotebookFailure: it did not reach its end.
@@ -72,7 +105,7 @@ def execute_notebook(
             language="python",
             cwd=str(root),
             progress_bar={"desc": notebook.stem, "disable": None, "leave": False},
-            kernel_manager_class=ThisInterpreter,
+            kernel_manager_class=type("ReadyOrNew", (ThisInterpreter,), {"ready": ready}),
             timeout_func=lambda cell: max(0.1, deadline - time.monotonic()),
         )
     except papermill.PapermillExecutionError as error:

@@ -56,10 +56,11 @@ def test_pip_check() -> None:
     assert found.returncode == 0, found.stdout
 
 
-def test_the_extra_of_the_fuzzer_is_pinned_though_not_installed_by_default() -> None:
-    (fuzzer,) = declared(PROJECT_ROOT)["fuzz"]
-    assert constraints(PROJECT_ROOT)[fuzzer.name].specifier
-    assert fuzzer.name not in needed(declared(PROJECT_ROOT)["dev"], HERE)
+@pytest.mark.parametrize("extra", ["fuzz", "bench"])
+def test_an_extra_is_pinned_though_not_installed_by_default(extra: str) -> None:
+    (only,) = declared(PROJECT_ROOT)[extra]
+    assert constraints(PROJECT_ROOT)[only.name].specifier
+    assert only.name not in needed(declared(PROJECT_ROOT)["dev"], HERE)
 
 
 # the rules must be able to fail: a made-up project that keeps them, and one change at a time
