@@ -100,17 +100,30 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def extra_memory(call: Callable[[], object]) -> float:
-    """MB by which the process grows at most while this is called (Linux): what was freed before counts as used."""
+    """MB by which the process grows at most while this is called (Linux)."""
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
-    before = _status("VmRSS")
+    start_of_peak()
+    before = status("VmRSS")
     call()
-    return max(_status("VmHWM") - before, 0.0)
+    return max(status("VmHWM") - before, 0.0)
 
 
-def _status(name: str) -> float:
+def start_of_peak() -> None:
+    """The peak of this process's memory counts from here on (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def status(name: str) -> float:
+    """A figure of this process's status in MB: VmRSS is its memory now, VmHWM at its peak (Linux)."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[name].split()[0]) / 1024
+
+
+def stop_workers() -> None:
+    """End the worker processes that joblib keeps for the next work, so that their CPU seconds are counted."""
+    from joblib.externals.loky import get_reusable_executor
+
+    get_reusable_executor().shutdown(wait=True)
 
 
 def main(rows: Callable[[], Iterator[Row]], description: str | None, arguments: Sequence[str] | None = None) -> None:
