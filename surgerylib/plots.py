@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from .boxes import box_iou
 from .extraction import (
@@ -43,6 +44,7 @@ KIND_COLOURS = {"standard": "#0072B2", "vv_qk": "#56B4E9", "vv_vv": "#E69F00", "
 KIND_LINES = {"standard": "-", "vv_qk": (0, (2, 2)), "vv_vv": (0, (2, 2)), "vv_mixed": "-"}
 KIND_MARKERS = {"standard": "o", "vv_qk": "s", "vv_vv": "s", "vv_mixed": "o"}
 TRUTH, PREDICTION, PEAK, MASK = "#00B140", "#E60000", "#FF5CFF", "#F0E442"
+_JPEG_QUALITY = 88
 DARK, GREY, PALE = "#222222", "#666666", "#999999"
 STATE_COLOURS = {"before": PALE, "floor": "#332288", "after": "#882255"}
 # in a chart, on white, the same in the quiet: what a trained head says, and paler what an untrained one does
@@ -72,14 +74,20 @@ def show(fig: Figure, alt: str, path: str | Path | None = None, *, photo: bool =
         photo: embed as JPEG, a fifth of the size of PNG for photographs.
     """
     finding = " ".join(fig.get_suptitle().split()).rstrip(".")
-    if path is not None:
-        atomic_write(path, figure_bytes(fig, "png", f"{alt}.", title=finding))
-    if finding:
-        fig.suptitle("").set_in_layout(False)
     caption = f"{finding}. {alt}." if finding else f"{alt}."
     mime, form = ("image/jpeg", "jpeg") if photo else ("image/png", "png")
+    embedded = None
+    if path is not None:
+        file = figure_bytes(fig, "png", f"{alt}.", title=finding)
+        atomic_write(path, file)
+        if not finding:  # both look alike: drawn once
+            embedded = _as_jpeg(file) if photo else file
+    if embedded is None:
+        if finding:
+            fig.suptitle("").set_in_layout(False)
+        embedded = figure_bytes(fig, form)
     metadata = {mime: {"alt": caption, "finding": finding, "caption": f"{alt}."}}
-    display({mime: figure_bytes(fig, form)}, raw=True, metadata=metadata)
+    display({mime: embedded}, raw=True, metadata=metadata)
     # JupyterLab shows no alt text; a report has the caption from the image and leaves this out
     display(Markdown(f"**{finding}.** {alt}." if finding else caption), metadata={"repeats_caption": True})
 
@@ -94,10 +102,17 @@ def figure_bytes(fig: Figure, form: str, description: str = "", *, title: str = 
     """The figure as an image file of the given format; a PNG carries title and description, and no date."""
     buffer = io.BytesIO()
     if form == "jpeg":
-        fig.savefig(buffer, format=form, pil_kwargs={"quality": 88})
+        fig.savefig(buffer, format=form, pil_kwargs={"quality": _JPEG_QUALITY})
     else:
         texts = {"Software": None, "Title": title, "Description": description}
         fig.savefig(buffer, format=form, metadata=texts)
+    return buffer.getvalue()
+
+
+def _as_jpeg(png: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as picture:
+        picture.convert("RGB").save(buffer, "jpeg", quality=_JPEG_QUALITY, dpi=picture.info["dpi"])
     return buffer.getvalue()
 
 

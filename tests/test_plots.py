@@ -145,3 +145,21 @@ def test_letters_of_any_script_draw_without_a_word(recwarn):
     fig = plots.class_bars(pd.DataFrame([row]), "ap", "图像 $x^2$", "AP")
     assert plots.figure_bytes(fig, "png", "图像", title="图像").startswith(b"\x89PNG")
     assert [str(warning.message) for warning in recwarn] == []
+
+
+@pytest.mark.parametrize("photo", [False, True])
+def test_a_figure_without_a_title_is_drawn_once_for_file_and_notebook(image, heatmap, tmp_path, monkeypatch, photo):
+    shown, drawn = [], []
+    monkeypatch.setattr(plots, "display", lambda data, **options: shown.append(data))
+    figure = plots.three_columns(image, heatmap, boxes(), boxes(), "ship", "a")
+    figure.suptitle("")
+    save = figure.savefig
+    monkeypatch.setattr(figure, "savefig", lambda *args, **options: (drawn.append(1), save(*args, **options)))
+    plots.show(figure, "Three panels", tmp_path / "a.png", photo=photo)
+    assert len(drawn) == 1
+    (embedded,) = shown[0].values()
+    assert photo or embedded == (tmp_path / "a.png").read_bytes()
+    with Image.open(tmp_path / "a.png") as file, Image.open(io.BytesIO(embedded)) as found:
+        pixels = [np.asarray(picture.convert("L")).astype(float).ravel() for picture in (file, found)]
+        assert found.format == ("JPEG" if photo else "PNG")
+    assert np.corrcoef(pixels)[0, 1] > 0.98
