@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from .adapter_training import LOSSES, AdapterSettings, AdapterTask, train_adapter
+from .adapter_training import LOSSES, AdapterSettings, AdapterTask, train_adapter, training_folder
 from .classes import canonical_class
 from .datasets import Dataset
 from .errors import ParameterError, UnknownClassError
@@ -15,7 +15,7 @@ from .files import atomic_write
 from .kinds import HEATMAP_KINDS, KIND_PATHS, KIND_PREFERENCE
 from .session import Session
 from .token_cache import TokenCache
-from .training import Schedule, Training
+from .training import Job, Schedule, Training, fit_side_by_side
 
 STAGES = ("heatmap", "localizer")
 BOTH = "both"
@@ -136,6 +136,28 @@ class AdapterPlan:
             caches["train"], caches["choose"], settings or self.settings(caches["train"].dataset.classes),
             self.schedule, trainings_dir, kind=kind, description=description or f"training the adapter of {kind}",
         )  # fmt: skip
+
+    def train_all(
+        self,
+        caches: Mapping[str, TokenCache],
+        trainings_dir: Path,
+        variants: Mapping[str, tuple[str, AdapterSettings | None]],
+        *,
+        description: str = "training the adapters",
+    ) -> dict[str, Training]:
+        """`train` of several at once, see `training.fit_side_by_side`: name -> kind and settings, None for the plan's.
+
+        Equal ones are trained once.
+        """
+        own = self.settings(caches["train"].dataset.classes)
+        jobs: dict[str, Job] = {}
+        for name, (kind, settings) in variants.items():
+            task = AdapterTask(caches["train"], caches["choose"], settings or own, kind=kind)
+            jobs[name] = Job(task, self.schedule, training_folder(task, self.schedule, trainings_dir))
+        distinct = list({job.folder: job for job in jobs.values()}.values())
+        trained = fit_side_by_side(distinct, description=description)
+        of_folder = {job.folder: training for job, training in zip(distinct, trained, strict=True)}
+        return {name: of_folder[job.folder] for name, job in jobs.items()}
 
 
 def check_stage(stage: str) -> tuple[str, ...]:

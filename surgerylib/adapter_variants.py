@@ -77,10 +77,8 @@ def compare_variants(
         **options: as for `adaptation.compare_adapted`.
     """
     clip, data = caches["choose"].clip, caches["choose"].dataset
-    trainings = {
-        name: plan.train(caches, cache_dir, kind, settings, description=f"short training: {name}")[1]
-        for name, settings in variants.items()
-    }
+    of_kind = {name: (kind, settings) for name, settings in variants.items()}
+    trainings = plan.train_all(caches, cache_dir, of_kind, description="short trainings")
     adapters = {name: load_adapters(training.last, clip)[kind] for name, training in trainings.items()}
     distinct = list({adapter.key: adapter for adapter in adapters.values()}.values())
     store = HeatmapStore(clip, data, cache_dir, adapters=distinct).compute(batch_size=batch_size)

@@ -15,11 +15,13 @@ import contextlib
 import io
 import math
 import pickle
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pandas as pd
 import torch
@@ -161,6 +163,7 @@ def fit(
     keep_epochs: Sequence[int] = (),
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     description: str = "training",
+    after_step: Callable[[], object] | None = None,
 ) -> Training:
     """Train, or go on with a training that was stopped.
 
@@ -173,6 +176,7 @@ def fit(
         keep_epochs: epochs whose weights are kept as files of their own; 0 is the untrained model.
         checkpoint_seconds: at least so long between two checkpoints; 0 writes one after every step.
         description: of the progress bar.
+        after_step: called after each step, in place of a bar; what it raises ends the training.
 
     Raises:
         TrainingError: no batch, or a loss or gradient that is not finite: the weights before that step are kept.
@@ -185,7 +189,64 @@ def fit(
     with only_process(folder, "trains"):
         remove_parts(folder)
         loop = _Loop(task, schedule, folder, keep_epochs, checkpoint_seconds)
-        return loop.run(description)
+        return loop.run(description, after_step)
+
+
+class Job(NamedTuple):
+    """One training of several: the arguments of `fit`."""
+
+    task: Task
+    schedule: Schedule
+    folder: Path
+
+
+def fit_side_by_side(jobs: Sequence[Job], *, description: str = "trainings") -> list[Training]:
+    """`fit` of each job, on a CPU as many at a time as torch has threads, with one thread each.
+
+    Small models leave most of what several threads could do to waiting for each other. The weights are those of one
+    thread, however many cores there are. On other devices the jobs run one after the other.
+
+    Args:
+        jobs: with different folders.
+        description: of the progress bar, which counts the steps of all.
+
+    Raises:
+        TrainingError, CheckpointError, OutputError: as `fit`, of the first job that fails; the others are stopped, and
+            go on from their checkpoints the next time.
+    """
+    devices = {next(job.task.model.parameters()).device.type for job in jobs}
+    n_threads = torch.get_num_threads()
+    n_together = min(n_threads, len(jobs)) if devices == {"cpu"} else 1
+    stop = threading.Event()
+    total = sum(job.schedule.epochs * job.task.steps for job in jobs)
+    if devices == {"cpu"}:
+        torch.set_num_threads(1)
+    try:
+        with tqdm(total=total, desc=description, unit="step", delay=2, mininterval=0.5, leave=False) as bar:
+
+            def after_step() -> None:
+                if stop.is_set():
+                    raise _Stopped
+                bar.update()
+
+            pool = ThreadPoolExecutor(max(n_together, 1))
+            futures = [pool.submit(fit, *job, after_step=after_step) for job in jobs]
+            try:
+                wait(futures, return_when=FIRST_EXCEPTION)
+            finally:  # after an error or Ctrl-C; otherwise nothing is left to be stopped
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+            errors = [future.exception() for future in futures if not future.cancelled()]
+            for error in errors:
+                if error is not None and not isinstance(error, _Stopped):
+                    raise error
+            return [future.result() for future in futures]
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+class _Stopped(Exception):
+    """Another training beside this one has failed, or was interrupted."""
 
 
 class _Loop:
@@ -205,10 +266,10 @@ class _Loop:
         self.finished = self.stopped_early = False
         self.resumed_at = self._resume()
 
-    def run(self, description: str) -> Training:
+    def run(self, description: str, after_step: Callable[[], object] | None) -> Training:
         started = time.monotonic()
         if not self.finished:
-            self._train(description)
+            self._train(description, after_step)
         elif not all((self.folder / name).is_file() for name in ("last.safetensors", "best.safetensors")):
             self._checkpoint()  # somebody has deleted them
         gone = [epoch for epoch in self.keep_epochs if not self._kept_or_never_reached(epoch)]
@@ -223,18 +284,21 @@ class _Loop:
     def _kept_or_never_reached(self, epoch: int) -> bool:
         return epoch > self.history[-1]["epoch"] or _epoch_path(self.folder, epoch).is_file()
 
-    def _train(self, description: str) -> None:
+    def _train(self, description: str, after_step: Callable[[], object] | None) -> None:
         task, steps = self.task, self.task.steps
         self.saved = time.monotonic()
         if not self.history:
             self._end_epoch(0)
         total = self.schedule.epochs * steps
         first = self.epoch * steps + self.done
-        with tqdm(total=total, initial=first, desc=description, unit="step", delay=2, mininterval=0.5) as bar:
+        with tqdm(
+            total=total, initial=first, desc=description, unit="step", delay=2, mininterval=0.5,
+            disable=after_step is not None,
+        ) as bar:  # fmt: skip
             while self.epoch < self.schedule.epochs and not self.stopped_early:
                 for batch in task.batches(self.epoch + 1, self.done):
                     self._step(batch)
-                    bar.update()
+                    (after_step or bar.update)()
                     if self.done < steps:
                         self._checkpoint_when_due()
                 self.epoch, self.done = self.epoch + 1, 0

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 from adapted_scenes import SEEN, load_adapters, write_adapter
 from tiny_models import write_model
@@ -181,6 +182,33 @@ def test_what_is_trained_is_published_and_found_again(tiny, root, tmp_path):
     other, _ = plan.train(caches, tmp_path / "trainings", "standard", settings)
     assert other.settings == settings
     assert len(list((tmp_path / "trainings").iterdir())) == 3
+
+
+def test_adapters_are_trained_side_by_side_to_the_weights_of_one_thread(tiny, root, tmp_path):
+    plan = AdapterPlan(feature_layers=2, adapter_rank=2, adapter_epochs=2, warmup_epochs=0.0, training_batch_size=4)
+    datasets = {"train": load_dataset(root, "train"), "choose": load_dataset(root, "val")}
+    caches = plan.caches(SimpleNamespace(clip=tiny, cache_dir=tmp_path / "cache"), datasets)
+    for cache in caches.values():
+        cache.compute()
+    heavier = replace(plan.settings(DIOR_CLASSES), positive_weight=3.0)
+    variants = {"one": ("standard", None), "other": ("vv_mixed", None), "again": ("standard", None)}
+    variants["heavier"] = ("standard", heavier)
+    n_threads = torch.get_num_threads()
+    together = plan.train_all(caches, tmp_path / "together", variants)
+    assert torch.get_num_threads() == n_threads
+    assert list(together) == list(variants)
+    assert together["one"] is together["again"]
+    assert len(list((tmp_path / "together").iterdir())) == 3
+    torch.set_num_threads(1)
+    try:
+        for name, (kind, settings) in variants.items():
+            _, alone = plan.train(caches, tmp_path / "alone", kind, settings)
+            assert alone.best.read_bytes() == together[name].best.read_bytes()
+            pd.testing.assert_frame_equal(alone.history, together[name].history)
+    finally:
+        torch.set_num_threads(n_threads)
+    again = plan.train_all(caches, tmp_path / "together", variants)
+    assert again["one"].best_epoch == together["one"].best_epoch
 
 
 def test_publishing_again_replaces_what_was_there(tmp_path):

@@ -39,7 +39,7 @@ from surgerylib.localizer_training import (
     training_folder,
 )
 from surgerylib.scenes import write_scenes
-from surgerylib.training import Schedule, fit, progress_of
+from surgerylib.training import Job, Schedule, fit, fit_side_by_side, progress_of
 
 PICTURE = 32
 SETTINGS = LocalizerSettings(grid_size=4, batch_size=3)
@@ -575,3 +575,22 @@ def test_bug_a_quick_training_that_was_interrupted_left_its_bar_without_an_end_o
         fit(task, Schedule(epochs=60), tmp_path / "line")
     said = capsys.readouterr().err
     assert not said or said.endswith("\n")
+
+
+def test_a_training_that_fails_stops_those_beside_it(tmp_path):
+    good, bad = _Line(), _Line()
+    loss, calls = bad.loss, []
+
+    def broken(batch):
+        calls.append(1)
+        total, figures = loss(batch)
+        return (total * math.nan if len(calls) == 3 else total), figures
+
+    bad.loss = broken
+    long = Schedule(epochs=100_000, warmup_epochs=0.0)
+    n_threads = torch.get_num_threads()
+    jobs = [Job(good, long, tmp_path / "good"), Job(bad, SCHEDULE, tmp_path / "bad")]
+    with pytest.raises(TrainingError, match="loss is nan"):
+        fit_side_by_side(jobs)
+    assert torch.get_num_threads() == n_threads
+    assert not progress_of(tmp_path / "bad")[1]
