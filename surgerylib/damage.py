@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -51,24 +50,18 @@ class SkippedImages:
         self._root, self._raises = root, check_on_bad_image(on_bad_image) == "error"
         self._rows: list[tuple[str, str, int | None, int]] = []
 
-    @contextlib.contextmanager
-    def left_out(self, image_id: str, position: int) -> Iterator[list[int]]:
-        """Within it a damaged image is noted, or raised.
+    def take(self, error: ImageReadError | AnnotationError, image_id: str, position: int, n_boxes: int | None) -> None:
+        """Notes a damaged image, or raises the error.
 
         Args:
+            error: what is wrong with it.
             image_id: of the image.
             position: its place in the split.
-
-        Yields:
-            a list to put the number of its boxes into, once it is known.
+            n_boxes: how many boxes it has; None where that is not known.
         """
-        n_boxes: list[int] = []
-        try:
-            yield n_boxes
-        except (ImageReadError, AnnotationError) as error:
-            if self._raises:
-                raise
-            self._rows.append((image_id, _reason(error, self._root), n_boxes[0] if n_boxes else None, position))
+        if self._raises:
+            raise error
+        self._rows.append((image_id, _reason(error, self._root), n_boxes, position))
 
     def frame(self) -> pd.DataFrame:
         """image_id, reason, n_boxes (<NA> where the annotation cannot be read), position in the split."""

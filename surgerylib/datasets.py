@@ -20,9 +20,10 @@ from tqdm import tqdm
 from .annotations import Annotation, read_annotation
 from .classes import DIOR_CLASSES, PROMPT_TEMPLATES, canonical_class, check_classes, prompt_names
 from .damage import SkippedImages, check_any_left, check_images, skipped_frame, sound
-from .errors import AnnotationError, ParameterError
-from .images import image_size, read_image
+from .errors import ParameterError
+from .images import read_image
 from .layouts import recognise
+from .split_reading import SplitReading, read_split
 
 __all__ = [
     "DIOR_CLASSES",
@@ -244,28 +245,13 @@ def load_dataset(
     if files is not None and on_bad_image == "error":
         files.check_all_there(ids)
 
-    kept: list[tuple[str, str, int, int]] = []
-    labels: list[str] = []
-    raw_boxes: list[tuple[float, float, float, float]] = []
-    boxes_per_image: list[int] = []
-    for position, image_id in enumerate(progress(ids, desc=f"reading {split}", delay=2, leave=False)):
-        with skipped.left_out(image_id, position) as n_boxes:
-            xml_path = folder.annotation(image_id)
-            annotation = read_annotation(xml_path, classes)
-            n_boxes.append(len(annotation.labels))
-            path = files.path(image_id) if files is not None else ""
-            size_wh = image_size(path) if path else annotation.size_wh
-            _check_size(xml_path, annotation, path, size_wh)
-            kept.append((image_id, path, *size_wh))
-            labels += annotation.labels
-            raw_boxes += annotation.boxes_xyxy
-            boxes_per_image.append(len(annotation.labels))
-
+    bar = progress(ids, desc=f"reading {split}", delay=2, leave=False)
+    reading = read_split(folder, bar, classes, files, skipped)
     left_out = skipped.frame()
-    check_any_left(split, len(kept), left_out)
-    columns = dict(zip(("image_id", "path", "width", "height"), zip(*kept, strict=True), strict=True))
-    images = pd.DataFrame(columns).astype({"image_id": "str", "path": "str", "width": "int64", "height": "int64"})
-    boxes, repairs = _mend_boxes(images, boxes_per_image, labels, raw_boxes)
+    check_any_left(split, len(reading.image_ids), left_out)
+    images = pd.DataFrame({"image_id": reading.image_ids, "path": reading.paths}, dtype="str")
+    images["width"], images["height"] = reading.sizes_wh.T
+    boxes, repairs = _mend_boxes(images, reading, classes)
     dataset = Dataset(
         name=root.resolve().name,
         root=root,
@@ -283,17 +269,6 @@ def load_dataset(
     return sound(dataset, on_bad_image) if decode else dataset
 
 
-def _check_size(xml_path: Path, annotation: Annotation, path: str, size_wh: tuple[int, int] | None) -> None:
-    """Raise an `AnnotationError` where the size is unknown, or is not the one that the boxes were drawn on."""
-    if size_wh is None:
-        raise AnnotationError(f"{xml_path} states no image size, and images are not read; add <size> to the file")
-    if annotation.size_wh not in (None, size_wh):
-        raise AnnotationError(
-            f"{xml_path} states {annotation.size_wh[0]}x{annotation.size_wh[1]} pixels but {path} has "
-            f"{size_wh[0]}x{size_wh[1]}; the boxes would be wrong: restore the image the boxes were drawn on"
-        )
-
-
 def dataset_splits(root: str | os.PathLike[str]) -> list[str]:
     """The splits that a dataset folder has files for, in the order of their names.
 
@@ -304,18 +279,17 @@ def dataset_splits(root: str | os.PathLike[str]) -> list[str]:
 
 
 def _mend_boxes(
-    images: pd.DataFrame, boxes_per_image: list[int], labels: list[str], raw_boxes: list[tuple[float, ...]]
+    images: pd.DataFrame, reading: SplitReading, classes: tuple[str, ...]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Clips to the image and drops what has no area left; returns the boxes frame and the repairs frame."""
-    raw_xyxy = np.array(raw_boxes, dtype=np.float64).reshape(-1, 4)
-    row = np.repeat(np.arange(len(images)), boxes_per_image)
-    limits = images[["width", "height", "width", "height"]].to_numpy(np.float64)[row]
-    boxes_xyxy = np.clip(raw_xyxy, 0.0, limits)
+    raw_xyxy = reading.boxes_xyxy
+    row = np.repeat(np.arange(len(images)), reading.n_boxes)
+    boxes_xyxy = np.clip(raw_xyxy, 0.0, np.tile(reading.sizes_wh, 2)[row])
     dropped = (boxes_xyxy[:, 2:] <= boxes_xyxy[:, :2]).any(axis=1)
     clipped = ~dropped & (boxes_xyxy != raw_xyxy).any(axis=1)
     frame = pd.DataFrame(boxes_xyxy, columns=["xmin", "ymin", "xmax", "ymax"])
     frame.insert(0, "image_id", images["image_id"].array.take(row))
-    frame.insert(1, "label", pd.Series(labels, dtype="str"))
+    frame.insert(1, "label", pd.array(classes, dtype="str").take(reading.labels))
     repairs = frame.loc[dropped | clipped, ["image_id", "label"]].reset_index(drop=True)
     repairs["repair"] = pd.Series(np.where(dropped[dropped | clipped], "dropped", "clipped"), dtype="str")
     return frame[~dropped].reset_index(drop=True), repairs

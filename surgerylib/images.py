@@ -54,7 +54,8 @@ def check_decodes(path: str | os.PathLike[str]) -> None:
 
 def _check_is_file(path: str | os.PathLike[str]) -> None:
     """Raise an `OSError` for what is there but no file: a pipe would be waited for."""
-    if Path(path).exists() and not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file() and path.exists():
         raise OSError("it is no file")
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 from .errors import AnnotationError, DatasetError, ImageReadError, SurgeryError
 
+_NO_NAME = frozenset("/\\\0")  # no bare file name holds one of these
 _IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "bmp", "tif", "tiff"})
 
 
@@ -101,15 +103,17 @@ class DatasetFolder:
             raise DatasetError(f"split {split!r} in {self.split_dir} names no image; write one id a line")
         return ids
 
-    def annotation(self, image_id: str) -> Path:
-        """The XML file of an image, there or not.
+    @cached_property
+    def _annotations(self) -> str:
+        return f"{self.annotation_dir}{os.sep}"
 
-        Raises:
-            AnnotationError: it is a link that leads out of the dataset.
-        """
-        path = self.annotation_dir / f"{image_id}.xml"
+    def annotation(self, image_id: str) -> str:
+        """The XML file of an image, there or not; `check_annotation_link` says whether a link may be followed."""
+        return f"{self._annotations}{image_id}.xml"
+
+    def check_annotation_link(self, path: Path) -> None:
+        """Raise an `AnnotationError` where a file is a link that leads out of the dataset."""
         self._check_link(path, AnnotationError)
-        return path
 
     def image_files(self, split: str) -> ImageFiles:
         """The image files by id.
@@ -145,15 +149,13 @@ class DatasetFolder:
             raise DatasetError(
                 f"split file {path} cannot be read ({error}); it must be UTF-8 text, one id a line"
             ) from None
-        rows = [line.rsplit(maxsplit=1) for line in lines if line]
-        if rows and all(len(row) == 2 and row[1] in ("1", "0", "-1") for row in rows):
+        ids = [line for line in lines if line]
+        if all(_flagged(line) for line in ids):
             # VOC's split file of one class: 'id -1' says that the class is absent, so the image is not in the split
+            rows = [line.rsplit(maxsplit=1) for line in ids]
             ids = [image_id for image_id, flag in rows if flag != "-1"]
-        else:
-            ids = [line for line in lines if line]
         for image_id in ids:
-            # `C:x` is a folder's file on another disk, on machines that have letters for them
-            if image_id in (".", "..") or any(c in image_id for c in "/\\\0") or PureWindowsPath(image_id).drive:
+            if image_id in (".", "..") or not _NO_NAME.isdisjoint(image_id) or _has_drive(image_id):
                 raise DatasetError(
                     f"split file {path} has the id {image_id!r}; an id is a bare file name without folders"
                 )
@@ -219,6 +221,16 @@ class ImageFiles:
 
     def _folders(self) -> str:
         return ", ".join(map(str, self.searched))
+
+
+def _flagged(line: str) -> bool:
+    row = line.rsplit(maxsplit=1)
+    return len(row) == 2 and row[1] in ("1", "0", "-1")
+
+
+def _has_drive(image_id: str) -> bool:
+    """`C:x` is a folder's file on another disk, on machines that have letters for them."""
+    return ":" in image_id and bool(PureWindowsPath(image_id).drive)
 
 
 def recognise(root: str | os.PathLike[str]) -> DatasetFolder:

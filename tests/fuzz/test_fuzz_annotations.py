@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
+from encodings.aliases import aliases
 from pathlib import Path
+from unittest.mock import patch
+from xml.etree.ElementTree import Element, ParseError
 from xml.sax.saxutils import escape, quoteattr
 
 import pytest
+from defusedxml import ElementTree as DefusedElementTree
+from defusedxml.common import DefusedXmlException
 from hypothesis import example, given
 from hypothesis import strategies as st
 from profiles import fuzz
 from voc_target import check_annotation, make_dataset, one_line
 
+from surgerylib import annotations
 from surgerylib.annotations import read_annotation
 from surgerylib.classes import DIOR_CLASSES
 from surgerylib.errors import DatasetError
@@ -273,3 +280,91 @@ def test_any_finite_coordinate(root, value):
     annotation = check_annotation(content.encode(), root)
     if math.isfinite(value + max(value, 1.0)):
         assert annotation.boxes_xyxy == [(value, 0, max(value, 1.0), 9)]
+
+
+# ------------------------------------------------------------------- two parsers: one in C, and defusedxml's in Python
+
+
+def told(parse: Callable[[bytes], Element], content: bytes) -> list[tuple] | str:
+    """All that a parser makes of a file: its elements, or what it is refused with."""
+    try:
+        elements = parse(content).iter()
+    except (DefusedXmlException, ParseError, ValueError, LookupError) as error:
+        return f"{type(error).__name__}: {error}"
+    return [(e.tag, e.attrib, e.text, e.tail, len(e)) for e in elements]
+
+
+def said(root: Path, content: bytes) -> annotations.Annotation | str:
+    path = root / "either_way.xml"
+    path.write_bytes(content)
+    try:
+        return read_annotation(path)
+    except DatasetError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def check_both_parsers(root: Path, content: bytes) -> None:
+    assert told(annotations._parse, content) == told(DefusedElementTree.fromstring, content)
+    quickly = said(root, content)
+    with patch.object(annotations, "_parse", DefusedElementTree.fromstring):
+        assert said(root, content) == quickly
+
+
+CODECS = sorted(set(aliases.values()) | {"idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined"})
+PIECES = st.sampled_from(
+    [b"<!DOCTYPE a [", b"<!ENTITY l 'x'>", b"]>", b"&l;", b"&#95;", b"<!--", b"-->", b"<![CDATA[", b"]]>", b"<?pi ?>",
+     b"<", b"!", b"\0", b"\xef\xbb\xbf", b"\xff\xfe", b"<\0!\0", b"+ADw-!DOCTYPE", b"\x85", b"\xa0", b"1_0", b" a='1'"]
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
+def test_both_parsers_make_the_same_of_what_the_fuzzer_found(root, path):
+    check_both_parsers(root, path.read_bytes())
+
+
+@fuzz(150)
+@given(content=st.sampled_from(CORPUS).map(Path.read_bytes), changes=st.lists(st.tuples(PIECES, st.floats(0, 1))))
+def test_both_parsers_make_the_same_of_a_changed_file(root, content, changes):
+    for piece, share in changes:
+        at = round(share * len(content))
+        content = content[:at] + piece + content[at + len(piece) :]
+    check_both_parsers(root, content)
+
+
+@fuzz(150)
+@given(inside=st.lists(TREES, max_size=4).map("".join), encoding=st.sampled_from([*CODECS, "klingon"]), data=st.data())
+def test_both_parsers_make_the_same_of_any_tree_in_any_encoding(root, inside, encoding, data):
+    text = f'<?xml version="1.0" encoding="{encoding}"?><annotation>{inside}</annotation>'
+    written_in = data.draw(st.sampled_from([encoding, "utf-8"]))
+    try:
+        content = text.encode(written_in, "replace")
+    except (LookupError, ValueError):
+        content = text.encode("utf-8", "replace")
+    check_both_parsers(root, content)
+
+
+@pytest.mark.parametrize("encoding", CODECS)
+def test_no_encoding_hides_a_declaration(encoding):
+    """What goes to the parser in C has neither `<!` nor a zero byte: there an entity must not come to be."""
+    for name in ("bomb", "file", "not_used"):
+        for head in ("", f'<?xml version="1.0" encoding="{encoding}"?>'):
+            try:
+                body = DECLARATIONS[name].encode(encoding, "replace")
+                contents = [body, head.encode() + body, head.encode(encoding, "replace") + body]
+            except (LookupError, ValueError):  # no encoding of text
+                continue
+            for content in contents:
+                if b"<!" not in content and b"\0" not in content:
+                    assert isinstance(told(annotations._parse, content), str)
+                assert told(annotations._parse, content) == told(DefusedElementTree.fromstring, content)
+
+
+@pytest.mark.parametrize("encoding", CODECS)
+def test_no_encoding_has_another_byte_for_the_start_of_a_declaration(encoding):
+    """Each byte in the places of `<` and `!`, in a file that claims to be in this encoding."""
+    head = f'<?xml version="1.0" encoding="{encoding}"?>'.encode()
+    for byte in (bytes([code]) for code in range(1, 256)):
+        for start in (byte + b"!", b"<" + byte):
+            if start != b"<!":
+                content = head + start + b'DOCTYPE a [<!ENTITY l "x">]><a>&l;</a>'.replace(b"<!", start)
+                assert isinstance(told(annotations._parse, content), str)

@@ -17,7 +17,7 @@ def one_line(error: SurgeryError) -> str:
     """The message, which must be one line that a terminal can show."""
     text = str(error)
     assert text.isprintable(), ascii(text)
-    assert len(text) < 2000, len(text)
+    assert len(text) <= 2000, len(text)
     return text
 
 
