@@ -185,8 +185,8 @@ def _read_bytes(path: str, size: int) -> bytes:
         data = os.read(descriptor, size + 1)
     finally:
         os.close(descriptor)
-    # more than was asked for: it has grown, or the size was that of a link
-    return data if len(data) <= size else Path(path).read_bytes()
+    # another size than was said: it has changed since, or the size was that of a link
+    return data if len(data) == size else Path(path).read_bytes()
 
 
 def _parse(data: bytes) -> Element:

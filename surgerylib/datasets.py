@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pandas.api.extensions import ExtensionArray
 from tqdm import tqdm
 
 from .annotations import Annotation, read_annotation
@@ -23,6 +24,7 @@ from .damage import SkippedImages, check_any_left, check_images, skipped_frame, 
 from .errors import ParameterError
 from .images import read_image
 from .layouts import recognise
+from .remembered_reading import reading_memory
 from .split_reading import SplitReading, read_split
 
 __all__ = [
@@ -203,6 +205,7 @@ def load_dataset(
     on_bad_image: str = "error",
     decode: bool | None = None,
     progress: type[tqdm] = tqdm,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> Dataset:
     """Reads one split of a dataset in DIOR's, plain VOC's or the reorganised layout, recognised from the folders.
 
@@ -220,6 +223,8 @@ def load_dataset(
             listed in the result.
         decode: decode each image to see whether it can be; None does so under `skip`, where what is left must be sound.
         progress: tqdm, or a class of its kind that shows the progress elsewhere.
+        cache_dir: folder that remembers what was read, so that it need not be read again while no file has changed;
+            None for none. One that is not there, or cannot be written, is no error: all is read the next time.
 
     Raises:
         DatasetError: missing folder, unknown layout, missing or empty split, an image that isn't there, or every image
@@ -245,8 +250,13 @@ def load_dataset(
     if files is not None and on_bad_image == "error":
         files.check_all_there(ids)
 
-    bar = progress(ids, desc=f"reading {split}", delay=2, leave=False)
-    reading = read_split(folder, bar, classes, files, skipped)
+    memory = None if cache_dir is None else reading_memory(cache_dir, folder, split, limit, ids, classes, files)
+    reading = None if memory is None else memory.recall()
+    if reading is None:
+        bar = progress(ids, desc=f"reading {split}", delay=2, leave=False)
+        reading = read_split(folder, bar, classes, files, skipped)
+        if memory is not None and len(reading.image_ids) == len(ids):  # damage is not remembered
+            memory.remember(reading)
     left_out = skipped.frame()
     check_any_left(split, len(reading.image_ids), left_out)
     images = pd.DataFrame({"image_id": reading.image_ids, "path": reading.paths}, dtype="str")
@@ -282,17 +292,23 @@ def _mend_boxes(
     images: pd.DataFrame, reading: SplitReading, classes: tuple[str, ...]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Clips to the image and drops what has no area left; returns the boxes frame and the repairs frame."""
-    raw_xyxy = reading.boxes_xyxy
     row = np.repeat(np.arange(len(images)), reading.n_boxes)
-    boxes_xyxy = np.clip(raw_xyxy, 0.0, np.tile(reading.sizes_wh, 2)[row])
-    dropped = (boxes_xyxy[:, 2:] <= boxes_xyxy[:, :2]).any(axis=1)
-    clipped = ~dropped & (boxes_xyxy != raw_xyxy).any(axis=1)
-    frame = pd.DataFrame(boxes_xyxy, columns=["xmin", "ymin", "xmax", "ymax"])
-    frame.insert(0, "image_id", images["image_id"].array.take(row))
-    frame.insert(1, "label", pd.array(classes, dtype="str").take(reading.labels))
-    repairs = frame.loc[dropped | clipped, ["image_id", "label"]].reset_index(drop=True)
-    repairs["repair"] = pd.Series(np.where(dropped[dropped | clipped], "dropped", "clipped"), dtype="str")
-    return frame[~dropped].reset_index(drop=True), repairs
+    limits = np.repeat(np.tile(reading.sizes_wh, 2).astype(np.float64), reading.n_boxes, axis=0)
+    boxes_xyxy = np.clip(reading.boxes_xyxy, 0.0, limits)
+    xmin, ymin, xmax, ymax = boxes_xyxy.T
+    dropped = (xmax <= xmin) | (ymax <= ymin)
+    mended = dropped.copy()
+    for side, as_written in zip(boxes_xyxy.T, reading.boxes_xyxy.T, strict=True):
+        mended |= side != as_written
+    ids, names = images["image_id"].array, pd.array(classes, dtype="str")
+
+    def columns(chosen: np.ndarray) -> dict[str, ExtensionArray]:
+        return {"image_id": ids.take(row[chosen]), "label": names.take(reading.labels[chosen])}
+
+    kept = np.flatnonzero(~dropped)
+    boxes = columns(kept) | dict(zip(("xmin", "ymin", "xmax", "ymax"), boxes_xyxy[kept].T, strict=True))
+    what = pd.array(np.where(dropped[mended], "dropped", "clipped"), dtype="str")
+    return pd.DataFrame(boxes), pd.DataFrame(columns(np.flatnonzero(mended)) | {"repair": what})
 
 
 def check_disjoint(reported: Dataset, chosen_on: Dataset) -> None:

@@ -7,7 +7,6 @@ them. The folders themselves may be links, so that the images can lie on another
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PureWindowsPath
@@ -15,7 +14,8 @@ from typing import NamedTuple
 
 from .errors import AnnotationError, DatasetError, ImageReadError, SurgeryError
 
-_NO_NAME = frozenset("/\\\0")  # no bare file name holds one of these
+_NO_NAME = frozenset("/\\\0:")  # an id with one of these may lead elsewhere
+_NO_FILE = frozenset({".", ".."})
 _IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "bmp", "tif", "tiff"})
 
 
@@ -139,7 +139,7 @@ class DatasetFolder:
             found.update(here)
         return ImageFiles(self, split, tuple(folders), found)
 
-    def _ids_of_file(self, path: Path) -> Iterator[str]:
+    def _ids_of_file(self, path: Path) -> list[str]:
         self._check_link(path, DatasetError)
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise DatasetError(f"split file {path} is no file; it must be UTF-8 text, one id a line")
@@ -154,16 +154,12 @@ class DatasetFolder:
             # VOC's split file of one class: 'id -1' says that the class is absent, so the image is not in the split
             rows = [line.rsplit(maxsplit=1) for line in ids]
             ids = [image_id for image_id, flag in rows if flag != "-1"]
+        together = "".join(ids)
+        if together.isprintable() and _NO_NAME.isdisjoint(together) and _NO_FILE.isdisjoint(ids):
+            return ids  # nothing in any of them that `_check_id` could mind
         for image_id in ids:
-            if image_id in (".", "..") or not _NO_NAME.isdisjoint(image_id) or _has_drive(image_id):
-                raise DatasetError(
-                    f"split file {path} has the id {image_id!r}; an id is a bare file name without folders"
-                )
-            if not image_id.isprintable():
-                raise DatasetError(
-                    f"split file {path} has the id {image_id!r}, with characters that cannot be shown; rename the files"
-                )
-            yield image_id
+            _check_id(path, image_id)
+        return ids
 
     def _check_link(self, path: Path, error: type[SurgeryError]) -> None:
         """Raise an error of this type where a file is a link that leads out of the dataset."""
@@ -228,9 +224,16 @@ def _flagged(line: str) -> bool:
     return len(row) == 2 and row[1] in ("1", "0", "-1")
 
 
-def _has_drive(image_id: str) -> bool:
-    """`C:x` is a folder's file on another disk, on machines that have letters for them."""
-    return ":" in image_id and bool(PureWindowsPath(image_id).drive)
+def _check_id(path: Path, image_id: str) -> None:
+    """Raise a `DatasetError` where an id is no bare file name, or cannot be shown."""
+    # `C:x` is a folder's file on another disk, on machines that have letters for them
+    is_bare = image_id not in _NO_FILE and not any(c in image_id for c in "/\\\0")
+    if not is_bare or PureWindowsPath(image_id).drive:
+        raise DatasetError(f"split file {path} has the id {image_id!r}; an id is a bare file name without folders")
+    if not image_id.isprintable():
+        raise DatasetError(
+            f"split file {path} has the id {image_id!r}, with characters that cannot be shown; rename the files"
+        )
 
 
 def recognise(root: str | os.PathLike[str]) -> DatasetFolder:
