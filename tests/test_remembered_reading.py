@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import io
 import os
 import pickle
@@ -269,6 +271,25 @@ def test_folders_that_are_links_are_no_hindrance(root, cache, readings, tmp_path
     for _ in range(2):
         load_dataset(root, "test", cache_dir=cache)
     assert readings == [4]
+
+
+# ---- the collector of garbage
+
+
+def test_the_collector_of_garbage_is_left_as_it_was(root):
+    for broken in (False, True):
+        if broken:
+            annotate(annotation_dir(root) / "00004.xml", [("windmill", 3, 1, 2, 2)])
+        with pytest.raises(AnnotationError) if broken else contextlib.nullcontext():
+            load_dataset(root, "test")
+        assert gc.isenabled()
+        assert gc.get_freeze_count() == 0
+    gc.freeze()
+    try:
+        load_dataset(root, "train")
+        assert gc.get_freeze_count() > 0  # somebody else's
+    finally:
+        gc.unfreeze()
 
 
 # ---- the folder and the file
