@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-# threads that wait for each other sleep: where something else wants the cores, spinning ones take many times as long
+# threads that wait for each other sleep: where something else wants the cores, spinning ones take two to six times as long
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help

@@ -61,7 +61,7 @@ class ReadyInterpreter:
         return True
 
     def close(self) -> None:
-        """End it, where it has not become a kernel."""
+        """End it, also where it has become a kernel."""
         with contextlib.suppress(OSError):
             self.process.stdin.close()
         self.process.kill()
