@@ -7,7 +7,7 @@ import logging
 import os
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from traitlets import default
 from zmq import ZMQError
 
 from .files import DISK_IS_FULL
-from .ready_kernel import ReadyInterpreter, package_imports
+from .ready_kernel import ReadyKernels
 from .threads import waiting_threads_sleep
 
 
@@ -31,7 +31,7 @@ class NotebookFailure(Exception):
 class ThisInterpreter(AsyncKernelManager):
     """Kernels of the interpreter that runs this, whatever a user's kernelspec called python3 points to."""
 
-    ready: ReadyInterpreter | None = None  # one that has been started ahead
+    ready: ReadyKernels | None = None  # what has been started ahead
 
     @property
     def kernel_spec(self) -> KernelSpec:
@@ -48,23 +48,23 @@ class ThisInterpreter(AsyncKernelManager):
         await super().start_kernel(stderr=subprocess.DEVNULL, **kwargs)
 
     async def _async_launch_kernel(self, kernel_cmd: list[str], **kwargs: Any) -> None:
-        """Take the interpreter that is ready, where there is one; jupyter_client's own place to launch otherwise."""
-        if self.ready is None or not self.ready.become(kernel_cmd):
+        """Take a kernel that is ready, where there is one; jupyter_client's own place to launch otherwise."""
+        process = self.ready.launch(kernel_cmd) if self.ready else None
+        if process is None:
             await super()._async_launch_kernel(kernel_cmd, **kwargs)
             return
-        process = self.ready.process
         self.provisioner.process, self.provisioner.pid = process, process.pid
         self.provisioner.pgid = process.pid if os.name == "posix" else None  # it leads a session of its own
         self._reconcile_connection_info(self.provisioner.connection_info)
 
 
-def ready_interpreter(notebook: Path, root: Path) -> ReadyInterpreter:
-    """An interpreter that imports what a notebook imports, for `execute_notebook`.
+def ready_kernels(notebooks: Sequence[Path], root: Path) -> ReadyKernels:
+    """Kernels for `execute_notebook` that have imported what these notebooks import, or are about to.
 
     Args:
-        notebook, root: as there.
+        notebooks, root: as there.
     """
-    return ReadyInterpreter(package_imports(notebook), root, _environment())
+    return ReadyKernels(notebooks, root, _environment())
 
 
 def _environment() -> dict[str, str]:
@@ -78,7 +78,7 @@ def execute_notebook(
     parameters: Mapping[str, Any],
     root: Path,
     time_limit: float,
-    ready: ReadyInterpreter | None = None,
+    ready: ReadyKernels | None = None,
 ) -> None:
     """Run a notebook with papermill in a kernel of this interpreter, with one deadline for the whole of it.
 
@@ -88,7 +88,7 @@ def execute_notebook(
         parameters: put behind its cell of parameters.
         root: the kernel's working directory.
         time_limit: seconds.
-        ready: becomes the kernel; None starts one.
+        ready: gives the kernel; None starts one.
 
     Raises:
         NotebookFailure: it did not reach its end.
@@ -123,6 +123,9 @@ def execute_notebook(
         raise NotebookFailure(f"{where}: {error.strerror or error}{free}") from None
     except RuntimeError as error:  # of jupyter_client, when the kernel does not come up
         raise NotebookFailure(f"the kernel did not start: {str(error).splitlines()[0]}") from None
+    finally:
+        if ready:
+            ready.end_launched()
 
 
 def _literal(path: Path) -> str:

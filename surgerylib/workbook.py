@@ -22,7 +22,7 @@ import nbformat
 
 from . import report
 from .errors import OutputError, ParameterError
-from .execution import NotebookFailure, execute_notebook, ready_interpreter
+from .execution import NotebookFailure, execute_notebook, ready_kernels
 from .files import atomic_write, file_sha256, only_process, remove_parts
 from .fingerprints import notebook_keys
 from .locations import RUN_LOCK, dataset_folder
@@ -39,7 +39,7 @@ from .parameters import (
     validate,
 )
 from .preflight import check, check_cache, check_head, check_output, check_values
-from .ready_kernel import ReadyInterpreter
+from .ready_kernel import ReadyKernels
 from .run_index import index_html
 from .versions import library_sha256, versions
 
@@ -112,16 +112,18 @@ def run_workbook(
         with _only_run(out):
             pass
 
-    check_values(settings)
-    check_cache(settings, root)
-    check_head(chosen, settings, out, root)
-    keys = notebook_keys(notebooks, settings, root)
     run = _previous_run(out)
-    # the look at the input comes second: it imports torch, which takes longer than to see that nothing has changed
     with contextlib.ExitStack() as stack:
-        kernels = stack.enter_context(_Kernels(root))
+        kernels = None
+        if force or not run:  # torch is imported here and there at once
+            kernels = stack.enter_context(ready_kernels(chosen, root))
+        check_values(settings)
+        check_cache(settings, root)
+        check_head(chosen, settings, out, root)
+        keys = notebook_keys(notebooks, settings, root)
+        # the look at the input comes second: it takes longer than to see that nothing has changed
         if outdated := [path for path in chosen if force or not _up_to_date(run, path, keys[path], out)]:
-            kernels.prepare(outdated[0])
+            kernels = kernels or stack.enter_context(ready_kernels(outdated, root))
             check(given, only=only, notebooks_dir=notebooks_dir)
             if _draw_embedded_scenes(settings, root):
                 keys = notebook_keys(notebooks, settings, root)
@@ -153,27 +155,6 @@ def _without_left_out(chosen: list[Path], settings: Mapping[str, Any]) -> list[P
     return [path for path in chosen if path not in left_out]
 
 
-class _Kernels(contextlib.AbstractContextManager):
-    """The interpreter that the next notebook will run in, started while the one before it runs."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._ready: ReadyInterpreter | None = None
-
-    def prepare(self, notebook: Path) -> None:
-        """Start one for this notebook, unless one waits."""
-        self._ready = self._ready or ready_interpreter(notebook, self._root)
-
-    def take(self) -> ReadyInterpreter | None:
-        """The one that was prepared; whoever takes it ends it."""
-        ready, self._ready = self._ready, None
-        return ready
-
-    def __exit__(self, *_: object) -> None:
-        if ready := self.take():
-            ready.close()
-
-
 class _Run:
     """One run into its folder: `record` is what run.json holds, kept on disk after every step."""
 
@@ -184,7 +165,7 @@ class _Run:
         given: Mapping[str, Any],
         notebooks: list[Path],
         keys: Mapping[Path, str],
-        kernels: _Kernels,
+        kernels: ReadyKernels | None,
     ) -> None:
         self.out, self.root, self.given, self.keys, self.kernels = out, root, given, keys, kernels
         self.previous = _previous_run(out)
@@ -205,10 +186,9 @@ class _Run:
         started = time.monotonic()
         results: list[NotebookResult] = []
         try:
-            for place, path in enumerate(chosen):
+            for path in chosen:
                 failed = next((result.name for result in results if result.status == "failed"), "")
-                following = next((later for later in chosen[place + 1 :] if force or not self._is_done(later)), None)
-                results.append(self._result(path, failed, time_limit, force, following))
+                results.append(self._result(path, failed, time_limit, force))
         except KeyboardInterrupt:
             for entry in self.entries.values():
                 if entry["status"] == "running":
@@ -231,9 +211,7 @@ class _Run:
     def _is_done(self, path: Path) -> bool:
         return _up_to_date({"notebooks": [self.entries[path]]}, path, self.keys[path], self.out)
 
-    def _result(
-        self, path: Path, failed: str, time_limit: float, force: bool, following: Path | None
-    ) -> NotebookResult:
+    def _result(self, path: Path, failed: str, time_limit: float, force: bool) -> NotebookResult:
         """One notebook, executed where it has to be and none has `failed` before it."""
         entry = self.entries[path]
         if failed:
@@ -242,11 +220,11 @@ class _Run:
         if not force and self._is_done(path):
             print(f"{path.stem}: up to date", flush=True)
             return NotebookResult(path.stem, "ok", entry["seconds"], up_to_date=True)
-        self._one(path, entry, time_limit, following)
+        self._one(path, entry, time_limit)
         return NotebookResult(path.stem, entry["status"], entry["seconds"], message=entry["message"])
 
-    def _one(self, path: Path, entry: dict[str, Any], time_limit: float, following: Path | None) -> None:
-        """Execute and render one notebook; its entry says how it went. The kernel of the `following` one gets ready."""
+    def _one(self, path: Path, entry: dict[str, Any], time_limit: float) -> None:
+        """Execute and render one notebook; its entry says how it went."""
         accepted = notebook_parameters(path)
         parameters = {name: value for name, value in self.given.items() if name in accepted}
         if SET_BY_RUNNER in accepted:
@@ -265,18 +243,12 @@ class _Run:
         # beside the final name: what is there from an earlier run stays whole until this one is
         partial = self.out / f".{path.stem}{_PARTIAL}"
         status, message = "ok", ""
-        ready = self.kernels.take()
-        if following:
-            self.kernels.prepare(following)
         try:
-            execute_notebook(path, partial, parameters, self.root, time_limit, ready)
+            execute_notebook(path, partial, parameters, self.root, time_limit, self.kernels)
         except NotebookFailure as failure:
             status, message = "failed", str(failure)
         except KeyboardInterrupt:
             status, message = "interrupted", _STOPPED
-        finally:
-            if ready:
-                ready.close()
         seconds = round(time.monotonic() - started, 2)
         try:
             self._keep(path, partial, date=entry["started"], seconds=seconds, failure=message)
