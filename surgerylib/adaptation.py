@@ -6,7 +6,7 @@ images, and every change with the interval of its paired difference: same images
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, product
 
@@ -14,16 +14,17 @@ import numpy as np
 import pandas as pd
 
 from .adapted_store import TrainedAdapter
-from .detection import detections_frame
+from .box_evaluation import BoxEvaluation, evaluate
+from .datasets import Dataset
 from .diagnosis import map_quality
 from .errors import ParameterError
 from .extraction import BoxSettings
 from .floors import floor_values
 from .intervals import basic_interval, bootstrap_weights, share_interval
 from .kinds import PROTOCOLS
-from .map_shards import BoxTable, MapSource, boxes_one_by_one
+from .map_shards import BoxTable, MapSource, box_workers, boxes_one_by_one
 from .measures import best_overlaps, present_pairs, truth_codes
-from .metrics import IOU_THRESHOLDS, BootstrapResult, bootstrap_map, paired_difference
+from .metrics import IOU_THRESHOLDS, paired_difference
 from .settings import Criterion, Setting
 from .store import HeatmapStore
 from .sweep import sweep
@@ -235,20 +236,27 @@ def compare_adapted(
         workers: processes that extract boxes; None takes the CPU's cores.
     """
     distinct = {setting.key: setting for states in settings.values() for setting in states.values()}
-    results, counts = {}, {}
-    measure = _Measure(store, iou_thresholds, interpolation, n_resamples, seed)
+    counts = {}
+    evaluation = BoxEvaluation(store.dataset, iou_thresholds, interpolation, n_resamples, seed)
+    measure = _Measure(store.dataset, n_resamples, seed)
     quality = map_quality(
         store, list({s.source.key: s.source for s in distinct.values()}.values()), cam_thresholds=1, workers=workers
     )
     pairs = {source.key: frame for source, frame in quality.items()}
     by_source = sorted(distinct.values(), key=lambda setting: str(setting.source.key))
-    for _, members in groupby(by_source, key=lambda setting: setting.source.key):
-        members = list(members)
-        boxes = [setting.boxes for setting in members]
-        tables = boxes_one_by_one(store.shards, members[0].source, boxes, workers=workers)
-        for setting, table in zip(members, tables, strict=True):
-            results[setting.key] = measure.average_precision(table)
-            counts[setting.key] = measure.counts(table, pairs[setting.source.key])
+
+    def tables() -> Iterator[BoxTable]:
+        for _, members in groupby(by_source, key=lambda setting: setting.source.key):
+            members = list(members)
+            boxes = [setting.boxes for setting in members]
+            for setting, table in zip(
+                members, boxes_one_by_one(store.shards, members[0].source, boxes, workers=workers), strict=True
+            ):
+                counts[setting.key] = measure.counts(table, pairs[setting.source.key])
+                yield table
+
+    found = evaluate(evaluation.by_protocol, tables(), workers=box_workers(store.shards, workers))
+    results = {setting.key: result for setting, result in zip(by_source, found, strict=True)}
     frames: dict[str, list[pd.DataFrame]] = {name: [] for name in _FRAMES}
     for group, labels in groups.items():
         places = [store.dataset.classes.index(label) for label in labels]
@@ -288,29 +296,15 @@ def compare_adapted(
 class _Measure:
     """The figures of one setting, kept by image and class so that groups of classes can be taken out of them."""
 
-    def __init__(
-        self, store: HeatmapStore, iou_thresholds: Sequence[float], interpolation: str, n_resamples: int, seed: int
-    ) -> None:
-        self.dataset = store.dataset
-        data = store.dataset
+    def __init__(self, data: Dataset, n_resamples: int, seed: int) -> None:
+        self.dataset = data
         self.shape = (len(data.images), len(data.classes))
         self.present = present_pairs(data)
         self.truth_place = truth_codes(data)
         # resamples are drawn by sorted ids: figures don't depend on the order of the images
-        self.number_of_image = data.images["image_id"].sort_values(ignore_index=True)
-        order = pd.Index(self.number_of_image).get_indexer(data.images["image_id"])
-        self.drawn = bootstrap_weights(self.shape[0], n_resamples, seed)[:, order].astype(np.float64)
-        self.options = {
-            "image_ids": data.images["image_id"], "classes": range(self.shape[1]), "iou_thresholds": iou_thresholds,
-            "interpolation": interpolation, "n_resamples": n_resamples, "seed": seed,
-        }  # fmt: skip
-        self.truth = data.boxes.assign(label=self.truth_place[1])
-
-    def average_precision(self, table: BoxTable) -> dict[str, BootstrapResult]:
-        """Protocol -> AP of every class."""
-        asked = {"present": self.present[table.image, table.label], "all": np.ones(len(table.image), bool)}
-        found = detections_frame(table, self.dataset).assign(label=table.label.astype(np.int64))
-        return {protocol: bootstrap_map(found[asked[protocol]], self.truth, **self.options) for protocol in PROTOCOLS}
+        order = data.images["image_id"].sort_values(ignore_index=True)
+        places = pd.Index(order).get_indexer(data.images["image_id"])
+        self.drawn = bootstrap_weights(self.shape[0], n_resamples, seed)[:, places].astype(np.float64)
 
     def counts(self, table: BoxTable, pairs: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Figure -> sums and counts by image and class, each [images, classes]: the figure is sum over count.

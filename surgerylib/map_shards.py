@@ -19,7 +19,7 @@ import numpy as np
 from .errors import CacheError, OutputError, ParameterError
 from .extraction import BoxSettings, extract_many
 from .kinds import KIND_PATHS, check_kinds, check_similarity, map_source
-from .parallel import in_processes
+from .parallel import in_processes, worker_count
 
 PATHS = ("qk", "vv")
 _PIECE = 4  # images a worker takes at a time
@@ -210,6 +210,15 @@ def boxes_of(
     if not pieces:
         return {source: [NO_BOXES] * len(settings) for source in tables}
     return {source: [_joined(of_pieces, s) for s in range(len(settings))] for source, of_pieces in tables.items()}
+
+
+def box_workers(shards: Sequence[MapShard], workers: int | None = None) -> int:
+    """How many processes find the boxes of some shards.
+
+    Args:
+        shards, workers: as for `boxes_of`.
+    """
+    return min(worker_count(workers), max(sum(len(shard.pieces(_PIECE)) for shard in shards), 1))
 
 
 def boxes_one_by_one(

@@ -28,6 +28,7 @@ def in_processes(
     unit: str = "step",
     sizes: Sequence[int] | None = None,
     progress: Callable[[int], object] | None = None,
+    all_workers: bool = False,
 ) -> Iterator[Result]:
     """`function(task)` for each task, in the order of the tasks; results wait in memory until they are asked for.
 
@@ -39,6 +40,8 @@ def in_processes(
         unit: what the bar counts.
         sizes: how many units each task is; one each when None.
         progress: called with a task's units when it is done, in place of a bar.
+        all_workers: keep those of the call before, also where there are fewer tasks: ending some and starting them
+            again takes longer than a short task.
 
     Raises:
         OutputError: a worker process was killed.
@@ -50,7 +53,7 @@ def in_processes(
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     sizes = [1] * len(tasks) if sizes is None else sizes
-    n_jobs = min(worker_count(workers), max(len(tasks), 1))
+    n_jobs = worker_count(workers) if all_workers and len(tasks) > 1 else min(worker_count(workers), max(len(tasks), 1))
     pool = Parallel(
         n_jobs=n_jobs, backend="loky", return_as="generator", idle_worker_timeout=_IDLE_SECONDS,
         initializer=_end_with_parent, initargs=(os.getpid(),),

@@ -19,14 +19,14 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .datasets import Dataset
+from .box_evaluation import BoxEvaluation, evaluate
 from .errors import CacheError, ParameterError
 from .files import atomic_write
-from .frames import BOX_COLUMNS, check_interpolation, checked_thresholds
+from .frames import check_interpolation, checked_thresholds
 from .kinds import KIND_PREFERENCE
-from .map_shards import NO_BOXES, BoxTable, boxes_one_by_one
-from .measures import MEASURES, measure_boxes, present_pairs, truth_codes
-from .metrics import IOU_THRESHOLDS, BootstrapResult, bootstrap_map, paired_difference
+from .map_shards import NO_BOXES, box_workers, boxes_one_by_one
+from .measures import MEASURES
+from .metrics import IOU_THRESHOLDS, BootstrapResult, paired_difference
 from .settings import Setting, threshold_text
 from .store import HeatmapStore
 from .summary import PROTOCOLS
@@ -36,6 +36,7 @@ from .versions import source_sha256
 _CODE = (
     "adapted_store",
     "adapter",
+    "box_evaluation",
     "curves",
     "extraction",
     "frames",
@@ -173,7 +174,7 @@ def sweep(
     by_source: dict[tuple, dict[tuple, Setting]] = {}
     for setting in settings:
         by_source.setdefault(setting.source.key, {}).setdefault(setting.key, setting)
-    evaluation = _Evaluation(store.dataset, thresholds, interpolation, n_resamples, seed)
+    evaluation = BoxEvaluation(store.dataset, thresholds, interpolation, n_resamples, seed)
     folder = None
     if cache_dir is not None:
         identity = {
@@ -200,46 +201,10 @@ def sweep(
     return Sweep(tuple(settings), _tidy(settings, results, measures), results)
 
 
-class _Evaluation:
-    """The figures of one setting under both protocols."""
-
-    def __init__(self, dataset: Dataset, thresholds: tuple, interpolation: str, n_resamples: int, seed: int) -> None:
-        self.dataset = dataset
-        self.present = present_pairs(dataset)
-        # whole numbers in place of names take a fraction of their time and memory; images are numbered in the order
-        # of their ids, by which the resamples are drawn
-        ids = pd.Index(dataset.images["image_id"])
-        self.number_of_image = ids.sort_values().get_indexer(ids)
-        place, label = truth_codes(dataset)
-        self.truth = dataset.boxes[BOX_COLUMNS].assign(image_id=self.number_of_image[place], label=label)
-        self.options = {
-            "image_ids": range(len(ids)),
-            "classes": range(len(dataset.classes)),
-            "iou_thresholds": thresholds,
-            "interpolation": interpolation,
-            "n_resamples": n_resamples,
-            "seed": seed,
-        }
-
-    def figures(self, table: BoxTable) -> dict[str, tuple[BootstrapResult, dict[str, float]]]:
-        found = {}
-        for protocol in PROTOCOLS:
-            asked = self.present if protocol == "present" else np.ones_like(self.present)
-            result = self.bootstrap(table, asked[table.image, table.label])
-            found[protocol] = (result, measure_boxes(table, self.dataset, asked))
-        return found
-
-    def bootstrap(self, table: BoxTable, rows: np.ndarray) -> BootstrapResult:
-        detections = pd.DataFrame(table.boxes[rows], columns=[*BOX_COLUMNS, "score"])
-        detections["image_id"] = self.number_of_image[table.image[rows]]
-        detections["label"] = table.label[rows].astype(np.int64)
-        return bootstrap_map(detections, self.truth, **self.options).without_classes()
-
-
 def _figures_of_source(
     store: HeatmapStore,
     members: Sequence[Setting],
-    evaluation: _Evaluation,
+    evaluation: BoxEvaluation,
     folder: Path | None,
     workers: int | None,
     progress: tqdm,
@@ -256,11 +221,12 @@ def _figures_of_source(
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
     figures = []
-    for table in boxes_one_by_one(
+    tables = boxes_one_by_one(
         store.shards, members[0].source, [setting.boxes for setting in members], workers=workers,
         scratch_dir=None if path is None else path.parent, progress=progress.update,
-    ):  # fmt: skip
-        figures.append(evaluation.figures(table))
+    )  # fmt: skip
+    for found in evaluate(evaluation.figures, tables, workers=box_workers(store.shards, workers)):
+        figures.append(found)
         progress.update(len(store.dataset.images))
     if path is not None:
         _save(path, figures)
@@ -280,14 +246,14 @@ def _save(path: Path, figures: Sequence[Mapping[str, tuple[BootstrapResult, Mapp
     atomic_write(path, buffer.getvalue())
 
 
-def _load(path: Path, evaluation: _Evaluation, n_settings: int) -> list:
+def _load(path: Path, evaluation: BoxEvaluation, n_settings: int) -> list:
     try:
         with np.load(path, allow_pickle=False) as stored:
             maps, samples, measures = (stored[name] for name in ("map", "map_samples", "measures"))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise CacheError(f"{path} cannot be read ({error}); delete it") from error
     # an evaluation without detections gives everything but the figures
-    frame = evaluation.bootstrap(NO_BOXES, np.empty(0, dtype=bool))
+    frame = evaluation.bootstrap(NO_BOXES, np.empty(0, dtype=bool)).without_classes()
     return [
         {
             protocol: (
