@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from .adaptation import ALL, FIGURES, SEEN, STATES, UNSEEN, Adaptation
@@ -275,11 +276,10 @@ def _has(found: Adaptation, kind: str, state: str) -> bool:
 
 
 def _row(frame: pd.DataFrame, columns: Sequence[str], **match: Any) -> tuple[float, float, float]:
-    for name, value in match.items():
-        frame = frame[frame[name] == value]
-    if frame.empty:
+    rows = np.flatnonzero(np.logical_and.reduce([frame[name].to_numpy() == value for name, value in match.items()]))
+    if not len(rows):
         return (math.nan, math.nan, math.nan)
-    return tuple(float(value) for value in frame[list(columns)].iloc[0])
+    return tuple(float(frame[column].to_numpy()[rows[0]]) for column in columns)
 
 
 def _map(found: Adaptation, group: str, kind: str, state: str, protocol: str, threshold: float) -> tuple:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import gc
 import json
 import os
 import select
@@ -185,6 +186,9 @@ def main() -> None:
         with contextlib.suppress(Exception):  # the notebook will meet it, and say so
             import_module(name)
     forks = _may_fork()
+    if forks:  # what is loaded stays: looking at it for garbage would copy its memory into each fork
+        gc.collect()
+        gc.freeze()
     for line in sys.stdin.buffer:
         pid = _fork() if forks else 0
         if pid:
