@@ -1,6 +1,6 @@
 """Both paths of one forward, and the maps from them, against stock `encode_image`.
 
-    python benchmarks/forward.py [--model ViT-B-32] [--batch 8] [--rounds 20]
+    python benchmarks/forward.py [--model ViT-B-32] [--batch 8] [--rounds 10]
 
 Random weights: the time does not depend on their values. Both sides must give the same image embedding first.
 """
@@ -46,6 +46,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--model", default="ViT-B-32")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=10)
     known, rest = parser.parse_known_args()
     harness.main(partial(rows, known.model, known.batch, known.rounds), __doc__, rest)

@@ -21,7 +21,7 @@ from .datasets import Dataset
 from .extraction import BoxSettings, Threshold
 from .heatmaps import heatmaps
 from .kinds import HEATMAP_KINDS, check_kinds
-from .map_shards import NO_BOXES, BoxTable, MapSource, boxes_of, check_classes_suffice
+from .map_shards import NO_BOXES, BoxesAhead, BoxTable, MapSource, box_workers, check_classes_suffice
 from .store import HeatmapStore
 
 DETECTION_COLUMNS = ("image_id", "label", "xmin", "ymin", "xmax", "ymax", "score", "kind")
@@ -102,10 +102,14 @@ def detect(
     check_classes_suffice(settings.sources.values(), len(dataset.classes))
     with tempfile.TemporaryDirectory() if cache_dir is None else nullcontext(cache_dir) as folder:
         store = HeatmapStore(clip, dataset, folder, layers=settings.last_layers, templates=settings.templates)
-        store.compute(batch_size=batch_size, workers=workers)
         # kinds with the same maps have the same boxes: found once, listed under each name
         distinct = {source.key: source for source in settings.sources.values()}
-        tables = boxes_of(store.shards, list(distinct.values()), [settings.boxes], workers=workers)
+        n_workers = box_workers(store.shards, workers)
+        with BoxesAhead(list(distinct.values()), [settings.boxes], workers=n_workers) as ahead:
+            store.compute(
+                batch_size=batch_size, workers=workers, after_shard=lambda first: ahead.add(store.shard(first))
+            )
+            tables = ahead.tables(store.shards)
     # image by image, the kinds in their order; sorted as numbers, for millions of names would be held several times
     parts = [tables[distinct[source.key]][0] for source in settings.sources.values()]
     order = np.argsort(np.concatenate([part.image for part in parts]), kind="stable")

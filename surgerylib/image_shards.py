@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
@@ -129,12 +129,15 @@ class ImageShards(ABC):
                     strangers.append(path.parent.name)
         return f"{text}; not used, of other weights: {', '.join(strangers)}" if strangers else text
 
-    def compute(self, *, batch_size: int = 16, workers: int | None = None) -> Self:
+    def compute(
+        self, *, batch_size: int = 16, workers: int | None = None, after_shard: Callable[[int], object] | None = None
+    ) -> Self:
         """Run the model over the images whose shards are not there yet.
 
         Args:
             batch_size: images a forward.
             workers: threads that read images; None takes the CPU's cores.
+            after_shard: called with the place of a shard's first image when it has been computed now.
 
         Raises:
             ImageReadError: a damaged image (the shards finished before it stay).
@@ -149,7 +152,7 @@ class ImageShards(ABC):
             return self
         check_disk([self])
         with only_process(self.folder, f"computes the {self.what}"):
-            self._compute(batch_size, n_threads)
+            self._compute(batch_size, n_threads, after_shard)
         return self
 
     def read(self, positions: Sequence[int] | np.ndarray) -> list[np.void]:
@@ -169,7 +172,7 @@ class ImageShards(ABC):
             records.append(opened[path][int(position) % self.shard_images])
         return records
 
-    def _compute(self, batch_size: int, n_threads: int) -> None:
+    def _compute(self, batch_size: int, n_threads: int, after_shard: Callable[[int], object] | None) -> None:
         """The missing shards, as they are now that no other process writes them."""
         hashes = self._hashes()
         missing = [first for first in self._firsts() if not self.path(first).is_file()]
@@ -194,6 +197,8 @@ class ImageShards(ABC):
                     # before the shard has its name: a shard without its hash would never be trusted
                     hashes[self.path(first).name] = hashed.sha256.hexdigest()
                     atomic_write(self.folder / _HASHES, json.dumps(hashes, indent=1, sort_keys=True))
+                if after_shard:
+                    after_shard(first)
 
     def missing_bytes(self) -> int:
         """What is still to be written."""

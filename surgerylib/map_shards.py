@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from .errors import CacheError, OutputError, ParameterError
 from .extraction import BoxSettings, extract_many
@@ -210,6 +213,54 @@ def boxes_of(
     if not pieces:
         return {source: [NO_BOXES] * len(settings) for source in tables}
     return {source: [_joined(of_pieces, s) for s in range(len(settings))] for source, of_pieces in tables.items()}
+
+
+class BoxesAhead(AbstractContextManager):
+    """As `boxes_of`, begun for each shard when it is there: worker processes cut boxes while the model runs."""
+
+    def __init__(self, sources: Sequence[MapSource], settings: Sequence[BoxSettings], *, workers: int) -> None:
+        """See `boxes_of`; with one worker everything waits for `tables`."""
+        self._sources, self._settings, self._workers = list(dict.fromkeys(sources)), list(settings), workers
+        self._work = partial(_all_boxes, sources=tuple(self._sources), settings=tuple(settings))
+        self._thread = ThreadPoolExecutor(1)  # joblib's calls wait for their results
+        self._found: dict[int, Future] = {}
+
+    def add(self, shard: MapShard) -> None:
+        """Begin with a shard that is on disk."""
+        if self._workers > 1:
+            self._found[shard.first] = self._thread.submit(self._boxes, shard.pieces(_PIECE))
+
+    def tables(self, shards: Sequence[MapShard]) -> dict[MapSource, list[BoxTable]]:
+        """What `boxes_of` gives for these shards, added before or not."""
+        total, ahead = sum(len(shard.sizes_wh) for shard in shards), []
+        with tqdm(total=total, desc="boxes", unit="image", delay=2, leave=False) as bar:
+            for shard in shards:
+                if shard.first in self._found:
+                    ahead += self._found[shard.first].result()
+                    bar.update(len(shard.sizes_wh))
+            self._thread.shutdown()
+            rest = [piece for shard in shards if shard.first not in self._found for piece in shard.pieces(_PIECE)]
+            sizes = [len(piece.sizes_wh) for piece in rest]
+            found = in_processes(
+                self._work, rest, workers=self._workers, description="boxes", sizes=sizes, progress=bar.update
+            )
+            pieces = sorted([*ahead, *zip((piece.first for piece in rest), found, strict=True)], key=itemgetter(0))
+        tables = [of_piece for _, of_piece in pieces]
+        if not tables:
+            return {source: [NO_BOXES] * len(self._settings) for source in self._sources}
+        return {
+            source: [_joined([of_piece[k] for of_piece in tables], s) for s in range(len(self._settings))]
+            for k, source in enumerate(self._sources)
+        }
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def _boxes(self, pieces: list[MapShard]) -> list[tuple[int, list]]:
+        found = in_processes(
+            self._work, pieces, workers=self._workers, description="boxes", all_workers=True, progress=lambda _: None
+        )
+        return list(zip((piece.first for piece in pieces), found, strict=True))
 
 
 def box_workers(shards: Sequence[MapShard], workers: int | None = None) -> int:

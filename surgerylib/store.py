@@ -6,7 +6,7 @@ What is kept is the similarity of every token to every class, for both paths and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,9 +80,11 @@ class HeatmapStore(ImageShards):
                 clip, dataset, cache_dir, adapters, shard_images=SHARD_IMAGES, templates=templates
             )  # fmt: skip
 
-    def compute(self, *, batch_size: int = 16, workers: int | None = None) -> HeatmapStore:
-        """As `ImageShards.compute`, with the adapters' maps."""
-        super().compute(batch_size=batch_size, workers=workers)
+    def compute(
+        self, *, batch_size: int = 16, workers: int | None = None, after_shard: Callable[[int], object] | None = None
+    ) -> HeatmapStore:
+        """As `ImageShards.compute`, with the adapters' maps, which come after all shards."""
+        super().compute(batch_size=batch_size, workers=workers, after_shard=after_shard)
         if self.adapted is not None:
             self.adapted.compute(batch_size=batch_size, workers=workers)
         return self
@@ -90,11 +92,13 @@ class HeatmapStore(ImageShards):
     @property
     def shards(self) -> list[MapShard]:
         """All shards, in the order of the data set; `compute` makes the files behind them."""
-        images = self.dataset.images
-        sizes = list(zip(images["width"].tolist(), images["height"].tolist(), strict=True))
-        return [
-            self._shard(first, tuple(sizes[first : first + self.shard_images]), offset=0) for first in self._firsts()
-        ]
+        return [self.shard(first) for first in self._firsts()]
+
+    def shard(self, first: int) -> MapShard:
+        """The shard whose first image has this place in the data set."""
+        images = self.dataset.images.iloc[first : first + self.shard_images]
+        sizes = tuple(zip(images["width"].tolist(), images["height"].tolist(), strict=True))
+        return self._shard(first, sizes, offset=0)
 
     def similarities(self) -> Iterator[np.ndarray]:
         """What is stored, shard by shard, mapped from disk: float32 [n, L, 2, C, 1+N] (see `map_shards.MapShard`)."""

@@ -28,7 +28,7 @@ from surgerylib.detection import DetectionSettings, detect
 from surgerylib.errors import CacheError, ImageReadError, OutputError, ParameterError, UnknownClassError
 from surgerylib.extraction import BoxSettings, extract_many
 from surgerylib.heatmaps import HEATMAP_KINDS, SIMILARITIES, heatmaps
-from surgerylib.map_shards import MapShard, MapSource, boxes_of, shard_boxes
+from surgerylib.map_shards import BoxesAhead, MapShard, MapSource, boxes_of, shard_boxes
 from surgerylib.parallel import in_processes
 from surgerylib.scenes import write_scenes
 from surgerylib.store import HeatmapStore
@@ -783,3 +783,37 @@ def test_bug_a_model_of_another_configuration_took_the_maps_of_one_with_the_same
         config["model_cfg"]["quick_gelu"] = True
     path.write_text(json.dumps(config))
     assert HeatmapStore(load(), data, tmp_path / "cache").folder != first.folder
+
+
+@pytest.mark.parametrize(("workers", "n_ahead"), [(2, 0), (2, 1), (2, 99), (1, 1)])
+def test_boxes_begun_while_shards_are_computed_are_those_found_afterwards(store, workers, n_ahead):
+    sources, settings = (
+        [MapSource("vv_vv"), MapSource("standard"), MapSource("vv_vv")],
+        [BoxSettings(), BoxSettings(90)],
+    )
+    expected = boxes_of(store.shards, sources, settings, workers=1)
+    with BoxesAhead(sources, settings, workers=workers) as ahead:
+        for shard in store.shards[::-1][:n_ahead]:  # in any order
+            ahead.add(shard)
+        found = ahead.tables(store.shards)
+    assert list(found) == list(expected) == sources[:2]
+    for source, tables in expected.items():
+        for table, other in zip(tables, found[source], strict=True):
+            for column, of_other in zip(table, other, strict=True):
+                np.testing.assert_array_equal(column, of_other)
+
+
+def test_a_shard_is_told_of_when_it_has_its_name(tiny, data, tmp_path):
+    store, told = HeatmapStore(tiny, data, tmp_path), []
+    store.compute(after_shard=lambda first: told.append((first, store.path(first).is_file())))
+    assert told == [(shard.first, True) for shard in store.shards]
+    store.compute(after_shard=told.clear)
+    assert told
+
+
+def test_an_error_in_boxes_begun_ahead_is_raised_where_they_are_asked_for(store, tmp_path):
+    gone = replace(store.shards[0], path=str(tmp_path / "gone.npy"))
+    with BoxesAhead([MapSource("vv_vv")], [BoxSettings()], workers=2) as ahead:
+        ahead.add(gone)
+        with pytest.raises(CacheError, match="there are no heatmaps"):
+            ahead.tables([gone])
