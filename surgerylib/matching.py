@@ -11,8 +11,8 @@ from itertools import pairwise
 
 import numpy as np
 
-# pairs held at a time: eight columns of float64 stay within 32 MB
-_PAIRS_PER_CHUNK = 1 << 19
+# pairs held at a time: eight columns of float64 stay within 8 MB
+_PAIRS_PER_CHUNK = 1 << 17
 
 
 def overlapping_pairs(
@@ -165,11 +165,12 @@ def match_coco(
     asking, starts = np.unique(detection, return_index=True)
 
     # asker (t, d) is t * n_detections + d; it asks box (t, b) = t * n_boxes + b; thresholds never meet
-    next_pair = np.zeros(n_thresholds * n_detections, dtype=np.int64)
-    asker = (np.arange(n_thresholds)[:, None] * n_detections + asking).ravel()
-    next_pair[asker] = np.tile(starts, n_thresholds)
     nobody = n_thresholds * n_detections
-    holder = np.full(n_thresholds * n_boxes, nobody)
+    whole = np.int32 if max(nobody, n_thresholds * n_boxes, len(detection)) < 1 << 31 else np.int64
+    next_pair = np.zeros(nobody, dtype=whole)
+    asker = (np.arange(n_thresholds)[:, None] * n_detections + asking).ravel().astype(whole)
+    next_pair[asker] = np.tile(starts, n_thresholds)
+    holder = np.full(n_thresholds * n_boxes, nobody, dtype=whole)
     while len(asker):
         pair = next_pair[asker]
         threshold_index, rank = np.divmod(asker, n_detections)
