@@ -135,7 +135,7 @@ def rows(annotations: str | None = None) -> Iterator[harness.Row]:
         parse = partial(parse_alone, min(seconds, key=seconds.get), files)
         stage, reference = f"reading {len(files):,} XML", "xml.etree, parsing alone"
         yield harness.compare(f"{stage}, first time", first_time, reference, parse, rounds=3, limit=1.5, warm=False)
-        yield harness.compare(f"{stage}, from its cache", from_cache, reference, parse, rounds=5, limit=0.1, warm=False)
+        yield harness.compare(f"{stage}, from its cache", from_cache, reference, parse, rounds=3, limit=0.1, warm=False)
 
 
 if __name__ == "__main__":

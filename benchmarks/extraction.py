@@ -40,7 +40,7 @@ def rows(model: str, n_images: int, rounds: int) -> Iterator[harness.Row]:
 
     with tempfile.TemporaryDirectory() as folder:
         shard = _store(clip, images, text, Path(folder))
-        for similarity in ("cosine", "surgery"):
+        for similarity, limit in (("cosine", 0.5), ("surgery", None)):
             sources = [MapSource(kind, similarity) for kind in HEATMAP_KINDS]
             distinct = list({source.key: source for source in sources}.values())
             _check(shard, distinct[-1], settings)
@@ -48,7 +48,7 @@ def rows(model: str, n_images: int, rounds: int) -> Iterator[harness.Row]:
             yield harness.compare(
                 f"boxes of 20 classes, 4 kinds ({len(distinct)} maps, {similarity}), 5 percentiles",
                 partial(boxes_of, [shard], distinct, settings), "CLIP forward of the images", forward,
-                rounds=rounds, limit=0.5 if similarity == "cosine" else None,
+                rounds=rounds, limit=limit,
             )  # fmt: skip
 
 

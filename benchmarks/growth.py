@@ -20,6 +20,7 @@ from pathlib import Path
 
 import harness
 import numpy as np
+import pandas as pd
 
 STAGES = ("annotations", "maps", "boxes", "features", "detections", "average precision", "half-samples")
 
@@ -112,7 +113,9 @@ def _prepared(stage: str, folder: Path, size: int) -> Callable[[], object]:
         return lambda: boxes_of(store.shards, [MapSource("standard"), MapSource("vv_mixed")], [BoxSettings()])
     if stage == "detections":
         return lambda: detect(clip, data, DetectionSettings(), cache_dir=cache)
-    frame = detect(clip, data, DetectionSettings(kinds=("vv_mixed",)), cache_dir=cache).drop(columns="kind")
+    if not (made := cache / "detections.parquet").is_file():
+        detect(clip, data, DetectionSettings(kinds=("vv_mixed",)), cache_dir=cache).to_parquet(made)
+    frame = pd.read_parquet(made).drop(columns="kind")
     if stage == "average precision":
         return lambda: average_precision(frame, data.boxes, classes=data.classes)
     return lambda: bootstrap_map(frame, data.boxes, image_ids=data.images["image_id"], classes=data.classes)

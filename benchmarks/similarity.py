@@ -46,7 +46,7 @@ def rows() -> Iterator[harness.Row]:
     del expected
     reference = "the elementwise form"
     yield harness.compare(
-        "surgery similarity, B=8, N=2500, C=20, D=512", ours, reference, theirs, rounds=7, limit=1 / 50
+        "surgery similarity, B=8, N=2500, C=20, D=512", ours, reference, theirs, rounds=5, limit=1 / 50
     )
     memory = [(harness.extra_memory(ours), harness.extra_memory(theirs)) for _ in range(3)]
     yield harness.row("surgery similarity, memory", reference, memory, limit=1 / 100, unit="MB")

@@ -1,6 +1,6 @@
 """Training on frozen features against stock `encode_image` of the same batch.
 
-    python benchmarks/training.py [--model ViT-B-32] [--batch 8] [--rounds 10] [--images 48] [--epoch 0] [--dir DIR]
+    python benchmarks/training.py [--model ViT-B-32] [--batch 8] [--rounds 10] [--images 32] [--epoch 0] [--dir DIR]
 
 Random weights, random 800 x 800 JPEGs, 20 classes, 8 boxes an image: one training step from the cache (read, forward,
 loss, backward, optimiser), and building the cache (decoding included) against the bare forward over its images. The
@@ -144,7 +144,7 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="ViT-B-32")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--epoch", type=int, default=0, metavar="N")
     parser.add_argument("--dir", type=Path, help="for the synthetic cache; needs 0.28 GB a thousand images")
     known, rest = parser.parse_known_args()
