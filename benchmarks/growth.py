@@ -75,6 +75,7 @@ def _in_a_process(stage: str, folder: str, size: int) -> dict:
 
 def _measured(stage: str, folder: Path, size: int) -> dict:
     call = _prepared(stage, folder, size)
+    harness.stop_workers()  # what they did to prepare is not counted
     harness.start_of_peak()
     before, started = harness.status("VmRSS"), os.times()
     result = call()
