@@ -203,16 +203,8 @@ def boxes_of(
     workers: int | None = None,
 ) -> dict[MapSource, list[BoxTable]]:
     """Boxes of all images and classes for each source, in worker processes: source -> a table for each setting."""
-    tables: dict[MapSource, list[list[BoxTable]]] = {source: [] for source in sources}  # each source once
-    work = partial(_all_boxes, sources=tuple(tables), settings=tuple(settings))
-    pieces = [piece for shard in shards for piece in shard.pieces(_PIECE)]
-    sizes = [len(piece.sizes_wh) for piece in pieces]
-    for found in in_processes(work, pieces, workers=workers, description="boxes", unit="image", sizes=sizes):
-        for source, of_settings in zip(tables, found, strict=True):
-            tables[source].append(of_settings)
-    if not pieces:
-        return {source: [NO_BOXES] * len(settings) for source in tables}
-    return {source: [_joined(of_pieces, s) for s in range(len(settings))] for source, of_pieces in tables.items()}
+    with BoxesAhead(sources, settings, workers=box_workers(shards, workers)) as ahead:
+        return ahead.tables(shards)
 
 
 class BoxesAhead(AbstractContextManager):
