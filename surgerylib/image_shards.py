@@ -8,8 +8,8 @@ import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Self
 
@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .checks import whole_number
+from .classes import prompt_names
 from .clip import SurgeryCLIP
 from .damage import files_sha256
 from .datasets import Dataset
@@ -25,6 +26,7 @@ from .files import atomic_write, file_sha256, only_process, remove_parts, writte
 from .identities import differences
 from .map_shards import open_shard
 from .parallel import worker_count
+from .streams import in_streams, n_streams
 from .versions import source_sha256, versions
 
 _IDENTITY, _HASHES = "identity.json", "hashes.json"
@@ -107,7 +109,12 @@ class ImageShards(ABC):
 
     @abstractmethod
     def _records(self, images: list[Any], first: int) -> np.ndarray:
-        """What `_read` gave of B images of the shard that begins at `first` -> their records [B]."""
+        """What `_read` gave of B images of the shard that begins at `first` -> their records [B]; called in threads."""
+
+    def _prepare(self) -> None:
+        """What all batches need, computed once with all threads: the clip keeps the text embeddings."""
+        if self.templates:
+            self.clip.encode_text(prompt_names(self.dataset.classes), self.templates)
 
     def path(self, position: int) -> Path:
         """The shard that holds the image at this place of the data set."""
@@ -174,6 +181,7 @@ class ImageShards(ABC):
 
     def _compute(self, batch_size: int, n_threads: int, after_shard: Callable[[int], object] | None) -> None:
         """The missing shards, as they are now that no other process writes them."""
+        self._prepare()
         hashes = self._hashes()
         missing = [first for first in self._firsts() if not self.path(first).is_file()]
         n_images, n_missing = len(self.dataset.images), sum(map(self._size, missing))
@@ -183,17 +191,21 @@ class ImageShards(ABC):
                 total=n_images, initial=n_images - n_missing, unit="image", desc=f"{self.what} of {self.dataset.split}",
                 delay=2,
             ) as progress,
+            contextlib.closing(in_streams(
+                self._read_and_compute, self._read_ahead(self._batches(missing, batch_size), pool),
+                n_streams(self.clip.device),
+            )) as computed,
         ):  # fmt: skip
             atomic_write(self.folder / _IDENTITY, json.dumps(self.identity, indent=1))
             remove_parts(self.folder)
-            ahead = self._read_ahead(self._batches(missing, batch_size), pool)
-            for first, batches in groupby(ahead, key=lambda batch: batch[0]):
+            for first in missing:
                 with written_aside(self.path(first)) as file:
                     hashed = _Hashed(file)
                     write_shard_head(hashed, self.record, self._size(first))
-                    for _, images in batches:
-                        hashed.write(np.ascontiguousarray(self._records(images, first)).data)
-                        progress.update(len(images))
+                    # no further: an error in the next shard's images comes after this one is whole
+                    for records in islice(computed, -(-self._size(first) // batch_size)):
+                        hashed.write(np.ascontiguousarray(records).data)
+                        progress.update(len(records))
                     # before the shard has its name: a shard without its hash would never be trusted
                     hashes[self.path(first).name] = hashed.sha256.hexdigest()
                     atomic_write(self.folder / _HASHES, json.dumps(hashes, indent=1, sort_keys=True))
@@ -231,14 +243,14 @@ class ImageShards(ABC):
 
     def _read_ahead(
         self, batches: Sequence[tuple[int, list[str]]], pool: ThreadPoolExecutor
-    ) -> Iterator[tuple[int, list[Any]]]:
-        """(shard, images); the next batch is read while the present one is computed."""
-        ahead = [pool.submit(self._read, path) for path in batches[0][1]] if batches else []
-        for index, (first, _) in enumerate(batches):
-            pending = ahead
-            following = batches[index + 1][1] if index + 1 < len(batches) else ()
-            ahead = [pool.submit(self._read, path) for path in following]
-            yield first, [future.result() for future in pending]
+    ) -> Iterator[tuple[int, list[Future]]]:
+        """(shard, its images as they will have been read): those of a batch are begun when it is asked for."""
+        for first, paths in batches:
+            yield first, [pool.submit(self._read, path) for path in paths]
+
+    def _read_and_compute(self, batch: tuple[int, list[Future]]) -> np.ndarray:
+        first, images = batch
+        return self._records([image.result() for image in images], first)
 
     def _hashes(self) -> dict[str, str]:
         path = self.folder / _HASHES

@@ -76,6 +76,10 @@ class PromptStore(ImageShards):
     def _read(self, path: str) -> Tensor:
         return self.clip.preprocess(read_image(path))
 
+    def _prepare(self) -> None:
+        for name in self.prompts:
+            encode_prompts(self.clip, self.dataset.classes, PROMPT_SETS[name])
+
     def _records(self, images: list[Tensor], first: int) -> np.ndarray:
         texts = [encode_prompts(self.clip, self.dataset.classes, PROMPT_SETS[name]) for name in self.prompts]
         tokens = self.clip.encode_image(torch.stack(images), self.layers)

@@ -203,7 +203,8 @@ def test_no_images_and_no_boxes(tiny, data, tmp_path):
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, time
+from pathlib import Path
 from surgerylib import features
 from surgerylib.clip import load_clip
 from surgerylib.datasets import load_dataset
@@ -212,7 +213,9 @@ clip = load_clip(f"local-dir:{sys.argv[1]}", sys.argv[1] + "/model.safetensors",
 encode, calls = clip.encode_image, []
 def killing(*args):
     calls.append(0)
-    if len(calls) == 4:
+    if len(calls) == 4:  # it runs ahead of the writing
+        while not (any(Path(sys.argv[3]).rglob("features-*.npy")) and any(Path(sys.argv[3]).rglob(".features-*.part"))):
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     return encode(*args)
 clip.encode_image = killing

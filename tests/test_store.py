@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import tracemalloc
 from collections import namedtuple
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ SHARD_IMAGES = 2  # four shards, the last of one image
 # computes a store and kills itself: in a forward in the middle of the second shard, or when the third is written
 # aside but does not have its name yet
 KILLED = f"""
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from surgerylib import files, store
 from surgerylib.clip import load_clip
@@ -54,6 +55,9 @@ function, calls = getattr(target, name), []
 def killed(*args, **kwargs):
     calls.append(None)
     if len(calls) == at:
+        # a forward runs ahead of the writing
+        while place == "forward" and not (any(Path(cache).rglob("[!.]*.npy")) and any(Path(cache).rglob(".*.part"))):
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     return function(*args, **kwargs)
 
@@ -682,6 +686,7 @@ def test_workers_load_neither_torch_nor_pandas(store, tmp_path):
     script.write_text(
         f"""
 import sys
+import threading
 from surgerylib.map_shards import MapShard, MapSource, boxes_of, shard_boxes
 from surgerylib.extraction import BoxSettings
 from surgerylib.parallel import in_processes
@@ -817,3 +822,13 @@ def test_an_error_in_boxes_begun_ahead_is_raised_where_they_are_asked_for(store,
         ahead.add(gone)
         with pytest.raises(CacheError, match="there are no heatmaps"):
             ahead.tables([gone])
+
+
+def test_class_names_are_encoded_once_and_before_the_batches_share_the_threads(tiny, data, tmp_path, monkeypatch):
+    encoded, encode = [], tiny._encode_prompts
+    monkeypatch.setattr(tiny, "_text_cache", {})
+    monkeypatch.setattr(
+        tiny, "_encode_prompts", lambda prompts: encoded.append(threading.current_thread()) or encode(prompts)
+    )
+    HeatmapStore(tiny, data, tmp_path).compute(batch_size=1)
+    assert set(encoded) == {threading.main_thread()}
