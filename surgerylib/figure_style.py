@@ -17,9 +17,6 @@ _MORE_LETTERS = (
 )  # fmt: skip
 _STYLE = {
     "figure.dpi": 110,
-    "savefig.bbox": "tight",
-    "savefig.pad_inches": 0.04,
-    "savefig.facecolor": "white",
     "font.size": SMALLEST,
     "legend.fontsize": SMALLEST,
     "legend.title_fontsize": SMALLEST,

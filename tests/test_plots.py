@@ -147,14 +147,32 @@ def test_letters_of_any_script_draw_without_a_word(recwarn):
     assert [str(warning.message) for warning in recwarn] == []
 
 
+def test_a_figure_looks_as_matplotlib_itself_saves_it(image, heatmap):
+    figure = plots.three_columns(image, heatmap, boxes(), boxes(), "ship", "a")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.04)
+    with Image.open(buffer) as expected, Image.open(io.BytesIO(plots.figure_bytes(figure, "png"))) as found:
+        assert np.abs(np.subtract(found.size, expected.size)).max() <= 3
+        pixels = [np.asarray(picture.convert("L").resize((200, 60))).astype(float) for picture in (found, expected)]
+    assert np.corrcoef(*(each.ravel() for each in pixels))[0, 1] > 0.99
+
+
+def test_a_large_photograph_is_shrunk_before_it_is_drawn_and_keeps_its_coordinates():
+    _, axes = plots.new_figure(1, 1, size=(3, 3))
+    plots.photo_axis(axes[0, 0], np.zeros((1600, 2000, 3), np.uint8))
+    (shown,) = axes[0, 0].get_images()
+    assert max(shown.get_size()) < 1000
+    assert shown.get_extent() == [0, 2000, 1600, 0]
+
+
 @pytest.mark.parametrize("photo", [False, True])
 def test_a_figure_without_a_title_is_drawn_once_for_file_and_notebook(image, heatmap, tmp_path, monkeypatch, photo):
     shown, drawn = [], []
     monkeypatch.setattr(plots, "display", lambda data, **options: shown.append(data))
     figure = plots.three_columns(image, heatmap, boxes(), boxes(), "ship", "a")
     figure.suptitle("")
-    save = figure.savefig
-    monkeypatch.setattr(figure, "savefig", lambda *args, **options: (drawn.append(1), save(*args, **options)))
+    draw = plots._drawn
+    monkeypatch.setattr(plots, "_drawn", lambda fig: (drawn.append(1), draw(fig))[1])
     plots.show(figure, "Three panels", tmp_path / "a.png", photo=photo)
     assert len(drawn) == 1
     (embedded,) = shown[0].values()
