@@ -33,6 +33,7 @@ from surgerylib.features import FeatureCache
 from surgerylib.files import file_sha256
 from surgerylib.image_shards import write_shard_head
 from surgerylib.localizer_training import LocalizerSettings, LocalizerTask
+from surgerylib.streams import Streams, n_streams
 from surgerylib.training import Schedule, optimizer_of, train_step
 
 REFERENCE = "stock encode_image"
@@ -96,10 +97,12 @@ def _step(clip, cache: FeatureCache, validation: FeatureCache, options: argparse
 
     def step() -> None:
         batch = task.reader.batch(np.arange(options.batch), np.arange(options.batch) % 8)
-        train_step(task, optimizer, batch, clip=1.0)
+        train_step(task, optimizer, batch, clip=1.0, streams=streams)
 
     name = f"training step from the cache, batch {options.batch}"
-    return harness.compare(name, step, f"{REFERENCE}, batch {options.batch}", stock, rounds=options.rounds, limit=0.20)
+    with Streams(n_streams(clip.device)) as streams:  # as `fit` has them
+        reference = f"{REFERENCE}, batch {options.batch}"
+        return harness.compare(name, step, reference, stock, rounds=options.rounds, limit=0.20)
 
 
 def _epoch(clip, data: Dataset, validation: FeatureCache, folder: Path, options: argparse.Namespace) -> None:

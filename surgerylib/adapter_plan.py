@@ -14,8 +14,9 @@ from .errors import ParameterError, UnknownClassError
 from .files import atomic_write
 from .kinds import HEATMAP_KINDS, KIND_PATHS, KIND_PREFERENCE
 from .session import Session
+from .side_by_side import Job, fit_side_by_side
 from .token_cache import TokenCache
-from .training import Job, Schedule, Training, fit_side_by_side
+from .training import Schedule, Training
 
 STAGES = ("heatmap", "localizer")
 BOTH = "both"
@@ -145,7 +146,7 @@ class AdapterPlan:
         *,
         description: str = "training the adapters",
     ) -> dict[str, Training]:
-        """`train` of several at once, see `training.fit_side_by_side`: name -> kind and settings, None for the plan's.
+        """`train` of several at once, see `fit_side_by_side`: name -> kind and settings, None for the plan's.
 
         Equal ones are trained once.
         """

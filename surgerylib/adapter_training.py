@@ -182,6 +182,10 @@ class AdapterTask:
         figures["scale"] = model.scale
         return total, {name: (float(value.detach()), 1) for name, value in figures.items()}
 
+    def parts(self, batch: TokenBatch, most: int) -> list[TokenBatch]:
+        """As in `training.Task`: the loss has none, its terms are means over different numbers of maps."""
+        return [batch]
+
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """As in `training.Task`: mean over the classes of the patches' average precision."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -46,6 +47,18 @@ class Batch:
         """The inputs on a device; the ground truth, which is small, stays where it is."""
         inputs = {name: getattr(self, name).to(device) for name in ("pictures", "cam", "features")}
         return replace(self, **inputs)
+
+    def parts(self, most: int) -> list[Batch]:
+        """At most so many batches of consecutive images, of about the same number, that are this one together."""
+        ends = np.linspace(0, len(self.positions), min(most, len(self.positions)) + 1).round().astype(int)
+        rows = np.cumsum([0, *map(len, self.boxes)])  # where each image's begin
+        return [
+            Batch(
+                *(getattr(self, name)[first:end] for name in ("positions", "pictures", "cam", "features")),
+                boxes=self.boxes[first:end], labels=self.labels[first:end], rows=self.rows[rows[first] : rows[end]],
+            )
+            for first, end in pairwise(ends)
+        ]  # fmt: skip
 
 
 class BatchReader:

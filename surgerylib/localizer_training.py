@@ -43,7 +43,7 @@ from .versions import source_sha256
 UNTRAINED = {"oracle": "untrained_oracle", "cam_peak": "untrained_peak"}
 METHODS = ("oracle", "cam_peak", *UNTRAINED.values(), *BASELINES)
 # what decides the weights; the cache's identity answers for the rest
-_CODE = ("boxes", "feature_batches", "localization", "localizer", "localizer_training", "losses", "training")
+_CODE = ("boxes", "feature_batches", "localization", "localizer", "localizer_training", "losses", "streams", "training")
 _EVALUATION_BATCH = 32
 
 
@@ -162,12 +162,16 @@ class LocalizerTask:
         self.ever_positive[torch.from_numpy(batch.rows)[has_positive]] = True
         n_boxes, n_positives = len(has_positive), terms.num_positives
         return terms.total, {
-            "loss": (float(terms.total.detach()), 1),
+            "loss": (float(terms.total.detach()) * n_positives, n_positives),
             "l1": (float(terms.l1.detach()) * n_positives, n_positives),
             "giou": (float(terms.giou.detach()) * n_positives, n_positives),
             "positives_per_box": (n_positives, n_boxes),
             "share_without_positive": (n_boxes - int(has_positive.sum()), n_boxes),
         }
+
+    def parts(self, batch: Batch, most: int) -> list[Batch]:
+        """As in `training.Task`: images."""
+        return batch.parts(most)
 
     def validate(self) -> dict[str, float]:
         """As in `training.Task`: mean oracle IoU, share above 0.5, and the mean IoU at the CAM's peak."""

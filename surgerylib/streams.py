@@ -1,10 +1,11 @@
-"""The model on several batches at once, a thread and a share of the cores for each."""
+"""The model on several batches at once, or on several parts of one: a thread and a share of the cores for each."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import torch
@@ -22,28 +23,47 @@ def n_streams(device: torch.device) -> int:
     return min(torch.get_num_threads(), _MOST) if device.type == "cpu" else 1
 
 
-def in_streams(function: Callable[[Batch], Result], batches: Iterable[Batch], streams: int) -> Iterator[Result]:
-    """`function` of each batch, in order, computed in threads that divide torch's own threads between them.
+class Streams(AbstractContextManager):
+    """Threads that divide torch's own threads between them, for as long as the block lasts.
+
+    Attributes:
+        count: of them.
+    """
+
+    def __init__(self, count: int) -> None:
+        """Args:
+        count: 1 or more.
+        """
+        self.count, self._threads = count, torch.get_num_threads()
+        each = max(self._threads // count, 1)
+        self._pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(each,))
+
+    def submit(self, function: Callable[[Batch], Result], batch: Batch) -> Future[Result]:
+        """Begin with one when a thread is free."""
+        return self._pool.submit(function, batch)
+
+    def map(self, function: Callable[[Batch], Result], parts: Sequence[Batch]) -> list[Result]:
+        """`function` of each part; a single one stays in the thread that asks."""
+        return [function(part) for part in parts] if len(parts) == 1 else list(self._pool.map(function, parts))
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(self._threads)  # it is also what threads that start later begin with
+
+
+def in_streams(function: Callable[[Batch], Result], batches: Iterable[Batch], count: int) -> Iterator[Result]:
+    """`function` of each batch, in order, computed in `Streams`.
 
     Args:
         function: what it raises is raised in its batch's turn.
         batches: one more than are being computed is taken ahead.
-        streams: batches at once.
+        count: batches at once.
     """
-    threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(
-            streams, initializer=torch.set_num_threads, initargs=(max(threads // streams, 1),)
-        ) as pool:
-            pending: deque[Future] = deque()
-            try:
-                for batch in batches:
-                    pending.append(pool.submit(function, batch))
-                    if len(pending) > streams:
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
-            finally:
-                pool.shutdown(cancel_futures=True)
-    finally:
-        torch.set_num_threads(threads)  # it is also what threads that start later begin with
+    with Streams(count) as streams:
+        pending: deque[Future] = deque()
+        for batch in batches:
+            pending.append(streams.submit(function, batch))
+            if len(pending) > count:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

@@ -15,13 +15,11 @@ import contextlib
 import io
 import math
 import pickle
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import pandas as pd
 import torch
@@ -32,6 +30,7 @@ from .checks import as_floats, as_whole_numbers
 from .errors import CheckpointError, ParameterError, TrainingError
 from .files import atomic_write, only_process, remove_parts
 from .identities import differences
+from .streams import Streams, n_streams
 
 RESUME = "resume.pt"
 CHECKPOINT_SECONDS = 10.0
@@ -101,7 +100,13 @@ class Task(Protocol):
         """The batches of an epoch from number `first` on, the same every time."""
 
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, tuple[float, float]]]:
-        """The loss of a batch, with gradient, and figures for the history as (sum, count): sum / count of an epoch."""
+        """The loss of a batch, with gradient, and figures for the history as (sum, count): sum / count of an epoch.
+
+        One of them is `loss`: its count is the batch's weight where several are averaged.
+        """
+
+    def parts(self, batch: Any, most: int) -> list[Any]:
+        """The batch in at most so many parts, of whose losses the weighted mean is its own; itself if it has none."""
 
     def validate(self) -> dict[str, float]:
         """Figures on images that are not trained on."""
@@ -192,63 +197,6 @@ def fit(
         return loop.run(description, after_step)
 
 
-class Job(NamedTuple):
-    """One training of several: the arguments of `fit`."""
-
-    task: Task
-    schedule: Schedule
-    folder: Path
-
-
-def fit_side_by_side(jobs: Sequence[Job], *, description: str = "trainings") -> list[Training]:
-    """`fit` of each job, on a CPU as many at a time as torch has threads, with one thread each.
-
-    Small models leave most of what several threads could do to waiting for each other. The weights are those of one
-    thread, however many cores there are. On other devices the jobs run one after the other.
-
-    Args:
-        jobs: with different folders.
-        description: of the progress bar, which counts the steps of all.
-
-    Raises:
-        TrainingError, CheckpointError, OutputError: as `fit`, of the first job that fails; the others are stopped, and
-            go on from their checkpoints the next time.
-    """
-    devices = {next(job.task.model.parameters()).device.type for job in jobs}
-    n_threads = torch.get_num_threads()
-    n_together = min(n_threads, len(jobs)) if devices == {"cpu"} else 1
-    stop = threading.Event()
-    total = sum(job.schedule.epochs * job.task.steps for job in jobs)
-    if devices == {"cpu"}:
-        torch.set_num_threads(1)
-    try:
-        with tqdm(total=total, desc=description, unit="step", delay=2, mininterval=0.5, leave=False) as bar:
-
-            def after_step() -> None:
-                if stop.is_set():
-                    raise _Stopped
-                bar.update()
-
-            pool = ThreadPoolExecutor(max(n_together, 1))
-            futures = [pool.submit(fit, *job, after_step=after_step) for job in jobs]
-            try:
-                wait(futures, return_when=FIRST_EXCEPTION)
-            finally:  # after an error or Ctrl-C; otherwise nothing is left to be stopped
-                stop.set()
-                pool.shutdown(cancel_futures=True)
-            errors = [future.exception() for future in futures if not future.cancelled()]
-            for error in errors:
-                if error is not None and not isinstance(error, _Stopped):
-                    raise error
-            return [future.result() for future in futures]
-    finally:
-        torch.set_num_threads(n_threads)
-
-
-class _Stopped(Exception):
-    """Another training beside this one has failed, or was interrupted."""
-
-
 class _Loop:
     """The state of a training between two steps."""
 
@@ -291,13 +239,16 @@ class _Loop:
             self._end_epoch(0)
         total = self.schedule.epochs * steps
         first = self.epoch * steps + self.done
-        with tqdm(
-            total=total, initial=first, desc=description, unit="step", delay=2, mininterval=0.5,
-            disable=after_step is not None,
-        ) as bar:  # fmt: skip
+        with (
+            Streams(n_streams(next(task.model.parameters()).device)) as streams,
+            tqdm(
+                total=total, initial=first, desc=description, unit="step", delay=2, mininterval=0.5,
+                disable=after_step is not None,
+            ) as bar,
+        ):  # fmt: skip
             while self.epoch < self.schedule.epochs and not self.stopped_early:
                 for batch in task.batches(self.epoch + 1, self.done):
-                    self._step(batch)
+                    self._step(batch, streams)
                     (after_step or bar.update)()
                     if self.done < steps:
                         self._checkpoint_when_due()
@@ -309,12 +260,12 @@ class _Loop:
         self.finished = True
         self._checkpoint()
 
-    def _step(self, batch: Any) -> None:
+    def _step(self, batch: Any, streams: Streams) -> None:
         rate = self.schedule.rate(self.epoch * self.task.steps + self.done, self.task.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         try:
-            figures = train_step(self.task, self.optimizer, batch, clip=self.schedule.gradient_clip)
+            figures = train_step(self.task, self.optimizer, batch, clip=self.schedule.gradient_clip, streams=streams)
         except FloatingPointError as error:
             self._checkpoint()  # of the weights before this step, which are good
             raise TrainingError(
@@ -396,7 +347,7 @@ class _Loop:
 
 
 def train_step(
-    task: Task, optimizer: torch.optim.Optimizer, batch: Any, *, clip: float
+    task: Task, optimizer: torch.optim.Optimizer, batch: Any, *, clip: float, streams: Streams | None = None
 ) -> dict[str, tuple[float, float]]:
     """One step of the optimiser on one batch; returns the figures of `Task.loss`.
 
@@ -405,21 +356,34 @@ def train_step(
         optimizer: of its model's parameters.
         batch: one of `task.batches`.
         clip: largest norm of all gradients together.
+        streams: each takes a part of the batch; None leaves it whole.
 
     Raises:
         FloatingPointError: the loss or the gradient is not finite; the weights are as they were.
     """
     task.model.train()
-    optimizer.zero_grad(set_to_none=True)
-    with _mixed_precision(next(task.model.parameters()).device):
-        loss, figures = task.loss(batch)
-    loss.backward()
-    norm = float(nn.utils.clip_grad_norm_(task.model.parameters(), clip))
-    value = float(loss.detach())
+    parameters = list(task.model.parameters())
+
+    def of_part(part: Any) -> tuple[float, tuple[Tensor | None, ...], dict[str, tuple[float, float]]]:
+        with _mixed_precision(parameters[0].device):
+            loss, figures = task.loss(part)
+        return float(loss.detach()), torch.autograd.grad(loss, parameters, allow_unused=True), figures
+
+    losses, gradients, figures = zip(
+        *([of_part(batch)] if streams is None else streams.map(of_part, task.parts(batch, streams.count))), strict=True
+    )
+    together = {name: tuple(map(sum, zip(*(of[name] for of in figures), strict=True))) for name in figures[0]}
+    count = together["loss"][1]
+    weights = [of["loss"][1] / count if count else 1 / len(losses) for of in figures]
+    for parameter, of_parts in zip(parameters, zip(*gradients, strict=True), strict=True):
+        shares = [weight * part for weight, part in zip(weights, of_parts, strict=True) if part is not None]
+        parameter.grad = sum(shares[1:], shares[0]) if shares else None
+    norm = float(nn.utils.clip_grad_norm_(parameters, clip))
+    value = sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
     if not math.isfinite(norm) or not math.isfinite(value):
         raise FloatingPointError(f"the loss is {value:g} and its gradient {norm:g}")
     optimizer.step()
-    return figures
+    return together
 
 
 def progress_of(folder: str | Path) -> tuple[int, bool] | None:

@@ -192,7 +192,8 @@ def test_a_damaged_shard_is_refused(tiny, caches, tmp_path):
 # a real process that kills itself: in a forward in the middle of the second shard, or before an optimiser step in the
 # middle of an epoch (14 images, 3 a step: 5 steps an epoch)
 KILLED = f"""
-import os, signal, sys
+import os, signal, sys, time
+from pathlib import Path
 import torch
 from surgerylib import token_cache
 from surgerylib.adapter_training import AdapterSettings, train_adapter
@@ -206,6 +207,9 @@ left = [int(number)]
 def count_down():
     left[0] -= 1
     if left[0] == 0:
+        # a forward runs ahead of the writing
+        while place == "forward" and not (any(Path(cached).rglob("[!.]*0.npy")) and any(Path(cached).rglob(".*.part"))):
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
 if place == "forward":
     encode = clip.encode_image

@@ -39,7 +39,9 @@ from surgerylib.localizer_training import (
     training_folder,
 )
 from surgerylib.scenes import write_scenes
-from surgerylib.training import Job, Schedule, fit, fit_side_by_side, progress_of
+from surgerylib.side_by_side import Job, fit_side_by_side
+from surgerylib.streams import Streams
+from surgerylib.training import Schedule, fit, optimizer_of, progress_of, train_step
 
 PICTURE = 32
 SETTINGS = LocalizerSettings(grid_size=4, batch_size=3)
@@ -371,7 +373,8 @@ def test_every_box_has_its_row_with_head_and_baselines(undisturbed, caches):
 # ---------------------------------------------------------------------------------------------------- bad input
 
 
-def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_weights(caches, tmp_path):
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_weights(caches, tmp_path, monkeypatch):
+    monkeypatch.setattr(training_module, "n_streams", lambda device: 1)  # a step is a call
     good = LocalizerTask(*caches, SETTINGS)
     folder = training_folder(good, SCHEDULE, tmp_path)
     task = LocalizerTask(*caches, SETTINGS)
@@ -535,6 +538,9 @@ class _Line:
         total = (self.model(batch) - 3 * batch).square().mean()
         return total, {"loss": (float(total.detach()), 1), "nothing": (0.0, 0)}
 
+    def parts(self, batch, most):
+        return [batch]
+
     def validate(self) -> dict[str, float]:
         return {"val": -abs(float(self.model.weight.detach()) - 3)}
 
@@ -594,3 +600,49 @@ def test_a_training_that_fails_stops_those_beside_it(tmp_path):
         fit_side_by_side(jobs)
     assert torch.get_num_threads() == n_threads
     assert not progress_of(tmp_path / "bad")[1]
+
+
+def test_a_batch_in_parts_is_the_batch(caches):
+    task = LocalizerTask(*caches, LocalizerSettings(batch_size=4))
+    batch = next(task.batches(1, 0))
+    for most in (1, 2, 3, 9):
+        parts = batch.parts(most)
+        assert len(parts) == min(most, len(batch.positions))
+        for name in ("positions", "rows", "pictures", "cam", "features"):
+            whole = np.asarray(getattr(batch, name))
+            assert np.array_equal(np.concatenate([np.asarray(getattr(part, name)) for part in parts]), whole)
+        assert [len(box) for part in parts for box in part.boxes] == [len(box) for box in batch.boxes]
+        assert all(len(part.rows) == sum(map(len, part.labels)) for part in parts)
+
+
+def test_a_step_on_parts_of_a_batch_is_the_step_on_all_of_it(caches):
+    """The loss is a mean over positives, of which the parts have different numbers: they weigh as many."""
+    steps = {}
+    for count in (1, 3):
+        task = LocalizerTask(*caches, LocalizerSettings(batch_size=5))
+        optimizer = torch.optim.SGD(task.model.parameters(), lr=1.0)
+        with Streams(count) as streams:
+            batch = next(task.batches(1, 0))
+            figures = train_step(task, optimizer, batch, clip=math.inf, streams=streams)
+        steps[count] = figures, torch.cat([p.detach().flatten() for p in task.model.parameters()])
+        assert count == 1 or len({task.loss(part)[1]["loss"][1] for part in batch.parts(3)}) > 1
+    for name, figure in steps[1][0].items():
+        assert steps[3][0][name] == pytest.approx(figure, rel=1e-5), name
+    torch.testing.assert_close(steps[3][1], steps[1][1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_part_without_a_number_stops_the_step(caches):
+    task = LocalizerTask(*caches, LocalizerSettings(batch_size=5))
+    before = [parameter.detach().clone() for parameter in task.model.parameters()]
+    loss, bad = task.loss, set()
+
+    def poisoned(part):
+        total, figures = loss(part)
+        return (total * math.nan if set(part.positions) & bad else total), figures
+
+    task.loss = poisoned
+    batch = next(task.batches(1, 0))
+    bad.add(batch.positions[0])
+    with Streams(2) as streams, pytest.raises(FloatingPointError, match="loss is nan"):
+        train_step(task, optimizer_of(task.model, SCHEDULE), batch, clip=1.0, streams=streams)
+    assert all(torch.equal(now, old) for now, old in zip(task.model.parameters(), before, strict=True))
