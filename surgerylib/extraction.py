@@ -6,8 +6,9 @@ NumPy and OpenCV alone, so that a worker process starts in a moment. Boxes are x
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
@@ -23,6 +24,7 @@ Threshold = float | Sequence[float] | str
 
 OTSU = "otsu"
 BOX_SCORES = ("mean", "max", "mean_sqrt_area")
+Rectangle = tuple[int, int, int, int]  # x, y, width, height in working pixels, as OpenCV gives it
 _KERNEL = np.ones((3, 3), np.uint8)
 _LARGEST = float(np.finfo(np.float32).max)  # maps are float32: a larger floor could not be compared with them
 
@@ -142,8 +144,9 @@ def extract_many(
         wanted = dict.fromkeys((t, settings[index].floor) for index in members for t in settings[index].thresholds)
         regions = _regions(resized, wanted)
         sums = cv2.integral(resized, sdepth=cv2.CV_64F)
-        for index in members:
-            found[index] = _cut(resized, sums, regions, image_size_wh, settings[index])
+        own = [settings[index] for index in members]
+        for index, boxes in zip(members, _cut(resized, sums, regions, image_size_wh, own), strict=True):
+            found[index] = boxes
     return found
 
 
@@ -202,10 +205,7 @@ def threshold_mask(resized: np.ndarray, level: float) -> np.ndarray:
 
 def mask_rectangles(mask: np.ndarray) -> np.ndarray:
     """Step 4: int [K, 4], xmin, ymin, xmax, ymax in working pixels of each external contour."""
-    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    rectangles = np.array([cv2.boundingRect(contour) for contour in contours], dtype=np.int64).reshape(-1, 4)
-    rectangles[:, 2:] += rectangles[:, :2]
-    return rectangles
+    return _as_corners(_contour_rectangles(mask))
 
 
 def keep_sides(rectangles: np.ndarray, min_side: int, max_side: int | None = None) -> np.ndarray:
@@ -293,16 +293,28 @@ def check_working_pixels(name: str, value: int, least: int) -> None:
         raise ParameterError(f"{name} must be a whole number of at least {least} working pixels, got {value!r}")
 
 
+def _contour_rectangles(mask: np.ndarray) -> list[Rectangle]:
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    return [cv2.boundingRect(contour) for contour in contours]
+
+
+def _as_corners(rectangles: Sequence[Rectangle]) -> np.ndarray:
+    """x, y, width, height -> int64 [K, 4], xmin, ymin, xmax, ymax."""
+    corners = np.array(rectangles, dtype=np.int64).reshape(-1, 4)
+    corners[:, 2:] += corners[:, :2]
+    return corners
+
+
 def _regions(
     resized: np.ndarray, cuts: Collection[tuple[float | str, float | None]]
-) -> dict[tuple[float | str, float | None], tuple[np.ndarray, float]]:
-    """(threshold, floor) -> rectangles int [K, 4] of its mask, of any size, and the mask's share of the map."""
-    nothing = (np.empty((0, 4), np.int64), 0.0)
+) -> dict[tuple[float | str, float | None], tuple[list[Rectangle], float]]:
+    """(threshold, floor) -> rectangles of its mask, of any size, and the mask's share of the map."""
+    nothing: tuple[list[Rectangle], float] = ([], 0.0)
     low, high, _, _ = cv2.minMaxLoc(resized)
     if low == high:
         return dict.fromkeys(cuts, nothing)
     levels = threshold_levels(resized, dict.fromkeys(threshold for threshold, _ in cuts))
-    masked: dict[float, tuple[np.ndarray, float]] = {}  # thresholds below one floor have one mask
+    masked: dict[float, tuple[list[Rectangle], float]] = {}  # thresholds below one floor have one mask
     regions = {}
     for threshold, floor in cuts:
         level = floored_level(levels[threshold], floor)
@@ -310,41 +322,60 @@ def _regions(
             masked[level] = nothing
             if np.float32(level) <= high:  # most maps of absent classes lie below a good floor: no mask to look at
                 mask = threshold_mask(resized, level)
-                masked[level] = (mask_rectangles(mask), cv2.countNonZero(mask) / mask.size)
+                masked[level] = (_contour_rectangles(mask), cv2.countNonZero(mask) / mask.size)
         regions[threshold, floor] = masked[level]
     return regions
 
 
 def _cut(
-    resized: np.ndarray, sums: np.ndarray, regions: dict, image_size_wh: tuple[int, int], setting: BoxSettings
-) -> FoundBoxes:
-    """Step 5 under one setting, from what is shared: the integral image `sums` and the masks' rectangles."""
-    parts = [regions[threshold, setting.floor] for threshold in setting.thresholds]
-    activated = max(share for _, share in parts)
-    rectangles = parts[0][0]
-    if len(parts) > 1:
-        rectangles = np.concatenate([rectangles for rectangles, _ in parts])
-        _, first = np.unique(rectangles, axis=0, return_index=True)
-        rectangles = rectangles[np.sort(first)]
-    rectangles = keep_sides(rectangles, setting.min_side, setting.max_side)
-    if not len(rectangles):
-        return FoundBoxes(np.empty((0, 5)), activated)
-    boxes = np.empty((len(rectangles), 5))
+    resized: np.ndarray,
+    sums: np.ndarray,
+    regions: Mapping[tuple[float | str, float | None], tuple[list[Rectangle], float]],
+    image_size_wh: tuple[int, int],
+    settings: Sequence[BoxSettings],
+) -> list[FoundBoxes]:
+    """Step 5 under settings of one working size, from what they share: integral image `sums`, the masks' rectangles.
+
+    The rectangles of all settings go through it together: NumPy's calls would take longer than what they compute.
+    """
+    parts = [[regions[threshold, setting.floor] for threshold in setting.thresholds] for setting in settings]
+    # of several thresholds an exact duplicate once, where it came first
+    own = [of[0][0] if len(of) == 1 else list(dict.fromkeys(chain(*(some for some, _ in of)))) for of in parts]
+    corners = _as_corners(list(chain(*own)))
+    place = np.repeat(np.arange(len(settings)), [len(rectangles) for rectangles in own])  # which setting's
+    sides = corners[:, 2:] - corners[:, :2]
+    least = np.array([setting.min_side for setting in settings])
+    most = np.array([np.inf if setting.max_side is None else setting.max_side for setting in settings])
+    kept = (sides.min(axis=1) > least[place]) & (sides.max(axis=1) <= most[place])
+    corners, place = corners[kept], place[kept]
+    boxes = np.empty((len(corners), 5))
     size = np.array((*image_size_wh, *image_size_wh))
-    boxes[:, :4] = rectangles * size / setting.working_size  # divided last: 224 gives the border
-    boxes[:, 4] = _scores(resized, sums, rectangles, setting.score)
-    boxes = boxes[np.argsort(-boxes[:, 4], kind="stable")]
-    return FoundBoxes(boxes if setting.nms_iou is None else nms(boxes, setting.nms_iou), activated)
+    boxes[:, :4] = corners * size / resized.shape[0]  # divided last: 224 gives the border
+    boxes[:, 4] = _scores(resized, sums, corners, [setting.score for setting in settings], place)
+    boxes = boxes[np.lexsort((-boxes[:, 4], place))]  # stable: of equals the first found
+    ends = np.searchsorted(place, np.arange(len(settings) + 1)).tolist()
+    found = []
+    for setting, of_setting, (first, end) in zip(settings, parts, pairwise(ends), strict=True):
+        of_boxes = boxes[first:end]
+        activated = max(share for _, share in of_setting)
+        found.append(FoundBoxes(of_boxes if setting.nms_iou is None else nms(of_boxes, setting.nms_iou), activated))
+    return found
 
 
-def _scores(resized: np.ndarray, sums: np.ndarray, rectangles: np.ndarray, score: str) -> np.ndarray:
-    """float64 [K], one of `BOX_SCORES`; the means from the integral image."""
-    x1, y1, x2, y2 = rectangles.T
-    if score == "max":
-        return np.array([resized[b:d, a:c].max() for a, b, c, d in rectangles.tolist()], dtype=np.float64)
+def _scores(
+    resized: np.ndarray, sums: np.ndarray, corners: np.ndarray, scores: Sequence[str], place: np.ndarray
+) -> np.ndarray:
+    """float64 [K], of each rectangle the one of `BOX_SCORES` at its place; the means from the integral image."""
+    x1, y1, x2, y2 = corners.T
     area = (x2 - x1) * (y2 - y1)
-    mean = (sums[y2, x2] - sums[y1, x2] - sums[y2, x1] + sums[y1, x1]) / area
-    return mean if score == "mean" else mean * np.sqrt(area / resized.size)
+    values = (sums[y2, x2] - sums[y1, x2] - sums[y2, x1] + sums[y1, x1]) / area
+    if "mean_sqrt_area" in scores:
+        of_area = np.array([score == "mean_sqrt_area" for score in scores])[place]
+        values[of_area] *= np.sqrt(area[of_area] / resized.size)
+    if "max" in scores:
+        highest = np.array([score == "max" for score in scores])[place]
+        values[highest] = [resized[b:d, a:c].max() for a, b, c, d in corners[highest].tolist()]
+    return values
 
 
 def _otsu_level(resized: np.ndarray) -> float:

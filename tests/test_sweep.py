@@ -460,7 +460,7 @@ def test_what_decides_the_numbers_is_part_of_the_caches_key():
         "annotations", "boxes", "checkpoints", "datasets", "detection", "errors", "files", "heatmaps", "images",
         "locations", "parallel", "provenance", "store", "summary", "versions", "_open_clip", "attention",
         "classes", "clip", "checks", "damage", "identities", "image_shards", "layouts",
-        "remembered_reading", "split_reading",
+        "remembered_reading", "split_reading", "streams",
     }  # fmt: skip
     script = (
         "import sys, surgerylib.sweep; print(*(n.split('.')[1] for n in sys.modules if n.startswith('surgerylib.')))"
