@@ -1,6 +1,6 @@
 """Time and memory of each stage at 500, 2,000 and 8,000 images: the exponents of a power fitted to the CPU seconds.
 
-    python benchmarks/growth.py [--sizes 500,2000,8000] [--out build/growth.json]
+    python benchmarks/growth.py [--sizes 500,2000,8000] [--stages maps,boxes] [--out build/growth.json]
 
 800 x 800 pictures in DIOR's layout (few different ones under many names), the embedded model, 8 boxes an image. Each
 stage of each size runs in a process of its own, worker processes included in the CPU seconds; memory is what the
@@ -28,6 +28,7 @@ STAGES = ("annotations", "maps", "boxes", "features", "detections", "average pre
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", default="500,2000,8000")
+    parser.add_argument("--stages", default=",".join(STAGES))
     parser.add_argument("--out", type=Path, default=Path("build/growth.json"))
     parser.add_argument("--one", nargs=3, metavar=("STAGE", "ROOT", "SIZE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -38,7 +39,7 @@ def main() -> None:
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder), sizes)
-        for stage in STAGES:
+        for stage in options.stages.split(","):
             found[stage] = [_in_a_process(stage, folder, size) for size in sizes]
             print(_line(stage, sizes, found[stage]), flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ except RuntimeError:
 import open_clip
 """
 PACKAGE = "import surgerylib"
-ROUNDS = 4
+ROUNDS = 3
 MODEL = "from surgerylib import extract_boxes, heatmaps, load_clip, read_image"
 
 
