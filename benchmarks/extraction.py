@@ -1,6 +1,6 @@
 """Boxes of images under many settings against the CLIP forward of these images; both use all cores.
 
-    python benchmarks/extraction.py [--model ViT-B-32] [--images 32] [--rounds 5]
+    python benchmarks/extraction.py [--model ViT-B-32] [--images 32] [--rounds 4]
 
 20 classes asked on every image, 4 kinds, 5 percentiles; random weights, smooth random images. Boxes are first compared
 with `extract_boxes` called one by one.
@@ -73,6 +73,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--model", default="ViT-B-32")
     parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     known, rest = parser.parse_known_args()
     harness.main(partial(rows, known.model, known.images, known.rounds), __doc__, rest)
