@@ -123,10 +123,24 @@ def _drawn(fig: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(fig)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    inches = fig.get_tightbbox(canvas.get_renderer()).padded(_BORDER)
+    inches = fig.get_tightbbox(canvas.get_renderer())
+    if inches.x0 < 0 or inches.y0 < 0 or inches.x1 > fig.get_figwidth() or inches.y1 > fig.get_figheight():
+        return _drawn_beyond(fig)
+    inches = inches.padded(_BORDER)
     left, right = (round(x * fig.dpi) for x in (inches.x0, inches.x1))
     top, bottom = (len(pixels) - round(y * fig.dpi) for y in (inches.y1, inches.y0))
     return pixels[max(top, 0) : bottom, max(left, 0) : right]
+
+
+def _drawn_beyond(fig: Figure) -> np.ndarray:
+    """As `_drawn`, where something sticks out of the figure: matplotlib makes room for it."""
+    buffer = io.BytesIO()
+    fig.savefig(
+        buffer, format="png", bbox_inches="tight", pad_inches=_BORDER, facecolor="white",
+        pil_kwargs={"compress_level": 0},
+    )  # fmt: skip
+    with Image.open(buffer) as picture:
+        return np.asarray(picture.convert("RGB"))
 
 
 def _as_jpeg(png: bytes) -> bytes:

@@ -157,6 +157,18 @@ def test_a_figure_looks_as_matplotlib_itself_saves_it(image, heatmap):
     assert np.corrcoef(*(each.ravel() for each in pixels))[0, 1] > 0.99
 
 
+def test_bug_what_sticks_out_of_a_figure_was_cut_off():
+    figure, axes = plots.new_figure(1, 1, size=(3, 2))
+    figure.set_layout_engine("none")
+    axes[0, 0].text(-0.5, 1.2, "beyond both borders", transform=axes[0, 0].transAxes)
+    with Image.open(io.BytesIO(plots.figure_bytes(figure, "png"))) as found:
+        assert found.width > 3 * figure.dpi
+        pixels = np.asarray(found.convert("L"))
+    assert (pixels[:3] == 255).all()  # the border, and not half a line of letters
+    assert (pixels[:, :3] == 255).all()
+    assert (pixels < 128).any()
+
+
 def test_a_large_photograph_is_shrunk_before_it_is_drawn_and_keeps_its_coordinates():
     _, axes = plots.new_figure(1, 1, size=(3, 3))
     plots.photo_axis(axes[0, 0], np.zeros((1600, 2000, 3), np.uint8))
