@@ -55,7 +55,7 @@ fuzz: $(INSTALLED)  ## coverage-guided fuzzing of the annotation reader (Linux)
 	@$(BIN)/python tests/fuzz/fuzz_annotations.py build/fuzz tests/fuzz/corpus -dict=tests/fuzz/voc.dict -max_len=2048 \
 		-use_value_profile=1 -timeout=10 -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=build/
 
-bench: $(INSTALLED)  ## every stage against what one would use instead, under ten minutes; STAGES="forward reading": some of them
+bench: $(INSTALLED)  ## every stage but the report against what one would use instead, in about ten minutes; STAGES="report": that
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	@$(BIN)/python benchmarks/bench.py $(STAGES)
 
