@@ -119,18 +119,9 @@ def test_a_disk_that_fills_between_two_shards_keeps_the_first(tiny, tmp_path, mo
     data = load_dataset(root, "test")
     whole = HeatmapStore(tiny, data, tmp_path / "undisturbed").compute(batch_size=1)
     with small_disk(tmp_path / "disk", "2m") as disk:
-        encode, calls = tiny.encode_image, []
-
-        def then_full(*args):
-            calls.append(1)
-            if len(calls) == 4:
-                fill(disk, but=4096)
-            return encode(*args)
-
-        monkeypatch.setattr(tiny, "encode_image", then_full)
         store = HeatmapStore(tiny, data, disk / "cache")
         with pytest.raises(OutputError, match=r"heatmaps-00001\.npy cannot be written: No space left on device"):
-            store.compute(batch_size=1)
+            store.compute(batch_size=1, after_shard=lambda _: fill(disk, but=4096))
         assert [path.name for path in sorted(store.folder.glob("*.npy"))] == ["heatmaps-00000.npy"]
         assert_whole(disk / "cache")
         assert leftovers(disk / "cache") == []
