@@ -16,8 +16,11 @@ help:  ## what there is
 report: $(INSTALLED)  ## run the whole workbook on the embedded default; prints where the report is
 	@$(BIN)/python -m surgerylib run --config notebooks/configs/embedded.yaml --out reports/embedded
 
+# processes that share the tests; a file's stay together
+JOBS ?= 2
+
 test: lint  ## lint, stripped notebooks, tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder
 
 SLOW ?= slow
 

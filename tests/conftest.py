@@ -6,10 +6,27 @@ from pathlib import Path
 
 import pytest
 from tiny_models import write_model
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from surgerylib.clip import SurgeryCLIP, load_clip
 from surgerylib.scenes import write_scenes
 from surgerylib.workbook import RunResult, run_workbook
+
+OF_THE_RUN = ("test_notebooks.py", "test_trust.py", "test_report_in_browser.py")
+
+
+class ByFile(LoadScopeScheduling):
+    """Where two processes share the tests: a file's stay together, for what they share, and so do those of `run`."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "run" if file.endswith(OF_THE_RUN) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ IMPORT_NAMES = {
     "open-clip-torch": "open_clip",
     "opencv-python-headless": "cv2",
     "pillow": "PIL",
+    "pytest-xdist": "xdist",
     "pyzmq": "zmq",
     "pyyaml": "yaml",
     "adjusttext": "adjustText",
