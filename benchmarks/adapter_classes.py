@@ -17,19 +17,19 @@ from pathlib import Path
 
 import numpy as np
 
-from surgerylib.adaptation import compare_adapted, states_of
-from surgerylib.adapted_store import load_adapters
-from surgerylib.adapter_plan import NOVEL_CLASSES, AdapterPlan
-from surgerylib.adapter_training import AdapterSettings, train_adapter
 from surgerylib.clip import load_clip
-from surgerylib.datasets import load_dataset
+from surgerylib.datasets.dataset import load_dataset
+from surgerylib.embedded.scenes import write_scenes
+from surgerylib.engine.adapted_store import load_adapters
+from surgerylib.engine.adapter_training import AdapterSettings, train_adapter
+from surgerylib.engine.map_shards import MapSource
+from surgerylib.engine.settings import Setting
+from surgerylib.engine.store import HeatmapStore
+from surgerylib.engine.token_cache import TokenCache
 from surgerylib.extraction import BoxSettings
 from surgerylib.locations import dataset_folder
-from surgerylib.map_shards import MapSource
-from surgerylib.scenes import write_scenes
-from surgerylib.settings import Setting
-from surgerylib.store import HeatmapStore
-from surgerylib.token_cache import TokenCache
+from surgerylib.study.adaptation import compare_adapted, states_of
+from surgerylib.study.adapter_plan import NOVEL_CLASSES, AdapterPlan
 
 FOLDS, KIND = 4, "vv_mixed"
 FLOORS = (0.04, 0.1, 0.15, 0.2)

@@ -21,8 +21,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from surgerylib.classes import DIOR_CLASSES
-from surgerylib.datasets import Dataset, load_dataset
+from surgerylib.datasets.dataset import Dataset, load_dataset
+from surgerylib.words import DIOR_CLASSES
 
 N_FILES, N_BOXES, SIDE = 23_463, 192_518, 800
 FOLDER = "Annotations/Horizontal Bounding Boxes"

@@ -25,8 +25,8 @@ import harness
 import numpy as np
 import pandas as pd
 
-from surgerylib.classes import DIOR_CLASSES
 from surgerylib.metrics import IOU_THRESHOLDS, average_precision, bootstrap_map
+from surgerylib.words import DIOR_CLASSES
 
 N_IMAGES, N_BOXES, A_BOX, SIDE = 11_738, 124_445, 4, 800
 COLUMNS = ["xmin", "ymin", "xmax", "ymax"]
@@ -39,7 +39,7 @@ def frames(annotations: str | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Detections and ground truth, the same at each call; image ids are whole numbers, in the order of the images."""
     rng = np.random.default_rng(0)
     if annotations:
-        from surgerylib.datasets import load_dataset
+        from surgerylib.datasets.dataset import load_dataset
 
         boxes = load_dataset(annotations, "test", require_images=False).boxes
         truth = boxes.assign(image_id=pd.factorize(boxes["image_id"])[0])

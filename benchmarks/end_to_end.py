@@ -24,9 +24,9 @@ import torch
 from pictures import SIDE, write_pictures
 
 from surgerylib import DIOR_CLASSES, DetectionSettings, detect, extract_boxes, load_clip, load_dataset, read_image
-from surgerylib.classes import prompt_names
-from surgerylib.detection import image_heatmaps
-from surgerylib.run_files import write_frames
+from surgerylib.engine.detection import image_heatmaps
+from surgerylib.words import prompt_names
+from surgerylib.workbook.run_files import write_frames
 
 BATCH, DIFFERENT, BOXES = 16, 64, 8
 

@@ -19,15 +19,15 @@ from pathlib import Path
 import harness
 import torch
 
-from surgerylib import exploration_view as view
+from surgerylib.datasets.images import read_image
+from surgerylib.embedded.scenes import write_scenes
 from surgerylib.errors import SurgeryWarning
-from surgerylib.exploration import look, mask_outline
-from surgerylib.explorer import Explorer
-from surgerylib.explorer_controls import ALL_KINDS
+from surgerylib.explorer.app import Explorer
+from surgerylib.explorer.app import drawing as view
+from surgerylib.explorer.controls import ALL_KINDS
+from surgerylib.explorer.view_model import look, mask_outline
 from surgerylib.extraction import BoxSettings
-from surgerylib.images import read_image
-from surgerylib.plots import figure_bytes
-from surgerylib.scenes import write_scenes
+from surgerylib.figures.maps import figure_bytes
 
 
 def main() -> None:

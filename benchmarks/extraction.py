@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from surgerylib import DIOR_CLASSES, HEATMAP_KINDS, extract_boxes, load_clip, prompt_names
+from surgerylib.engine.map_shards import MapShard, MapSource, boxes_of
 from surgerylib.extraction import BoxSettings
-from surgerylib.map_shards import MapShard, MapSource, boxes_of
 
 PERCENTILES = (50.0, 70.0, 75.0, 80.0, 90.0)
 SIZE_WH = (800, 800)

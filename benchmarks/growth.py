@@ -93,11 +93,11 @@ def _measured(stage: str, folder: Path, size: int) -> dict:
 def _prepared(stage: str, folder: Path, size: int) -> Callable[[], object]:
     """The stage as a call; what comes before it is there, or is made now."""
     from surgerylib import DetectionSettings, detect, load_clip, load_dataset
+    from surgerylib.engine.features import FeatureCache
+    from surgerylib.engine.map_shards import MapSource, boxes_of
+    from surgerylib.engine.store import HeatmapStore
     from surgerylib.extraction import BoxSettings
-    from surgerylib.features import FeatureCache
-    from surgerylib.map_shards import MapSource, boxes_of
     from surgerylib.metrics import average_precision, bootstrap_map
-    from surgerylib.store import HeatmapStore
 
     root, cache = folder / "data", folder / f"cache-{size}"
     if stage == "annotations":

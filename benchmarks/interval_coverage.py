@@ -19,10 +19,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from surgerylib import DetectionSettings, average_precision, detect, load_clip, load_dataset
+from surgerylib.embedded.scenes import write_scenes
 from surgerylib.intervals import basic_interval, bootstrap_weights
 from surgerylib.metrics import BootstrapResult, bootstrap_map, mean_average_precision, paired_difference
-from surgerylib.scenes import write_scenes
-from surgerylib.summary import PROTOCOLS, present_only
+from surgerylib.study.summary import PROTOCOLS, present_only
 
 IOU_THRESHOLDS = (0.05, 0.15, 0.5)
 KINDS = ("standard", "vv_mixed")

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from scale_pictures import ground
 
-from surgerylib.classes import DIOR_CLASSES
-from surgerylib.datasets import Dataset
+from surgerylib.datasets.dataset import Dataset
+from surgerylib.words import DIOR_CLASSES
 
 SIDE, BOXES = 800, 8
 _GROUNDS, _QUALITY = 16, 85

@@ -20,10 +20,10 @@ from pathlib import Path
 import harness
 import nbformat
 
-from surgerylib.execution import execute_notebook
+from surgerylib.embedded.scenes import write_scenes
 from surgerylib.locations import PROJECT_ROOT
-from surgerylib.parameters import find_notebooks
-from surgerylib.scenes import write_scenes
+from surgerylib.workbook.execution import execute_notebook
+from surgerylib.workbook.parameters import find_notebooks
 
 CONFIG, MOST_SECONDS = PROJECT_ROOT / "notebooks/configs/embedded.yaml", 150
 

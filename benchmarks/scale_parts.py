@@ -23,10 +23,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from surgerylib import DIOR_CLASSES, load_clip, prompt_names
-from surgerylib.datasets import read_image
+from surgerylib.datasets.dataset import read_image
+from surgerylib.engine.map_shards import PATHS, MapShard, MapSource, shard_boxes
+from surgerylib.engine.store import STORED_LAYERS
 from surgerylib.extraction import BoxSettings
-from surgerylib.map_shards import PATHS, MapShard, MapSource, shard_boxes
-from surgerylib.store import STORED_LAYERS
 
 PERCENTILES = (30, 50, 60, 70, 75, 80, 85, 90, 95)
 SIZE_WH = (800, 800)

@@ -14,9 +14,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from surgerylib.annotations import read_annotation
-from surgerylib.classes import DIOR_CLASSES
-from surgerylib.parallel import in_processes
+from surgerylib.datasets.voc import read_annotation
+from surgerylib.engine.parallel import in_processes
+from surgerylib.words import DIOR_CLASSES
 
 BOXES_FOLDER = Path("Annotations/Horizontal Bounding Boxes")
 _GROUNDS, _PIECE = 200, 50

@@ -21,29 +21,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from surgerylib import (
-    evaluation_plots,
-    evaluation_tables,
-    head_evaluation,
-    localizer_tables,
-    per_class,
-    per_class_plots,
-    per_class_tables,
-    plots,
-)
-from surgerylib.box_groups import box_groups
 from surgerylib.boxes import box_iou
-from surgerylib.classification import Classification
-from surgerylib.datasets import Dataset, load_dataset
-from surgerylib.error_types import detection_errors, error_decomposition, mean_gains
+from surgerylib.datasets.dataset import Dataset, load_dataset
+from surgerylib.engine.localization import baseline_ious, class_mean_boxes
+from surgerylib.engine.localizer_training import METHODS, summarise
+from surgerylib.engine.map_shards import MapSource
+from surgerylib.engine.measures import truth_codes
+from surgerylib.figures import evaluation as evaluation_plots
+from surgerylib.figures import maps as plots
+from surgerylib.figures import per_class as per_class_plots
 from surgerylib.frames import BOX_COLUMNS
-from surgerylib.localization import baseline_ious, class_mean_boxes
-from surgerylib.localizer_training import METHODS, summarise
-from surgerylib.map_shards import MapSource
-from surgerylib.measures import truth_codes
 from surgerylib.metrics import IOU_THRESHOLDS, average_precision
-from surgerylib.precision_recall import precision_recall
-from surgerylib.sortable import sortable_table
+from surgerylib.study import evaluation_tables, head_evaluation, localizer_tables, per_class, per_class_tables
+from surgerylib.study.box_groups import box_groups
+from surgerylib.study.classification import Classification
+from surgerylib.study.error_types import detection_errors, error_decomposition, mean_gains
+from surgerylib.study.precision_recall import precision_recall
+from surgerylib.workbook.sortable import sortable_table
 
 KINDS = ("standard", "vv_qk", "vv_vv", "vv_mixed")
 SHOWN = "vv_mixed"

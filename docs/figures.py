@@ -19,22 +19,23 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
-from surgerylib import load_clip, load_dataset, plots, read_image
+from surgerylib import load_clip, load_dataset, read_image
 from surgerylib.boxes import box_iou
-from surgerylib.error_types import detection_errors
+from surgerylib.embedded.scenes import write_scenes
+from surgerylib.engine.feature_batches import BatchReader
+from surgerylib.engine.features import FeatureCache
+from surgerylib.engine.localizer_training import boxes_on_image
 from surgerylib.errors import SurgeryError
-from surgerylib.feature_batches import BatchReader
-from surgerylib.features import FeatureCache
+from surgerylib.figures import maps as plots
+from surgerylib.figures.maps import PEAK, PREDICTION, TRUTH, draw_boxes, new_figure, photo_axis, styled
 from surgerylib.files import atomic_write
 from surgerylib.frames import BOX_COLUMNS
-from surgerylib.head_evaluation import load_head
 from surgerylib.heatmaps import heatmaps
-from surgerylib.localizer_training import boxes_on_image
 from surgerylib.locations import PROJECT_ROOT
 from surgerylib.losses import assign_cells
-from surgerylib.plots import PEAK, PREDICTION, TRUTH, draw_boxes, new_figure, photo_axis, styled
-from surgerylib.scenes import write_scenes
-from surgerylib.verdict import ABOVE, BELOW, outcome
+from surgerylib.study.error_types import detection_errors
+from surgerylib.study.head_evaluation import load_head
+from surgerylib.study.verdict import ABOVE, BELOW, outcome
 
 SCENES = PROJECT_ROOT / "data" / "scenes"
 HEAD = PROJECT_ROOT / "reports" / "embedded" / "localizer.safetensors"

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from surgerylib import DetectionSettings, load_clip, load_dataset, plots, read_image
-from surgerylib.detection import image_heatmaps
+from surgerylib import DetectionSettings, load_clip, load_dataset, read_image
+from surgerylib.engine.detection import image_heatmaps
+from surgerylib.figures import maps as plots
 from surgerylib.locations import PROJECT_ROOT
 
 image_id, label = sys.argv[1:3] if len(sys.argv) > 2 else ("00392", "airplane")

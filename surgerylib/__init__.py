@@ -8,44 +8,44 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .adapted_store import load_adapters
     from .adapter import HeatmapAdapter, load_adapter
     from .boxes import box_giou, box_iou, extract_boxes, nms, patch_coverage
-    from .classes import DIOR_CLASSES, PROMPT_TEMPLATES, prompt_names
     from .clip import ImageTokens, SurgeryCLIP, load_clip
-    from .datasets import Dataset, load_dataset, read_image
-    from .detection import DetectionSettings, detect
+    from .datasets.dataset import Dataset, load_dataset, read_image
+    from .engine.adapted_store import load_adapters
+    from .engine.detection import DetectionSettings, detect
+    from .engine.features import FeatureCache
+    from .engine.localization import gt_class_localization, peak_localization
     from .errors import SurgeryError, SurgeryWarning
-    from .features import FeatureCache
     from .heatmaps import HEATMAP_KINDS, heatmaps, upsample
-    from .localization import gt_class_localization, peak_localization
     from .localizer import GTClassLocalizer, load_localizer
     from .losses import gt_class_localization_loss, heatmap_loss
     from .metrics import average_precision
-    from .workbook import run_workbook
+    from .words import DIOR_CLASSES, PROMPT_TEMPLATES, prompt_names
+    from .workbook.run import run_workbook
 
 __version__ = "0.1.0"
 
 # each name is imported on first use: worker processes, `--help` and notebooks take only what they need of torch,
 # open_clip and papermill, which take seconds
 _HOMES = {
-    "adapted_store": ("load_adapters",),
+    "engine.adapted_store": ("load_adapters",),
     "adapter": ("HeatmapAdapter", "load_adapter"),
     "boxes": ("box_giou", "box_iou", "patch_coverage"),
-    "classes": ("DIOR_CLASSES", "PROMPT_TEMPLATES", "prompt_names"),
+    "words": ("DIOR_CLASSES", "PROMPT_TEMPLATES", "prompt_names"),
     "clip": ("ImageTokens", "SurgeryCLIP", "load_clip"),
-    "datasets": ("Dataset", "load_dataset"),
-    "detection": ("DetectionSettings", "detect"),
+    "datasets.dataset": ("Dataset", "load_dataset"),
+    "engine.detection": ("DetectionSettings", "detect"),
     "errors": ("SurgeryError", "SurgeryWarning"),
     "extraction": ("extract_boxes", "nms"),
-    "features": ("FeatureCache",),
+    "engine.features": ("FeatureCache",),
     "heatmaps": ("HEATMAP_KINDS", "heatmaps", "upsample"),
-    "images": ("read_image",),
-    "localization": ("gt_class_localization", "peak_localization"),
+    "datasets.images": ("read_image",),
+    "engine.localization": ("gt_class_localization", "peak_localization"),
     "localizer": ("GTClassLocalizer", "load_localizer"),
     "losses": ("gt_class_localization_loss", "heatmap_loss"),
     "metrics": ("average_precision",),
-    "workbook": ("run_workbook",),
+    "workbook.run": ("run_workbook",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -51,3 +51,14 @@ def as_floats(settings: object, names: Sequence[str], *, above: bool = False) ->
         if not usable or (above and value == 0):
             raise ParameterError(f"{name} must be a number {'above' if above else 'of at least'} 0, got {value!r}")
         object.__setattr__(settings, name, float(value))
+
+
+def worker_count(workers: int | None) -> int:
+    """`workers`, or the CPU's cores for None; a `ParameterError` unless it is a whole number of at least 1."""
+    if workers is None:
+        from joblib import cpu_count  # those this process may use, in a container too
+
+        return cpu_count()
+    if isinstance(workers, bool) or not isinstance(workers, int | np.integer) or workers < 1:
+        raise ParameterError(f"workers must be a whole number of at least 1, or None for all cores, got {workers!r}")
+    return int(workers)

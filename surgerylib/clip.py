@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from . import attention
 from ._open_clip import open_clip
-from .checkpoints import Weights, build_model, load_weights
 from .checks import whole_number
-from .classes import PROMPT_TEMPLATES, spoken
 from .errors import ParameterError, SurgeryError, UnsupportedModelError
+from .weights import Weights, build_model, load_weights
+from .words import PROMPT_TEMPLATES, spoken
 
 SELF_CHECK_TOLERANCE = 1e-4
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 Threshold = float | Sequence[float] | str
 
 OTSU = "otsu"
-BOX_SCORES = ("mean", "max", "mean_sqrt_area")
+SCORE_NAMES = {"mean": "mean", "max": "max", "mean_sqrt_area": "mean × √area"}
+BOX_SCORES = tuple(SCORE_NAMES)
 Rectangle = tuple[int, int, int, int]  # x, y, width, height in working pixels, as OpenCV gives it
 _KERNEL = np.ones((3, 3), np.uint8)
 _LARGEST = float(np.finfo(np.float32).max)  # maps are float32: a larger floor could not be compared with them

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .classes import check_classes
 from .curves import INTERPOLATIONS
 from .errors import ParameterError
 from .matching import match_coco, match_voc
+from .words import check_classes
 
 BOX_COLUMNS = ["xmin", "ymin", "xmax", "ymax"]
 

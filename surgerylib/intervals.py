@@ -12,6 +12,7 @@ Means and shares have no such bias. Theirs come from the bootstrap: `resampled_m
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -211,3 +212,22 @@ def resampled_means(
     drawn = bootstrap_weights(len(known), n_resamples, seed).astype(np.float64)
     samples = (drawn @ sums) / (drawn @ counts)[:, None]
     return sums.sum(axis=0) / counts.sum(), samples, len(known)
+
+
+def number(value: float, *, sign: bool = False) -> str:
+    """`0.312`, `−0.312`, with `sign` `+0.312`: as every table, sentence and figure writes it. Zero is never minus."""
+    text = f"{value:+.3f}" if sign else f"{value:.3f}"
+    return text.replace("-", "+" if sign else "") if float(text) == 0 else text.replace("-", "−")
+
+
+def interval_text(low: float, high: float, *, sign: bool = False) -> str:
+    """`[0.280, 0.344]`: the one way in which an interval is written."""
+    return f"[{number(low, sign=sign)}, {number(high, sign=sign)}]"
+
+
+def with_interval(value: float, low: float, high: float, *, sign: bool = False) -> str:
+    """`0.312 [0.280, 0.344]`; says when there is no value, or no interval. A difference has its sign."""
+    if math.isnan(value):
+        return "no boxes"
+    known = "[interval not available]" if math.isnan(low) else interval_text(low, high, sign=sign)
+    return f"{number(value, sign=sign)} {known}"

@@ -22,6 +22,26 @@ PROTOCOLS = {
     "present": "present: only the classes annotated in an image are asked for (image labels given)",
     "all": "all: every class is asked for on every image, false boxes counted",
 }
+# methods of finding a box whose class is told
+METHOD_NAMES = {
+    "oracle": "head, best cell (oracle)",
+    "cam_peak": "head, cell of the CAM's peak",
+    "untrained_oracle": "untrained head, best cell",
+    "untrained_peak": "untrained head, CAM's peak",
+    "whole_image": "whole image",
+    "centre_box": "centre box",
+    "class_mean": "class's mean box",
+}
+# what may be wrong with a detection
+ERROR_TYPES = ("classification", "localisation", "both", "duplicate", "background", "missed")
+# what is done to a map, in the order of a table
+STATES = {
+    "before": "before",
+    "floor": "floor alone",
+    "after": "after",
+}
+# groups of classes, by what an adapter was trained on
+ALL, SEEN, UNSEEN = "all classes", "seen classes", "unseen classes"
 
 
 def map_source(kind: str, similarity: str) -> tuple[str, ...]:

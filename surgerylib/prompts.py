@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .classes import PROMPT_TEMPLATES, canonical_class, prompt_names
 from .errors import ParameterError, UnknownClassError
+from .words import PROMPT_TEMPLATES, canonical_class, prompt_names
 
 DEFAULT_PROMPTS = "ensemble"
 # DIOR's own spelling -> other words for the same thing, beside the name that CLIP is asked with

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -15,9 +15,6 @@ from torch import Tensor, nn
 from .errors import CheckpointError
 from .files import atomic_write
 from .identities import differences
-
-if TYPE_CHECKING:
-    from .datasets import Dataset
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -84,37 +81,3 @@ def load_trained(
             "train another"
         )
     return model.eval(), about
-
-
-def flattered_by(about: Mapping[str, Any], dataset: Dataset, name: str) -> list[str]:
-    """What a reader must know of images on which a trained module is reported: those it was trained or chosen on.
-
-    Args:
-        about: what `load_trained` gave; a file that does not say which images it saw is taken at the name of its split.
-        dataset: what is reported on.
-        name: of the module.
-
-    Returns:
-        a sentence for each role that shares an image with the data set, wherever its folder lies and whatever its name.
-    """
-    notes = []
-    for role, said in (("trained_on", "trained on"), ("chosen_on", "used to choose the epoch")):
-        origin = about.get(role)
-        if not isinstance(origin, Mapping):
-            continue
-        split, flattered = origin.get("split"), f"these figures flatter the {name}."
-        if shared := dataset.shared_images(origin):
-            notes.append(
-                f"{shared:,} of the {len(dataset.images):,} images are among those of {split} that were {said}: "
-                f"{flattered}"
-            )
-        elif "images" not in origin and origin.get("dataset") == dataset.name:
-            alike = split == dataset.split or (
-                "trainval" in (split, dataset.split) and "test" not in (split, dataset.split)
-            )
-            if alike:
-                notes.append(
-                    f"Images of {split} were {said}, and the file of the {name} does not say which: where they are "
-                    f"among these, {flattered}"
-                )
-    return notes

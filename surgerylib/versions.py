@@ -28,7 +28,7 @@ def source_sha256(modules: Iterable[str]) -> str:
     """A hash over the source of some modules of this package."""
     digest = hashlib.sha256()
     for name in sorted(modules):
-        digest.update(name.encode() + b"\0" + (Path(__file__).parent / f"{name}.py").read_bytes())
+        digest.update(name.encode() + b"\0" + (Path(__file__).parent / f"{name.replace('.', '/')}.py").read_bytes())
     return digest.hexdigest()
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from surgerylib.adapted_store import TrainedAdapter, distinct_adapters, load_adapters
 from surgerylib.adapter import clip_and_tokens, save_adapter, untrained_adapter
 from surgerylib.clip import SurgeryCLIP
-from surgerylib.datasets import Dataset
-from surgerylib.store import HeatmapStore
+from surgerylib.datasets.dataset import Dataset
+from surgerylib.engine.adapted_store import TrainedAdapter, distinct_adapters, load_adapters
+from surgerylib.engine.store import HeatmapStore
 
 LAYERS = 3
 SEEN = ("airplane", "airport", "ship", "vehicle")

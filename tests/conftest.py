@@ -10,8 +10,8 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from surgerylib.clip import SurgeryCLIP, load_clip
-from surgerylib.scenes import write_scenes
-from surgerylib.workbook import RunResult, run_workbook
+from surgerylib.embedded.scenes import write_scenes
+from surgerylib.workbook.run import RunResult, run_workbook
 
 OF_THE_RUN = ("test_notebooks.py", "test_trust.py", "test_report_in_browser.py")
 

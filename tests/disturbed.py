@@ -31,9 +31,9 @@ INTERRUPTED = "interrupted; the same command goes on where this stopped"
 _MARK = "SURGERYLIB_TEST"  # in the environment of a command and of all that it starts
 _IN_PROJECT = """\
 import os, pathlib, signal, sys, threading, time
-import surgerylib.locations, surgerylib.parameters
-surgerylib.parameters.PROJECT_ROOT = surgerylib.locations.PROJECT_ROOT = pathlib.Path(sys.argv[1])
-from surgerylib.__main__ import shell
+import surgerylib.locations, surgerylib.workbook.parameters
+surgerylib.workbook.parameters.PROJECT_ROOT = surgerylib.locations.PROJECT_ROOT = pathlib.Path(sys.argv[1])
+from surgerylib.workbook.cli import shell
 {prelude}
 sys.exit(shell(sys.argv[2:]))
 """
@@ -161,7 +161,7 @@ def interrupt_from_inside(function: str, *, twice: bool = False) -> str:
     """A prelude of `Command`: Ctrl-C while this function of the workbook works."""
     again = "threading.Timer(0.03, os.kill, (os.getpid(), signal.SIGINT)).start()" if twice else "pass"
     return f"""
-import surgerylib.workbook as workbook
+import surgerylib.workbook.run as workbook
 work = workbook.{function}
 def disturbed(*args, **kwargs):
     workbook.{function} = work

@@ -10,9 +10,23 @@ import pandas as pd
 import pytest
 from adapted_scenes import LAYERS, SEEN, adapted_store, load_adapters, write_adapter, write_adapters
 
-from surgerylib import adaptation as module
-from surgerylib import adapter_variants
-from surgerylib.adaptation import (
+from surgerylib.datasets.dataset import Dataset, load_dataset
+from surgerylib.embedded.scenes import write_scenes
+from surgerylib.engine.adapter_training import LOSSES, AdapterSettings
+from surgerylib.engine.detection import detections_frame
+from surgerylib.engine.map_shards import BoxTable, MapSource, boxes_of
+from surgerylib.engine.measures import best_overlaps, measure_boxes, present_pairs
+from surgerylib.engine.settings import Criterion, Setting
+from surgerylib.engine.store import HeatmapStore
+from surgerylib.engine.token_cache import TokenCache
+from surgerylib.errors import ParameterError
+from surgerylib.extraction import BoxSettings
+from surgerylib.intervals import basic_interval, resampled_means, share_interval
+from surgerylib.kinds import HEATMAP_KINDS, PROTOCOLS
+from surgerylib.metrics import bootstrap_map, paired_difference
+from surgerylib.study import adaptation as module
+from surgerylib.study import adapter_variants
+from surgerylib.study.adaptation import (
     ALL,
     EVEN_ODDS,
     FIGURES,
@@ -24,28 +38,14 @@ from surgerylib.adaptation import (
     compare_adapted,
     states_of,
 )
-from surgerylib.adaptation import SEEN as OF_SEEN
-from surgerylib.adapter_plan import AdapterPlan
-from surgerylib.adapter_training import LOSSES, AdapterSettings
-from surgerylib.adapter_variants import balance_variants, compare_variants, loss_variants
-from surgerylib.datasets import Dataset, load_dataset
-from surgerylib.detection import detections_frame
-from surgerylib.diagnosis import map_quality
-from surgerylib.errors import ParameterError
-from surgerylib.extraction import BoxSettings
-from surgerylib.floors import floor_values
-from surgerylib.intervals import basic_interval, resampled_means, share_interval
-from surgerylib.kinds import HEATMAP_KINDS, PROTOCOLS
-from surgerylib.map_shards import BoxTable, MapSource, boxes_of
-from surgerylib.measures import best_overlaps, measure_boxes, present_pairs
-from surgerylib.metrics import bootstrap_map, paired_difference
-from surgerylib.quality import quality_difference, quality_summary
-from surgerylib.scenes import write_scenes
-from surgerylib.settings import Criterion, Setting
-from surgerylib.store import HeatmapStore
-from surgerylib.summary import evaluate_kinds, present_only
-from surgerylib.sweep import sweep
-from surgerylib.token_cache import TokenCache
+from surgerylib.study.adaptation import SEEN as OF_SEEN
+from surgerylib.study.adapter_plan import AdapterPlan
+from surgerylib.study.adapter_variants import balance_variants, compare_variants, loss_variants
+from surgerylib.study.diagnosis import map_quality
+from surgerylib.study.floors import floor_values
+from surgerylib.study.quality import quality_difference, quality_summary
+from surgerylib.study.summary import evaluate_kinds, present_only
+from surgerylib.study.sweep import sweep
 
 DRAWN = {"n_resamples": 40, "seed": 3}
 OPTIONS = {**DRAWN, "workers": 1}

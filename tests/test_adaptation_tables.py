@@ -14,21 +14,32 @@ import pytest
 from adapted_scenes import LAYERS, SEEN, adapted_store, load_adapters, write_adapters
 from PIL import Image
 
-from surgerylib import adaptation_plots, plots
-from surgerylib import adaptation_tables as module
-from surgerylib.adaptation import ALL, FIGURES, STATES, UNSEEN, Adaptation, class_groups, compare_adapted, states_of
-from surgerylib.adaptation import SEEN as OF_SEEN
-from surgerylib.adaptation_plots import Example
-from surgerylib.adapter_variants import Variant
-from surgerylib.classes import DIOR_CLASSES
-from surgerylib.datasets import Dataset, load_dataset
+from surgerylib.datasets.dataset import Dataset, load_dataset
+from surgerylib.embedded.scenes import write_scenes
+from surgerylib.engine.map_shards import MapSource
+from surgerylib.engine.store import HeatmapStore
+from surgerylib.engine.training import Schedule, Training
 from surgerylib.extraction import BoxSettings
+from surgerylib.figures import adaptation as adaptation_plots
+from surgerylib.figures import maps as plots
+from surgerylib.figures.adaptation import Example
+from surgerylib.intervals import number
 from surgerylib.kinds import HEATMAP_KINDS, PROTOCOLS
-from surgerylib.map_shards import MapSource
-from surgerylib.scenes import write_scenes
-from surgerylib.store import HeatmapStore
-from surgerylib.summary import number
-from surgerylib.training import Schedule, Training
+from surgerylib.study import adaptation_tables as module
+from surgerylib.study.adaptation import (
+    ALL,
+    FIGURES,
+    STATES,
+    UNSEEN,
+    Adaptation,
+    class_groups,
+    compare_adapted,
+    states_of,
+)
+from surgerylib.study.adaptation import SEEN as OF_SEEN
+from surgerylib.study.adapter_variants import Variant
+from surgerylib.study.examples import examples
+from surgerylib.words import DIOR_CLASSES
 
 KIND = "vv_mixed"
 OPTIONS = {"n_resamples": 20, "seed": 3, "workers": 1}
@@ -390,7 +401,7 @@ def title_parts(shown: list[Example]) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 99])
 def test_examples_take_seen_and_unseen_classes_in_turn_and_an_absent_one_last(store, states, data, count):
-    shown = adaptation_plots.examples(store, states[KIND], GROUPS, count=count)
+    shown = examples(store, states[KIND], GROUPS, count=count)
     assert len(shown) == min(count, 7) if count < 4 else 3 < len(shown) <= 7
     pairs = title_parts(shown)
     present, absent = (pairs[:-1], pairs[-1:]) if count > 1 else (pairs, [])
@@ -409,7 +420,7 @@ def test_examples_take_seen_and_unseen_classes_in_turn_and_an_absent_one_last(st
 
 
 def test_an_example_has_maps_and_boxes_of_every_state(store, states, data):
-    example = adaptation_plots.examples(store, states[KIND], GROUPS, count=1)[0]
+    example = examples(store, states[KIND], GROUPS, count=1)[0]
     assert list(example.maps) == list(example.found) == list(STATES)
     np.testing.assert_array_equal(example.maps["before"], example.maps["floor"])
     assert not np.array_equal(example.maps["before"], example.maps["after"])
@@ -423,7 +434,7 @@ def test_an_example_has_maps_and_boxes_of_every_state(store, states, data):
 
 def test_where_every_class_is_annotated_no_absent_one_is_shown(tiny, data, folder, adapters, states):
     store = adapted_store(tiny, everywhere(data), folder, adapters)
-    shown = adaptation_plots.examples(store, states[KIND], GROUPS, count=4)
+    shown = examples(store, states[KIND], GROUPS, count=4)
     assert len(shown) == 3
     assert all(len(example.truth) == 1 for example in shown)
 
@@ -432,11 +443,11 @@ def test_a_group_without_boxes_leaves_the_examples_of_the_other(tiny, data, fold
     """Without a box of a seen class there was no example at all."""
     for labels in (["windmill", "dam", "bridge"], ["ship", "vehicle", "airport"]):
         store = adapted_store(tiny, everywhere(data, labels), folder, adapters)
-        shown = adaptation_plots.examples(store, states[KIND], GROUPS, count=4)
+        shown = examples(store, states[KIND], GROUPS, count=4)
         assert [label for label, _ in title_parts(shown)][:3] == sorted(labels, key=labels.index)
         assert len(shown) == 4
     empty = adapted_store(tiny, replace(data, boxes=data.boxes.iloc[:0]), folder, adapters)
-    assert adaptation_plots.examples(empty, states[KIND], GROUPS, count=4) == []
+    assert examples(empty, states[KIND], GROUPS, count=4) == []
 
 
 # ----------------------------------------------------------------------------------------------------------- figures
@@ -457,7 +468,7 @@ def assert_readable(figure) -> None:
 @pytest.mark.filterwarnings("error")
 def test_map_before_and_after_of_anything(case):
     kind = list(case.settings)[-1]
-    figure = adaptation_plots.before_after(case, kind, module.title(case, kind))
+    figure = adaptation_plots.before_after(case.maps, case.groups, kind, module.title(case, kind))
     groups = module.groups_of(case)
     assert [axis.get_title(loc="left") for axis in figure.axes] == [f"{g} ({len(case.groups[g])})" for g in groups]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
@@ -477,7 +488,7 @@ def test_map_before_and_after_of_anything(case):
 def test_the_longest_finding_stays_inside_the_narrowest_figure(cases):
     """It stuck out far to the right where there is one group of classes."""
     own = with_gains(cases["one group"], MORE, LESS, group=ALL)
-    assert_readable(adaptation_plots.before_after(own, KIND, module.title(own, KIND)))
+    assert_readable(adaptation_plots.before_after(own.maps, own.groups, KIND, module.title(own, KIND)))
 
 
 def example(label: str, shape=(96, 96, 3), *, n_truth: int = 1, n_found: int = 2, states=STATES, image="00012"):
@@ -525,8 +536,11 @@ def test_examples_of_anything(name):
 
 @pytest.mark.filterwarnings("error")
 def test_figures_of_a_store_draw(store, states, found):
-    shown = adaptation_plots.examples(store, states[KIND], GROUPS, count=2)
-    figures = [adaptation_plots.example_rows(shown), adaptation_plots.before_after(found, KIND, "finding")]
+    shown = examples(store, states[KIND], GROUPS, count=2)
+    figures = [
+        adaptation_plots.example_rows(shown),
+        adaptation_plots.before_after(found.maps, found.groups, KIND, "finding"),
+    ]
     for figure in figures:
         assert_readable(figure)
         assert np.asarray(Image.open(io.BytesIO(plots.figure_bytes(figure, "png"))).convert("RGB")).std() > 5
@@ -546,7 +560,7 @@ def test_figures_of_a_store_draw(store, states, found):
 def test_curves_of_anything(histories):
     epochs = len(next(iter(histories.values()))) - 1
     schedule = Schedule(epochs=epochs, warmup_epochs=0.0)
-    figure = adaptation_plots.adapter_curves(histories, schedule, dict.fromkeys(histories, epochs))
+    figure = adaptation_plots.adapter_curves(histories, schedule.epochs, dict.fromkeys(histories, epochs))
     *losses, validation = figure.axes
     for axis, (kind, own) in zip(losses, histories.items(), strict=True):
         assert axis.get_title(loc="left").startswith(f"{kind}: loss {own['loss'][1]:.2f} to {own['loss'][epochs]:.2f}")

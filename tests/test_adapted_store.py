@@ -11,20 +11,20 @@ import pytest
 import torch
 from tiny_models import write_model
 
-from surgerylib import adapted_store as adapted_store_module
-from surgerylib import store as store_module
-from surgerylib.adapted_store import AdaptedStore, distinct_adapters, find_adapters, load_adapters
 from surgerylib.adapter import clip_and_tokens, load_adapter, save_adapter, untrained_adapter
-from surgerylib.classes import prompt_names
 from surgerylib.clip import ImageTokens, load_clip
-from surgerylib.datasets import Dataset, load_dataset, read_image
+from surgerylib.datasets.dataset import Dataset, load_dataset, read_image
+from surgerylib.embedded.scenes import write_scenes
+from surgerylib.engine import adapted_store as adapted_store_module
+from surgerylib.engine import store as store_module
+from surgerylib.engine.adapted_store import AdaptedStore, distinct_adapters, find_adapters, load_adapters
+from surgerylib.engine.map_shards import MapSource, boxes_of, joint_sources
+from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import CacheError, CheckpointError, ParameterError
 from surgerylib.extraction import BoxSettings
 from surgerylib.files import file_sha256
 from surgerylib.heatmaps import HEATMAP_KINDS, SIMILARITIES, heatmaps
-from surgerylib.map_shards import MapSource, boxes_of, joint_sources
-from surgerylib.scenes import write_scenes
-from surgerylib.store import HeatmapStore
+from surgerylib.words import prompt_names
 
 N_IMAGES, SHARD_IMAGES = 5, 2
 LAYERS = {"standard": 1, "vv_mixed": 3}  # of the two adapters: one of the stock model's tokens, one of the VV path's

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -14,9 +13,15 @@ import yaml
 from adapted_scenes import SEEN, load_adapters, write_adapter
 from tiny_models import write_model
 
-from surgerylib import workbook
-from surgerylib.adapted_store import distinct_adapters, find_adapters
-from surgerylib.adapter_plan import (
+from surgerylib.clip import load_clip
+from surgerylib.datasets.dataset import load_dataset
+from surgerylib.embedded.scenes import write_scenes
+from surgerylib.engine.adapted_store import distinct_adapters, find_adapters
+from surgerylib.engine.training import Training
+from surgerylib.errors import CheckpointError, ParameterError, SurgeryError, UnknownClassError
+from surgerylib.kinds import HEATMAP_KINDS, KIND_PATHS
+from surgerylib.locations import PROJECT_ROOT
+from surgerylib.study.adapter_plan import (
     NOVEL_CLASSES,
     PUBLISHED_FOLDER,
     AdapterPlan,
@@ -24,18 +29,12 @@ from surgerylib.adapter_plan import (
     check_stage,
     publish_adapters,
 )
-from surgerylib.classes import DIOR_CLASSES
-from surgerylib.clip import load_clip
-from surgerylib.datasets import load_dataset
-from surgerylib.errors import CheckpointError, ParameterError, SurgeryError, UnknownClassError
-from surgerylib.fingerprints import notebook_keys
-from surgerylib.kinds import HEATMAP_KINDS, KIND_PATHS
-from surgerylib.localizer_plan import plain
-from surgerylib.locations import PROJECT_ROOT
-from surgerylib.parameters import find_notebooks, known_parameters, notebook_parameters, validate
-from surgerylib.preflight import check, check_head, check_values
-from surgerylib.scenes import write_scenes
-from surgerylib.training import Training
+from surgerylib.study.localizer_plan import plain
+from surgerylib.words import DIOR_CLASSES
+from surgerylib.workbook.check import check, check_head, check_values
+from surgerylib.workbook.fingerprints import notebook_keys
+from surgerylib.workbook.parameters import find_notebooks, known_parameters, notebook_parameters, validate
+from surgerylib.workbook.run import run as workbook
 
 # ---------------------------------------------------------------------------------------------------------- the plan
 
@@ -157,7 +156,7 @@ def root(tmp_path_factory) -> Path:
 def test_what_is_trained_is_published_and_found_again(tiny, root, tmp_path):
     plan = AdapterPlan(feature_layers=2, adapter_rank=2, adapter_epochs=1, warmup_epochs=0.0, training_batch_size=4)
     datasets = {"train": load_dataset(root, "train"), "choose": load_dataset(root, "val")}
-    caches = plan.caches(SimpleNamespace(clip=tiny, cache_dir=tmp_path / "cache"), datasets)
+    caches = plan.caches(tiny, datasets, tmp_path / "cache")
     assert {role: (cache.dataset.split, cache.layers) for role, cache in caches.items()} == {
         "train": ("train", 2), "choose": ("val", 2),
     }  # fmt: skip
@@ -187,7 +186,7 @@ def test_what_is_trained_is_published_and_found_again(tiny, root, tmp_path):
 def test_adapters_are_trained_side_by_side_to_the_weights_of_one_thread(tiny, root, tmp_path):
     plan = AdapterPlan(feature_layers=2, adapter_rank=2, adapter_epochs=2, warmup_epochs=0.0, training_batch_size=4)
     datasets = {"train": load_dataset(root, "train"), "choose": load_dataset(root, "val")}
-    caches = plan.caches(SimpleNamespace(clip=tiny, cache_dir=tmp_path / "cache"), datasets)
+    caches = plan.caches(tiny, datasets, tmp_path / "cache")
     for cache in caches.values():
         cache.compute()
     heavier = replace(plan.settings(DIOR_CLASSES), positive_weight=3.0)

@@ -17,9 +17,13 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_average_precision
 
-from surgerylib import token_cache as token_cache_module
 from surgerylib.adapter import HeatmapAdapter, clip_and_tokens, load_adapter
-from surgerylib.adapter_training import (
+from surgerylib.boxes import patch_coverage
+from surgerylib.clip import ImageTokens
+from surgerylib.datasets.dataset import Dataset, load_dataset, read_image
+from surgerylib.embedded.scenes import write_scenes
+from surgerylib.engine import token_cache as token_cache_module
+from surgerylib.engine.adapter_training import (
     AdapterSettings,
     AdapterTask,
     logits_in_order,
@@ -27,10 +31,8 @@ from surgerylib.adapter_training import (
     train_adapter,
     training_folder,
 )
-from surgerylib.boxes import patch_coverage
-from surgerylib.classes import prompt_names
-from surgerylib.clip import ImageTokens
-from surgerylib.datasets import Dataset, load_dataset, read_image
+from surgerylib.engine.token_cache import CoverageTargets, TokenCache
+from surgerylib.engine.training import Schedule, fit, progress_of
 from surgerylib.errors import (
     CacheError,
     CheckpointError,
@@ -40,9 +42,7 @@ from surgerylib.errors import (
     UnknownClassError,
 )
 from surgerylib.heatmaps import HEATMAP_KINDS, heatmaps
-from surgerylib.scenes import write_scenes
-from surgerylib.token_cache import CoverageTargets, TokenCache
-from surgerylib.training import Schedule, fit, progress_of
+from surgerylib.words import prompt_names
 
 N_TRAIN, N_VAL, SHARD_IMAGES = 14, 5, 4
 SETTINGS = AdapterSettings(rank=4, batch_size=3)
@@ -195,11 +195,11 @@ KILLED = f"""
 import os, signal, sys, time
 from pathlib import Path
 import torch
-from surgerylib import token_cache
-from surgerylib.adapter_training import AdapterSettings, train_adapter
+from surgerylib.engine import token_cache
+from surgerylib.engine.adapter_training import AdapterSettings, train_adapter
 from surgerylib.clip import load_clip
-from surgerylib.datasets import load_dataset
-from surgerylib.training import Schedule
+from surgerylib.datasets.dataset import load_dataset
+from surgerylib.engine.training import Schedule
 model, scenes, cached, out, place, number = sys.argv[1:]
 token_cache.SHARD_IMAGES = {SHARD_IMAGES}
 clip = load_clip(f"local-dir:{{model}}", model + "/model.safetensors", device="cpu", depth=3)

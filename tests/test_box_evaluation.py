@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from surgerylib.box_evaluation import evaluate
+from surgerylib.engine.box_evaluation import evaluate
 
 
 def test_results_come_in_the_order_of_the_tables():
@@ -30,5 +30,5 @@ def test_no_more_tables_are_held_than_are_evaluated_together():
 
 
 def test_a_worker_need_not_load_torch():
-    code = "import sys, surgerylib.box_evaluation; print('torch' in sys.modules)"
+    code = "import sys, surgerylib.engine.box_evaluation; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from surgerylib.box_groups import GROUPINGS, box_groups, box_sizes, breakdown
-from surgerylib.datasets import Dataset
-from surgerylib.localization import localization_summary
+from surgerylib.datasets.dataset import Dataset
+from surgerylib.engine.localization import localization_summary
+from surgerylib.study.box_groups import GROUPINGS, box_groups, box_sizes, breakdown
 
 
 def dataset_of(boxes: list[tuple], sizes: dict[str, tuple[int, int]]) -> Dataset:

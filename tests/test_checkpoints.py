@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import TINY_CONFIG, TINY_VISION, write_model
 
-from surgerylib import checkpoints
+from surgerylib import weights as checkpoints
 from surgerylib.clip import load_clip
 from surgerylib.errors import CheckpointError, ParameterError
 

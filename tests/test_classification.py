@@ -5,17 +5,17 @@ import pandas as pd
 import pytest
 import torch
 
-from surgerylib.classes import DIOR_CLASSES
-from surgerylib.classification import classify
-from surgerylib.datasets import load_dataset
+from surgerylib.datasets.dataset import load_dataset
+from surgerylib.embedded.scenes import write_scenes
+from surgerylib.engine.map_shards import MapSource
+from surgerylib.engine.prompt_store import PromptStore, encode_prompts
+from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import ParameterError
-from surgerylib.map_shards import MapSource
-from surgerylib.prompt_store import PromptStore, encode_prompts
 from surgerylib.prompts import PROMPT_SETS, check_prompts
-from surgerylib.quality import image_quality
-from surgerylib.responses import accuracy_summary, box_responses, confusion_matrix, response_ranks
-from surgerylib.scenes import write_scenes
-from surgerylib.store import HeatmapStore
+from surgerylib.study.classification import classify
+from surgerylib.study.quality import image_quality
+from surgerylib.study.responses import accuracy_summary, box_responses, confusion_matrix, response_ranks
+from surgerylib.words import DIOR_CLASSES
 
 SOURCES = [MapSource("standard"), MapSource("vv_qk"), MapSource("vv_mixed", "surgery")]
 

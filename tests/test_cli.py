@@ -17,11 +17,12 @@ from dior_folders import annotation_dir, image_file, split_file, write_dataset
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from safetensors.torch import load_file
 
-from surgerylib import locations, parameters
-from surgerylib.__main__ import main
+from surgerylib import locations
 from surgerylib.errors import OutputError
-from surgerylib.parameters import Parameter, apply_overrides
-from surgerylib.preflight import check_cache
+from surgerylib.workbook.check import check_cache
+from surgerylib.workbook.cli import main
+from surgerylib.workbook.parameters import Parameter, apply_overrides
+from surgerylib.workbook.run import parameters
 
 PARAMETERS = """\
 dataset = "embedded"
@@ -253,7 +254,7 @@ def test_main_leaves_ctrl_c_as_it_was(monkeypatch, capsys) -> None:
     def stopped(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("surgerylib.scenes.write_scenes", stopped)
+    monkeypatch.setattr("surgerylib.embedded.scenes.write_scenes", stopped)
     before = signal.getsignal(signal.SIGINT)
     assert main(["scenes", "--out", "x"]) == 130
     assert signal.getsignal(signal.SIGINT) is before

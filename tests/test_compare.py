@@ -18,17 +18,18 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from surgerylib import compare, parameters, summary
-from surgerylib.__main__ import main
-from surgerylib.compare import compare_runs
+from surgerylib.engine.localization import localization_difference
+from surgerylib.engine.localizer_training import METHODS, summarise
 from surgerylib.errors import ResultsError
-from surgerylib.evaluation_tables import verdict_of
 from surgerylib.files import file_sha256
-from surgerylib.localization import localization_difference
-from surgerylib.localizer_tables import plain_methods
-from surgerylib.localizer_training import METHODS, summarise
 from surgerylib.metrics import bootstrap_map, paired_difference
-from surgerylib.run_files import write_frames
+from surgerylib.study import summary
+from surgerylib.study.evaluation_tables import verdict_of
+from surgerylib.study.localizer_tables import plain_methods
+from surgerylib.workbook.cli import main
+from surgerylib.workbook.compare import compare_runs
+from surgerylib.workbook.run import compare, parameters
+from surgerylib.workbook.run_files import write_frames
 
 BOX = ["xmin", "ymin", "xmax", "ymax"]
 CLASSES = ("ship", "dam", "airport")

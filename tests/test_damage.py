@@ -16,11 +16,10 @@ import pytest
 from dior_folders import annotation_dir, annotation_xml, image_file, picture, split_file, write_dataset
 from PIL import Image
 
-from surgerylib import damage
-from surgerylib.damage import check_images, sound
-from surgerylib.datasets import load_dataset, read_image
+from surgerylib.datasets.damage import check_images, sound
+from surgerylib.datasets.dataset import damage, load_dataset, read_image
+from surgerylib.datasets.images import check_decodes, image_size
 from surgerylib.errors import AnnotationError, DatasetError, ImageReadError, ParameterError, UnknownClassError
-from surgerylib.images import check_decodes, image_size
 
 SIZE_WH = (64, 48)
 SPLITS = {

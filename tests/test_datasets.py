@@ -23,7 +23,7 @@ from dior_folders import (
 )
 from PIL import Image
 
-from surgerylib.datasets import (
+from surgerylib.datasets.dataset import (
     DIOR_CLASSES,
     PROMPT_TEMPLATES,
     canonical_class,

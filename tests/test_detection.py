@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 import torch
 
-from surgerylib import store as store_module
 from surgerylib.boxes import extract_boxes
-from surgerylib.classes import prompt_names
-from surgerylib.datasets import load_dataset, read_image
-from surgerylib.detection import DETECTION_COLUMNS, DetectionSettings, detect, image_heatmaps
+from surgerylib.datasets.dataset import load_dataset, read_image
+from surgerylib.embedded.scenes import write_scenes
+from surgerylib.engine import store as store_module
+from surgerylib.engine.detection import DETECTION_COLUMNS, DetectionSettings, detect, image_heatmaps
 from surgerylib.errors import ImageReadError, ParameterError
 from surgerylib.heatmaps import HEATMAP_KINDS
-from surgerylib.scenes import write_scenes
+from surgerylib.words import prompt_names
 
 
 @pytest.fixture(scope="module")

@@ -25,10 +25,3 @@ def test_the_tests_that_the_method_names_exist():
     named = set(re.findall(r"`(test_\w+)`", (PROJECT_ROOT / "docs" / "method.md").read_text(encoding="utf-8")))
     assert len(named) > 10
     assert [name for name in named if f"def {name}(" not in tests] == []
-
-
-def test_every_module_stands_in_the_map_of_the_readme():
-    text = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
-    modules = [path.stem for path in (PROJECT_ROOT / "surgerylib").glob("*.py") if not path.stem.startswith("__")]
-    drawn = [name for name in modules if name.startswith("scene_")]
-    assert [name for name in modules if f"`{name}`" not in text and name not in drawn] == []

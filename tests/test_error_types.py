@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from test_metrics import BOX, detection_frame, random_frames, slow_iou, truth_frame
 
 from surgerylib.curves import INTERPOLATIONS
-from surgerylib.error_types import (
-    ERROR_TYPES,
+from surgerylib.errors import ParameterError
+from surgerylib.frames import evaluate
+from surgerylib.kinds import ERROR_TYPES
+from surgerylib.metrics import average_precision, mean_average_precision
+from surgerylib.study.error_types import (
     FATES,
     LEFT_OUT,
     detection_errors,
@@ -22,9 +25,6 @@ from surgerylib.error_types import (
     fates_by_class,
     mean_gains,
 )
-from surgerylib.errors import ParameterError
-from surgerylib.frames import evaluate
-from surgerylib.metrics import average_precision, mean_average_precision
 
 COLUMNS = ["label", "foreground_iou", "error", "count", "ap", "ap_fixed", "gain"]
 SHIP_A, SHIP_B, DAM = ("1", "ship", 0, 0, 10, 10), ("1", "ship", 40, 0, 50, 10), ("1", "dam", 80, 0, 90, 10)

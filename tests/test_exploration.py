@@ -14,12 +14,15 @@ import yaml
 from adapted_scenes import write_adapter, write_adapters
 from PIL import Image
 
-from surgerylib import exploration_view as view
-from surgerylib.adapted_store import load_adapters
 from surgerylib.boxes import box_iou, extract_boxes
-from surgerylib.classes import DIOR_CLASSES, prompt_names
+from surgerylib.datasets.images import decode_image
+from surgerylib.engine.adapted_store import load_adapters
+from surgerylib.engine.map_shards import MapSource
+from surgerylib.engine.settings import Setting
 from surgerylib.errors import ImageReadError, ParameterError
-from surgerylib.exploration import (
+from surgerylib.explorer.app import drawing as view
+from surgerylib.explorer.export import Origin, python_call, setting_yaml
+from surgerylib.explorer.view_model import (
     AS_NAMED,
     EVERY_BOX,
     Exploration,
@@ -31,14 +34,11 @@ from surgerylib.exploration import (
     phrases,
     words_of,
 )
-from surgerylib.exploration_export import Origin, python_call, setting_yaml
 from surgerylib.extraction import BoxSettings
 from surgerylib.frames import BOX_COLUMNS
 from surgerylib.heatmaps import heatmaps
-from surgerylib.images import decode_image
-from surgerylib.map_shards import MapSource
-from surgerylib.preflight import check
-from surgerylib.settings import Setting
+from surgerylib.words import DIOR_CLASSES, prompt_names
+from surgerylib.workbook.check import check
 
 
 def truth_of(*rows: tuple) -> pd.DataFrame:

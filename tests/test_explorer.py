@@ -15,12 +15,12 @@ import yaml
 from adapted_scenes import write_adapters
 from PIL import Image
 
+from surgerylib.embedded.scenes import write_scenes
 from surgerylib.errors import ParameterError
-from surgerylib.explorer import Explorer
-from surgerylib.explorer_controls import ALL_KINDS, ANY_CLASS
-from surgerylib.explorer_work import Work
+from surgerylib.explorer.app import Explorer
+from surgerylib.explorer.controls import ALL_KINDS, ANY_CLASS
+from surgerylib.explorer.work import Work
 from surgerylib.kinds import HEATMAP_KINDS
-from surgerylib.scenes import write_scenes
 
 
 @pytest.fixture(scope="module")
@@ -343,7 +343,7 @@ def test_the_adapter_switch_changes_the_maps_and_says_so(options, tiny, tmp_path
 
 
 def test_the_kernel_answers_while_an_image_is_read(explorer, monkeypatch):
-    import surgerylib.exploration_album as module
+    import surgerylib.explorer.album as module
 
     started, go_on, read = threading.Event(), threading.Event(), module.read_image
 
@@ -420,7 +420,7 @@ def test_a_patch_pinned_beyond_a_smaller_grid_is_let_go(explorer):
 
 
 def test_another_size_is_of_the_image_that_was_asked_for_last(explorer, scenes, monkeypatch):
-    import surgerylib.exploration_album as module
+    import surgerylib.explorer.album as module
 
     names, read = list(explorer.dataset.images["image_id"]), module.read_image
     started, go_on = threading.Event(), threading.Event()
@@ -514,7 +514,7 @@ def test_closing_lets_go_of_the_model(options):
 
 
 def test_nothing_can_be_opened_before_the_model_is_there(options, monkeypatch):
-    import surgerylib.explorer as module
+    import surgerylib.explorer.app as module
 
     go_on, load = threading.Event(), module.load_clip
     monkeypatch.setattr(module, "load_clip", lambda *a, **k: (go_on.wait(20), load(*a, **k))[1])

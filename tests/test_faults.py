@@ -29,14 +29,14 @@ from disturbed import (
 )
 from nbformat.v4 import new_output
 
-from surgerylib import workbook
-from surgerylib.__main__ import main
-from surgerylib.datasets import load_dataset
+from surgerylib.datasets.dataset import load_dataset
+from surgerylib.embedded.scenes import write_scenes
+from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import OutputError
 from surgerylib.files import aside_prefix, only_process, remove_parts
 from surgerylib.locations import PROJECT_ROOT, RUN_LOCK
-from surgerylib.scenes import write_scenes
-from surgerylib.store import HeatmapStore
+from surgerylib.workbook.cli import main
+from surgerylib.workbook.run import run as workbook
 
 WRITES = '(folder / \'first.json\').write_text(\'{"finding": "seen", "provenance": {}}\')'
 WAITS = "(folder / 'begun').write_text('')\nimport time\ntime.sleep(0 if (folder / 'go').exists() else 60)"
@@ -67,7 +67,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_run_is_one_line(tmp_path, left, 
         writes = f"atomic_write(folder / 'second.txt', 'x' * {written} + '\\n')"
         project = Project(tmp_path, WRITES, f"{says}\n{writes}", out=disk / "out")
         ended, command = project.run(f"""
-import surgerylib.workbook as workbook
+import surgerylib.workbook.run as workbook
 execute = workbook.execute_notebook
 def disturbed(path, *args):
     if path.stem == '02_some':
@@ -114,7 +114,7 @@ def test_a_log_on_a_full_disk_is_one_line(tmp_path):
 
 def test_a_disk_that_fills_between_two_shards_keeps_the_first(tiny, tmp_path, monkeypatch):
     """The other tests of the store pretend that a write failed; here it does."""
-    monkeypatch.setattr("surgerylib.store.SHARD_IMAGES", 3)
+    monkeypatch.setattr("surgerylib.engine.store.SHARD_IMAGES", 3)
     root = write_scenes(tmp_path / "scenes", num_train=0, num_val=0, num_test=8, size=96)
     data = load_dataset(root, "test")
     whole = HeatmapStore(tiny, data, tmp_path / "undisturbed").compute(batch_size=1)
@@ -305,7 +305,7 @@ def test_stopped_while_a_page_is_made_nothing_is_taken_for_finished(tmp_path, mo
 def test_a_killed_command_takes_its_kernel_and_busy_workers_with_it(tmp_path):
     """Idle workers waited for a minute, busy ones for the end of their work, and their memory was missing meanwhile."""
     busy = """\
-from surgerylib.parallel import in_processes
+from surgerylib.engine.parallel import in_processes
 def busy(number):
     import time
     (folder / f"worker-{number}.txt").write_text("busy\\n")

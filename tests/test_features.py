@@ -15,17 +15,17 @@ import pytest
 import torch
 from tiny_models import write_model
 
-from surgerylib import features as features_module
-from surgerylib.classes import prompt_names
 from surgerylib.clip import load_clip
-from surgerylib.datasets import Dataset, load_dataset, read_image
+from surgerylib.datasets.dataset import Dataset, load_dataset, read_image
+from surgerylib.embedded.scenes import write_scenes
+from surgerylib.engine import features as features_module
+from surgerylib.engine.feature_batches import N_SYMMETRIES, BatchReader, turn, turn_boxes
+from surgerylib.engine.features import FeatureCache
+from surgerylib.engine.image_shards import check_disk
 from surgerylib.errors import CacheError, CheckpointError, ImageReadError, OutputError, ParameterError
-from surgerylib.feature_batches import N_SYMMETRIES, BatchReader, turn, turn_boxes
-from surgerylib.features import FeatureCache
 from surgerylib.files import file_sha256
 from surgerylib.heatmaps import heatmaps
-from surgerylib.image_shards import check_disk
-from surgerylib.scenes import write_scenes
+from surgerylib.words import prompt_names
 
 N_IMAGES, SHARD_IMAGES, PICTURE = 7, 3, 24
 
@@ -205,9 +205,9 @@ def test_no_images_and_no_boxes(tiny, data, tmp_path):
 KILLED = """
 import os, signal, sys, time
 from pathlib import Path
-from surgerylib import features
+from surgerylib.engine import features
 from surgerylib.clip import load_clip
-from surgerylib.datasets import load_dataset
+from surgerylib.datasets.dataset import load_dataset
 features.SHARD_IMAGES = 3
 clip = load_clip(f"local-dir:{sys.argv[1]}", sys.argv[1] + "/model.safetensors", device="cpu", depth=3)
 encode, calls = clip.encode_image, []

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from surgerylib.engine.map_shards import MapShard, MapSource
 from surgerylib.errors import CacheError, ParameterError
-from surgerylib.floors import N_BINS, check_floor_percentiles, floor_values
-from surgerylib.map_shards import MapShard, MapSource
-from surgerylib.parameters import apply_overrides, find_notebooks, known_parameters, load_config, validate
-from surgerylib.preflight import check_values
+from surgerylib.study.floors import N_BINS, check_floor_percentiles, floor_values
+from surgerylib.workbook.check import check_values
+from surgerylib.workbook.parameters import apply_overrides, find_notebooks, known_parameters, load_config, validate
 
 GRID = (3, 5)
 PERCENTILES = [0.01, 30, 50, 80, 90, 95, 97, 99, 99.99]

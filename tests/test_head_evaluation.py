@@ -10,18 +10,19 @@ import pandas as pd
 import pytest
 import torch
 
-from surgerylib import evaluation_plots, evaluation_tables, head_evaluation, localizer_tables
 from surgerylib.boxes import box_iou
-from surgerylib.classification import classify
+from surgerylib.embedded.scenes import write_scenes
+from surgerylib.engine.localizer_training import METHODS, summarise
+from surgerylib.engine.map_shards import MapSource
+from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import CheckpointError, ParameterError
+from surgerylib.figures import evaluation as evaluation_plots
 from surgerylib.files import file_sha256
 from surgerylib.localizer import load_localizer, save_localizer, untrained_localizer
-from surgerylib.localizer_plan import PUBLISHED, TrainingPlan, publish
-from surgerylib.localizer_training import METHODS, summarise
-from surgerylib.map_shards import MapSource
-from surgerylib.scenes import write_scenes
-from surgerylib.session import Session, open_session
-from surgerylib.store import HeatmapStore
+from surgerylib.study import evaluation_tables, head_evaluation, localizer_tables
+from surgerylib.study.classification import classify
+from surgerylib.study.localizer_plan import PUBLISHED, TrainingPlan, publish
+from surgerylib.workbook.session import Session, open_session
 
 SOURCES = {kind: MapSource(kind) for kind in ("standard", "vv_qk", "vv_mixed")}
 
@@ -47,7 +48,7 @@ def session(scenes, tiny_folder, tmp_path_factory) -> Session:
         epochs=1, warmup_epochs=0.5, picture_size=32, training_batch_size=4,
         seen_classes=[name for name in seen if name in validation] or seen,
     )  # fmt: skip
-    caches = plan.caches(session, plan.datasets(session))
+    caches = plan.caches(session.clip, session.training_datasets(plan), session.cache_dir)
     for cache in caches.values():
         cache.compute()
     _, training = plan.train(caches, session.cache_dir)
@@ -57,12 +58,12 @@ def session(scenes, tiny_folder, tmp_path_factory) -> Session:
 
 @pytest.fixture(scope="module")
 def head(session) -> head_evaluation.Head:
-    return head_evaluation.open_head(session, None)
+    return head_evaluation.open_head(session.out_dir, None, session.clip, session.dataset.classes)
 
 
 @pytest.fixture(scope="module")
 def cache(session, head):
-    return head.cache(session).compute()
+    return head.cache(session.clip, session.dataset, session.cache_dir).compute()
 
 
 @pytest.fixture(scope="module")
@@ -128,18 +129,18 @@ def test_a_head_of_another_model_or_class_list_is_refused(session, head, tmp_pat
         other["belongs_to"][name] = value
         path = save_localizer(tmp_path / f"{name}.safetensors", model.config, model.state_dict(), other)
         with pytest.raises(CheckpointError, match=f"belongs to something else .*{name}"):
-            head_evaluation.open_head(session, str(path))
+            head_evaluation.open_head(session.out_dir, str(path), session.clip, session.dataset.classes)
     path = save_localizer(tmp_path / "bare.safetensors", model.config, model.state_dict(), {})
     with pytest.raises(CheckpointError, match="does not say which maps it takes"):
-        head_evaluation.open_head(session, str(path))
+        head_evaluation.open_head(session.out_dir, str(path), session.clip, session.dataset.classes)
     other = {name: value for name, value in about.items() if name != "settings"}
     path = save_localizer(tmp_path / "half.safetensors", model.config, model.state_dict(), other)
     with pytest.raises(CheckpointError, match=r"how it was trained \(settings\)"):
-        head_evaluation.open_head(session, str(path))
+        head_evaluation.open_head(session.out_dir, str(path), session.clip, session.dataset.classes)
 
 
 def test_images_that_were_trained_or_chosen_on_are_named(scenes, tiny_folder, session, head, tmp_path):
-    assert head.notes(session) == []
+    assert head.notes(session.dataset) == []
     on_train = opened(scenes, tiny_folder, tmp_path, split="train")
     assert head.notes(on_train) == [
         "6 of the 6 images are among those of train that were trained on: these figures flatter the head."
@@ -155,7 +156,7 @@ def test_images_that_were_trained_or_chosen_on_are_named(scenes, tiny_folder, se
     assert "does not say which" in names_alone.notes(both)[0]
     assert not [note for note in names_alone.notes(on_val) if "trained on" in note]
     for damaged in ({"trained_on": "train"}, {"trained_on": {}}, {"trained_on": {"images": 3}}):
-        assert replace(head, about=head.about | damaged).notes(session) == []
+        assert replace(head, about=head.about | damaged).notes(session.dataset) == []
     assert names_alone.notes(opened(renamed, tiny_folder, tmp_path, split="train")) == []
 
 

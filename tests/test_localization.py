@@ -6,8 +6,7 @@ import pytest
 import torch
 from torchmetrics.functional.detection import intersection_over_union
 
-from surgerylib.errors import ParameterError
-from surgerylib.localization import (
+from surgerylib.engine.localization import (
     BASELINES,
     baseline_ious,
     class_mean_boxes,
@@ -16,6 +15,7 @@ from surgerylib.localization import (
     localization_summary,
     peak_localization,
 )
+from surgerylib.errors import ParameterError
 
 
 def some_boxes(rng: np.random.Generator, *shape: int) -> np.ndarray:

@@ -15,17 +15,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from surgerylib import localizer_tables, plots, training_plots
-from surgerylib import training as training_module
-from surgerylib.__main__ import main
-from surgerylib.box_groups import box_sizes
-from surgerylib.datasets import load_dataset
-from surgerylib.errors import ParameterError
-from surgerylib.feature_batches import BatchReader
-from surgerylib.files import only_process
-from surgerylib.localizer import load_localizer
-from surgerylib.localizer_plan import TrainingPlan, plain, publish
-from surgerylib.localizer_training import (
+from surgerylib.datasets.dataset import load_dataset
+from surgerylib.embedded.scenes import write_scenes
+from surgerylib.engine import training as training_module
+from surgerylib.engine.feature_batches import BatchReader
+from surgerylib.engine.localizer_training import (
     UNTRAINED,
     LocalizerSettings,
     LocalizerTask,
@@ -35,12 +29,21 @@ from surgerylib.localizer_training import (
     summarise,
     with_untrained,
 )
+from surgerylib.engine.training import progress_of
+from surgerylib.errors import ParameterError
+from surgerylib.figures import maps as plots
+from surgerylib.figures import training as training_plots
+from surgerylib.files import only_process
+from surgerylib.kinds import METHOD_NAMES
+from surgerylib.localizer import load_localizer
 from surgerylib.locations import PROJECT_ROOT, RUN_LOCK
-from surgerylib.parameters import find_notebooks, known_parameters, notebook_parameters
-from surgerylib.preflight import check, check_values
-from surgerylib.scenes import write_scenes
-from surgerylib.session import open_session
-from surgerylib.training import progress_of
+from surgerylib.study import localizer_tables
+from surgerylib.study.box_groups import box_sizes
+from surgerylib.study.localizer_plan import TrainingPlan, plain, publish
+from surgerylib.workbook.check import check, check_values
+from surgerylib.workbook.cli import main
+from surgerylib.workbook.parameters import find_notebooks, known_parameters, notebook_parameters
+from surgerylib.workbook.session import open_session
 
 SMALL = {"picture_size": 32, "epochs": 3, "training_batch_size": 4}
 
@@ -69,7 +72,7 @@ def session(arguments, tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(session):
     plan = TrainingPlan(**SMALL)
-    caches = plan.caches(session, plan.datasets(session))
+    caches = plan.caches(session.clip, session.training_datasets(plan), session.cache_dir)
     for cache in caches.values():
         cache.compute()
     return plan, caches, *plan.train(caches, session.cache_dir)
@@ -100,9 +103,9 @@ def test_the_configurations_are_plans(name):
 
 def test_no_image_is_in_two_of_the_splits(session):
     with pytest.raises(ParameterError, match="train and train share 12 images"):
-        TrainingPlan(choose_split="train").datasets(session)
+        session.training_datasets(TrainingPlan(choose_split="train"))
     with pytest.raises(ParameterError, match="test and test"):
-        TrainingPlan(train_split="test").datasets(session)
+        session.training_datasets(TrainingPlan(train_split="test"))
 
 
 def test_short_runs_shorten_the_warm_up_too():
@@ -131,7 +134,7 @@ def ious(trained) -> pd.DataFrame:
 def test_the_answer_is_a_table_and_a_sentence_with_the_same_figures(ious):
     summary = summarise(ious)
     table = localizer_tables.answer_table(summary)
-    assert list(table.index) == list(localizer_tables.METHOD_NAMES.values())
+    assert list(table.index) == list(METHOD_NAMES.values())
     assert list(table.columns) == ["mean IoU", "median", "sd", "share > 0.3", "share > 0.5", "share > 0.7"]
     sentence = localizer_tables.finding(ious, summary)
     assert table.loc["head, best cell (oracle)", "mean IoU"] in sentence
@@ -251,11 +254,11 @@ def rendered(figure) -> np.ndarray:
 
 
 def test_the_figures_draw(ious, trained):
-    plan, caches, task, training = trained
+    _, caches, task, training = trained
     summary = summarise(ious)
     for frame in (summary, summarise(ious.iloc[:0])):
         assert rendered(training_plots.method_bars(frame, "title")).std() > 5
-    assert rendered(training_plots.training_curves(training.history, plan.schedule, training.best_epoch)).std() > 5
+    assert rendered(training_plots.training_curves(training.history, [0.1] * 9, training.best_epoch)).std() > 5
     reader = BatchReader(caches["choose"])
     targets = caches["choose"].targets
     position, label = int(targets.image[0]), int(targets.label[0])

@@ -14,14 +14,14 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 
-from surgerylib import plots
-from surgerylib.datasets import load_dataset
+from surgerylib.datasets.dataset import load_dataset
 from surgerylib.errors import CheckpointError, DatasetError, ParameterError, TrainingError
+from surgerylib.figures import maps as plots
 from surgerylib.heatmaps import HEATMAP_KINDS
 from surgerylib.localizer import load_localizer
 from surgerylib.locations import PROJECT_ROOT
-from surgerylib.preflight import check
-from surgerylib.workbook import run_workbook
+from surgerylib.workbook.check import check
+from surgerylib.workbook.run import run_workbook
 
 SWEEP_RESULTS = "multi_iou_results.json"
 NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))

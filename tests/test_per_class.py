@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from surgerylib import per_class, per_class_plots, per_class_tables
-from surgerylib.classification import Classification
-from surgerylib.datasets import Dataset
-from surgerylib.error_types import ERROR_TYPES, detection_errors, error_decomposition, mean_gains
-from surgerylib.map_shards import MapSource
+from surgerylib.datasets.dataset import Dataset
+from surgerylib.engine.map_shards import MapSource
+from surgerylib.figures import per_class as per_class_plots
+from surgerylib.kinds import ERROR_TYPES
 from surgerylib.metrics import average_precision
+from surgerylib.study import per_class, per_class_tables
+from surgerylib.study.classification import Classification
+from surgerylib.study.error_types import detection_errors, error_decomposition, mean_gains
 
 CLASSES = ("airport", "Expressway-toll-station", "ship", "windmill")  # windmill has no box
 THRESHOLDS = [0.05, 0.5]

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from surgerylib import plots
 from surgerylib.extraction import BoxSettings, extract_many
-from surgerylib.summary import evaluate_kinds
+from surgerylib.figures import maps as plots
+from surgerylib.study.examples import example_pairs
+from surgerylib.study.summary import evaluate_kinds
 
 BOX = ["xmin", "ymin", "xmax", "ymax"]
 
@@ -99,11 +100,11 @@ def test_examples_show_many_classes_and_no_image_twice():
         [("1", "ship"), ("1", "dam"), ("2", "ship"), ("3", "ship"), ("3", "dam"), ("4", "airport")],
         columns=["image_id", "label"],
     )
-    pairs = plots.example_pairs(truth, ["4", "3", "2", "1"], 3)
+    pairs = example_pairs(truth, ["4", "3", "2", "1"], 3)
     assert pairs[0] == ("4", "airport")
     assert len({image for image, _ in pairs}) == 3
-    assert len(plots.example_pairs(truth, ["1", "2", "3", "4"], 99)) == 4
-    assert plots.example_pairs(truth.iloc[:0], ["1"], 3) == []
+    assert len(example_pairs(truth, ["1", "2", "3", "4"], 99)) == 4
+    assert example_pairs(truth.iloc[:0], ["1"], 3) == []
 
 
 def test_best_iou():

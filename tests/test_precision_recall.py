@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from surgerylib.metrics import average_precision
-from surgerylib.precision_recall import precision_recall
+from surgerylib.study.precision_recall import precision_recall
 
 BOX = {"xmin": 0.0, "ymin": 0.0, "xmax": 10.0, "ymax": 10.0}
 TRUTH = pd.DataFrame([{"image_id": image, "label": label, **BOX} for image, label in ["aX", "bX", "cX", "aY"]])

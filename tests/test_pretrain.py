@@ -11,11 +11,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from surgerylib import pretrain, scene_crops
 from surgerylib.clip import load_clip, open_clip
-from surgerylib.datasets import DIOR_CLASSES, PROMPT_TEMPLATES, prompt_names
-from surgerylib.errors import OutputError, ParameterError
-from surgerylib.pretrain import (
+from surgerylib.datasets.dataset import DIOR_CLASSES, PROMPT_TEMPLATES, prompt_names
+from surgerylib.embedded import crops as scene_crops
+from surgerylib.embedded import pretrain
+from surgerylib.embedded.crops import ScenePool, render_pool, sample_crops
+from surgerylib.embedded.pretrain import (
     CROP,
     TEMPLATES,
     Settings,
@@ -27,8 +28,8 @@ from surgerylib.pretrain import (
     train,
     training_prompts,
 )
-from surgerylib.scene_crops import ScenePool, render_pool, sample_crops
-from surgerylib.scenes import Scene, render_scene, write_scenes
+from surgerylib.embedded.scenes import Scene, render_scene, write_scenes
+from surgerylib.errors import OutputError, ParameterError
 
 SHIP, DAM = DIOR_CLASSES.index("ship"), DIOR_CLASSES.index("dam")
 TINY = Settings(steps=3, scenes=24, batch=4, warmup=1)

@@ -8,7 +8,7 @@ import scipy.stats
 
 from surgerylib.boxes import box_iou, resize_map
 from surgerylib.errors import ParameterError
-from surgerylib.quality import (
+from surgerylib.study.quality import (
     ACCURACIES,
     BOX_ACC_IOUS,
     FIGURES,

@@ -12,9 +12,9 @@ import nbformat
 import pytest
 import torch
 
-from surgerylib import workbook
-from surgerylib.execution import NotebookFailure, execute_notebook, ready_kernels
-from surgerylib.ready_kernel import ReadyKernels, package_imports
+from surgerylib.workbook.execution import NotebookFailure, execute_notebook, ready_kernels
+from surgerylib.workbook.ready_kernel import ReadyKernels, package_imports
+from surgerylib.workbook.run import run as workbook
 
 SOURCE = """\
 import os, sys
@@ -62,12 +62,13 @@ def how(request, monkeypatch) -> str:
     if request.param == "forked" and not (sys.platform == "linux" and torch.version.cuda is None):
         pytest.skip("processes are not forked here")
     if request.param == "itself":
-        code = "import torch.version as v; v.cuda = '13.0'; from surgerylib.ready_kernel import main; main()"
+        code = "import torch.version as v; v.cuda = '13.0'; from surgerylib.workbook.ready_kernel import main; main()"
         popen = subprocess.Popen
         monkeypatch.setattr(
-            "surgerylib.ready_kernel.subprocess.Popen",
+            "surgerylib.workbook.ready_kernel.subprocess.Popen",
             lambda command, **kwargs: popen(
-                [command[0], "-c", code, *command[3:]] if "surgerylib.ready_kernel" in command else command, **kwargs
+                [command[0], "-c", code, *command[3:]] if "surgerylib.workbook.ready_kernel" in command else command,
+                **kwargs,
             ),
         )
     return request.param
@@ -121,7 +122,7 @@ def test_a_kernel_that_was_forked_has_worker_processes(tmp_path, how):
     """Its parent ignores how children end; it does not."""
     path = written(
         tmp_path,
-        "import subprocess, sys\nfrom surgerylib.parallel import in_processes\n"
+        "import subprocess, sys\nfrom surgerylib.engine.parallel import in_processes\n"
         "print(list(in_processes(abs, [-1, -2, -3], workers=2, description='test')))\n"
         "print(subprocess.run([sys.executable, '-c', 'raise SystemExit(3)']).returncode)",
     )
@@ -177,7 +178,8 @@ def test_what_waits_and_what_runs_ends_with_the_process_that_started_it(tmp_path
     """Killed, it could not say so."""
     path = written(tmp_path, "import os, time\nopen('pid', 'w').write(f'{os.getpid()} ')\ntime.sleep(100)")
     code = (
-        "import sys\nfrom pathlib import Path\nfrom surgerylib.execution import execute_notebook, ready_kernels\n"
+        "import sys\nfrom pathlib import Path\n"
+        "from surgerylib.workbook.execution import execute_notebook, ready_kernels\n"
         "path, folder = Path(sys.argv[1]), Path(sys.argv[2])\nready = ready_kernels([path, path], folder)\n"
         "print(ready._interpreter.process.pid, flush=True)\n"
         "execute_notebook(path, folder / 'done.ipynb', {}, folder, 120, ready)"
@@ -194,9 +196,9 @@ def test_what_waits_and_what_runs_ends_with_the_process_that_started_it(tmp_path
 
 
 def test_only_this_packages_modules_are_imported_ahead(tmp_path):
-    others = "import surgerylib.plots as p, numpy\nfrom .. import x\nfrom pandas import DataFrame"
+    others = "import surgerylib.figures.maps as p, numpy\nfrom .. import x\nfrom pandas import DataFrame"
     assert package_imports(written(tmp_path, SOURCE, others)) == [
-        "surgerylib", "surgerylib.files", "surgerylib.kinds", "surgerylib.errors", "surgerylib.plots",
+        "surgerylib", "surgerylib.files", "surgerylib.kinds", "surgerylib.errors", "surgerylib.figures.maps",
     ]  # fmt: skip
     assert package_imports(written(tmp_path, "%magic or worse")) == []
     assert package_imports(tmp_path / "no.ipynb") == []
@@ -204,4 +206,4 @@ def test_only_this_packages_modules_are_imported_ahead(tmp_path):
 
 def test_the_numbered_notebooks_take_torch_from_what_was_imported_ahead():
     for path in workbook.find_notebooks():
-        assert "surgerylib.session" in package_imports(path)
+        assert "surgerylib.workbook.session" in package_imports(path)

@@ -8,18 +8,18 @@ import pandas as pd
 import pytest
 import yaml
 
-from surgerylib import recommendation as module
-from surgerylib import sweep_tables
-from surgerylib.diagnosis import difference_column, joint_names, map_quality, quality_by_kind, quality_table
+from surgerylib.engine.map_shards import MapSource
+from surgerylib.engine.settings import Criterion, Setting
 from surgerylib.extraction import BoxSettings
-from surgerylib.map_shards import MapSource
+from surgerylib.intervals import number
 from surgerylib.metrics import bootstrap_map
-from surgerylib.parameters import find_notebooks, known_parameters, validate
-from surgerylib.preflight import check_values
-from surgerylib.quality import image_quality
-from surgerylib.settings import Criterion, Setting
-from surgerylib.summary import number
-from surgerylib.sweep import Sweep, _tidy
+from surgerylib.study import recommendation as module
+from surgerylib.study import sweep_tables
+from surgerylib.study.diagnosis import difference_column, joint_names, map_quality, quality_by_kind, quality_table
+from surgerylib.study.quality import image_quality
+from surgerylib.study.sweep import Sweep, _tidy
+from surgerylib.workbook.check import check_values
+from surgerylib.workbook.parameters import find_notebooks, known_parameters, validate
 
 MEANS = Criterion("all", None)
 COLUMNS = ["image_id", "label", "xmin", "ymin", "xmax", "ymax"]
@@ -253,9 +253,9 @@ def test_the_file_of_results_is_plain_json(confirmed):
 
 
 def test_quality_of_a_store_is_image_quality_of_its_maps(tiny, tmp_path):
-    from surgerylib.datasets import load_dataset
-    from surgerylib.scenes import write_scenes
-    from surgerylib.store import HeatmapStore
+    from surgerylib.datasets.dataset import load_dataset
+    from surgerylib.embedded.scenes import write_scenes
+    from surgerylib.engine.store import HeatmapStore
 
     data = load_dataset(write_scenes(tmp_path / "scenes", num_train=0, num_val=0, num_test=5, size=96), "test")
     store = HeatmapStore(tiny, data, tmp_path / "cache").compute()

@@ -15,10 +15,10 @@ import pandas as pd
 import pytest
 from dior_folders import LAYOUTS, annotation_dir, annotation_xml, image_file, split_file, write_dataset
 
-from surgerylib import datasets, remembered_reading
-from surgerylib.datasets import Dataset, load_dataset
+from surgerylib.datasets.dataset import Dataset, load_dataset, remembered_reading
+from surgerylib.datasets.dataset import dataset as datasets
 from surgerylib.errors import AnnotationError, DatasetError
-from surgerylib.session import Session
+from surgerylib.workbook.session import Session
 
 SPLITS = {
     "test": {

@@ -17,8 +17,8 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from surgerylib.report import notebook_html, readable_seconds, title
-from surgerylib.run_index import index_html
+from surgerylib.workbook.index import index_html
+from surgerylib.workbook.page import notebook_html, readable_seconds, title
 
 HOSTILE = "<script>alert('x')</script>"
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from surgerylib.errors import ResultsError
-from surgerylib.run_files import read_frame, read_results, write_frames
+from surgerylib.workbook.run_files import read_frame, read_results, write_frames
 
 OWN = {
     "model": "m", "weights_sha256": "ab", "depth": 6, "image_size": 224, "dataset": "d", "split": "test",

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from defusedxml.ElementTree import parse
 
-from surgerylib import scenes
-from surgerylib.datasets import DIOR_CLASSES, load_dataset
+from surgerylib.datasets.dataset import DIOR_CLASSES, load_dataset
+from surgerylib.embedded import scenes
+from surgerylib.embedded.canvas import Canvas, Frame
+from surgerylib.embedded.objects import DRAWERS
+from surgerylib.embedded.scenes import CLASSES, STREAMS, render_scene, scene_rng, write_scenes
 from surgerylib.errors import OutputError, ParameterError
 from surgerylib.files import aside_prefix
-from surgerylib.scene_canvas import Canvas, Frame
-from surgerylib.scene_objects import DRAWERS
-from surgerylib.scenes import CLASSES, STREAMS, render_scene, scene_rng, write_scenes
 
 SMALL = {"num_train": 3, "num_val": 1, "num_test": 2, "size": 128}
 

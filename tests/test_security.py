@@ -11,13 +11,13 @@ import pytest
 import yaml
 from dependency_rules import declared
 
-from surgerylib.checkpoints import load_weights
 from surgerylib.clip import load_clip
 from surgerylib.errors import CacheError, CheckpointError, ParameterError
 from surgerylib.locations import PROJECT_ROOT
-from surgerylib.parameters import load_config, parse_override
-from surgerylib.preflight import check
-from surgerylib.sweep import _load
+from surgerylib.study.sweep import _load
+from surgerylib.weights import load_weights
+from surgerylib.workbook.check import check
+from surgerylib.workbook.parameters import load_config, parse_override
 
 PAGE = (PROJECT_ROOT / "SECURITY.md").read_text(encoding="utf-8")
 

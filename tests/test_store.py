@@ -19,20 +19,20 @@ import pytest
 from filelock import FileLock
 from tiny_models import write_model
 
-from surgerylib import image_shards as image_shards_module
-from surgerylib import map_shards as map_shards_module
-from surgerylib import store as store_module
-from surgerylib.classes import prompt_names
 from surgerylib.clip import ImageTokens, load_clip
-from surgerylib.datasets import load_dataset, read_image
-from surgerylib.detection import DetectionSettings, detect
+from surgerylib.datasets.dataset import load_dataset, read_image
+from surgerylib.embedded.scenes import write_scenes
+from surgerylib.engine import image_shards as image_shards_module
+from surgerylib.engine import map_shards as map_shards_module
+from surgerylib.engine import store as store_module
+from surgerylib.engine.detection import DetectionSettings, detect
+from surgerylib.engine.map_shards import BoxesAhead, MapShard, MapSource, boxes_of, shard_boxes
+from surgerylib.engine.parallel import in_processes
+from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import CacheError, ImageReadError, OutputError, ParameterError, UnknownClassError
 from surgerylib.extraction import BoxSettings, extract_many
 from surgerylib.heatmaps import HEATMAP_KINDS, SIMILARITIES, heatmaps
-from surgerylib.map_shards import BoxesAhead, MapShard, MapSource, boxes_of, shard_boxes
-from surgerylib.parallel import in_processes
-from surgerylib.scenes import write_scenes
-from surgerylib.store import HeatmapStore
+from surgerylib.words import prompt_names
 
 N_IMAGES = 7
 SHARD_IMAGES = 2  # four shards, the last of one image
@@ -42,9 +42,10 @@ SHARD_IMAGES = 2  # four shards, the last of one image
 KILLED = f"""
 import os, signal, sys, time
 from pathlib import Path
-from surgerylib import files, store
+from surgerylib import files
+from surgerylib.engine import store
 from surgerylib.clip import load_clip
-from surgerylib.datasets import load_dataset
+from surgerylib.datasets.dataset import load_dataset
 
 model, data, cache, place = sys.argv[1:]
 store.SHARD_IMAGES = {SHARD_IMAGES}
@@ -687,9 +688,9 @@ def test_workers_load_neither_torch_nor_pandas(store, tmp_path):
         f"""
 import sys
 import threading
-from surgerylib.map_shards import MapShard, MapSource, boxes_of, shard_boxes
+from surgerylib.engine.map_shards import MapShard, MapSource, boxes_of, shard_boxes
 from surgerylib.extraction import BoxSettings
-from surgerylib.parallel import in_processes
+from surgerylib.engine.parallel import in_processes
 
 heavy = {{"torch", "open_clip", "pandas", "matplotlib", "PIL"}}
 

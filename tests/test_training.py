@@ -19,15 +19,13 @@ import safetensors.torch
 import torch
 from tiny_models import write_model
 
-from surgerylib import training as training_module
 from surgerylib.clip import load_clip
-from surgerylib.datasets import Dataset, load_dataset
-from surgerylib.errors import CacheError, CheckpointError, OutputError, ParameterError, TrainingError, UnknownClassError
-from surgerylib.feature_batches import BatchReader, turn_boxes
-from surgerylib.features import FeatureCache
-from surgerylib.files import only_process
-from surgerylib.localizer import load_localizer
-from surgerylib.localizer_training import (
+from surgerylib.datasets.dataset import Dataset, load_dataset
+from surgerylib.embedded.scenes import write_scenes
+from surgerylib.engine import training as training_module
+from surgerylib.engine.feature_batches import BatchReader, turn_boxes
+from surgerylib.engine.features import FeatureCache
+from surgerylib.engine.localizer_training import (
     LocalizerSettings,
     LocalizerTask,
     belongs_to,
@@ -38,10 +36,12 @@ from surgerylib.localizer_training import (
     train_localizer,
     training_folder,
 )
-from surgerylib.scenes import write_scenes
-from surgerylib.side_by_side import Job, fit_side_by_side
-from surgerylib.streams import Streams
-from surgerylib.training import Schedule, fit, optimizer_of, progress_of, train_step
+from surgerylib.engine.side_by_side import Job, fit_side_by_side
+from surgerylib.engine.streams import Streams
+from surgerylib.engine.training import Schedule, fit, optimizer_of, progress_of, train_step
+from surgerylib.errors import CacheError, CheckpointError, OutputError, ParameterError, TrainingError, UnknownClassError
+from surgerylib.files import only_process
+from surgerylib.localizer import load_localizer
 
 PICTURE = 32
 SETTINGS = LocalizerSettings(grid_size=4, batch_size=3)
@@ -207,10 +207,10 @@ import os, signal, sys
 import torch
 from surgerylib import files
 from surgerylib.clip import load_clip
-from surgerylib.datasets import load_dataset
-from surgerylib.features import FeatureCache
-from surgerylib.localizer_training import LocalizerSettings, train_localizer
-from surgerylib.training import Schedule
+from surgerylib.datasets.dataset import load_dataset
+from surgerylib.engine.features import FeatureCache
+from surgerylib.engine.localizer_training import LocalizerSettings, train_localizer
+from surgerylib.engine.training import Schedule
 model, scenes, cached, out, place, number = sys.argv[1:]
 clip = load_clip(f"local-dir:{model}", model + "/model.safetensors", device="cpu", depth=3)
 caches = [FeatureCache(clip, load_dataset(scenes, s), cached, picture_size=32).compute() for s in ("train", "val")]

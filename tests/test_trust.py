@@ -14,16 +14,16 @@ from bs4 import BeautifulSoup
 from dior_folders import annotation_dir, image_file, split_file
 
 from surgerylib.clip import load_clip
-from surgerylib.datasets import load_dataset
-from surgerylib.detection import DetectionSettings, detect
+from surgerylib.datasets.dataset import load_dataset
+from surgerylib.embedded.scenes import write_scenes
+from surgerylib.engine.detection import DetectionSettings, detect
+from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import ImageReadError
 from surgerylib.metrics import average_precision, bootstrap_map
-from surgerylib.parameters import find_notebooks, notebook_parameters
-from surgerylib.preflight import check
-from surgerylib.scenes import write_scenes
-from surgerylib.store import HeatmapStore
 from surgerylib.versions import PACKAGES
-from surgerylib.workbook import RunResult, run_workbook
+from surgerylib.workbook.check import check
+from surgerylib.workbook.parameters import find_notebooks, notebook_parameters
+from surgerylib.workbook.run import RunResult, run_workbook
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 HOSTILE_TOO = "<script>alert(2)"

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from surgerylib.localization import localization_summary
-from surgerylib.verdict import CLASSIFICATION, LOCALISATION, NOT_DECIDED, outcome, verdict
+from surgerylib.engine.localization import localization_summary
+from surgerylib.study.verdict import CLASSIFICATION, LOCALISATION, NOT_DECIDED, outcome, verdict
 
 GUESSES = {"whole_image": "whole image", "class_mean": "class's mean box"}
 

@@ -15,10 +15,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from surgerylib import parameters
 from surgerylib.errors import OutputError, ParameterError
-from surgerylib.fingerprints import notebook_keys
-from surgerylib.workbook import run_workbook
+from surgerylib.workbook.fingerprints import notebook_keys
+from surgerylib.workbook.run import parameters, run_workbook
 
 PARAMETERS = """\
 seed = 0  # keeps the draw (seed = 0) the same
@@ -236,7 +235,8 @@ def test_ctrl_c_leaves_a_record_and_no_kernel(notebooks: Path, tmp_path: Path) -
     config = tmp_path / "c.yaml"
     config.write_text("seed: 1\n")
     program = (
-        "import sys, pathlib, surgerylib.parameters as p, surgerylib.locations as l, surgerylib.__main__ as m\n"
+        "import sys, pathlib, surgerylib.workbook.parameters as p, surgerylib.locations as l\n"
+        "import surgerylib.workbook.cli as m\n"
         "p.PROJECT_ROOT = l.PROJECT_ROOT = pathlib.Path(sys.argv[1])\n"
         "sys.exit(m.main(['run', '--config', sys.argv[2], '--out', sys.argv[3]]))"
     )

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from profiles import fuzz
 from voc_target import check_annotation, make_dataset, one_line
 
-from surgerylib import annotations
-from surgerylib.annotations import read_annotation
-from surgerylib.classes import DIOR_CLASSES
+from surgerylib.datasets.dataset import voc as annotations
+from surgerylib.datasets.voc import read_annotation
 from surgerylib.errors import DatasetError
+from surgerylib.words import DIOR_CLASSES
 
 # Python's codec for `unicode_escape` warns of what it cannot read
 pytestmark = pytest.mark.filterwarnings("ignore:invalid:DeprecationWarning")

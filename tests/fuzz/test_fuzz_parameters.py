@@ -13,7 +13,8 @@ from profiles import fuzz
 from voc_target import one_line
 
 from surgerylib.errors import ParameterError, SurgeryError
-from surgerylib.parameters import (
+from surgerylib.workbook.check import check_values
+from surgerylib.workbook.parameters import (
     PATH_PARAMETERS,
     apply_overrides,
     find_notebooks,
@@ -23,7 +24,6 @@ from surgerylib.parameters import (
     parse_override,
     validate,
 )
-from surgerylib.preflight import check_values
 
 KNOWN = known_parameters(find_notebooks())
 DEFAULTS = {name: parameter.default for name, parameter in KNOWN.items()}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from surgerylib.annotations import Annotation, read_annotation
-from surgerylib.datasets import DIOR_CLASSES, Dataset, load_dataset
+from surgerylib.datasets.dataset import DIOR_CLASSES, Dataset, load_dataset
+from surgerylib.datasets.voc import Annotation, read_annotation
 from surgerylib.errors import AnnotationError, SurgeryError
 
 IMAGE_ID = "00001"

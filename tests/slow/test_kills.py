@@ -20,8 +20,8 @@ import yaml
 from disturbed import INTERRUPTED, Command, assert_whole, interrupt, leftovers
 from same_results import differing
 
+from surgerylib.engine.training import progress_of
 from surgerylib.locations import PROJECT_ROOT
-from surgerylib.training import progress_of
 
 pytestmark = pytest.mark.slow
 SEED = 20
@@ -171,7 +171,7 @@ def test_a_training_that_is_killed_goes_on_from_its_last_checkpoint(parameters, 
     def start(book: Workbook, *words: str) -> Command:
         command = Command(
             book.logs, "train", "--config", book.config, "--out", book.out, *words, project=PROJECT_ROOT,
-            prelude="import surgerylib.training as t; t.fit.__kwdefaults__['checkpoint_seconds'] = 0",
+            prelude="import surgerylib.engine.training as t; t.fit.__kwdefaults__['checkpoint_seconds'] = 0",
         )  # fmt: skip
         command.wait_until(lambda: any(book.out.glob("cache/*training-*")), 300)
         return command

@@ -1,0 +1,218 @@
+"""The one place that decides what becomes of a damaged image: it stops the work before it begins, or is left out.
+
+Damaged is an image that is missing, cannot be decoded, lies outside of the dataset, or whose annotation cannot be
+read or is of another image. An image that is left out takes its ground truth with it, out of every denominator, and
+is listed with its reason. A class that nobody knows, or a split file that cannot be read, is no damage: it stops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from tqdm import tqdm
+
+from ..checks import worker_count
+from ..errors import AnnotationError, DatasetError, ImageReadError, OutputError, ParameterError
+from ..files import atomic_write
+from ..identities import short_hash
+from ..versions import versions
+from .images import check_decodes, image_size
+
+if TYPE_CHECKING:
+    from .dataset import Dataset
+
+ON_BAD_IMAGE = ("error", "skip")
+MEMORY = "checked_images.json"  # in a cache folder: keys of the files that were found sound
+
+
+def check_on_bad_image(value: object) -> str:
+    """The policy; a `ParameterError` unless it is one of `ON_BAD_IMAGE`."""
+    if value not in ON_BAD_IMAGE:
+        raise ParameterError(
+            "on_bad_image must be error (stop before the work) or skip (leave the image out and list it), not "
+            f"{value!r}"
+        )
+    return value
+
+
+class SkippedImages:
+    """Collects the images that are left out while a dataset is read; under `error` the first one is raised."""
+
+    def __init__(self, root: Path, on_bad_image: str) -> None:
+        self._root, self._raises = root, check_on_bad_image(on_bad_image) == "error"
+        self._rows: list[tuple[str, str, int | None, int]] = []
+
+    def take(self, error: ImageReadError | AnnotationError, image_id: str, position: int, n_boxes: int | None) -> None:
+        """Notes a damaged image, or raises the error.
+
+        Args:
+            error: what is wrong with it.
+            image_id: of the image.
+            position: its place in the split.
+            n_boxes: how many boxes it has; None where that is not known.
+        """
+        if self._raises:
+            raise error
+        self._rows.append((image_id, _reason(error, self._root), n_boxes, position))
+
+    def frame(self) -> pd.DataFrame:
+        """image_id, reason, n_boxes (<NA> where the annotation cannot be read), position in the split."""
+        return skipped_frame(self._rows)
+
+
+def skipped_frame(rows: list[tuple[str, str, int | None, int]]) -> pd.DataFrame:
+    """`Dataset.skipped` of rows (image_id, reason, n_boxes, position)."""
+    frame = pd.DataFrame(rows, columns=["image_id", "reason", "n_boxes", "position"])
+    return frame.astype({"image_id": "str", "reason": "str", "n_boxes": "Int64", "position": "int64"})
+
+
+def _reason(error: Exception, root: Path) -> str:
+    """One line that a report can hold: paths begin within the dataset."""
+    return " ".join(str(error).replace(f"{root}{os.sep}", "").split())
+
+
+def check_images(dataset: Dataset, *, workers: int | None = None) -> list[tuple[str, str]]:
+    """Decodes every image before long work: (image_id, reason) of each that is damaged.
+
+    What passes here can be read later. Of changed bytes in the middle of a JPEG's picture data only those are seen that
+    stop a decoder: others change the picture, and no decoder tells.
+
+    Args:
+        dataset: loaded with its images.
+        workers: threads; None takes the CPU's cores.
+
+    Raises:
+        ParameterError: the dataset was loaded without its images.
+    """
+    images = dataset.images
+    if (images["path"] == "").any():
+        raise ParameterError("the dataset was loaded with require_images=False; load it with its images to check them")
+
+    def problem(path: str, size_wh: tuple[int, int]) -> str | None:
+        try:
+            now_wh = image_size(path)
+            if now_wh != size_wh:
+                return (
+                    f"{path} now has {now_wh[0]}x{now_wh[1]} pixels, {size_wh[0]}x{size_wh[1]} when the dataset was "
+                    "loaded; load it again"
+                )
+            check_decodes(path)
+        except ImageReadError as error:
+            return str(error)
+        return None
+
+    sizes = list(zip(images["width"], images["height"], strict=True))
+    with ThreadPoolExecutor(worker_count(workers)) as pool:  # the decoders let go of the interpreter lock
+        found = tqdm(
+            pool.map(problem, images["path"], sizes), total=len(images), desc="checking images", unit="image", delay=2,
+            leave=False,
+        )  # fmt: skip
+        return [(image_id, reason) for image_id, reason in zip(images["image_id"], found, strict=True) if reason]
+
+
+def sound(dataset: Dataset, on_bad_image: str = "error", *, memory_dir: str | Path | None = None) -> Dataset:
+    """The dataset once every image in it is known to decode.
+
+    Args:
+        dataset: loaded with its images.
+        on_bad_image: `error` or `skip`.
+        memory_dir: folder that remembers which files are sound, so that they need not be decoded again; None for
+            none. One that is not there, or cannot be written, is no error: the check is repeated the next time.
+
+    Returns:
+        the same dataset, or under `skip` without its damaged images, which `skipped` lists.
+
+    Raises:
+        ImageReadError: under `error`, the first damaged image, and how many there are.
+        DatasetError: no image is left.
+    """
+    check_on_bad_image(on_bad_image)
+    problems = _remembered_check(dataset, memory_dir)
+    if not problems:
+        return dataset
+    if on_bad_image == "error":
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ImageReadError(f"{problems[0][1]}{more}; on_bad_image=skip leaves such images out")
+    return _without(dataset, dict(problems))
+
+
+def _without(dataset: Dataset, problems: dict[str, str]) -> Dataset:
+    damaged = dataset.images["image_id"].isin(problems)
+    dropped = dataset.repairs.loc[dataset.repairs["repair"] == "dropped", "image_id"]
+    counts = pd.concat([dataset.boxes["image_id"], dropped]).value_counts()  # as many as the annotation has
+    rows = [
+        (image_id, _reason(ImageReadError(problems[image_id]), dataset.root), int(counts.get(image_id, 0)), position)
+        for image_id, position, is_damaged in zip(dataset.images["image_id"], dataset.positions, damaged, strict=True)
+        if is_damaged
+    ]
+    skipped = pd.concat([dataset.skipped, skipped_frame(rows)]).sort_values("position", ignore_index=True)
+    check_any_left(dataset.split, len(dataset.images) - len(rows), skipped)
+    boxes, repairs = (
+        frame[~frame["image_id"].isin(problems)].reset_index(drop=True) for frame in (dataset.boxes, dataset.repairs)
+    )
+    images = dataset.images[~damaged].reset_index(drop=True)
+    return replace(dataset, images=images, boxes=boxes, repairs=repairs, skipped=skipped)
+
+
+def check_any_left(split: str, n_images: int, skipped: pd.DataFrame) -> None:
+    """Raise a `DatasetError` where every image is damaged."""
+    if n_images == 0:
+        raise DatasetError(
+            f"all {len(skipped):,} images of split {split!r} are damaged, so there is nothing to work on; "
+            f"{skipped['image_id'].iloc[0]!r}: {skipped['reason'].iloc[0]}"
+        )
+
+
+def files_sha256(dataset: Dataset) -> str:
+    """A hash over ids, places, sizes and times of the image files: cheap for any number of them, unlike their contents.
+
+    Raises:
+        ImageReadError: a file is missing.
+    """
+    digest = hashlib.sha256()
+    for image_id, path in zip(dataset.images["image_id"], dataset.images["path"], strict=True):
+        try:
+            stat = Path(path).stat()
+        except OSError as error:
+            raise ImageReadError(f"no image file {path}; add it or take it out of the split") from error
+        place = os.path.relpath(path, dataset.root)
+        digest.update(f"{image_id}\0{place}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _remembered_check(dataset: Dataset, memory_dir: str | Path | None) -> list[tuple[str, str]]:
+    """`check_images`, unless these very files were found sound before.
+
+    Damage is not remembered: it may have been the disk's for a moment, and be mended by now.
+    """
+    if memory_dir is None or not len(dataset.images):
+        return check_images(dataset)
+    path = Path(memory_dir) / MEMORY
+    try:
+        key = short_hash(str(dataset.root.resolve()), files_sha256(dataset), versions())
+    except ImageReadError:  # gone since the dataset was read: the check says which
+        return check_images(dataset)
+    known = _memory(path)
+    if key in known:
+        return []
+    problems = check_images(dataset)
+    if not problems and path.parent.is_dir():  # a mere look makes no folders
+        with contextlib.suppress(OutputError):  # what needs the folder will say so
+            atomic_write(path, json.dumps(sorted({*known, key}), indent=1))
+    return problems
+
+
+def _memory(path: Path) -> set[str]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {key for key in found if isinstance(key, str)} if isinstance(found, list) else set()
+    except (OSError, ValueError):
+        return set()  # none yet, or not as it was written: the images are looked at again

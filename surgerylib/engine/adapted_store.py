@@ -1,0 +1,185 @@
+"""The maps of trained adapters over a data set, beside the heatmap store's, in shards of the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..adapter import HeatmapAdapter, clip_and_tokens, load_adapter
+from ..clip import SurgeryCLIP
+from ..datasets.dataset import Dataset, flattered_by, read_image
+from ..errors import CheckpointError
+from ..files import file_sha256
+from ..heatmaps import heatmaps
+from ..kinds import KIND_PATHS
+from ..locations import ADAPTER_FILES, PROJECT_ROOT
+from ..words import PROMPT_TEMPLATES, prompt_names
+from .image_shards import ImageShards
+from .map_shards import MapSource
+
+
+@dataclass(frozen=True)
+class TrainedAdapter:
+    """An adapter from a file, ready for one CLIP.
+
+    Attributes:
+        model: in eval mode, on the CLIP's device.
+        key: the first digits of the file's sha256: names its maps.
+        patches: the path, `qk` or `vv`, whose tokens it was trained on.
+        about: what was written about it: `seen_classes`, `kinds`, `settings`...
+        file: where it came from.
+    """
+
+    model: HeatmapAdapter
+    key: str
+    patches: str
+    about: dict[str, Any]
+    file: Path
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The heatmap kinds that take their patches from this path."""
+        return tuple(kind for kind, (_, patches) in KIND_PATHS.items() if patches == self.patches)
+
+    @property
+    def seen_classes(self) -> list[str]:
+        """The classes that it was trained on."""
+        return list(self.about["seen_classes"])
+
+    def source(self, kind: str) -> MapSource:
+        """The maps of a kind through this adapter."""
+        return MapSource(kind, "cosine", self.model.num_layers, self.key)
+
+
+def find_adapters(where: str | Path) -> list[Path]:
+    """The adapter files that a parameter names: one file, or those in a folder (`adapter_*.safetensors`), in order.
+
+    Args:
+        where: absolute, or relative to the project.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    try:
+        where = PROJECT_ROOT / Path(where).expanduser()
+        if where.is_file():
+            return [where]
+        found = sorted(where.glob(ADAPTER_FILES)) if where.is_dir() else []
+    except (OSError, RuntimeError) as error:  # too long for a name, or the home of nobody
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(f"no adapters can be looked for in {str(where)[:80]} ({reason})") from error
+    if not found:
+        what = f"no {ADAPTER_FILES} in the folder" if where.is_dir() else "no file or folder"
+        raise CheckpointError(f"{what} {where}; train adapters with notebook 03, or: python -m surgerylib train")
+    return found
+
+
+def load_adapters(where: str | Path, clip: SurgeryCLIP) -> dict[str, TrainedAdapter]:
+    """The adapters in a file or folder, by the kinds that they are for; kinds without one are left out.
+
+    Args:
+        where: as for `find_adapters`.
+        clip: they must have been trained on its tokens.
+
+    Raises:
+        CheckpointError: none there, a damaged one, one of another CLIP, or two for one kind.
+    """
+    by_kind: dict[str, TrainedAdapter] = {}
+    for path in find_adapters(where):
+        model, about = load_adapter(path)
+        belongs = about.get("belongs_to", {})
+        patches, layers = belongs.get("patches"), belongs.get("layers")
+        kinds = [kind for kind, (_, of_kind) in KIND_PATHS.items() if of_kind == patches]
+        if not kinds or not isinstance(layers, int) or layers != model.num_layers or "seen_classes" not in about:
+            raise CheckpointError(f"{path} does not say which tokens it belongs to; train the adapter again")
+        load_adapter(path, belongs_to=clip_and_tokens(clip, kinds[0], layers))
+        if taken := by_kind.get(kinds[0]):
+            raise CheckpointError(f"{taken.file} and {path} are both for {kinds[0]}; name one of the files")
+        trained = TrainedAdapter(model.to(clip.device), file_sha256(path)[:12], patches, about, path)
+        by_kind |= dict.fromkeys(kinds, trained)
+    return {kind: by_kind[kind] for kind in KIND_PATHS if kind in by_kind}
+
+
+def flattered_adapters(by_kind: Mapping[str, TrainedAdapter], dataset: Dataset) -> list[str]:
+    """What a reader must know of the images, see `flattered_by`; each sentence once."""
+    notes = (flattered_by(adapter.about, dataset, "adapter") for adapter in by_kind.values())
+    return list(dict.fromkeys(note for of_one in notes for note in of_one))
+
+
+def distinct_adapters(by_kind: Mapping[str, TrainedAdapter]) -> list[TrainedAdapter]:
+    """Each adapter of `load_adapters` once: kinds that share their patches share one."""
+    return list({adapter.key: adapter for adapter in by_kind.values()}.values())
+
+
+class AdaptedStore(ImageShards):
+    """Logits of a data set's patches for its class list, through some adapters. Attributes as in `ImageShards`.
+
+    A shard is an npy file, float32 [n, A, C, h * w], of A adapters.
+    """
+
+    what = "adapted-maps"
+    code = (
+        "_open_clip", "engine.adapted_store", "adapter", "attention", "weights", "words", "clip", "heatmaps",
+        "engine.image_shards", "datasets.images", "kinds",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        clip: SurgeryCLIP,
+        dataset: Dataset,
+        cache_dir: str | Path,
+        adapters: Sequence[TrainedAdapter],
+        *,
+        shard_images: int,
+        templates: Sequence[str] = PROMPT_TEMPLATES,
+    ) -> None:
+        """Find or prepare the store; nothing is computed yet.
+
+        Args:
+            clip: the frozen model.
+            dataset: its whole class list is stored, in its order.
+            cache_dir: folder of stores, one subfolder each.
+            adapters: one or more, each once.
+            shard_images: images a file.
+            templates: prompts.
+
+        Raises:
+            CacheError: the store in the folder was made of something else; the message says of what.
+            ImageReadError: an image file is missing.
+        """
+        self.adapters = tuple(adapters)
+        shape = (len(self.adapters), len(dataset.classes), clip.grid[0] * clip.grid[1])
+        super().__init__(
+            clip,
+            dataset,
+            cache_dir,
+            layers=max(adapter.model.num_layers for adapter in self.adapters),
+            templates=templates,
+            details={"adapters": [adapter.key for adapter in self.adapters]},
+            record=np.dtype((np.float32, shape)),
+            shard_images=shard_images,
+            folder=None,
+        )
+
+    def _read(self, path: str) -> Tensor:
+        return self.clip.preprocess(read_image(path))
+
+    @torch.no_grad()
+    def _records(self, images: list[Tensor], first: int) -> np.ndarray:
+        """float32 [B, A, C, N]."""
+        text = self.clip.encode_text(prompt_names(self.dataset.classes), self.templates)
+        tokens = self.clip.encode_image(torch.stack(images), self.layers)
+        records = np.empty((len(images), *self.record.shape), dtype=np.float32)
+        for place, adapter in enumerate(self.adapters):
+            layers = adapter.model.num_layers
+            logits = heatmaps(tokens.last(layers), text, adapter.kinds[0], adapter=adapter.model)
+            records[:, place] = logits.flatten(2).cpu().numpy()
+        if not np.isfinite(records).all():
+            raise self._not_finite(first)
+        return records

@@ -1,0 +1,357 @@
+"""What the training loop needs to know of the localiser: batches from the cache, its loss, its validation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..checks import as_floats, as_whole_numbers
+from ..datasets.dataset import check_disjoint, check_have_boxes
+from ..errors import CacheError, ParameterError, TrainingError
+from ..identities import differences, short_hash
+from ..localizer import (
+    LOCALIZER_INPUTS,
+    GTClassLocalizer,
+    clip_and_maps,
+    save_localizer,
+    to_grid,
+    untrained_localizer,
+)
+from ..losses import check_assign, gt_class_localization_loss
+from ..versions import source_sha256
+from .feature_batches import Batch, BatchReader
+from .features import FeatureCache
+from .localization import (
+    BASELINES,
+    baseline_ious,
+    class_mean_boxes,
+    gt_class_localization,
+    localization_summary,
+    peak_localization,
+)
+from .training import Schedule, Training, fit
+
+UNTRAINED = {"oracle": "untrained_oracle", "cam_peak": "untrained_peak"}
+METHODS = ("oracle", "cam_peak", *UNTRAINED.values(), *BASELINES)
+# what decides the weights; the cache's identity answers for the rest
+_CODE = (
+    "boxes",
+    "engine.feature_batches",
+    "engine.localization",
+    "localizer",
+    "engine.localizer_training",
+    "losses",
+    "engine.streams",
+    "engine.training",
+)
+_EVALUATION_BATCH = 32
+
+
+@dataclass(frozen=True)
+class LocalizerSettings:
+    """What the head is and how its boxes are judged, beside the schedule.
+
+    Attributes:
+        grid_size: rows and columns of cells; None takes those of the CLIP's patches.
+        inputs: what the head looks at, of `LOCALIZER_INPUTS`.
+        batch_size: images a step.
+        l1_weight, giou_weight, positive_radius, positive_iou, assign: of the loss.
+        augment: flips and quarter turns.
+        seen_classes: only boxes of these are trained on; None takes all classes.
+        seed: of weights, order and symmetries.
+    """
+
+    grid_size: int | None = None
+    inputs: tuple[str, ...] = LOCALIZER_INPUTS
+    batch_size: int = 16
+    l1_weight: float = 1.0
+    giou_weight: float = 2.0
+    positive_radius: float = 1.5
+    positive_iou: float = 0.3
+    assign: str = "best_iou_or_center"
+    augment: bool = True
+    seen_classes: tuple[str, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise a `ParameterError` for a value that cannot be."""
+        check_assign(self.assign)
+        as_whole_numbers(self, {"grid_size": 1, "batch_size": 1, "seed": 0}, or_none=("grid_size",))
+        as_floats(self, ("l1_weight", "giou_weight", "positive_radius", "positive_iou"))
+        if self.l1_weight == self.giou_weight == 0:
+            raise ParameterError("l1_weight and giou_weight are both 0; nothing would be learned")
+        if not self.positive_iou < 1:
+            raise ParameterError(f"positive_iou must lie in [0, 1), got {self.positive_iou!r}")
+        if not self.inputs or not set(self.inputs) <= set(LOCALIZER_INPUTS):
+            raise ParameterError(f"inputs must be some of {', '.join(LOCALIZER_INPUTS)}, got {list(self.inputs)!r}")
+
+
+class LocalizerTask:
+    """A `training.Task`: the localiser on a cache of training images, validated on a cache of others.
+
+    Attributes:
+        model: on the CLIP's device.
+        identity, steps, criterion: as in `training.Task`.
+        seen: places of the classes that are trained on.
+        class_means: [C, 4] mean box of each class in the training images, those not trained on too.
+        ever_positive: bool [G], which boxes of the training targets have had a positive cell.
+        is_trained_on: bool [G], which of them are of classes that are trained on.
+    """
+
+    criterion = "val_iou"
+
+    def __init__(self, train: FeatureCache, validation: FeatureCache, settings: LocalizerSettings) -> None:
+        """Both caches computed.
+
+        Raises:
+            CacheError: features of different models, classes or maps.
+            ParameterError: an image in both, or a class in `seen_classes` that has no box in the training images.
+            UnknownClassError: one that is not in the class list.
+            TrainingError: no box to validate on.
+        """
+        check_disjoint(train.dataset, validation.dataset)
+        if different := differences(belongs_to(validation), belongs_to(train)):
+            raise CacheError(f"the features to train and to validate on were made of different things ({different})")
+        self.settings, self.train, self.validation = settings, train, validation
+        clip, classes = train.clip, train.dataset.classes
+        names = classes if settings.seen_classes is None else check_have_boxes(train.dataset, settings.seen_classes)
+        self.seen = [classes.index(name) for name in names]
+        self.reader = BatchReader(train, self.seen)
+        self.validation_reader = BatchReader(validation, self.seen)
+        if not len(self.validation_reader.usable):
+            raise TrainingError(
+                f"the split {validation.dataset.split} has no box of the classes that are trained on; choose another"
+            )
+        config = {
+            "num_classes": len(classes),
+            "feature_dim": clip.feature_dim,
+            "num_layers": train.layers,
+            "grid": clip.grid if settings.grid_size is None else [settings.grid_size] * 2,
+            "inputs": settings.inputs,
+        }
+        self.model = untrained_localizer(config, settings.seed).to(clip.device)
+        targets = train.targets
+        self.class_means = class_mean_boxes(targets.boxes_xyxy, targets.label, len(classes))
+        self.ever_positive = torch.zeros(len(targets.label), dtype=torch.bool)
+        self.is_trained_on = np.isin(targets.label, self.seen)
+        self.steps = self.reader.steps(settings.batch_size)
+        self.identity: dict[str, Any] = {
+            "trained": "GTClassLocalizer",
+            "settings": json.loads(json.dumps(asdict(settings))),
+            "train_cache": train.key,
+            "validation_cache": validation.key,
+            "code_sha256": source_sha256(_CODE),
+        }
+
+    def batches(self, epoch: int, first: int) -> Iterator[Batch]:
+        """As in `training.Task`."""
+        chosen = self.settings
+        yield from self.reader.epoch(
+            epoch, batch_size=chosen.batch_size, seed=chosen.seed, augment=chosen.augment, first=first
+        )
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, tuple[float, float]]]:
+        """As in `training.Task`: loss, l1, giou, positives a box, share of boxes without a positive."""
+        chosen = self.settings
+        terms = gt_class_localization_loss(
+            predict(self.model, batch), batch.boxes, batch.labels, radius=chosen.positive_radius,
+            iou_threshold=chosen.positive_iou, l1_weight=chosen.l1_weight, giou_weight=chosen.giou_weight,
+            assign=chosen.assign,
+        )  # fmt: skip
+        has_positive = terms.has_positive.cpu()
+        self.ever_positive[torch.from_numpy(batch.rows)[has_positive]] = True
+        n_boxes, n_positives = len(has_positive), terms.num_positives
+        return terms.total, {
+            "loss": (float(terms.total.detach()) * n_positives, n_positives),
+            "l1": (float(terms.l1.detach()) * n_positives, n_positives),
+            "giou": (float(terms.giou.detach()) * n_positives, n_positives),
+            "positives_per_box": (n_positives, n_boxes),
+            "share_without_positive": (n_boxes - int(has_positive.sum()), n_boxes),
+        }
+
+    def parts(self, batch: Batch, most: int) -> list[Batch]:
+        """As in `training.Task`: images."""
+        return batch.parts(most)
+
+    def validate(self) -> dict[str, float]:
+        """As in `training.Task`: mean oracle IoU, share above 0.5, and the mean IoU at the CAM's peak."""
+        ious = localize(self.model, self.validation_reader)
+        return {
+            "val_iou": float(ious["oracle"].mean()),
+            "val_share_50": float((ious["oracle"] > 0.5).mean()),
+            "val_peak_iou": float(ious["cam_peak"].mean()),
+        }
+
+    def describe(self, batch: Batch) -> str:
+        """As in `training.Task`: the images."""
+        ids = self.train.dataset.images["image_id"].iloc[batch.positions].tolist()
+        more = f" and {len(ids) - 4} more" if len(ids) > 4 else ""
+        return f"images {', '.join(ids[:4])}{more}"
+
+    def state(self) -> dict[str, Tensor]:
+        """As in `training.Task`."""
+        return {"ever_positive": self.ever_positive}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """As in `training.Task`."""
+        self.ever_positive = state["ever_positive"]
+
+    def save(self, path: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+        """As in `training.Task`."""
+        names = self.train.dataset.classes
+        what = {
+            "belongs_to": belongs_to(self.train),
+            "settings": self.identity["settings"],
+            "seen_classes": [names[k] for k in self.seen],
+            "class_means": self.class_means.tolist(),
+            "trained_on": self.train.dataset.origin(),
+            "chosen_on": self.validation.dataset.origin(),
+            **about,
+        }
+        save_localizer(path, self.model.config, weights, what)
+
+
+def train_localizer(
+    train: FeatureCache,
+    validation: FeatureCache,
+    settings: LocalizerSettings,
+    schedule: Schedule,
+    trainings_dir: str | Path,
+    **options: Any,
+) -> tuple[LocalizerTask, Training]:
+    """Train the localiser, or take up where a training of the same settings on the same data stopped.
+
+    Kept are, besides the best and the last weights, those before training and half-way.
+
+    Args:
+        train: computed.
+        validation: computed.
+        settings: of the head and its loss.
+        schedule: how long and how fast.
+        trainings_dir: folder of trainings, a subfolder each.
+        **options: `checkpoint_seconds`, `description` of `fit`.
+    """
+    task = LocalizerTask(train, validation, settings)
+    folder = training_folder(task, schedule, trainings_dir)
+    return task, fit(task, schedule, folder, keep_epochs=kept_epochs(schedule), **options)
+
+
+def kept_epochs(schedule: Schedule) -> tuple[int, ...]:
+    """Before training, half-way, at the end."""
+    return tuple(sorted({0, schedule.epochs // 2, schedule.epochs}))
+
+
+def training_folder(task: LocalizerTask, schedule: Schedule, trainings_dir: str | Path) -> Path:
+    """The folder of a training: named after all that it depends on, so that no two share one."""
+    return Path(trainings_dir) / f"training-{short_hash(task.identity, asdict(schedule))}"
+
+
+def belongs_to(cache: FeatureCache) -> dict[str, Any]:
+    """What a head trained on this cache belongs to, for `load_localizer`."""
+    return clip_and_maps(
+        cache.clip, cache.dataset.classes, layers=cache.layers, kind=cache.source.kind,
+        similarity=cache.source.similarity, templates=cache.templates, picture_size=cache.picture_size,
+    )  # fmt: skip
+
+
+def predict(model: GTClassLocalizer, batch: Batch) -> Tensor:
+    """The head on a batch of a cache: [B, C, H, W, 4].
+
+    Only the channels of classes with a box in their image are computed, a fraction of all; nobody looks at the others,
+    which are 0.
+    """
+    inputs = batch.to(next(model.parameters()).device)
+    image = torch.repeat_interleave(torch.tensor([len(labels) for labels in batch.labels], dtype=torch.long))
+    pairs = torch.unique(torch.stack([image, torch.cat(batch.labels)]), dim=1).to(inputs.cam.device)
+    found = model.channels(inputs.pictures, inputs.cam, inputs.features, *pairs)  # [K, H, W, 4]
+    boxes = found.new_zeros(*inputs.cam.shape[:2], *found.shape[1:])
+    boxes[pairs[0], pairs[1]] = found
+    return boxes
+
+
+@torch.no_grad()
+def localize(model: GTClassLocalizer, reader: BatchReader, class_means: np.ndarray | None = None) -> pd.DataFrame:
+    """Every box of a cache, its class being given: how well the head's boxes and the baselines' fit it.
+
+    Args:
+        model: in eval mode.
+        reader: of a computed cache.
+        class_means: [C, 4] mean boxes of training images; None leaves the baselines out.
+
+    Returns:
+        Frame image_id, label (name), box_row (of the cache's targets), row, column (of the best cell), oracle,
+        cam_peak, and a column each of `BASELINES`: IoUs.
+    """
+    frames = []
+    dataset = reader.cache.dataset
+    ids, names = dataset.images["image_id"].to_numpy(object), np.array(dataset.classes, dtype=object)
+    batches = reader.in_order(_EVALUATION_BATCH)
+    for batch in tqdm(batches, total=reader.steps(_EVALUATION_BATCH), desc="the head's boxes", delay=2, leave=False):
+        boxes = predict(model, batch).float().cpu()
+        cam = to_grid(batch.cam, model.grid)
+        oracle = gt_class_localization(boxes, batch.boxes, batch.labels)
+        peak = peak_localization(boxes, cam, batch.boxes, batch.labels)
+        frame = pd.DataFrame(
+            {
+                "image_id": ids[batch.positions[oracle["image_index"]]],
+                "label": names[oracle["label"]],
+                "box_row": batch.rows,
+                "row": oracle["row"],
+                "column": oracle["column"],
+                "oracle": oracle["iou"],
+                "cam_peak": peak["iou"],
+            }
+        )
+        if class_means is not None:
+            given = np.concatenate([part.numpy() for part in batch.boxes])
+            frame = pd.concat([frame, baseline_ious(given, oracle["label"].to_numpy(), class_means)], axis=1)
+        frames.append(frame)
+    columns = ["image_id", "label", "box_row", "row", "column", *UNTRAINED, *(() if class_means is None else BASELINES)]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
+
+
+def with_untrained(ious: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
+    """A frame of `localize` with the same boxes under the untrained head as further methods (`UNTRAINED`).
+
+    An oracle may choose among all cells, and a cell lies where something is: a head need not have learned anything to
+    beat a fixed box.
+    """
+    return ious.assign(**{name: untrained[method].to_numpy() for method, name in UNTRAINED.items()})
+
+
+@torch.no_grad()
+def boxes_on_image(
+    model: GTClassLocalizer, reader: BatchReader, position: int, label: int, *, most: int = 8
+) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """What the head says of one class on one image, in [0, 1] of it.
+
+    Returns:
+        the best cells' boxes [K, 4] for those ground truth boxes of the class that are fitted best, at most `most`; the
+        box at the CAM's peak [4]; and the mean IoU of each with all ground truth boxes of the class.
+    """
+    batch = reader.batch([position])
+    own = batch.labels[0] == label
+    boxes, labels = [batch.boxes[0][own]], [batch.labels[0][own]]
+    pred = predict(model, batch).float().cpu()
+    cam = to_grid(batch.cam, model.grid)
+    best, peak = gt_class_localization(pred, boxes, labels), peak_localization(pred, cam, boxes, labels)
+    drawn = best.nlargest(most, "iou")
+    rows, columns = (torch.tensor(drawn[name].tolist(), dtype=torch.long) for name in ("row", "column"))
+    chosen = pred[0, label, rows, columns].numpy()
+    row, column = divmod(int(cam[0, label].argmax()), model.grid[1])
+    return chosen, pred[0, label, row, column].numpy(), float(best["iou"].mean()), float(peak["iou"].mean())
+
+
+def summarise(ious: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """`localization_summary` of a frame of `localize`."""
+    methods = [name for name in METHODS if name in ious.columns]
+    return localization_summary(ious[methods], ious["image_id"], seed=seed)

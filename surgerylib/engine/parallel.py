@@ -1,0 +1,83 @@
+"""Work spread over processes, with a progress bar, its results in order."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from ..checks import worker_count
+from ..errors import OutputError
+
+_IDLE_SECONDS = 60
+_PARENT_SECONDS = 1.0
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def in_processes(
+    function: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    *,
+    workers: int | None = None,
+    description: str,
+    unit: str = "step",
+    sizes: Sequence[int] | None = None,
+    progress: Callable[[int], object] | None = None,
+    all_workers: bool = False,
+) -> Iterator[Result]:
+    """`function(task)` for each task, in the order of the tasks; results wait in memory until they are asked for.
+
+    Args:
+        function: a module's own function; what it imports is loaded once in each worker.
+        tasks: picklable arguments.
+        workers: processes; None takes the CPU's cores. 1, or a single task, stays in this process.
+        description: of the progress bar, which appears after two seconds.
+        unit: what the bar counts.
+        sizes: how many units each task is; one each when None.
+        progress: called with a task's units when it is done, in place of a bar.
+        all_workers: keep those of the call before, also where there are fewer tasks: ending some and starting them
+            again takes longer than a short task.
+
+    Raises:
+        OutputError: a worker process was killed.
+        ParameterError: `workers` is no whole number of at least 1.
+    """
+    # joblib's processes start without the caller's __main__, which a notebook or a script without a guard can't give,
+    # and are not forked: a fork after torch has started its threads hangs
+    from joblib import Parallel, delayed
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    sizes = [1] * len(tasks) if sizes is None else sizes
+    n_jobs = worker_count(workers) if all_workers and len(tasks) > 1 else min(worker_count(workers), max(len(tasks), 1))
+    pool = Parallel(
+        n_jobs=n_jobs, backend="loky", return_as="generator", idle_worker_timeout=_IDLE_SECONDS,
+        initializer=_end_with_parent, initargs=(os.getpid(),),
+    )  # fmt: skip
+    with tqdm(total=sum(sizes), desc=description, unit=unit, delay=2, leave=False, disable=progress is not None) as bar:
+        done = progress or bar.update
+        try:
+            for result, size in zip(pool(delayed(function)(task) for task in tasks), sizes, strict=True):
+                done(size)
+                yield result
+        except TerminatedWorkerError as error:
+            raise OutputError(
+                f"a worker process died during: {description}; the usual cause is that memory ran out: use fewer "
+                "workers"
+            ) from error
+
+
+def _end_with_parent(parent: int) -> None:
+    """In a worker: end soon after a parent that was killed, which can't say so; idle ones would wait for their time."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_SECONDS)
+        os._exit(1)
+
+    if os.name == "posix":  # elsewhere a process keeps the number of a parent that is gone
+        threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,223 @@
+"""How the explorer draws: pictures as bytes, boxes as plain values that the browser draws, and the saved figure.
+
+What moves with a slider (boxes, outline, sentence) is text of a few kilobytes; pictures change only with the image or
+the map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..extraction import resize_map
+from ..figures.maps import (
+    PREDICTION,
+    TRUTH,
+    draw_boxes,
+    new_figure,
+    overlay,
+    photo_axis,
+    styled,
+)
+from ..frames import BOX_COLUMNS
+from .view_model import Answer, Question, Shown
+
+_LONGEST_SIDE = 800  # pixels of a picture in the browser: a panel is smaller
+_OVERLAY_SIDE = 224
+_LABELLED = 4  # boxes whose score stands beside them, as in the notebooks' figures
+_MOST_BOXES = 200  # that a panel draws
+
+
+def reduced(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] with at most 800 pixels a side: more than a panel shows would only take time."""
+    height, width = image.shape[:2]
+    scale = min(1.0, _LONGEST_SIDE / max(height, width))
+    if scale == 1:
+        return image
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def photo_bytes(image: np.ndarray) -> bytes:
+    """uint8 RGB [H, W, 3] -> JPEG, at most 800 pixels a side."""
+    return _jpeg(reduced(image)[..., ::-1])
+
+
+def overlay_bytes(heatmap: np.ndarray, colours: int = cv2.COLORMAP_JET) -> bytes:
+    """[h, w] -> JPEG of 224 x 224; the colours span this map alone."""
+    resized = resize_map(heatmap, _OVERLAY_SIDE)
+    low, high = float(resized.min()), float(resized.max())
+    levels = np.rint((resized - low) * (255 / (high - low) if high > low else 0)).astype(np.uint8)
+    return _jpeg(cv2.applyColorMap(levels, colours))
+
+
+def truth_shapes(truth: pd.DataFrame, own: pd.DataFrame, *, named: bool = True) -> list[dict[str, Any]]:
+    """Ground truth as shapes: the boxes held against in green, the others thin and white.
+
+    Args:
+        truth: all boxes of the image.
+        own: those held against.
+        named: whether the label stands beside the largest box of each class; beside every one they would overlap.
+    """
+    area = (truth["xmax"] - truth["xmin"]) * (truth["ymax"] - truth["ymin"])
+    largest = set(area.groupby(truth["label"]).idxmax()) if named and len(truth) else set()
+    return [
+        {
+            "box": [row.xmin, row.ymin, row.xmax, row.ymax],
+            "style": "truth" if row.Index in own.index else "other",
+            "text": row.label if row.Index in largest else "",
+            "title": row.label,
+        }
+        for row in truth.itertuples()
+    ]
+
+
+def found_shapes(answer: Answer) -> list[dict[str, Any]]:
+    """The boxes found as shapes, best first; the best few carry their score."""
+    best = answer.overlaps.max(axis=0, initial=0.0)
+    return [
+        {
+            "box": [float(side) for side in box[:4]],
+            "style": "found",
+            "text": _number(box[4], 2) if rank < _LABELLED else "",
+            "title": f"score {_number(box[4])}, IoU {best[rank]:.2f}",
+        }
+        for rank, box in enumerate(answer.boxes[:_MOST_BOXES])
+    ]
+
+
+def outline_points(answer: Answer) -> list[list[float]]:
+    """The outline of the mask: closed lines, each x, y, x, y... in 0..1."""
+    return [np.round(line, 4).ravel().tolist() for line in answer.outline]
+
+
+def headline(answer: Answer, against: str) -> str:
+    """One sentence on the boxes: how many, and how well they meet what they are held against."""
+    n_boxes, ious = len(answer.boxes), answer.best_ious
+    boxes = f"{n_boxes} {'box' if n_boxes == 1 else 'boxes'}"
+    if not len(ious):
+        return f"{boxes}; no ground truth of {against}" if against != "every box" else f"{boxes}; no ground truth"
+    found = int((ious >= 0.5).sum())
+    mean = f", mean {ious.mean():.2f}" if len(ious) > 1 else ""
+    return f"{boxes}; best IoU {ious.max():.2f}{mean}; {found} of {len(ious)} met at IoU ≥ 0.5"
+
+
+def span(answer: Answer) -> str:
+    """The raw values that the colours of the overlay span, and the threshold."""
+    return f"{_number(answer.shown.min())} to {_number(answer.shown.max())}, threshold {_number(answer.threshold)}"
+
+
+def truth_table(answers: Sequence[Answer], truth: pd.DataFrame, against: str) -> str:
+    """HTML: each ground truth box held against, with the IoU of the box that fits it best, a column a kind."""
+    if truth.empty:
+        return f'<p class="explorer-note">No ground truth box of {escape(against)} in this image.</p>'
+    head = "".join(f'<th scope="col" class="number">{escape(answer.kind)}</th>' for answer in answers)
+    rows = []
+    for place, row in enumerate(truth.itertuples()):
+        cells = "".join(f'<td class="number">{answer.best_ious[place]:.2f}</td>' for answer in answers)
+        size = f"{row.xmax - row.xmin:.0f} × {row.ymax - row.ymin:.0f}"
+        rows.append(f'<tr><th scope="row">{escape(row.label)}</th><td class="number">{size}</td>{cells}</tr>')
+    return (
+        f"<table><caption>IoU with the ground truth ({escape(against)})</caption><thead><tr><th scope='col'>box</th>"
+        f'<th scope="col" class="number">pixels</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    )
+
+
+def patch_table(answers: Sequence[Answer], question: Question, patch: tuple[int, int]) -> str:
+    """HTML: how similar the pointed patch is to all that is asked, highest first; a bar a row for one kind."""
+    row, column = patch
+    values = np.stack([answer.maps[:, row, column] for answer in answers], axis=1)  # [C, kinds]
+    order = np.argsort(-values[:, -1], kind="stable")
+    low, high = float(values[:, -1].min()), float(values[:, -1].max())
+    head = "".join(f'<th scope="col" class="number">{escape(answer.kind)}</th>' for answer in answers)
+    rows = []
+    for place in order:
+        name = question.asked[place]
+        cells = "".join(f'<td class="number">{_number(value)}</td>' for value in values[place])
+        share = (values[place, -1] - low) / (high - low) if high > low else 0.0
+        bar = f'<td class="bar"><span style="width:{100 * share:.0f}%"></span></td>' if len(answers) == 1 else ""
+        strong = ' class="shown"' if name == question.shown else ""
+        rows.append(f'<tr{strong}><th scope="row">{escape(name)}</th>{cells}{bar}</tr>')
+    return (
+        f"<table><caption>Patch in row {row + 1}, column {column + 1}: similarity</caption><thead><tr>"
+        f"<th scope='col'>asked for</th>{head}{'<td></td>' if len(answers) == 1 else ''}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+@styled
+def figure(shown: Shown, *, patch: tuple[int, int] | None = None, opacity: float = 0.5, outline: bool = True) -> Figure:
+    """The present view as a figure: image and ground truth, then each kind's map with its boxes, then the patch.
+
+    Args:
+        shown: what is looked at.
+        patch: (row, column) pointed at; adds where it attends.
+        opacity: of the overlays.
+        outline: whether the mask's is drawn.
+    """
+    subject, question, answers = shown.subject, shown.question, shown.answers
+    width, height = subject.size_wh
+    image = reduced(subject.image)
+    n_panels = 1 + len(answers) + (2 if patch is not None else 0)
+    columns = min(n_panels, 3 if n_panels in (5, 6) else 4)
+    n_rows = -(-n_panels // columns)
+    row_height = 0.45 + 3.5 * min(height / width, 1.4)
+    fig, axes = new_figure(n_rows, columns, size=(3.6 * columns, 0.5 + n_rows * row_height))
+    panels = iter(axes.flat)
+
+    axis = next(panels)
+    photo_axis(axis, image, subject.size_wh)
+    draw_boxes(axis, subject.truth.drop(shown.own.index), colour="white", width=0.8)
+    draw_boxes(axis, shown.own, colour=TRUTH)
+    axis.set_title(f"{subject.name}: {len(subject.truth)} boxes")
+    for answer in answers:
+        axis = next(panels)
+        photo_axis(axis, image, subject.size_wh)
+        overlay(axis, answer.shown, subject.size_wh, alpha=opacity)
+        draw_boxes(axis, shown.own, colour=TRUTH)
+        found = pd.DataFrame(answer.boxes, columns=[*BOX_COLUMNS, "score"])
+        draw_boxes(axis, found, colour=PREDICTION, style="--", scores=True)
+        axis.set_title(f"{answer.kind}: {_fit(answer)}")
+        for line in answer.outline if outline else ():
+            closed = np.concatenate([line, line[:1]])
+            axis.plot(closed[:, 0] * width, closed[:, 1] * height, color="white", linewidth=0.8)
+    if patch is not None:
+        for path in ("qk", "vv"):
+            axis = next(panels)
+            attended = shown.seen.attended(path, patch)
+            photo_axis(axis, image, subject.size_wh)
+            axis.imshow(resize_map(attended, _OVERLAY_SIDE), cmap="viridis", alpha=0.6, extent=(0, width, height, 0))
+            step_x, step_y = width / shown.seen.grid[1], height / shown.seen.grid[0]
+            corner = [patch[1] * step_x, patch[0] * step_y]
+            box = pd.DataFrame([[*corner, corner[0] + step_x, corner[1] + step_y]], columns=BOX_COLUMNS)
+            draw_boxes(axis, box, colour="white")
+            axis.set_title(f"attention of row {patch[0] + 1}, column {patch[1] + 1}: {path.upper()}")
+    for axis in panels:
+        axis.set_axis_off()
+    adapted = ", through the adapter" if question.adapted else ""
+    setting = question.of_kind(question.kinds[-1]).describe()
+    if len(answers) > 1:
+        setting = setting.removeprefix(f"{question.kinds[-1]}, ")
+    fig.suptitle(f"“{question.shown}” ({setting}{adapted})", fontsize=11, x=0.01, ha="left")
+    return fig
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def _fit(answer: Answer) -> str:
+    if not len(answer.best_ious):
+        return f"{len(answer.boxes)} boxes"
+    return f"{len(answer.boxes)} boxes, best IoU {answer.best_ious.max():.2f}"
+
+
+def _jpeg(bgr: np.ndarray) -> bytes:
+    _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 88])
+    return data.tobytes()

@@ -1,0 +1,147 @@
+"""What the explorer shows: the panels, and the tables under them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import ipywidgets as widgets
+
+from ..figures.maps import KIND_COLOURS
+from ..kinds import HEATMAP_KINDS
+from . import drawing as view
+from .view_model import Answer, Look, Question, Shown, Subject
+from .widgets import Panel
+
+Patch = tuple[int, int] | None
+_HINT = (
+    '<p class="explorer-note">Point at a patch: how similar it is to all that is asked for, and where it attends in '
+    "the last block. A click pins it.</p>"
+)
+
+
+class Stage:
+    """Panels of the photograph, of each kind's map and of the last block's attention, and two tables.
+
+    Attributes:
+        widget: all of it.
+        photo, maps, attention: panels of the photograph, of up to four kinds, and of the `qk` and `vv` attention.
+        panels, looks: boxes of those shown.
+        truths, patches: tables, HTML.
+        patch: (row, column) pointed at; None before the first.
+    """
+
+    def __init__(self, opacity: widgets.FloatSlider, on_point: Callable[[dict], None]) -> None:
+        """
+        Args:
+            opacity: of the overlays; the browser alone follows it.
+            on_point: called with the change when some panel's patch is pointed at or pinned; `point` takes the panel.
+        """
+        self.patch: Patch = None
+        self._grid = (0, 0)
+        self.photo = Panel(title="image and ground truth")
+        self.maps = [Panel() for _ in HEATMAP_KINDS]
+        self.attention = {path: Panel(opacity=0.7) for path in ("qk", "vv")}
+        self._drawn: list[object] = [None] * len(self.maps)  # the map that each panel's overlay shows
+        for panel in (self.photo, *self.maps):
+            widgets.jslink((opacity, "value"), (panel, "opacity"))
+        for panel in self._all:
+            panel.observe(on_point, ["pointed", "pinned"])
+        self.truths, self.patches, self._hint = widgets.HTML(), widgets.HTML(), widgets.HTML(_HINT)
+        self.panels = _box("explorer-panels", self.photo, self.maps[0])
+        self.looks = _box("explorer-panels", *self.attention.values())
+        self.looks.add_class("explorer-looks")
+        self.looks.layout.display = "none"
+        tables = _box("explorer-tables", self.truths, self.patches)
+        parts = [self.panels, self.looks, self._hint, tables]
+        self.widget = widgets.VBox(parts, layout=widgets.Layout(align_items="stretch", overflow="visible"))
+
+    @property
+    def _all(self) -> tuple[Panel, ...]:
+        return (self.photo, *self.maps, *self.attention.values())
+
+    def show_subject(self, subject: Subject, seen: Look) -> None:
+        """Another image: its photograph in every panel, and no patch that the new grid lacks."""
+        photo = view.photo_bytes(subject.image)
+        self._grid = seen.grid
+        self.patch = self.patch if self._has(self.patch) else None
+        pointed = [] if self.patch is None else list(self.patch)
+        for panel in self._all:
+            with panel.hold_sync():
+                panel.photo, panel.overlay = photo, b""
+                panel.size, panel.grid = list(subject.size_wh), list(seen.grid)
+                panel.shapes, panel.outline, panel.pointed = [], [], pointed
+                panel.pinned = panel.pinned and self.patch is not None
+        self._drawn = [None] * len(self.maps)
+
+    def show_answers(self, shown: Shown, *, outline: bool) -> None:
+        """Boxes, outlines and tables; an overlay is sent only where the map is another."""
+        subject, question, answers = shown.subject, shown.question, shown.answers
+        self.photo.shapes = view.truth_shapes(subject.truth, shown.own)
+        width, height = subject.size_wh
+        self.photo.caption = f"{subject.name}, {width} × {height}, {len(subject.truth)} annotated"
+        panels = (self.photo, *self.maps[: len(answers)])
+        if panels != self.panels.children:
+            self.panels.children = panels
+        quiet = view.truth_shapes(shown.own, shown.own, named=False)
+        for place, answer in enumerate(answers):
+            panel, title = self.maps[place], self._title(question, answer)
+            with panel.hold_sync():
+                if self._drawn[place] is not answer.maps or panel.title != title:
+                    panel.overlay = view.overlay_bytes(answer.shown)
+                    self._drawn[place] = answer.maps
+                panel.title, panel.colour = title, KIND_COLOURS[answer.kind]
+                panel.shapes = quiet + view.found_shapes(answer)
+                panel.outline = view.outline_points(answer) if outline else []
+                panel.caption = f"{view.headline(answer, shown.against)}. Map {view.span(answer)}."
+        self.truths.value = view.truth_table(answers, shown.own, shown.against)
+
+    def show_patch(self, shown: Shown | None) -> None:
+        """The numbers of the pointed patch, and where it attends; nothing without an answer."""
+        patch = None if shown is None else self.patch
+        self.patches.value = "" if patch is None else view.patch_table(shown.answers, shown.question, patch)
+        self._hint.layout.display = "" if patch is None else "none"
+        self.looks.layout.display = "none" if patch is None else ""
+        for path, panel in self.attention.items() if patch is not None else ():
+            attended = shown.seen.attended(path, patch)
+            with panel.hold_sync():
+                panel.overlay = view.overlay_bytes(attended, cv2.COLORMAP_VIRIDIS)
+                panel.title = f"{path.upper()}: where the patch attends"
+                to_cls, to_itself = 100 * (1 - attended.sum()), 100 * attended[patch]
+                panel.caption = f"to the CLS token {to_cls:.0f} %, to itself {to_itself:.0f} %"
+
+    def blank(self) -> None:
+        """No answer: maps and boxes of an earlier question would be taken for one."""
+        for panel in self.maps:
+            panel.overlay, panel.shapes, panel.outline, panel.caption = b"", [], [], "no answer to what is asked"
+        self._drawn = [None] * len(self.maps)
+        self.truths.value = ""
+        self.show_patch(None)
+
+    def point(self, source: Panel) -> bool:
+        """One panel's patch is that of all; says whether it is another than before.
+
+        A patch that the present grid lacks was pointed at before the image changed, and is nobody's.
+        """
+        patch = tuple(source.pointed) or None
+        if patch is not None and not self._has(patch):
+            source.pinned, source.pointed, patch = False, [], None
+        for panel in self._all:
+            if panel is not source:
+                panel.pinned, panel.pointed = source.pinned, list(source.pointed)
+        is_new, self.patch = patch != self.patch, patch
+        return is_new
+
+    def _has(self, patch: Patch) -> bool:
+        return patch is not None and patch[0] < self._grid[0] and patch[1] < self._grid[1]
+
+    @staticmethod
+    def _title(question: Question, answer: Answer) -> str:
+        adapted = " + adapter" if question.adapted else ""
+        return f"{answer.kind}{adapted}: “{question.shown}”"
+
+
+def _box(name: str, *children: widgets.Widget) -> widgets.Box:
+    box = widgets.Box(children)
+    box.add_class(name)
+    return box

@@ -1,0 +1,323 @@
+"""One image at a time through a frozen CLIP: all that the explorer computes, without a widget.
+
+What an answer costs decides where it is kept: a new image is one forward of both paths and all layers (`look`), a new
+phrase one pass of the text tower, another map a product of kept tokens, another threshold the boxes alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..boxes import box_iou
+from ..clip import ImageTokens, SurgeryCLIP
+from ..engine.adapted_store import TrainedAdapter
+from ..engine.map_shards import MapSource
+from ..engine.settings import Setting
+from ..errors import ParameterError, UnknownClassError, nearest
+from ..extraction import BoxSettings, extract_many, floored_level, resize_map, threshold_levels, threshold_mask
+from ..frames import BOX_COLUMNS
+from ..heatmaps import heatmaps
+from ..words import DIOR_CLASSES, canonical_class, prompt_names
+
+AS_NAMED, EVERY_BOX = "as named", "every box"  # what boxes are held against, beside a class
+
+
+class Subject(NamedTuple):
+    """An image to look at.
+
+    Attributes:
+        name: its id, or the file's name.
+        path: where it lies; empty for one that was uploaded.
+        image: uint8 RGB [H, W, 3].
+        truth: ground truth boxes (label, xmin, ymin, xmax, ymax in pixels); no rows where there are none.
+    """
+
+    name: str
+    path: str
+    image: np.ndarray
+    truth: pd.DataFrame
+
+    @property
+    def size_wh(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.image.shape[1], self.image.shape[0]
+
+
+class Look(NamedTuple):
+    """What one forward gives of an image.
+
+    Attributes:
+        tokens: of all layers in which the value-value path runs, one image.
+        attention: `qk` and `vv` -> [1 + N, 1 + N], the last block's weights, mean over heads; CLS first.
+        image_size: side in pixels that the image was brought to.
+    """
+
+    tokens: ImageTokens
+    attention: dict[str, np.ndarray]
+    image_size: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the patches."""
+        return self.tokens.grid
+
+    def attended(self, path: str, patch: tuple[int, int]) -> np.ndarray:
+        """Where a patch attends: [h, w], what is left to 1 goes to the CLS token.
+
+        Args:
+            path: `qk` or `vv`.
+            patch: (row, column).
+        """
+        row, column = patch
+        return self.attention[path][1 + row * self.grid[1] + column, 1:].reshape(self.grid)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of an image.
+
+    Attributes:
+        asked: the whole list in force, class names or phrases; under `surgery` each map depends on all of them.
+        shown: the one looked at, one of them.
+        kinds: of the maps, one or several side by side.
+        setting: from tokens to boxes; its source's kind and adapter are left to `kinds` and `adapted`.
+        adapted: whether maps go through the trained adapter of their kind.
+        held_against: a class, `AS_NAMED` (the class that `shown` names, else every box) or `EVERY_BOX`.
+    """
+
+    asked: tuple[str, ...]
+    shown: str
+    kinds: tuple[str, ...] = ("vv_mixed",)
+    setting: Setting = field(default_factory=Setting)
+    adapted: bool = False
+    held_against: str = AS_NAMED
+
+    def of_kind(self, kind: str) -> Setting:
+        """The setting with this kind."""
+        return replace(self.setting, source=replace(self.setting.source, kind=kind))
+
+
+class Answer(NamedTuple):
+    """What one kind says to a question.
+
+    Attributes:
+        kind: of the maps.
+        maps: float32 [C, h, w], raw, of all that is asked.
+        shown: [h, w], the one looked at.
+        boxes: float64 [K, 5], xyxy in pixels of the image and score, best first.
+        outline: of the mask that the boxes enclose, closed lines [P, 2] in 0..1 of the image.
+        threshold: raw value that a pixel had to reach.
+        overlaps: float [G, K], IoU of each ground truth box that it is held against with each box.
+    """
+
+    kind: str
+    maps: np.ndarray
+    shown: np.ndarray
+    boxes: np.ndarray
+    outline: list[np.ndarray]
+    threshold: float
+    overlaps: np.ndarray
+
+    @property
+    def best_ious(self) -> np.ndarray:
+        """[G] IoU of the box that fits each ground truth box best; 0 without boxes."""
+        return self.overlaps.max(axis=1, initial=0.0)
+
+
+class Shown(NamedTuple):
+    """A question about an image, answered: all that is drawn, saved and copied, so that the three agree.
+
+    Attributes:
+        subject, seen: the image, and what the model saw of it.
+        question: what was asked.
+        answers: of each kind.
+        own: the ground truth boxes that boxes are held against.
+        against: in words, which these are.
+    """
+
+    subject: Subject
+    seen: Look
+    question: Question
+    answers: list[Answer]
+    own: pd.DataFrame
+    against: str
+
+
+def look(clip: SurgeryCLIP, image: np.ndarray, image_size: int | None = None) -> Look:
+    """One forward: both paths, all layers, the last block's attention.
+
+    Args:
+        clip: the frozen model.
+        image: uint8 RGB [H, W, 3].
+        image_size: as in `SurgeryCLIP.preprocess`.
+    """
+    tokens = clip.encode_image(clip.preprocess(image, image_size)[None], clip.depth, return_attention=True)
+    weights = {"qk": tokens.qk_attention, "vv": tokens.vv_attention}
+    attention = {path: of_heads[0].mean(dim=0).cpu().numpy() for path, of_heads in weights.items()}
+    size = clip.image_size if image_size is None else image_size
+    return Look(replace(tokens, qk_attention=None, vv_attention=None), attention, size)
+
+
+def phrases(text: str) -> tuple[str, ...]:
+    """What somebody typed, taken apart at commas: each phrase once, in order.
+
+    Raises:
+        ParameterError: nothing is left.
+    """
+    readable = "".join(character if character.isprintable() else " " for character in text.replace("\n", ","))
+    found = tuple(dict.fromkeys(filter(None, (" ".join(part.split()) for part in readable.split(",")))))
+    if not found:
+        raise ParameterError(
+            f"no own words in {text!r}: type what to look for, several phrases with commas between them"
+        )
+    return found
+
+
+def words_of(asked: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """What CLIP is asked with: a class in the words that the notebooks use, a phrase as it was typed."""
+    words = dict(zip(classes, prompt_names(classes), strict=True))
+    return [words.get(name, name) for name in asked]
+
+
+def held_against(question: Question, truth: pd.DataFrame, classes: Sequence[str]) -> tuple[pd.DataFrame, str]:
+    """The ground truth boxes that boxes are compared with, and in words which these are.
+
+    Args:
+        question: `held_against` and `shown` count.
+        truth: of the image.
+        classes: the data set's.
+    """
+    wanted = question.held_against
+    if wanted == AS_NAMED:
+        try:
+            wanted = canonical_class(question.shown, classes)
+        except UnknownClassError:
+            return truth, f"every box, as “{question.shown}” names no class"
+    if wanted == EVERY_BOX:
+        return truth, "every box"
+    return truth[truth["label"] == wanted], wanted
+
+
+class Exploration:
+    """A CLIP, its adapters and one image after another.
+
+    Attributes:
+        clip: the frozen model.
+        adapters: kind -> trained adapter.
+        classes: the data set's class list.
+        subject, seen: the image looked at, and what the model saw of it; None before the first.
+    """
+
+    def __init__(
+        self, clip: SurgeryCLIP, classes: Sequence[str] = DIOR_CLASSES,
+        adapters: Mapping[str, TrainedAdapter] | None = None,
+    ) -> None:  # fmt: skip
+        self.clip = clip
+        self.classes = tuple(classes)
+        self.adapters = dict(adapters or {})
+        self.subject: Subject | None = None
+        self.seen: Look | None = None
+        self._text: dict[str, Tensor] = {}  # words -> [D]
+        self._maps: dict[tuple, np.ndarray] = {}
+
+    def unread(self, asked: Sequence[str]) -> list[str]:
+        """The words of what is asked that the text tower has not seen yet."""
+        return [words for words in dict.fromkeys(words_of(asked, self.classes)) if words not in self._text]
+
+    def text(self, asked: Sequence[str]) -> Tensor:
+        """Text embeddings [C, D]; only words that were not asked before go through the text tower, all at once."""
+        if unread := self.unread(asked):
+            self._text |= zip(unread, self.clip.encode_text(unread), strict=True)
+        return torch.stack([self._text[words] for words in words_of(asked, self.classes)])
+
+    def show(self, subject: Subject, seen: Look) -> None:
+        """Take another image, of which `look` has already been made."""
+        self.subject, self.seen, self._maps = subject, seen, {}
+
+    def source(self, question: Question, kind: str) -> MapSource:
+        """The map of a kind that the question asks for.
+
+        Raises:
+            ParameterError: there is no adapter for this kind.
+        """
+        if not question.adapted:
+            return replace(question.setting.source, kind=kind, adapter=None)
+        if kind not in self.adapters:
+            have = ", ".join(self.adapters) or "none"
+            raise ParameterError(
+                f"no trained adapter for {kind} (there are: {have}); choose another kind, or switch off"
+            )
+        return self.adapters[kind].source(kind)
+
+    def maps(self, question: Question, kind: str) -> np.ndarray:
+        """float32 [C, h, w] of all that is asked; kept until the next image.
+
+        Raises:
+            ParameterError: `surgery` with one phrase, an adapter that is missing, too many layers.
+        """
+        source = self.source(question, kind)
+        key = (source.key, question.asked)
+        if key not in self._maps:
+            tokens, layers = self.seen.tokens, source.last_layers
+            if layers > len(tokens.qk):
+                raise ParameterError(f"layers is {layers}; the value-value path runs in the last {len(tokens.qk)}")
+            if source.similarity == "surgery" and len(question.asked) < 2:
+                raise ParameterError(
+                    f"surgery similarity compares phrases, and {question.asked[0]!r} is alone: add another, ask for "
+                    "the classes too, or choose cosine"
+                )
+            options = {"similarity": source.similarity}
+            if source.adapter is not None:
+                options["adapter"] = self.adapters[kind].model
+            with torch.no_grad():
+                found = heatmaps(tokens.last(layers), self.text(question.asked), kind, **options)
+            self._maps[key] = found[0].float().cpu().numpy()
+        return self._maps[key]
+
+    def ask(self, question: Question) -> Shown:
+        """An answer of each kind to a question about the present image.
+
+        Raises:
+            ParameterError: as in `maps`; nothing, or something else, is shown.
+        """
+        if question.shown not in question.asked:
+            raise ParameterError(
+                f"{question.shown!r} is not asked for; nearest: {nearest(question.shown, question.asked)}"
+            )
+        own, against = held_against(question, self.subject.truth, self.classes)
+        own_xyxy = own[BOX_COLUMNS].to_numpy(np.float64)
+        place, found = question.asked.index(question.shown), []
+        for kind in question.kinds:
+            maps = self.maps(question, kind)
+            boxes = extract_many(maps[place], self.subject.size_wh, [question.setting.boxes])[0].boxes
+            outline, threshold = mask_outline(maps[place], question.setting.boxes)
+            overlaps = box_iou(own_xyxy[:, None], boxes[None, :, :4])
+            found.append(Answer(kind, maps, maps[place], boxes, outline, threshold, overlaps))
+        return Shown(self.subject, self.seen, question, found, own, against)
+
+
+def mask_outline(heatmap: np.ndarray, settings: BoxSettings) -> tuple[list[np.ndarray], float]:
+    """The outline of the mask that boxes enclose (of several thresholds: the lowest), and the raw value at its edge.
+
+    Args:
+        heatmap: [h, w].
+        settings: of the extraction.
+
+    Returns:
+        closed lines [P, 2], x and y in 0..1 of the image; none for a constant map.
+    """
+    resized = resize_map(heatmap, settings.working_size)
+    level = min(threshold_levels(resized, settings.thresholds).values())
+    level = floored_level(level, settings.floor)
+    if resized.min() == resized.max():
+        return [], level
+    contours, _ = cv2.findContours(threshold_mask(resized, level), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_TC89_L1)
+    return [(contour[:, 0] + 0.5) / settings.working_size for contour in contours], level

@@ -1,0 +1,1 @@
+"""The figures of the notebooks in one style: frames in, figure out."""

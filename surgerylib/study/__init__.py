@@ -1,0 +1,1 @@
+"""What the notebooks measure and say, a module a topic: frames in, frames and sentences out."""

@@ -1,0 +1,375 @@
+"""Maps before and after a trained adapter, on the same images: how well they localise, and how often they invent.
+
+Every figure comes for all classes and apart for those that were trained on and the others, with its 95 % interval over
+images, and every change with the interval of its paired difference: same images, same resamples of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, product
+
+import numpy as np
+import pandas as pd
+
+from ..datasets.dataset import Dataset
+from ..engine.adapted_store import TrainedAdapter
+from ..engine.box_evaluation import BoxEvaluation, evaluate
+from ..engine.map_shards import BoxTable, MapSource, box_workers, boxes_one_by_one
+from ..engine.measures import best_overlaps, present_pairs, truth_codes
+from ..engine.settings import Criterion, Setting
+from ..engine.store import HeatmapStore
+from ..errors import ParameterError
+from ..extraction import BoxSettings
+from ..intervals import basic_interval, bootstrap_weights, share_interval
+from ..kinds import ALL, PROTOCOLS, SEEN, UNSEEN
+from ..metrics import IOU_THRESHOLDS, paired_difference
+from .diagnosis import map_quality
+from .floors import floor_values
+from .sweep import sweep
+
+EVEN_ODDS = 0.0  # as a logit: the floor that a trained adapter brings along
+FLOOR_PERCENTILES = (80, 85, 90, 93, 95, 96, 97, 98, 99)
+FIGURES = {
+    "false_box_rate": "absent with a box",
+    "inverted": "inverted",
+    "pointing": "pointing",
+    "mean_iou": "mean IoU of the boxes",
+    "mean_best_iou": "mean best IoU of the ground truth",
+    "max_iou": "max IoU",
+}
+_NO_INTERVALS = {"n_resamples": 1}  # where only the best is asked for
+_SHARES = ("false_box_rate", "inverted", "pointing")
+# of a change the reader wants to know: against the maps as they were, and against what a floor alone would have done
+_PAIRS = (("after", "before"), ("after", "floor"), ("floor", "before"))
+_FRAMES = {
+    "maps": ["group", "kind", "state", "protocol", "iou_threshold", "map", "low", "high"],
+    "map_differences": [
+        "group", "kind", "state", "reference", "protocol", "iou_threshold", "difference", "low", "high",
+    ],
+    "figures": ["group", "kind", "state", "figure", "value", "low", "high"],
+    "figure_differences": ["group", "kind", "state", "reference", "figure", "difference", "low", "high"],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What `compare_adapted` measured.
+
+    Attributes:
+        settings: kind -> state -> setting.
+        groups: name of a group of classes -> its classes.
+        maps: group, kind, state, protocol, iou_threshold, map, low, high.
+        map_differences: group, kind, state, reference, protocol, iou_threshold, difference, low, high.
+        figures: group, kind, state, figure (of `FIGURES`), value, low, high.
+        figure_differences: group, kind, state, reference, figure, difference, low, high.
+        interpolation: of the average precision.
+        n_images: evaluated.
+    """
+
+    settings: Mapping[str, Mapping[str, Setting]]
+    groups: Mapping[str, tuple[str, ...]]
+    maps: pd.DataFrame
+    map_differences: pd.DataFrame
+    figures: pd.DataFrame
+    figure_differences: pd.DataFrame
+    interpolation: str
+    n_images: int
+
+
+def class_groups(classes: Sequence[str], seen: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """All classes; and apart those trained on and the others, where there are both."""
+    unseen = tuple(name for name in classes if name not in seen)
+    groups = {ALL: tuple(classes)}
+    if unseen and len(unseen) < len(classes):
+        groups |= {SEEN: tuple(name for name in classes if name in seen), UNSEEN: unseen}
+    return groups
+
+
+def states_of(
+    sources: Mapping[str, MapSource],
+    adapters: Mapping[str, TrainedAdapter],
+    boxes: BoxSettings,
+    *,
+    adapter_floor: float | None = EVEN_ODDS,
+    floors: Mapping[str, float] | None = None,
+) -> dict[str, dict[str, Setting]]:
+    """The settings to compare, by kind: `before`, `after`, and with `floors` `floor`, the maps before with a floor.
+
+    Args:
+        sources: kind -> its maps as they are.
+        adapters: kind -> its adapter; kinds without one are left out.
+        boxes: how boxes are cut out of a map.
+        adapter_floor: logit that a pixel must reach after the adapter; None sets none.
+        floors: kind -> raw value that a pixel must reach before it.
+
+    Raises:
+        ParameterError: no adapter is for any of the kinds.
+    """
+    if not set(sources) & set(adapters):
+        raise ParameterError(
+            f"the adapters are for {', '.join(adapters)}, none of which is among the kinds asked for "
+            f"({', '.join(sources)}); add one of them, or leave the adapter out"
+        )
+    return {
+        kind: {
+            "before": Setting(source, boxes),
+            **({"floor": Setting(source, replace(boxes, floor=floors[kind]))} if floors else {}),
+            "after": Setting(adapters[kind].source(kind), replace(boxes, floor=adapter_floor)),
+        }
+        for kind, source in sources.items()
+        if kind in adapters
+    }
+
+
+def choose_floor(
+    store: HeatmapStore,
+    source: MapSource,
+    boxes: BoxSettings,
+    *,
+    percentiles: Sequence[float] = FLOOR_PERCENTILES,
+    **options,
+) -> float:
+    """The floor with the highest mean mAP under `all`: what maps are worth at their best without any training.
+
+    Args:
+        store: computed, of a split that nothing is reported on.
+        source: the maps.
+        boxes: gives the other arguments of the extraction.
+        percentiles: floors to try, as percentiles of all values of these maps.
+        **options: as for `sweep.sweep`.
+    """
+    floors = floor_values(store, source, percentiles)
+    settings = [Setting(source, replace(boxes, floor=value)) for value in floors.values()]
+    found = sweep(store, settings, **options | _NO_INTERVALS)
+    return found.best("all").boxes.floor
+
+
+def best_states(
+    store: HeatmapStore,
+    sources: Mapping[str, MapSource],
+    adapters: Mapping[str, TrainedAdapter],
+    boxes: BoxSettings,
+    *,
+    percentiles: Sequence[float],
+    floor_percentiles: Sequence[float],
+    box_scores: Sequence[str],
+    criterion: Criterion,
+    **options,
+) -> dict[str, dict[str, Setting]]:
+    """As `states_of`, each state of each kind at its own best percentile, floor and score.
+
+    After the adapter even odds are among the floors. A comparison at one setting may favour the maps that it happens to
+    suit; this one asks what each is worth when its boxes are cut as well as they can be.
+
+    Args:
+        store: computed with the adapters' maps, of a split that nothing is reported on.
+        sources: kind -> its maps as they are.
+        adapters: kind -> its adapter; kinds without one are left out.
+        boxes: gives the other arguments of the extraction.
+        percentiles: thresholds to try.
+        floor_percentiles: floors to try, as percentiles of all values of the maps.
+        box_scores: scores to try.
+        criterion: what decides.
+        **options: as for `sweep.sweep`.
+
+    Raises:
+        ParameterError: no adapter is for any of the kinds.
+    """
+    plain = states_of(sources, adapters, boxes)
+    tried: dict[str, dict[str, list[Setting]]] = {}
+    for kind, states in plain.items():
+        floors = {
+            "before": [None],
+            "floor": list(floor_values(store, states["before"].source, floor_percentiles).values()),
+            "after": [EVEN_ODDS, *floor_values(store, states["after"].source, floor_percentiles).values()],
+        }
+        tried[kind] = {
+            state: [
+                Setting(
+                    states["before" if state == "floor" else state].source,
+                    replace(boxes, percentile=percentile, floor=floor, score=score),
+                )
+                for score, floor, percentile in product(dict.fromkeys(box_scores), of_state, percentiles)
+            ]
+            for state, of_state in floors.items()
+            if of_state
+        }  # fmt: skip
+    everything = [setting for of_kind in tried.values() for settings in of_kind.values() for setting in settings]
+    found = sweep(store, everything, **options | _NO_INTERVALS)
+    return {
+        kind: {
+            state: found.of(settings).best(criterion.protocol, criterion.iou_threshold)
+            for state, settings in of_kind.items()
+        }
+        for kind, of_kind in tried.items()
+    }
+
+
+def compare_adapted(
+    store: HeatmapStore,
+    settings: Mapping[str, Mapping[str, Setting]],
+    groups: Mapping[str, Sequence[str]],
+    *,
+    iou_thresholds: Sequence[float] = IOU_THRESHOLDS,
+    interpolation: str = "11point",
+    n_resamples: int = 1000,
+    seed: int = 0,
+    workers: int | None = None,
+) -> Adaptation:
+    """Measure all states of all kinds on the same images and resamples.
+
+    Args:
+        store: computed, with the adapters' maps.
+        settings: of `states_of`.
+        groups: of `class_groups`.
+        iou_thresholds, interpolation: as in `average_precision`.
+        n_resamples, seed: of the resamples.
+        workers: processes that extract boxes; None takes the CPU's cores.
+    """
+    distinct = {setting.key: setting for states in settings.values() for setting in states.values()}
+    counts = {}
+    evaluation = BoxEvaluation(store.dataset, iou_thresholds, interpolation, n_resamples, seed)
+    measure = _Measure(store.dataset, n_resamples, seed)
+    quality = map_quality(
+        store, list({s.source.key: s.source for s in distinct.values()}.values()), cam_thresholds=1, workers=workers
+    )
+    pairs = {source.key: frame for source, frame in quality.items()}
+    by_source = sorted(distinct.values(), key=lambda setting: str(setting.source.key))
+
+    def tables() -> Iterator[BoxTable]:
+        for _, members in groupby(by_source, key=lambda setting: setting.source.key):
+            members = list(members)
+            boxes = [setting.boxes for setting in members]
+            for setting, table in zip(
+                members, boxes_one_by_one(store.shards, members[0].source, boxes, workers=workers), strict=True
+            ):
+                counts[setting.key] = measure.counts(table, pairs[setting.source.key])
+                yield table
+
+    found = evaluate(evaluation.by_protocol, tables(), workers=box_workers(store.shards, workers))
+    results = {setting.key: result for setting, result in zip(by_source, found, strict=True)}
+    frames: dict[str, list[pd.DataFrame]] = {name: [] for name in _FRAMES}
+    for group, labels in groups.items():
+        places = [store.dataset.classes.index(label) for label in labels]
+        of_group = {
+            key: {protocol: result.of_classes(places) for protocol, result in by_protocol.items()}
+            for key, by_protocol in results.items()
+        }
+        for kind, states in settings.items():
+            for state, setting in states.items():
+                names = {"group": group, "kind": kind, "state": state}
+                for protocol, result in of_group[setting.key].items():
+                    frames["maps"].append(result.summary().assign(**names, protocol=protocol))
+                frames["figures"].append(measure.figures(counts[setting.key], places).assign(**names))
+            for state, reference in _PAIRS:
+                if state not in states or reference not in states:
+                    continue
+                a, b = states[state].key, states[reference].key
+                names = {"group": group, "kind": kind, "state": state, "reference": reference}
+                for protocol in PROTOCOLS:
+                    paired = paired_difference(of_group[a][protocol], of_group[b][protocol]).summary()
+                    frames["map_differences"].append(paired.assign(**names, protocol=protocol))
+                differences = measure.figure_differences(counts[a], counts[b], places)
+                frames["figure_differences"].append(differences.assign(**names))
+    joined = {
+        name: pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=_FRAMES[name])
+        for name, parts in frames.items()
+    }  # fmt: skip
+    return Adaptation(
+        settings={kind: dict(states) for kind, states in settings.items()},
+        groups={group: tuple(labels) for group, labels in groups.items()},
+        interpolation=interpolation,
+        n_images=len(store.dataset.images),
+        **{name: frame[_FRAMES[name]] for name, frame in joined.items()},
+    )
+
+
+class _Measure:
+    """The figures of one setting, kept by image and class so that groups of classes can be taken out of them."""
+
+    def __init__(self, data: Dataset, n_resamples: int, seed: int) -> None:
+        self.dataset = data
+        self.shape = (len(data.images), len(data.classes))
+        self.present = present_pairs(data)
+        self.truth_place = truth_codes(data)
+        # resamples are drawn by sorted ids: figures don't depend on the order of the images
+        order = data.images["image_id"].sort_values(ignore_index=True)
+        places = pd.Index(order).get_indexer(data.images["image_id"])
+        self.drawn = bootstrap_weights(self.shape[0], n_resamples, seed)[:, places].astype(np.float64)
+
+    def counts(self, table: BoxTable, pairs: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Figure -> sums and counts by image and class, each [images, classes]: the figure is sum over count.
+
+        `max_iou` is the largest value in the place of a sum.
+        """
+        image, label = table.image.astype(np.int64), table.label.astype(np.int64)
+        keep = self.present[image, label]
+        of_box, of_truth = best_overlaps(table, self.dataset, keep)
+        found = np.zeros(self.shape)
+        np.add.at(found, (image, label), 1)
+        absent = ~self.present
+        highest = np.zeros(self.shape)
+        np.maximum.at(highest, (image[keep], label[keep]), of_box)
+        at = (
+            pd.Index(self.dataset.images["image_id"]).get_indexer(pairs["image_id"]),
+            pd.Index(self.dataset.classes).get_indexer(pairs["label"]),
+        )
+        return {
+            "false_box_rate": ((found > 0) & absent, absent),
+            **{name: self._by_pair(pairs[name].to_numpy(np.float64), at) for name in ("inverted", "pointing")},
+            "mean_iou": self._by_pair(of_box, (image[keep], label[keep])),
+            "mean_best_iou": self._by_pair(of_truth, self.truth_place),
+            "max_iou": (highest, found * self.present),
+        }
+
+    def _by_pair(self, values: np.ndarray, at: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        known = ~np.isnan(values)
+        sums, counts = np.zeros(self.shape), np.zeros(self.shape)
+        np.add.at(sums, (at[0][known], at[1][known]), values[known])
+        np.add.at(counts, (at[0][known], at[1][known]), 1)
+        return sums, counts
+
+    def figures(self, counts: Mapping[str, tuple[np.ndarray, np.ndarray]], places: Sequence[int]) -> pd.DataFrame:
+        """Frame figure, value, low, high over some classes."""
+        rows = []
+        for name in FIGURES:
+            value, samples, n_rows, n_images = self._estimate(*counts[name], places, name)
+            if name in _SHARES:
+                low, high = share_interval(value, samples, n_rows, n_images)
+            else:
+                low, high = np.clip(basic_interval(value, samples, n_images), 0, 1)
+            rows.append((name, float(value), float(low), float(high)))
+        return pd.DataFrame(rows, columns=["figure", "value", "low", "high"])
+
+    def figure_differences(
+        self,
+        counts_a: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        counts_b: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        places: Sequence[int],
+    ) -> pd.DataFrame:
+        """Frame figure, difference, low, high: a minus b in the same resamples of the images."""
+        rows = []
+        for name in FIGURES:
+            value_a, samples_a, _, images_a = self._estimate(*counts_a[name], places, name)
+            value_b, samples_b, _, images_b = self._estimate(*counts_b[name], places, name)
+            low, high = basic_interval(value_a - value_b, samples_a - samples_b, min(images_a, images_b))
+            low, high = np.clip((low, high), -1, 1)
+            rows.append((name, float(value_a - value_b), float(low), float(high)))
+        return pd.DataFrame(rows, columns=["figure", "difference", "low", "high"])
+
+    def _estimate(
+        self, sums: np.ndarray, counts: np.ndarray, places: Sequence[int], name: str
+    ) -> tuple[np.ndarray, np.ndarray, int, int]:
+        """A figure over some classes, in each resample [R], and of how many rows and images it is."""
+        of_image, rows = sums[:, places], counts[:, places].sum(axis=1).astype(np.float64)
+        n_images = int((rows > 0).sum())
+        if name == "max_iou":  # one box decides: resamples would only tell whether its image is among them
+            value = of_image.max() if n_images else np.nan
+            return np.asarray(value), np.full(len(self.drawn), np.nan), int(rows.sum()), n_images
+        of_image = of_image.sum(axis=1).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # 0 / 0 where nothing counts: NaN
+            value = of_image.sum() / rows.sum()
+            samples = (self.drawn @ of_image) / (self.drawn @ rows)
+        return np.asarray(value), samples, int(rows.sum()), n_images

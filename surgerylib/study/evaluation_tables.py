@@ -1,0 +1,338 @@
+"""The GT-class evaluation and CLIP's own classification as tables and sentences for a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from ..engine.localization import BASELINES
+from ..engine.map_shards import MapSource, joint_sources
+from ..intervals import basic_interval, resampled_means, with_interval
+from ..kinds import METHOD_NAMES
+from ..metrics import BootstrapResult, paired_difference
+from .classification import Classification
+from .localizer_tables import plain_methods, plain_rows
+from .responses import TOP
+from .verdict import SHARE, Verdict, verdict
+
+GUESSES = {method: METHOD_NAMES[method] for method in BASELINES}
+PATH_NAMES = {"qk": "CLS of the stock model (QK path)", "vv": "CLS of the value-value path"}
+_ACCURACIES = {
+    "top1": "right class first",
+    f"top{TOP}": f"among the first {TOP}",
+    "class_mean": "first, mean over classes",
+}
+
+
+def verdict_of(summary: pd.DataFrame) -> Verdict:
+    """`verdict.verdict` with the names of the guesses; `summary` as of `localizer_training.summarise`."""
+    return verdict(summary, GUESSES)
+
+
+def spread_finding(summary: pd.DataFrame) -> str:
+    """How many boxes the head finds, for the title of a figure; `summary` as of `localizer_training.summarise`."""
+    share = summary[summary["figure"] == SHARE].set_index("method")["value"]
+    guess = share[list(BASELINES)].max()
+    return (
+        f"IoU > 0.5: {100 * share['oracle']:.0f} % of the boxes in the best cell, {100 * share['cam_peak']:.0f} % at "
+        f"the CAM's peak, at most {100 * guess:.0f} % by a guess"
+    )
+
+
+def groups_table(breakdown: pd.DataFrame) -> pd.DataFrame:
+    """A row a group: boxes, images, mean IoU of best cell and CAM's peak, share > 0.5, and the best guess.
+
+    Args:
+        breakdown: of `head_evaluation.by_group` (with `grouping`) or `by_class`.
+    """
+    keys = [name for name in ("grouping", "group") if name in breakdown.columns]
+    rows = {}
+    for key, part in breakdown.groupby(keys, sort=False):
+        n_boxes, n_images = int(part["n_boxes"].iloc[0]), int(part["n_images"].iloc[0])
+        row = {"boxes": f"{n_boxes:,}", "images": f"{n_images:,}"}
+        figures = part.set_index(["method", "figure"])
+        for title, method, figure in (
+            ("mean IoU, best cell", "oracle", "mean"),
+            ("median", "oracle", "median"),
+            ("share > 0.5", "oracle", SHARE),
+            ("mean IoU, CAM's peak", "cam_peak", "mean"),
+        ):
+            row[title] = with_interval(*figures.loc[(method, figure), ["value", "low", "high"]])
+        best = figures.loc[[(method, "mean") for method in BASELINES], "value"].max()
+        row["best guess"] = "no boxes" if math.isnan(best) else f"{best:.3f}"
+        rows[key if len(keys) > 1 else key[0]] = row
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    if len(keys) > 1:
+        table.index = pd.MultiIndex.from_tuples(list(rows), names=["", ""])
+    return table
+
+
+def groups_finding(breakdown: pd.DataFrame) -> str:
+    """Which group of which grouping is found least, of those with an interval; `breakdown` with `grouping`."""
+    means = breakdown[(breakdown["method"] == "oracle") & (breakdown["figure"] == "mean")]
+    known = means.dropna(subset=["value", "low"])
+    if known.empty:
+        return "Too few images to compare groups of boxes."
+    spread = known.groupby("grouping", sort=False)["value"].agg(lambda values: values.max() - values.min())
+    of = known[known["grouping"] == spread.idxmax()]
+    if len(of) < 2:
+        return "No grouping has two groups with an interval."
+    low, high = of.loc[of["value"].idxmin()], of.loc[of["value"].idxmax()]
+    apart = "" if low["high"] < high["low"] else "; the intervals overlap"
+    return (
+        f"Mean IoU of the best cell differs most by {low['grouping']}: "
+        f"{with_interval(*low[['value', 'low', 'high']])} ({low['group']}) against "
+        f"{with_interval(*high[['value', 'low', 'high']])} ({high['group']}){apart}."
+    )
+
+
+def accuracy_table(found: Classification, sources: Mapping[str, MapSource], *, seed: int = 0) -> pd.DataFrame:
+    """A row a kind: how often the right class responds most in a ground truth box; the last row is chance."""
+    rows = {}
+    joint = joint_sources(sources)
+    for name, source in tqdm(joint.items(), desc="boxes named rightly", unit="kind", delay=2, leave=False):
+        figures = found.accuracy(source, seed=seed).set_index("figure")
+        rows[name] = {
+            title: with_interval(*figures.loc[figure, ["value", "low", "high"]])
+            for figure, title in _ACCURACIES.items()
+        }
+    n_classes = len(found.dataset.classes)
+    counts = found.dataset.boxes["label"].value_counts()
+    chance = (1 / n_classes, min(TOP, n_classes) / n_classes, 1 / n_classes)
+    rows["any class at random"] = {
+        title: f"{value:.3f}" for title, value in zip(_ACCURACIES.values(), chance, strict=True)
+    }
+    if len(counts):
+        most = f"{counts.iloc[0] / counts.sum():.3f}"
+        rows[f"always {counts.index[0]}"] = dict(
+            zip(_ACCURACIES.values(), (most, "", f"{1 / len(counts):.3f}"), strict=True)
+        )
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def image_level_table(results: Mapping[str, BootstrapResult], found: Classification) -> pd.DataFrame:
+    """A row a CLS token: mean over classes of the average precision with which a class's images are ranked."""
+    rows = {}
+    for path, result in results.items():
+        rows[PATH_NAMES[path]] = with_interval(*result.summary()[["map", "low", "high"]].iloc[0])
+    pairs = found.dataset.boxes.drop_duplicates(["image_id", "label"])["label"].value_counts()
+    share = (pairs / max(len(found.dataset.images), 1)).mean()
+    rows["share of images with the class, mean (an AP in any order is somewhat higher)"] = (
+        "no boxes" if math.isnan(share) else f"{share:.3f}"
+    )
+    return pd.DataFrame({"mean average precision": rows})
+
+
+def prompt_figures(
+    by_prompts: Mapping[str, Classification], source: MapSource, *, reference: str, interpolation: str, seed: int = 0
+) -> pd.DataFrame:
+    """What several ways to put the classes into words are worth, on the same images.
+
+    Args:
+        by_prompts: prompt set -> what CLIP says with it.
+        source: whose maps name the boxes.
+        reference: the set that the paired difference of the image-level mAP is taken to.
+        interpolation: of the average precision.
+        seed: of the resamples.
+
+    Returns:
+        Frame prompts, figure, value, low, high: the figures of `responses.accuracy_summary`, `image_map`, the
+        image-level mAP of the stock CLS, and the paired differences to the reference (not for the reference itself):
+        `top1_difference` of the share named rightly, `difference` of the image-level mAP.
+    """
+    levels, parts = {}, []
+    for name, found in tqdm(by_prompts.items(), desc="images ranked by class", unit="wording", delay=2, leave=False):
+        levels[name] = found.image_level("qk", interpolation=interpolation, seed=seed)
+    for name, found in tqdm(by_prompts.items(), desc="boxes named rightly", unit="wording", delay=2, leave=False):
+        level = levels[name].summary()[["map", "low", "high"]].set_axis(["value", "low", "high"], axis=1)
+        rows = [found.accuracy(source, seed=seed), level.assign(figure="image_map")]
+        if name != reference and reference in by_prompts:
+            right, theirs = (of.ranks(source) == 0 for of in (found, by_prompts[reference]))
+            gained = (right.astype(np.float64) - theirs)[:, None]
+            mean, samples, n_images = resampled_means(gained, found.dataset.boxes["image_id"], 1000, seed)
+            ends = basic_interval(mean, samples, n_images)
+            rows.append(pd.DataFrame({"figure": "top1_difference", "value": mean, "low": ends[0], "high": ends[1]}))
+        if name != reference and reference in levels:
+            difference = paired_difference(levels[name], levels[reference]).summary()[["difference", "low", "high"]]
+            rows.append(difference.rename(columns={"difference": "value"}).assign(figure="difference"))
+        parts.append(pd.concat(rows).assign(prompts=name))
+    return pd.concat(parts, ignore_index=True)[["prompts", "figure", "value", "low", "high"]]
+
+
+def prompts_table(figures: pd.DataFrame, *, reference: str) -> pd.DataFrame:
+    """`prompt_figures` for a reader: a row a prompt set."""
+    minus = f"minus {reference} (paired)"
+    titles = {"top1": _ACCURACIES["top1"], "top1_difference": f"right first, {minus}"}
+    titles |= {**_ACCURACIES, "image_map": "image-level mAP", "difference": f"image-level, {minus}"}
+    rows: dict[str, dict[str, str]] = {}
+    for row in figures.itertuples():
+        cell = with_interval(row.value, row.low, row.high, sign="difference" in row.figure)
+        rows.setdefault(row.prompts, {})[titles[row.figure]] = cell
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table[[title for title in titles.values() if title in table.columns]].fillna("–")
+
+
+def main_confusions(confusion: pd.DataFrame) -> pd.DataFrame:
+    """For each class the other class that responds most in most of its boxes.
+
+    Args:
+        confusion: rows the class, columns the class that responds most; counts.
+
+    Returns:
+        Frame label, other (NaN for none), boxes, share.
+    """
+    rows = []
+    by_name = confusion[sorted(confusion.columns)]  # of equal counts the first by name, whatever the list's order
+    for label in confusion.index:
+        others = by_name.loc[label].to_numpy().copy()
+        total = int(others.sum())
+        others[by_name.columns.get_loc(label)] = -1
+        best = int(others.argmax())
+        if total == 0 or others[best] <= 0:
+            rows.append((label, None, 0, math.nan if total == 0 else 0.0))
+        else:
+            rows.append((label, str(by_name.columns[best]), int(others[best]), others[best] / total))
+    return pd.DataFrame(rows, columns=["label", "other", "boxes", "share"])
+
+
+def confusion_finding(confusion: pd.DataFrame) -> str:
+    """The share of boxes named rightly, and the confusion of most boxes."""
+    total = confusion.to_numpy().sum()
+    if total == 0:
+        return "No boxes to name"
+    right = np.diag(confusion.to_numpy()).sum() / total
+    worst = main_confusions(confusion).sort_values(["boxes", "label"], ascending=[False, True]).iloc[0]
+    if not isinstance(worst["other"], str):
+        return f"The right class responds most in {100 * right:.0f} % of the boxes"
+    return (
+        f"The right class responds most in {100 * right:.0f} % of the boxes; "
+        f"mistaken most: {worst['label']} for {worst['other']} ({worst['boxes']:,} boxes)"
+    )
+
+
+def classification_sentence(found: Classification, source: MapSource, kind: str, *, seed: int = 0) -> str:
+    """What CLIP's maps know of the class of a box, in one sentence, to stand beside the verdict."""
+    figures = found.accuracy(source, seed=seed).set_index("figure")
+    value, low, high = figures.loc["top1", ["value", "low", "high"]]
+    if math.isnan(value):
+        return "No box to name."
+    top = figures.loc[f"top{TOP}", "value"]
+    return (
+        f"Asked for the class of a box instead ({kind} maps, all {len(found.dataset.classes)} classes), the frozen "
+        f"CLIP puts the right one first in {with_interval(value, low, high)} of the {len(found.dataset.boxes):,} boxes "
+        f"of all classes, among the first {TOP} in {top:.3f}."
+    )
+
+
+def evaluation_results(
+    said: Verdict,
+    summary: pd.DataFrame,
+    *,
+    classes: pd.DataFrame,
+    groups: pd.DataFrame,
+    seen: Mapping[str, pd.DataFrame],
+    found: Classification,
+    sources: Mapping[str, MapSource],
+    image_level: Mapping[str, BootstrapResult],
+    prompts: pd.DataFrame | None,
+    seed: int,
+    **more: Any,
+) -> dict[str, Any]:
+    """`evaluation_results.json`: every number of notebook 04 as plain values, classes by name; NaN becomes None.
+
+    Args:
+        said: the verdict.
+        summary: of all boxes evaluated.
+        classes: of `head_evaluation.by_class`; groups: of `by_group`.
+        seen: of `localizer_tables.by_seen`.
+        found: CLIP's own classification; `sources`: kind -> its maps.
+        image_level: path -> its multi-label average precision.
+        prompts: of `prompt_figures`.
+        seed: of the resamples.
+        **more: what else belongs into the file.
+    """
+    # kinds with the same maps name the boxes alike: counted once
+    of_key = {source.key: _accuracies(found, source, seed) for source in joint_sources(sources).values()}
+    return {
+        "finding": said.sentence,
+        "verdict": said.plain(),
+        "n_boxes": int(summary["n_boxes"].max()),
+        "n_images": int(summary["n_images"].max()),
+        "methods": plain_methods(summary),
+        "by_class": {name: _part(part) for name, part in classes.groupby("group", sort=False)},
+        "by_group": {
+            grouping: {name: _part(part) for name, part in of.groupby("group", sort=False)}
+            for grouping, of in groups.groupby("grouping", sort=False)
+        },
+        "by_seen": {name: _part(part) | {"verdict": verdict_of(part).plain()} for name, part in seen.items()},
+        "classification": {kind: of_key[source.key] for kind, source in sources.items()},
+        "image_level_map": {path: _level(result) for path, result in image_level.items()},
+        "prompts": [] if prompts is None else plain_rows(prompts),
+        **more,
+    }
+
+
+def _part(part: pd.DataFrame) -> dict[str, Any]:
+    counts = {name: int(part[name].iloc[0]) for name in ("n_boxes", "n_images")}
+    return counts | {"methods": plain_methods(part) if counts["n_boxes"] else None}
+
+
+def _accuracies(found: Classification, source: MapSource, seed: int) -> dict[str, Any]:
+    rows = found.accuracy(source, seed=seed).set_index("figure")
+    figures = {
+        figure: {name: None if math.isnan(value) else value for name, value in row.items()}
+        for figure, row in rows.to_dict("index").items()
+    }
+    confusion = found.confusion(source)
+    named = {
+        label: {other: int(count) for other, count in row.items() if count}
+        for label, row in confusion.T.to_dict().items()
+    }
+    return {"accuracy": figures, "confusion": named}
+
+
+def _level(result: BootstrapResult) -> dict[str, Any]:
+    value, low, high = result.summary()[["map", "low", "high"]].iloc[0]
+    by_class = result.class_summary()[["label", "ap", "low", "high"]]
+    numbers = {"map": value, "low": low, "high": high}
+    return {name: None if math.isnan(number) else number for name, number in numbers.items()} | {
+        "by_class": {
+            row["label"]: {name: None if math.isnan(row[name]) else row[name] for name in ("ap", "low", "high")}
+            for row in by_class.to_dict("records")
+        }
+    }
+
+
+def verdicts_table(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The verdict of each part of the classes: a row a part, the share with its interval."""
+    rows = {}
+    for name, summary in parts.items():
+        said = verdict_of(summary)
+        boxes: Sequence[int] = summary["n_boxes"]
+        rows[name] = {
+            "boxes": f"{int(max(boxes)):,}",
+            "share > 0.5, best cell": with_interval(said.share, said.low, said.high),
+            "verdict": said.outcome if not math.isnan(said.share) else "no boxes",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def classes_finding(classes: pd.DataFrame) -> str:
+    """The classes that are found most and least; `classes` of `head_evaluation.by_class`."""
+    means = classes[(classes["method"] == "oracle") & (classes["figure"] == "mean")].dropna(subset="value")
+    if means.empty:
+        return "No class has boxes"
+    best, worst = means.loc[means["value"].idxmax()], means.loc[means["value"].idxmin()]
+    if len(means) > 1 and best["value"] == worst["value"]:
+        return f"Mean IoU of the best cell is {best['value']:.2f} in every class with boxes"
+    if len(means) == 1:
+        return f"{best['group']}: mean IoU of the best cell {best['value']:.2f}"
+    return (
+        f"Highest mean IoU of the best cell: {best['group']} ({best['value']:.2f}, {best['n_boxes']:,} boxes); lowest: "
+        f"{worst['group']} ({worst['value']:.2f}, {worst['n_boxes']:,} boxes)"
+    )

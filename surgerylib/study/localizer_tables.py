@@ -1,0 +1,265 @@
+"""The localiser's figures as tables and sentences for a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from ..clip import SurgeryCLIP
+from ..datasets.dataset import Dataset
+from ..engine.features import FeatureCache
+from ..engine.localization import BASELINES, localization_difference
+from ..engine.localizer_training import METHODS, UNTRAINED, LocalizerTask, summarise
+from ..engine.training import Training
+from ..intervals import with_interval
+from ..kinds import METHOD_NAMES
+from ..localizer import GTClassLocalizer
+from .box_groups import SIZE_LIMITS, box_sizes
+
+FIGURES = {
+    "mean": "mean IoU",
+    "median": "median",
+    "sd": "sd",
+    "share>0.30": "share > 0.3",
+    "share>0.50": "share > 0.5",
+    "share>0.70": "share > 0.7",
+}
+
+
+def answer_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """A row a method, `value [low, high]`; `summary` as of `localizer_training.summarise`."""
+    cells = summary.assign(cell=[with_interval(*row) for row in summary[["value", "low", "high"]].to_numpy()])
+    table = cells.pivot_table(index="method", columns="figure", values="cell", aggfunc="first", sort=False)
+    known = [method for method in METHODS if method in table.index]
+    table = table.loc[known, list(FIGURES)].rename(index=METHOD_NAMES, columns=FIGURES)
+    return table.rename_axis(index=None, columns=None)
+
+
+def finding(ious: pd.DataFrame, summary: pd.DataFrame, *, seed: int = 0) -> str:
+    """One sentence that answers the notebook's question with its figures.
+
+    Learned is what lies above every guess (intervals that don't overlap) and above the untrained head (paired).
+
+    Args:
+        ious: of `localize`, with baselines and `with_untrained`.
+        summary: of `summarise`.
+        seed: of the resamples.
+    """
+    if ious.empty:
+        return "No image of this split holds a box of the class list: nothing can be measured."
+    means = summary[summary["figure"] == "mean"].set_index("method")
+
+    def cell(method: str) -> str:
+        return with_interval(*means.loc[method, ["value", "low", "high"]])
+
+    best = means.loc[list(BASELINES), "value"].idxmax()
+    highest = means.loc[list(BASELINES), "high"].max()
+    learned = localization_difference(
+        ious[list(UNTRAINED)], ious[list(UNTRAINED.values())].set_axis(list(UNTRAINED), axis=1), ious["image_id"],
+        seed=seed,
+    )  # fmt: skip
+    gains = learned[learned["figure"] == "mean"].set_index("method")["low"]
+    beats = {method: bool(means.loc[method, "low"] > highest and gains[method] > 0) for method in UNTRAINED}
+    if all(beats.values()):
+        verdict = "The trained head finds boxes that neither a guess nor the untrained head finds"
+    elif beats["oracle"]:
+        verdict = "Some cell of the trained head finds the box, but the CAM's peak does not tell which one"
+    else:
+        verdict = "The trained head is not told apart from what needs no learning"
+    return (
+        f"{verdict}: the class being given, mean IoU {cell('oracle')} in the best cell (an oracle; untrained "
+        f"{means.loc['untrained_oracle', 'value']:.3f}) and {cell('cam_peak')} at the CAM's peak (untrained "
+        f"{means.loc['untrained_peak', 'value']:.3f}), against {cell(best)} for the best guess ({METHOD_NAMES[best]})."
+    )
+
+
+def by_seen(ious: pd.DataFrame, seen: Sequence[str], *, seed: int = 0) -> dict[str, pd.DataFrame]:
+    """`summarise` apart for the classes that were trained on and the others; `ious` as of `localize`."""
+    is_seen = ious["label"].isin(seen)
+    parts = {"seen classes": ious[is_seen], "unseen classes": ious[~is_seen]}
+    return {name: summarise(part, seed=seed) for name, part in parts.items()}
+
+
+def seen_table(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Mean IoU of each part of `by_seen`: a row a method, a column a part."""
+    columns = {}
+    for name, summary in parts.items():
+        means = summary[summary["figure"] == "mean"].set_index("method").rename(index=METHOD_NAMES)
+        boxes = int(summary["n_boxes"].max())
+        columns[f"{name} ({boxes:,} boxes)"] = {
+            method: with_interval(*row) for method, row in means[["value", "low", "high"]].iterrows()
+        }
+    return pd.DataFrame(columns)
+
+
+def parts_table(clip: SurgeryCLIP, model: GTClassLocalizer) -> pd.DataFrame:
+    """What is frozen and what is trained, in parameters."""
+
+    def count(module: Any) -> int:
+        return sum(p.numel() for p in module.parameters())
+
+    rows = {f"{clip.name}: image and text tower": ("frozen", count(clip.model))}
+    if hasattr(model, "encoder"):
+        rows["raw-image encoder"] = ("trained", count(model.encoder))
+    trained = count(model) - (count(model.encoder) if hasattr(model, "encoder") else 0)
+    rows["head: maps, features, boxes"] = ("trained", trained)
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["state", "parameters"])
+    return table.assign(parameters=table["parameters"].map("{:,}".format))
+
+
+def cache_table(caches: Mapping[str, FeatureCache]) -> pd.DataFrame:
+    """What the caches hold and take on disk."""
+    rows = {
+        f"{role} ({cache.dataset.split})": (
+            f"{len(cache.dataset.images):,}",
+            f"{len(cache.dataset.boxes):,}",
+            f"{cache.record.itemsize / 1000:,.0f} kB",
+            f"{cache.nbytes / 1e6:,.1f} MB",
+        )
+        for role, cache in caches.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["images", "boxes", "an image", "all"])
+
+
+def variant_figures(ious: Mapping[str, pd.DataFrame], reference: str, *, seed: int = 0) -> pd.DataFrame:
+    """Heads side by side on the same boxes, with the paired difference of each to one of them.
+
+    Args:
+        ious: variant -> frame of `localize`, all on the same boxes.
+        reference: the one that differences are taken to.
+        seed: of the resamples.
+
+    Returns:
+        Frame variant, method (`oracle`, `cam_peak`), value, low, high: mean IoU; difference, difference_low,
+        difference_high: variant minus reference.
+    """
+    methods = list(UNTRAINED)
+    parts = []
+    for name, frame in ious.items():
+        figures = summarise(frame[["image_id", *methods]], seed=seed)
+        difference = localization_difference(
+            frame[methods], ious[reference][methods], frame["image_id"], seed=seed
+        ).rename(columns={"low": "difference_low", "high": "difference_high"})  # fmt: skip
+        both = figures.merge(difference.drop(columns="excludes_zero"), on=["method", "figure"])
+        parts.append(both[both["figure"] == "mean"].assign(variant=name))
+    columns = ["variant", "method", "value", "low", "high", "difference", "difference_low", "difference_high"]
+    return pd.concat(parts, ignore_index=True)[columns]
+
+
+def variants_table(figures: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """`variant_figures` for a reader: a row a variant."""
+    rows: dict[str, dict[str, str]] = {name: {} for name in dict.fromkeys(figures["variant"])}
+    titles = {"oracle": "best cell", "cam_peak": "CAM's peak"}
+    for row in figures.itertuples():
+        rows[row.variant][f"mean IoU, {titles[row.method]}"] = with_interval(row.value, row.low, row.high)
+    for row in figures.itertuples():
+        cell = with_interval(row.difference, row.difference_low, row.difference_high, sign=True)
+        same = row.variant == reference
+        rows[row.variant][f"minus {reference}, {titles[row.method]}"] = "–" if same else cell
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def variants_finding(figures: pd.DataFrame, reference: str) -> str:
+    """What CLIP adds to the raw image, in a sentence; `figures` of `variant_figures`."""
+    oracle = figures[figures["method"] == "oracle"].set_index("variant")
+    if oracle["value"].isna().all():
+        return "No box to compare on."
+    row = oracle.loc["image only"]
+    low, high = row["difference_low"], row["difference_high"]
+    if math.isnan(low):
+        verdict = "too few images tell whether CLIP's maps and features add to it"
+    elif high < 0:
+        verdict = f"less than {reference}: CLIP's maps and features add to it"
+    elif low > 0:
+        verdict = f"more than {reference}: CLIP's maps and features add nothing here"
+    else:
+        verdict = f"not told apart from {reference}: what CLIP adds does not show here"
+    best = oracle["value"].idxmax()
+    difference = with_interval(row["difference"], low, high, sign=True)
+    return (
+        f"The raw image alone reaches {with_interval(*row[['value', 'low', 'high']])} in the best cell, {verdict} "
+        f"(difference {difference}). Highest: {best}, {oracle.loc[best, 'value']:.3f}."
+    )
+
+
+def positive_figures(
+    tasks: Mapping[str, LocalizerTask], ious: Mapping[str, pd.DataFrame], data: Dataset
+) -> pd.DataFrame:
+    """What the assigner does to boxes of each size, of the classes that are trained on.
+
+    Args:
+        tasks: assigner -> what was trained with it, on the same images.
+        ious: assigner -> frame of `localize` on `data`.
+        data: where the IoU is measured.
+
+    Returns:
+        Frame size, assigner, n_boxes (trained on), ever_positive (share of them), n_measured, mean_iou (best cell).
+    """
+    rows = []
+    of_data = box_sizes(data.boxes)
+    for size in SIZE_LIMITS:
+        for name, task in tasks.items():
+            ever = task.ever_positive.numpy()[task.is_trained_on & (box_sizes(task.train.dataset.boxes) == size)]
+            measured = ious[name].loc[of_data[ious[name]["box_row"].to_numpy(int)] == size, "oracle"]
+            share = ever.mean() if len(ever) else math.nan
+            rows.append((size, name, len(ever), share, len(measured), measured.mean()))
+    return pd.DataFrame(rows, columns=["size", "assigner", "n_boxes", "ever_positive", "n_measured", "mean_iou"])
+
+
+def positives_table(figures: pd.DataFrame) -> pd.DataFrame:
+    """`positive_figures` for a reader: a row a size."""
+    rows: dict[str, dict[str, str]] = {}
+    for row in figures.itertuples():
+        limit = SIZE_LIMITS[row.size]
+        cells = rows.setdefault(f"{row.size} (below {limit**0.5:.0f}² px)" if limit < math.inf else row.size, {})
+        cells["boxes trained on"] = f"{row.n_boxes:,}"
+        cells[f"ever a positive, {row.assigner}"] = f"{row.ever_positive:.3f}" if row.n_boxes else "no boxes"
+        cells[f"mean IoU, {row.assigner}"] = f"{row.mean_iou:.3f}" if row.n_measured else "no boxes"
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table[sorted(table.columns, key=lambda name: ("boxes", "ever", "mean").index(name.split()[0]))]
+
+
+def training_results(
+    sentence: str,
+    summary: pd.DataFrame,
+    training: Training,
+    *,
+    seen: Mapping[str, pd.DataFrame],
+    variants: pd.DataFrame | None,
+    positives: pd.DataFrame | None,
+    **more: Any,
+) -> dict[str, Any]:
+    """`training_results.json`: every number of the notebook as plain values; NaN becomes null."""
+    return {
+        "finding": sentence,
+        "n_boxes": int(summary["n_boxes"].max()),
+        "n_images": int(summary["n_images"].max()),
+        "methods": plain_methods(summary),
+        "by_seen": {name: plain_methods(part) for name, part in seen.items()},
+        "best_epoch": training.best_epoch,
+        "stopped_early": training.stopped_early,
+        "history": plain_rows(training.history),
+        "variants": [] if variants is None else plain_rows(variants),
+        "positives_by_size": [] if positives is None else plain_rows(positives),
+        **more,
+    }
+
+
+def plain_methods(summary: pd.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:
+    """A summary as plain values: method -> figure -> value, low, high; NaN becomes None."""
+    rows = plain_rows(summary)
+    methods: dict[str, dict[str, dict[str, float | None]]] = {row["method"]: {} for row in rows}
+    for row in rows:
+        methods[row["method"]][row["figure"]] = {name: row[name] for name in ("value", "low", "high")}
+    return methods
+
+
+def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """A frame's rows as plain values; NaN becomes None."""
+    return [
+        {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
+        for row in frame.to_dict("records")
+    ]

@@ -1,0 +1,335 @@
+"""Everything that is known of each class side by side, and what its failing comes from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..datasets.dataset import Dataset
+from ..engine.map_shards import MapSource
+from ..engine.measures import truth_codes
+from ..frames import BOX_COLUMNS
+from ..intervals import basic_interval, resampled_means, share_interval
+from ..kinds import ERROR_TYPES
+from ..matching import overlapping_pairs
+from .classification import Classification
+from .error_types import FATES, ErrorTypes, fates_by_class
+from .evaluation_tables import main_confusions
+
+PROTOCOL = "all"
+LEAST_GAIN = 0.01  # of mean AP: what gives back less is no cause
+# the error type in a reader's words: a short name, and what it means
+CAUSES = {
+    "classification": ("the name", "boxes of it lie on objects of other classes, and boxes of others on its own"),
+    "localisation": ("the place", "its boxes touch the object without covering it well enough"),
+    "both": ("name and place", "boxes of it touch objects of other classes, without covering them either"),
+    "duplicate": ("repeated boxes", "one object gets several boxes"),
+    "background": ("the background", "boxes of it lie where nothing annotated is"),
+    "missed": ("missed objects", "no box comes near enough to be mended"),
+}
+NO_CAUSE = "no single cause"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a class fails.
+
+    Attributes:
+        label: the class.
+        n_boxes: how many boxes it has.
+        mean_ap: its average precision, mean over the IoU thresholds.
+        cause: the error type whose mending would give back most, or `NO_CAUSE`.
+        gain: what it would give back, mean over the IoU thresholds.
+        sentence: the cause in words, with the figures behind it.
+    """
+
+    label: str
+    n_boxes: int
+    mean_ap: float
+    cause: str
+    gain: float
+    sentence: str
+
+    @property
+    def cause_name(self) -> str:
+        """The cause in a reader's words."""
+        return CAUSES[self.cause][0] if self.cause in CAUSES else self.cause
+
+
+def class_figures(
+    dataset: Dataset,
+    grid: tuple[int, int],
+    *,
+    ap_by_class: pd.DataFrame,
+    gaps: pd.DataFrame,
+    named: Classification,
+    source: MapSource,
+    kind: str,
+    decomposition: pd.DataFrame,
+    errors: ErrorTypes,
+    detections: pd.DataFrame,
+    evaluation: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """One row a class, with every number that its card and the tables need; NaN where there is none.
+
+    Args:
+        dataset: images and boxes.
+        grid: the model's patches (rows, columns).
+        ap_by_class: of notebook 01: protocol, kind, label, iou_threshold, ap, low, high.
+        gaps: of `response_gaps`, a row a class, of the kind shown.
+        named: CLIP's own classification.
+        source: the maps of the kind shown.
+        kind: the kind shown.
+        decomposition: of `error_types.error_decomposition`, of the detections of that kind.
+        errors: of `error_types.detection_errors`, of the same at the lowest IoU; `detections`: those.
+        evaluation: `evaluation_results.json` of notebook 04; None where it has not run.
+
+    Returns:
+        Frame indexed by class: n_boxes, n_images, side (median of √area in pixels), patches (median area in patches),
+        ap@<IoU> (protocol `all`), mean_ap, gap, gap_low, gap_high (inside minus outside), inverted, right_first,
+        confused_with, confused_share, oracle, oracle_low, oracle_high, cam_peak, gain_<error>, count_<error>,
+        fate_<fate>.
+    """
+    names = list(dataset.classes)
+    own = ap_by_class[(ap_by_class["protocol"] == PROTOCOL) & (ap_by_class["kind"] == kind)]
+    ap = own.pivot_table(index="label", columns="iou_threshold", values="ap", dropna=False)
+    confusions = main_confusions(named.confusion(source)).set_index("label")
+    parts = [
+        _box_figures(dataset, grid, named.ranks(source) == 0),
+        ap.rename(columns="ap@{:.2f}".format).assign(mean_ap=ap.mean(axis=1)),
+        gaps.set_index("label")[["gap", "gap_low", "gap_high", "inverted"]],
+        confusions[["other", "share"]].set_axis(["confused_with", "confused_share"], axis=1),
+        _head_figures(evaluation, names),
+        _error_figures(decomposition, names),
+        _lies_on(detections, dataset.boxes, errors)[["other", "share"]].set_axis(["lies_on", "lies_on_share"], axis=1),
+        fates_by_class(dataset.boxes, errors, names).set_index("label")[list(FATES)].add_prefix("fate_"),
+    ]
+    frame = pd.concat([part.reindex(names) for part in parts], axis=1).rename_axis("label")
+    fates = [f"fate_{fate}" for fate in FATES]
+    return frame.astype(dict.fromkeys(fates, int))
+
+
+def response_gaps(
+    pairs: Mapping[str, pd.DataFrame], classes: Sequence[str], *, n_resamples: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """How much more a class's map responds inside its boxes than outside, by class and kind, with 95 % intervals.
+
+    Args:
+        pairs: kind -> frame of `diagnosis.map_quality`.
+        classes: those listed.
+        n_resamples: bootstrap resamples of the images.
+        seed: of the resamples.
+
+    Returns:
+        Frame label, kind, gap, gap_low, gap_high (mean response inside minus outside), inverted, inverted_low,
+        inverted_high (share of the images with the class in which it is below 0), n_images; NaN for a class whose maps
+        were not measured.
+    """
+    rows = []
+    for kind, frame in pairs.items():
+        known = frame.dropna(subset="outside_mean")
+        for label in classes:
+            own = known[known["label"] == label]
+            gaps = (own["inside_mean"] - own["outside_mean"]).to_numpy(np.float64)
+            values = np.column_stack([gaps, gaps < 0])
+            mean, samples, n_images = resampled_means(values, own["image_id"], n_resamples, seed)
+            low, high = basic_interval(mean, samples, n_images)
+            share = np.concatenate(share_interval(mean[1:], samples[:, 1:], len(own), n_images))
+            rows.append((label, kind, mean[0], low[0], high[0], mean[1], *share, n_images))
+    columns = ["gap", "gap_low", "gap_high", "inverted", "inverted_low", "inverted_high", "n_images"]
+    return pd.DataFrame(rows, columns=["label", "kind", *columns])
+
+
+def failing_classes(
+    figures: pd.DataFrame, iou_thresholds: Sequence[float], *, kind: str, count: int = 3
+) -> list[Failure]:
+    """The classes with the lowest mean AP, worst first, each with what its failing comes from.
+
+    A class that lacks less than `LEAST_GAIN` does not fail.
+
+    Args:
+        figures: of `class_figures`.
+        iou_thresholds: of the report.
+        kind: the kind shown.
+        count: how many classes.
+    """
+    known = figures.dropna(subset="mean_ap").sort_index()
+    known = known.sort_values(["mean_ap", "n_boxes"], ascending=[True, False], kind="stable")
+    known = known[known["mean_ap"] <= 1 - LEAST_GAIN]
+    return [_failure(row, iou_thresholds, kind) for _, row in known.head(count).iterrows()]
+
+
+def failing_finding(failures: Sequence[Failure], *, any_boxes: bool = True) -> str:
+    """One sentence that names the failing classes, their AP and their causes."""
+    if not failures and any_boxes:
+        return "No class fails: every class with boxes is found."
+    if not failures:
+        return "No image of this split holds a box of the class list: no class can be judged."
+    parts = [
+        f"{failure.label} (mean AP {failure.mean_ap:.3f} on {failure.n_boxes:,} "
+        f"{'box' if failure.n_boxes == 1 else 'boxes'}: {failure.cause_name})"
+        for failure in failures
+    ]
+    listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + f" and {parts[-1]}"
+    return f"{'The class that fails' if len(parts) == 1 else 'The classes that fail'} most: {listed}."
+
+
+def best_detection_iou(detections: pd.DataFrame, dataset: Dataset) -> np.ndarray:
+    """For each ground truth box of a data set the IoU of the detection of its class that overlaps it most: [G]."""
+    image, label = truth_codes(dataset)
+    found_image = pd.Index(dataset.images["image_id"]).get_indexer(detections["image_id"])
+    found_label = pd.Index(dataset.classes).get_indexer(detections["label"])
+    n_classes = len(dataset.classes)
+    best = np.zeros(len(image))
+    for _, box, iou in overlapping_pairs(
+        detections[BOX_COLUMNS].to_numpy(np.float64), found_image * n_classes + found_label,
+        dataset.boxes[BOX_COLUMNS].to_numpy(np.float64), image * n_classes + label,
+    ):  # fmt: skip
+        np.maximum.at(best, box, iou)
+    return best
+
+
+def pick_images(best_iou: np.ndarray, dataset: Dataset, count: int) -> dict[str, tuple[list[str], list[str]]]:
+    """For each class the images in which its boxes are met best and worst: label -> (good, bad) image ids.
+
+    Args:
+        best_iou: of `best_detection_iou`.
+        dataset: images and boxes.
+        count: of each so many, none in both; with few images the good ones come first.
+    """
+    means = dataset.boxes.assign(iou=best_iou).groupby(["label", "image_id"])["iou"].mean().reset_index()
+    picked = {}
+    for label, own in means.sort_values(["iou", "image_id"], ascending=[False, True]).groupby("label"):
+        ids = own["image_id"].tolist()
+        good = ids[: min(count, -(-len(ids) // 2))]
+        picked[label] = (good, ids[len(good) :][::-1][:count])
+    return picked
+
+
+def _box_figures(dataset: Dataset, grid: tuple[int, int], is_right: np.ndarray) -> pd.DataFrame:
+    """n_boxes, n_images, side, patches, right_first of each class with boxes or without."""
+    image, label = truth_codes(dataset)
+    sides = dataset.boxes[BOX_COLUMNS].to_numpy(np.float64) @ np.array([[-1, 0], [0, -1], [1, 0], [0, 1]])
+    whole = dataset.images[["width", "height"]].to_numpy(np.float64)[image]
+    by_label = pd.DataFrame(
+        {
+            "image": image,
+            "side": np.sqrt(sides.prod(axis=1)),
+            "patches": (sides / whole).prod(axis=1) * grid[0] * grid[1],
+            "right_first": is_right,
+        }
+    ).groupby(np.array(dataset.classes, dtype=object)[label])
+    counts = pd.DataFrame({"n_boxes": by_label.size(), "n_images": by_label["image"].nunique()})
+    rest = by_label[["side", "patches"]].median().assign(right_first=by_label["right_first"].mean())
+    return pd.concat([counts.reindex(dataset.classes, fill_value=0), rest.reindex(dataset.classes)], axis=1)
+
+
+def _head_figures(evaluation: Mapping[str, Any] | None, names: Sequence[str]) -> pd.DataFrame:
+    """oracle, oracle_low, oracle_high, cam_peak: mean IoU of a class's boxes in notebook 04."""
+    rows = {}
+    for name, of_class in ((evaluation or {}).get("by_class") or {}).items():
+        if of_class["methods"]:
+            oracle, peak = (of_class["methods"][method]["mean"] for method in ("oracle", "cam_peak"))
+            rows[name] = [oracle["value"], oracle["low"], oracle["high"], peak["value"]]
+    columns = ["oracle", "oracle_low", "oracle_high", "cam_peak"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns, dtype=np.float64).reindex(names)
+
+
+def _error_figures(decomposition: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """gain_<error>, mean over the IoU thresholds, and count_<error>, at the lowest."""
+    gains = decomposition.pivot_table(index="label", columns="error", values="gain", dropna=False)
+    lowest = decomposition[decomposition["foreground_iou"] == decomposition["foreground_iou"].min()]
+    counts = lowest.pivot_table(index="label", columns="error", values="count", aggfunc="first", dropna=False)
+    gains, counts = (of.reindex(index=names, columns=list(ERROR_TYPES)) for of in (gains, counts))
+    return pd.concat([gains.add_prefix("gain_"), counts.fillna(0).astype(int).add_prefix("count_")], axis=1)
+
+
+def _lies_on(detections: pd.DataFrame, ground_truth: pd.DataFrame, errors: ErrorTypes) -> pd.DataFrame:
+    """For each class of detection the other class on whose objects its misnamed ones lie most: other, share.
+
+    Looked at are those of highest score, as many as the class has boxes: what ranks below all objects costs nothing.
+    """
+    wrong = np.flatnonzero(errors.of_detection == "classification")
+    pairs = pd.DataFrame(
+        {
+            "label": detections["label"].to_numpy(object)[wrong],
+            "other": ground_truth["label"].to_numpy(object)[errors.truth_row[wrong]],
+            "score": detections["score"].to_numpy(np.float64)[wrong],
+        }
+    ).sort_values("score", ascending=False, kind="stable")
+    n_boxes = pairs["label"].map(ground_truth["label"].value_counts()).fillna(0)
+    pairs = pairs[pairs.groupby("label").cumcount() < n_boxes]
+    counts = pairs.value_counts(["label", "other"]).reset_index(name="count")
+    counts = counts.sort_values(["count", "other"], ascending=[False, True], kind="stable")
+    most = counts.drop_duplicates("label").set_index("label")
+    return most.assign(share=most["count"] / counts.groupby("label")["count"].sum())
+
+
+def _failure(row: pd.Series, iou_thresholds: Sequence[float], kind: str) -> Failure:
+    label, mean_ap, n_boxes = str(row.name), float(row["mean_ap"]), int(row["n_boxes"])
+    gains = pd.Series({error: float(row[f"gain_{error}"]) for error in ERROR_TYPES})
+    ranked = gains.sort_values(ascending=False, kind="stable")
+    lowest = min(iou_thresholds)
+    boxes = "box" if n_boxes == 1 else "boxes"
+    few = " (too few to be sure of)" if n_boxes < 10 else ""
+    start = f"{label}, {n_boxes:,} {boxes}{few}, mean AP {mean_ap:.3f}: "
+    if not ranked.iloc[0] >= LEAST_GAIN:
+        counts = [f"{int(row[f'fate_{fate}']):,} {fate}" for fate in FATES if row[f"fate_{fate}"]]
+        sentence = (
+            f"{start}no single kind of error explains it, for mending any one alone gives back less than {LEAST_GAIN}; "
+            f"of its {boxes} at IoU {lowest:.2f}: {', '.join(counts)}. {_evidence(row, None, kind)}"
+        )
+        return Failure(label, n_boxes, mean_ap, NO_CAUSE, float(ranked.iloc[0]), sentence.strip())
+    cause, gain = str(ranked.index[0]), float(ranked.iloc[0])
+    name, meaning = CAUSES[cause]
+    second = ""
+    if ranked.iloc[1] >= LEAST_GAIN:
+        second = f" (next: {CAUSES[str(ranked.index[1])][0]}, +{ranked.iloc[1]:.3f})"
+    sentence = (
+        f"{start}{name} above all: {meaning}. Mending this type of error alone, in all classes, would give back "
+        f"{gain:.3f}{second}. "
+        f"{_evidence(row, cause, kind)}"
+    )
+    return Failure(label, n_boxes, mean_ap, cause, gain, sentence.strip())
+
+
+def _evidence(row: pd.Series, cause: str | None, kind: str) -> str:
+    """What else is known of the class, the facts that bear on the cause first."""
+    naming = f"CLIP's {kind} maps put its name first in {100 * row['right_first']:.0f} % of its boxes"
+    if isinstance(row["confused_with"], str):
+        naming += f", {row['confused_with']} in {100 * row['confused_share']:.0f} %"
+    if isinstance(row["lies_on"], str):
+        mistaken = (
+            f"of its best-scored boxes on other objects {100 * row['lies_on_share']:.0f} % lie on {row['lies_on']}"
+        )
+    else:
+        mistaken = "none of its own boxes is counted as misnamed at the lowest IoU"
+    size = f"its median box covers {row['patches']:.1f} patches"
+    facts = {"naming": naming, "size": size, "mistaken": mistaken}
+    if not math.isnan(row["gap"]):
+        side = "higher" if row["gap"] >= 0 else "lower"
+        facts["response"] = (
+            f"its map is {side} inside its boxes than outside by {abs(row['gap']):.3f} on average, inverted in "
+            f"{100 * row['inverted']:.0f} % of its images"
+        )
+    if not math.isnan(row["oracle"]):
+        facts["head"] = (
+            f"told the class, a trained head reaches mean IoU {row['oracle']:.2f} in its best cell (an oracle; "
+            f"{row['cam_peak']:.2f} at the CAM's peak)"
+        )
+    order = {
+        "classification": ("mistaken", "naming"),
+        "both": ("mistaken", "size"),
+        "localisation": ("size", "head"),
+        "duplicate": ("size", "response"),
+        "background": ("response", "naming"),
+        "missed": ("size", "response"),
+    }.get(cause, ("naming", "size"))
+    chosen = [facts[name] for name in dict.fromkeys((*order, "head")) if name in facts]
+    text = "; ".join(chosen)
+    return f"{text[0].upper()}{text[1:]}."

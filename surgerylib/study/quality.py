@@ -1,0 +1,352 @@
+"""How good raw class heatmaps are against ground-truth boxes, before any threshold is chosen.
+
+One record is an (image, class) pair: the map of a class that is annotated in the image, against all its boxes. Maps are
+judged at `working_size`² after `resize_map` (bilinear, half-pixel centres), boxes are scaled to working pixels. A pixel
+is inside when its centre lies in a box of the class, min <= centre < max; along an axis where a box holds no centre it
+takes the pixel that holds the box's middle (clipped into the image), so that no box vanishes. All others are outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from ..errors import ParameterError
+from ..extraction import resize_map
+from ..intervals import basic_interval, bootstrap_weights
+
+BOX_ACC_IOUS = (0.3, 0.5, 0.7)
+SHARES = ("inverted", "pointing", "energy", "area")
+FIGURES = ("inside_mean", "outside_mean", "inside_max", "map_min", "map_max", *SHARES)
+ACCURACIES = (*(f"max_box_acc@{iou:g}" for iou in BOX_ACC_IOUS), "max_box_acc_v2")
+
+
+class PairQuality(NamedTuple):
+    """The map of one class annotated in one image; responses are raw similarities, at working size.
+
+    A constant map has no peak and nothing to share out: its `pointing` and `energy` are NaN, `map_min` is `map_max`.
+    Boxes that cover the whole image leave no outside: `outside_mean` and `inverted` are NaN.
+    """
+
+    class_index: int
+    n_boxes: int
+    inside_mean: float
+    outside_mean: float
+    inside_max: float
+    map_min: float
+    map_max: float
+    inverted: float  # 1 where the inside's mean is lower than the outside's, else 0
+    pointing: float  # 1 where the peak is inside, else 0
+    energy: float  # share of the response, 0..1
+    area: float  # share of the pixels that are inside, 0..1: what a flat map scores in `pointing` and `energy`
+    best_iou: np.ndarray | None  # [T] at each CAM threshold; None unless the class has exactly one box
+
+
+class BoxAccuracy(NamedTuple):
+    """MaxBoxAccV2 and what it is the mean of; NaN without pairs."""
+
+    value: float
+    accuracies: np.ndarray  # [D] the best BoxAcc at each IoU
+    cam_thresholds: np.ndarray  # [D] the threshold that reaches it, the lowest of equals
+
+
+QUALITY_COLUMNS = ("image_id", "label", *PairQuality._fields[1:])
+
+
+def image_quality(
+    maps: np.ndarray,
+    boxes_xyxy: np.ndarray,
+    class_indices: Sequence[int] | np.ndarray,
+    image_size_wh: tuple[int, int],
+    *,
+    working_size: int = 224,
+    cam_thresholds: int = 100,
+) -> list[PairQuality]:
+    """The quality of the maps of one image and kind: a record for each class annotated in it.
+
+    - Pointing game (Zhang et al. 2018, Top-down neural attention by excitation backprop, IJCV): a hit when the map's
+      peak is inside. Without their tolerance of 15 pixels; of equal maxima the first in reading order is the peak.
+    - Energy (the energy-based pointing game of Score-CAM, Wang et al. 2020, arXiv:1910.01279): the inside's share of
+      the map's sum. Taken on the map minus its own minimum, because raw similarities carry an offset.
+    - `best_iou`, for `max_box_acc_v2`: the best IoU of any box around an external contour of the mask, at each CAM
+      threshold k / T, k = 0 to T - 1, of the way from the map's minimum to its maximum. This min-max per map is part
+      of the published metric and is done for it alone: no threshold elsewhere follows one. The mask is taken as it
+      is, without morphology or least side. A constant map has no box: 0 throughout.
+
+    Args:
+        maps: float32 [C, h, w], raw, of the whole class list.
+        boxes_xyxy: [G, 4] pixels of the original image.
+        class_indices: [G] whole numbers, the place of each box's class in `maps`.
+        image_size_wh: width and height of the original image in pixels.
+        working_size: side in pixels at which the maps are judged.
+        cam_thresholds: number T of thresholds.
+
+    Returns:
+        Records in the order of class index; none for an image without boxes.
+
+    Raises:
+        ParameterError: shapes that do not fit, a box that cannot be one, a class index without a map, a map that is
+            not finite, a size or number of thresholds below 1.
+    """
+    for name, value in (("working_size", working_size), ("cam_thresholds", cam_thresholds)):
+        if value < 1:
+            raise ParameterError(f"{name} is {value!r}; it must be a whole number of at least 1")
+    maps = np.asarray(maps)
+    boxes = np.asarray(boxes_xyxy, dtype=np.float64)
+    boxes = boxes if boxes.size else np.empty((0, 4))
+    indices = np.asarray(class_indices).reshape(-1)
+    _check_image(maps, boxes, indices, image_size_wh)
+    boxes = boxes * working_size / np.tile(np.asarray(image_size_wh, dtype=np.float64), 2)
+    return [
+        _pair(int(index), resize_map(maps[index], working_size), boxes[indices == index], cam_thresholds)
+        for index in np.unique(indices)
+    ]
+
+
+def quality_frame(
+    image_ids: Iterable[str], qualities: Iterable[Sequence[PairQuality]], classes: Sequence[str]
+) -> pd.DataFrame:
+    """The records of many images and one kind as a frame with the columns `QUALITY_COLUMNS`, a row a pair.
+
+    Args:
+        image_ids: the images' ids.
+        qualities: what `image_quality` returned for each, in the same order.
+        classes: the names behind the class indices.
+    """
+    rows = [
+        (image_id, classes[record.class_index], *record[1:])
+        for image_id, records in zip(image_ids, qualities, strict=True)
+        for record in records
+    ]
+    frame = pd.DataFrame.from_records(rows, columns=list(QUALITY_COLUMNS))
+    numbers = dict.fromkeys(FIGURES, "float64")
+    return frame.astype({"image_id": "str", "label": "str", "n_boxes": "int64", **numbers, "best_iou": "object"})
+
+
+def max_box_acc_v2(best_iou: np.ndarray, ious: Sequence[float] = BOX_ACC_IOUS) -> BoxAccuracy:
+    """MaxBoxAccV2 (Choe et al. 2020, arXiv:2007.04178): how good boxes are at the best single threshold.
+
+    BoxAcc(tau, delta) is the share of pairs with a box of IoU >= delta at CAM threshold tau. For each delta the best
+    tau over the whole data set is taken, then the mean over the deltas. The threshold is chosen on the data that it
+    is judged on, so the figure is an upper bound for one fixed threshold.
+
+    The authors' code (clovaai/wsolevaluation) differs in detail: it rounds maps to 8 bits and boxes to whole pixels,
+    takes pixels > tau (here >=), counts the contours of holes too (here external ones alone), cuts boxes at the last
+    pixel, and measures sides with + 1 (here xmax - xmin). There are 1000 thresholds in it, 100 here.
+
+    Args:
+        best_iou: [P, T] best IoU of each pair at thresholds k / T.
+        ious: the deltas, D of them.
+
+    Raises:
+        ParameterError: `best_iou` is not [P, T].
+    """
+    best_iou = np.asarray(best_iou, dtype=np.float64)
+    if best_iou.ndim != 2 or best_iou.shape[1] == 0:
+        raise ParameterError(f"best_iou must be [pairs, thresholds], got {list(best_iou.shape)}; stack the pairs' rows")
+    n_pairs, n_thresholds = best_iou.shape
+    if n_pairs == 0:
+        return BoxAccuracy(np.nan, np.full(len(ious), np.nan), np.full(len(ious), np.nan))
+    accuracy = np.array([(best_iou >= iou).mean(axis=0) for iou in ious])  # [D, T]
+    best = accuracy.max(axis=1)
+    return BoxAccuracy(float(best.mean()), best, accuracy.argmax(axis=1) / n_thresholds)
+
+
+def quality_summary(pairs: pd.DataFrame, *, n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """The figures of one kind over all pairs, with 95 % bootstrap intervals over images.
+
+    Images are resampled with replacement and the pairs of one image stay together. The intervals are basic bootstrap
+    intervals; the best thresholds of MaxBoxAccV2 are taken anew in each resample.
+    A share that is the same in every image has an interval without width. The order of the rows does not matter.
+
+    Args:
+        pairs: frame of `quality_frame`, of one kind; a selection of its rows (one class, say) is fine.
+        n_resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        Frame with a row a figure: each of `FIGURES`, `max_box_acc@<IoU>` for each IoU, and `max_box_acc_v2`. Columns:
+
+        - figure; value: the mean over pairs, or the accuracy; low, high: NaN with fewer than two images
+        - sd (over pairs, n - 1), minimum, maximum: over pairs; the similarity range is the minimum of `map_min` to the
+          maximum of `map_max`. NaN for the accuracies.
+        - cam_threshold: the best one at this IoU, else NaN
+        - n_pairs, n_images: that count; n_left_out: pairs that do not, because the boxes cover the image
+          (`outside_mean`, `inverted`), the map is constant (`pointing`, `energy`) or the class has more than one box
+          (the accuracies).
+
+    Raises:
+        ParameterError: a pair occurs twice, or with different numbers of thresholds.
+    """
+    pairs = _sorted_pairs(pairs)
+    value, samples, n_pairs, n_images = _estimates(pairs, n_resamples, seed)
+    low, high = basic_interval(value, samples, n_images)
+    frame = pd.DataFrame({"value": value, "low": low, "high": high}, index=[*FIGURES, *ACCURACIES])
+    shares = [*SHARES, *ACCURACIES]
+    frame.loc[shares] = frame.loc[shares].clip(0, 1)
+    spread = pairs[list(FIGURES)].agg(["std", "min", "max"]).T
+    frame[["sd", "minimum", "maximum"]] = spread.reindex(frame.index)
+    frame["cam_threshold"] = pd.Series(max_box_acc_v2(_single_box(pairs)[0]).cam_thresholds, index=ACCURACIES[:-1])
+    frame = frame.assign(n_pairs=n_pairs, n_left_out=len(pairs) - n_pairs, n_images=n_images)
+    return frame.rename_axis("figure").reset_index()
+
+
+def quality_difference(
+    pairs_a: pd.DataFrame, pairs_b: pd.DataFrame, *, n_resamples: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """Figures of one kind minus another's on the same pairs and resamples: the images' own difficulty cancels out.
+
+    Returns:
+        Frame figure, difference, low, high, excludes_zero (the interval does); figures as in `quality_summary`.
+
+    Raises:
+        ParameterError: the two do not hold the same pairs.
+    """
+    a, b = _sorted_pairs(pairs_a), _sorted_pairs(pairs_b)
+    keys = ["image_id", "label", "n_boxes"]
+    if not a[keys].equals(b[keys]):
+        raise ParameterError(
+            f"not a paired comparison: {len(a)} and {len(b)} pairs that differ; judge both kinds on the same boxes"
+        )
+    value_a, samples_a, _, images_a = _estimates(a, n_resamples, seed)
+    value_b, samples_b, _, images_b = _estimates(b, n_resamples, seed)
+    low, high = basic_interval(value_a - value_b, samples_a - samples_b, np.minimum(images_a, images_b))
+    frame = pd.DataFrame({"figure": [*FIGURES, *ACCURACIES], "difference": value_a - value_b, "low": low, "high": high})
+    return frame.assign(excludes_zero=(low > 0) | (high < 0))
+
+
+def _check_image(maps: np.ndarray, boxes: np.ndarray, indices: np.ndarray, image_size_wh: tuple[int, int]) -> None:
+    if maps.ndim != 3:
+        raise ParameterError(f"maps must be [classes, h, w], got {list(maps.shape)}; pass one image at a time")
+    if boxes.shape != (len(indices), 4):
+        raise ParameterError(f"boxes are {list(boxes.shape)} with {len(indices)} class indices; give [G, 4] and G")
+    if len(indices) and (indices.dtype.kind not in "iu" or indices.min() < 0 or indices.max() >= len(maps)):
+        raise ParameterError(f"class indices are {indices.tolist()}; give whole numbers from 0 to {len(maps) - 1}")
+    bad = np.flatnonzero(~(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] >= boxes[:, :2]).all(axis=1)))
+    if len(bad):
+        raise ParameterError(
+            f"box {bad[0]} is {boxes[bad[0]].tolist()}; it must be finite with xmin <= xmax and ymin <= ymax"
+        )
+    if min(image_size_wh) <= 0:
+        raise ParameterError(f"image_size_wh is {image_size_wh!r}; give width and height in pixels")
+
+
+def pixel_spans(boxes: np.ndarray, working_size: int) -> np.ndarray:
+    """int [n, 4]: first column and row, and those behind the last, of the pixels of boxes [n, 4] in working pixels."""
+    # pixel i has its centre at i + 0.5: the first at or after an edge is ceil(edge - 0.5)
+    first = np.ceil(boxes[:, :2] - 0.5).clip(0, working_size)
+    stop = np.ceil(boxes[:, 2:] - 0.5).clip(0, working_size)
+    middle = np.floor((boxes[:, :2] + boxes[:, 2:]) / 2).clip(0, working_size - 1)
+    none = stop <= first
+    return np.hstack([np.where(none, middle, first), np.where(none, middle + 1, stop)]).astype(int)
+
+
+def _inside(boxes: np.ndarray, working_size: int) -> np.ndarray:
+    """bool [S, S]: the pixels of some boxes [n, 4] in working pixels."""
+    inside = np.zeros((working_size, working_size), dtype=bool)
+    for x0, y0, x1, y1 in pixel_spans(boxes, working_size).tolist():
+        inside[y0:y1, x0:x1] = True
+    return inside
+
+
+def _pair(index: int, resized: np.ndarray, boxes: np.ndarray, cam_thresholds: int) -> PairQuality:
+    """The record of one map [S, S] and the boxes [n, 4] of its class in working pixels."""
+    inside = _inside(boxes, len(resized))
+    values = resized.astype(np.float64)  # float32 sums of 50,000 pixels would lose digits
+    responses, others = values[inside], values[~inside]
+    low, high = float(values.min()), float(values.max())
+    inside_mean = float(responses.mean())
+    outside_mean = float(others.mean()) if others.size else np.nan
+    constant = low == high
+    return PairQuality(
+        class_index=index,
+        n_boxes=len(boxes),
+        inside_mean=inside_mean,
+        outside_mean=outside_mean,
+        inside_max=float(responses.max()),
+        map_min=low,
+        map_max=high,
+        inverted=float(inside_mean < outside_mean) if others.size else np.nan,
+        pointing=np.nan if constant else float(inside.flat[values.argmax()]),
+        energy=np.nan if constant else float((responses - low).sum() / (values - low).sum()),
+        area=float(inside.mean()),
+        best_iou=_best_iou(resized, boxes[0], cam_thresholds) if len(boxes) == 1 else None,
+    )
+
+
+def _best_iou(resized: np.ndarray, box: np.ndarray, cam_thresholds: int) -> np.ndarray:
+    """[T] best IoU of `box` [4], in working pixels, with the boxes found at each threshold."""
+    low, high = float(resized.min()), float(resized.max())
+    if low == high:
+        return np.zeros(cam_thresholds)
+    # thresholds move to the map's scale, not the map to 0..1: in the map's own precision a tie stays a tie
+    thresholds = (low + np.arange(cam_thresholds) / cam_thresholds * (high - low)).astype(resized.dtype)
+    rects: list[tuple[int, int, int, int]] = []
+    starts = []
+    for threshold in thresholds:
+        mask = (resized >= threshold).view(np.uint8)
+        contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        starts.append(len(rects))
+        rects += map(cv2.boundingRect, contours)
+    found = np.array(rects, dtype=np.float64)  # x, y, width, height
+    sides = np.minimum(found[:, :2] + found[:, 2:], box[2:]) - np.maximum(found[:, :2], box[:2])
+    intersection = sides.clip(min=0).prod(axis=1)
+    union = found[:, 2:].prod(axis=1) + (box[2:] - box[:2]).prod() - intersection
+    return np.maximum.reduceat(intersection / union, starts)  # every mask holds the maximum: no threshold is empty
+
+
+def _sorted_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
+    """By image and class, so that neither resamples nor rounding follow the order of the rows."""
+    missing = [column for column in QUALITY_COLUMNS if column not in pairs.columns]
+    if missing:
+        raise ParameterError(f"pairs lacks the column {', '.join(missing)}; pass a frame of quality_frame")
+    pairs = pairs.sort_values(["image_id", "label"], ignore_index=True)
+    twice = pairs.duplicated(["image_id", "label"])
+    if twice.any():
+        image_id, label = pairs.loc[twice.idxmax(), ["image_id", "label"]]
+        raise ParameterError(f"pairs holds {label!r} on image {image_id!r} twice; pass one kind at a time")
+    return pairs
+
+
+def _single_box(pairs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Best IoUs [P', T] of the pairs that have them, and which rows those are."""
+    rows = np.flatnonzero(pairs["best_iou"].notna())
+    known = [np.asarray(values, dtype=np.float64) for values in pairs["best_iou"].iloc[rows]]
+    lengths = sorted({len(values) for values in known})
+    if len(lengths) > 1:
+        raise ParameterError(f"pairs were made with different cam_thresholds: {lengths}; make all with the same number")
+    return (np.stack(known) if known else np.empty((0, 1))), rows
+
+
+def _estimates(
+    pairs: pd.DataFrame, n_resamples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """All figures [F], the same in each resample [R, F], and how many pairs and images count for them [F], [F]."""
+    for name, number, least in (("n_resamples", n_resamples, 1), ("seed", seed, 0)):
+        if number < least:
+            raise ParameterError(f"{name} is {number!r}; it must be a whole number of at least {least}")
+    image, ids = pd.factorize(pairs["image_id"])
+    drawn = bootstrap_weights(len(ids), n_resamples, seed).astype(np.float64)
+    # a resample changes only how often an image counts: sums by image serve all; row 0 is the data set itself
+    weights = np.vstack([np.ones((1, len(ids))), drawn])
+
+    def by_image(values: np.ndarray, of_image: np.ndarray) -> np.ndarray:
+        sums = np.zeros((len(ids), values.shape[1]))
+        np.add.at(sums, of_image, values)
+        return sums
+
+    values = pairs[list(FIGURES)].to_numpy(np.float64)
+    best_iou, rows = _single_box(pairs)
+    counts = by_image(~np.isnan(values), image)
+    n_single = by_image(np.ones((len(rows), 1)), image[rows])
+    with np.errstate(invalid="ignore"):  # 0 / 0 where nothing counts: NaN
+        means = weights @ by_image(np.nan_to_num(values), image) / (weights @ counts)
+        hits = [weights @ by_image(best_iou >= iou, image[rows]) for iou in BOX_ACC_IOUS]
+        accuracies = np.column_stack([(hit / (weights @ n_single)).max(axis=1) for hit in hits])
+    estimates = np.column_stack([means, accuracies, accuracies.mean(axis=1)])
+    counts = np.hstack([counts, np.repeat(n_single, len(ACCURACIES), axis=1)])
+    return estimates[0], estimates[1:], counts.sum(axis=0).astype(int), (counts > 0).sum(axis=0)

@@ -1,0 +1,285 @@
+"""From a sweep to one recommended setting: chosen on one split, confirmed on another, told in tables and a sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from ..engine.settings import Criterion, Setting, threshold_text
+from ..intervals import with_interval
+from ..kinds import PROTOCOLS
+from .summary import FEW_IMAGES
+from .sweep import Sweep
+from .sweep_tables import map_by_percentile
+
+FEWEST_IMAGES = 10  # below, an interval over images says too little for a verdict
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """A setting chosen on one split and its figures on another.
+
+    Attributes:
+        default: the setting that it is held against.
+        chosen: the best by the criterion on the split of the choice.
+        plain: the best of the plain five steps there, whose extraction was then changed.
+        criterion: what decided.
+        choice: the sweep that it was chosen from.
+        report: `default` and `chosen` on the other split.
+        choice_split, report_split: their names.
+    """
+
+    default: Setting
+    chosen: Setting
+    plain: Setting
+    criterion: Criterion
+    choice: Sweep
+    report: Sweep
+    choice_split: str
+    report_split: str
+
+    def __post_init__(self) -> None:
+        where = (self.criterion.protocol, self.criterion.iou_threshold)
+        if self.choice.value(self.default, *where)[0] >= self.choice.value(self.chosen, *where)[0]:
+            object.__setattr__(self, "chosen", self.default)  # of equals, what the user has stays
+
+    @property
+    def is_default(self) -> bool:
+        """Whether nothing better than the default was found."""
+        return self.chosen.key == self.default.key
+
+
+def answer_table(recommendation: Recommendation) -> pd.DataFrame:
+    """mAP of the default and the recommended setting on the reporting split, and their paired difference.
+
+    A row for each IoU threshold and one for their mean; columns `default (present)`, and so on.
+    """
+    report, default, chosen = recommendation.report, recommendation.default, recommendation.chosen
+    thresholds = [*_thresholds(report), None]
+    columns = {}
+    for protocol in PROTOCOLS:
+        shown = {"default": default} | ({} if recommendation.is_default else {"recommended": chosen})
+        for name, setting in shown.items():
+            cells = [with_interval(*report.value(setting, protocol, iou)) for iou in thresholds]
+            columns[f"{name} ({protocol})"] = cells
+        if not recommendation.is_default:
+            differences = [report.difference(chosen, default, protocol, iou) for iou in thresholds]
+            columns[f"paired difference ({protocol})"] = [with_interval(*cell, sign=True) for cell in differences]
+    return pd.DataFrame(columns, index=["mean mAP" if iou is None else f"mAP@{iou:.2f}" for iou in thresholds])
+
+
+def finding(recommendation: Recommendation) -> str:
+    """One sentence: what was chosen from how many, and what it is worth on the other split."""
+    criterion, default, chosen = recommendation.criterion, recommendation.default, recommendation.chosen
+    where = (criterion.protocol, criterion.iou_threshold)
+    choice, report = recommendation.choice, recommendation.report
+    if math.isnan(choice.value(chosen, *where)[0]):
+        return f"No image of {recommendation.choice_split} holds a box of the class list: nothing can be chosen."
+    if math.isnan(report.value(chosen, *where)[0]):
+        return f"No image of {recommendation.report_split} holds a box of the class list: nothing can be confirmed."
+    alike = len(choice.not_told_apart(chosen, *where))
+    tried = f"best of {choice.n_distinct:,} different settings on {recommendation.choice_split}"
+    tried += f" (at least {alike:,} other{'s' if alike > 1 else ''} can't be told apart from it)" if alike else ""
+    value = with_interval(*report.value(chosen, *where))
+    if recommendation.is_default:
+        return (
+            f"The default ({default.describe()}) stays: {tried}; on {recommendation.report_split} {criterion.name} "
+            f"{value} under {criterion.protocol}."
+        )
+    difference, low, high = report.difference(chosen, default, *where)
+    before = report.value(default, *where)[0]
+    n_images = int(report.frame["n_images"].iloc[0])
+    if n_images < FEWEST_IMAGES:
+        verdict = f"on {n_images} images, too few to confirm or contradict it"
+    elif low > 0:
+        verdict = "which confirms it"
+    else:
+        verdict = "which contradicts it" if high < 0 else "not told apart from the default"
+    return (
+        f"Recommended: {chosen.describe()}: {tried}; on {recommendation.report_split} {criterion.name} {value} against "
+        f"{before:.3f} of the default under {criterion.protocol}, paired difference "
+        f"{with_interval(difference, low, high, sign=True)}, {verdict}."
+    )
+
+
+def false_boxes(recommendation: Recommendation) -> str:
+    """One sentence: how often a class that is not in an image gets a box, on the other split.
+
+    Empty where there is no such class.
+    """
+    rows = recommendation.report.frame
+    rows = rows[rows["protocol"] == "all"].drop_duplicates("setting").set_index("setting")["false_box_rate"]
+    rate = dict(zip((setting.key for setting in recommendation.report.settings), rows.sort_index(), strict=True))
+    own, default = rate[recommendation.chosen.key], rate[recommendation.default.key]
+    if math.isnan(own):
+        return ""
+    text = f"Absent classes with a box on {recommendation.report_split}: {100 * own:.1f} %"
+    return f"{text}." if recommendation.is_default else f"{text}; under the default {100 * default:.1f} %."
+
+
+def notes(recommendation: Recommendation) -> list[str]:
+    """What a reader must know about the choice: that it stands at the border of what was tried."""
+    plain, found = recommendation.plain, []
+    n_images = int(recommendation.choice.frame["n_images"].iloc[0])
+    if n_images < FEW_IMAGES:
+        found.append(
+            f"Chosen on only {n_images} image{'s' if n_images != 1 else ''} (fewer than {FEW_IMAGES}): "
+            "other images may give another setting."
+        )
+    tried = sorted({
+        setting.boxes.percentile for setting in recommendation.choice.settings
+        if isinstance(setting.boxes.percentile, int | float)
+    })  # fmt: skip
+    if len(tried) > 1 and plain.boxes.percentile in (tried[0], tried[-1]):
+        end = "highest" if plain.boxes.percentile == tried[-1] else "lowest"
+        found.append(
+            f"The best percentile, {plain.boxes.percentile:g}, is the {end} tried: the optimum may lie beyond; extend "
+            "percentiles."
+        )
+    return found
+
+
+def sweep_frame(recommendation: Recommendation) -> pd.DataFrame:
+    """`sweep.parquet`: the frames of both splits, with the columns `split` and `role` (choice or report) first."""
+    frames = []
+    for role, split, sweep in (
+        ("choice", recommendation.choice_split, recommendation.choice),
+        ("report", recommendation.report_split, recommendation.report),
+    ):
+        frame = sweep.frame.copy()
+        frame.insert(0, "split", split)
+        frame.insert(1, "role", role)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def quality_results(
+    quality: pd.DataFrame, by_percentile: pd.DataFrame, setting: Setting, split: str, provenance: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `heatmap_quality_analysis.json` holds: plain values, None where there is no number.
+
+    Args:
+        quality: `diagnosis.quality_by_kind`.
+        by_percentile: `sweep_tables.percentile_table` of the setting.
+        setting: gives similarity and layers of the maps.
+        split: of the images.
+        provenance: of the run.
+    """
+    kinds = {
+        kind: {row["figure"]: _plain(row, skip=("figure", "kind")) for row in rows.to_dict("records")}
+        for kind, rows in quality.groupby("kind", sort=False)
+    }
+    percentiles = [{"percentile": name, **_plain(row)} for name, row in by_percentile.to_dict("index").items()]
+    return {
+        "split": split,
+        "similarity": setting.source.similarity,
+        "last_layers": setting.source.last_layers,
+        "kinds": kinds,
+        "by_percentile": {"kind": setting.source.kind, "rows": percentiles},
+        "provenance": dict(provenance),
+    }
+
+
+def results(recommendation: Recommendation, notes: Sequence[str], provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What `multi_iou_results.json` holds: plain values, None where there is no number."""
+    choice, report, criterion = recommendation.choice, recommendation.report, recommendation.criterion
+    chosen, default, plain = recommendation.chosen, recommendation.default, recommendation.plain
+    columns = [*_thresholds(report), None]
+    differences = {
+        protocol: [_record(iou, report.difference(chosen, default, protocol, iou), "difference") for iou in columns]
+        for protocol in PROTOCOLS
+    }
+    of_kind = {
+        setting.source.kind: replace(plain, source=replace(plain.source, kind=setting.source.kind))
+        for setting in choice.settings
+    }
+    by_percentile = {
+        protocol: {kind: _nested(map_by_percentile(choice, setting, protocol)) for kind, setting in of_kind.items()}
+        for protocol in PROTOCOLS
+    }
+    not_told_apart = choice.not_told_apart(chosen, criterion.protocol, criterion.iou_threshold)
+    return {
+        "finding": finding(recommendation),
+        "choice": {
+            "split": recommendation.choice_split,
+            "n_images": int(choice.frame["n_images"].iloc[0]),
+            "protocol": criterion.protocol,
+            "iou_threshold": criterion.iou_threshold,
+            "n_settings": len(choice.settings),
+            "n_distinct_settings": choice.n_distinct,
+            "default_stays": recommendation.is_default,
+            "not_told_apart": [setting.parameters() for setting in not_told_apart],
+            "by_percentile": by_percentile,
+        },
+        "report": {
+            "split": recommendation.report_split,
+            "n_images": int(report.frame["n_images"].iloc[0]),
+            "iou_thresholds": _thresholds(report),
+            "default": _figures(report, default),
+            "recommended": _figures(report, chosen),
+            "difference": differences,
+        },
+        "warnings": list(notes),
+        "provenance": dict(provenance),
+    }
+
+
+def recommended_yaml(recommendation: Recommendation, parameters: Mapping[str, Any]) -> str:
+    """`recommended.yaml`: parameters for the notebooks, with what they are worth as comments.
+
+    Args:
+        recommendation: the choice.
+        parameters: those of model and data, which the setting was chosen for.
+    """
+    criterion, report, chosen = recommendation.criterion, recommendation.report, recommendation.chosen
+    where = (criterion.protocol, criterion.iou_threshold)
+    lines = [
+        f"# {chosen.describe()}",
+        f"# best of {recommendation.choice.n_distinct} different settings on {recommendation.choice_split}",
+        f"# on {recommendation.report_split}: {criterion.name} {with_interval(*report.value(chosen, *where))} under "
+        f"{criterion.protocol}; the default {with_interval(*report.value(recommendation.default, *where))}",
+    ]
+    text = yaml.safe_dump({**parameters, **chosen.parameters()}, sort_keys=False, allow_unicode=True)
+    return "\n".join(lines) + "\n" + text
+
+
+def _thresholds(sweep: Sweep) -> list[float]:
+    return list(dict.fromkeys(sweep.frame["iou_threshold"].tolist()))
+
+
+def _figures(sweep: Sweep, setting: Setting) -> dict[str, Any]:
+    return {
+        "description": setting.describe(),
+        "parameters": setting.parameters(),
+        "protocols": {
+            protocol: [_record(iou, sweep.value(setting, protocol, iou), "map") for iou in [*_thresholds(sweep), None]]
+            for protocol in PROTOCOLS
+        },
+    }
+
+
+def _record(iou_threshold: float | None, values: Sequence[float], name: str) -> dict[str, float | None]:
+    """One figure with its interval; an IoU threshold of None is the mean over all."""
+    numbers = (None if math.isnan(value) else float(value) for value in values)
+    return {"iou_threshold": iou_threshold, **dict(zip((name, "low", "high"), numbers, strict=True))}
+
+
+def _nested(table: pd.DataFrame) -> dict[str, dict[str, float | None]]:
+    """percentile -> IoU threshold -> value."""
+    return {
+        threshold_text(percentile): {f"{iou:g}": None if math.isnan(value) else value for iou, value in row.items()}
+        for percentile, row in table.iterrows()
+    }
+
+
+def _plain(row: Mapping[str, Any], skip: Sequence[str] = ()) -> dict[str, Any]:
+    """Without NaN, which JSON does not know."""
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in row.items() if name not in skip
+    }  # fmt: skip

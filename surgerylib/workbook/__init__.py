@@ -1,0 +1,1 @@
+"""Notebooks into a report: opening, parameters, checks, runs, pages, comparison, the command line."""

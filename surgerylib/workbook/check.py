@@ -1,0 +1,340 @@
+"""Everything a run needs, looked at before anything is written: values, dataset, images, model, output folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError, OutputError, ParameterError, TrainingError
+from ..locations import EMBEDDED, checkpoint_file, dataset_folder
+from .parameters import (
+    LEAVES_OUT,
+    NEEDS_HEAD,
+    STAGE,
+    TAKES_ADAPTER,
+    find_notebooks,
+    known_parameters,
+    load_config,
+    notebook_parameters,
+    validate,
+)
+
+if TYPE_CHECKING:
+    from ..datasets.dataset import Dataset
+
+# parameters that count something -> the least they may be
+_WHOLE_NUMBERS = {
+    "image_size": 1,
+    "depth": 1,
+    "last_layers": 1,
+    "batch_size": 1,
+    "num_images": 1,
+    "num_choice_images": 1,
+    "num_examples": 0,
+    "min_side": 0,
+    "max_side": 1,
+    "seed": 0,
+    "feature_layers": 1,
+    "picture_size": 8,
+    "grid_size": 1,
+    "epochs": 1,
+    "training_batch_size": 1,
+    "ablation_epochs": 0,
+    "num_train_images": 1,
+    "patience": 1,
+    "num_failing": 1,
+    "num_class_examples": 0,
+    "adapter_rank": 1,
+    "adapter_epochs": 1,
+    "adapter_ablation_epochs": 0,
+}
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `check` found, a line each, ready to print."""
+
+    lines: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
+def check(
+    config: Mapping[str, Any] | str | Path | None = None,
+    *,
+    device: str = "cpu",
+    only: str | None = None,
+    notebooks_dir: str | Path | None = None,
+) -> CheckReport:
+    """Read everything that a run with this configuration reads, run the model's self-check, change nothing.
+
+    Args:
+        config: As in `run_workbook`.
+        device: Where the self-check runs; the CPU leaves a GPU's memory to the notebooks.
+        only: Notebooks to check for, as in `run_workbook`.
+        notebooks_dir: As in `run_workbook`.
+
+    Raises:
+        SurgeryError: The first thing that would stop the run, as a typed error with one line.
+    """
+    notebooks = find_notebooks(notebooks_dir)
+    known = known_parameters(notebooks)
+    settings = {name: parameter.default for name, parameter in known.items()}
+    settings |= validate(load_config(config), known)
+    of_chosen = known_parameters(find_notebooks(notebooks_dir, only))
+    settings = {name: value for name, value in settings.items() if name in of_chosen}
+    root = notebooks[0].resolve().parent.parent
+    check_values(settings)
+    lines = []
+    if "dataset" in settings:
+        lines += _check_dataset(settings, root)
+    if "model" in settings:
+        lines += _check_model(settings, root, device)
+    return CheckReport(tuple(lines))
+
+
+def check_values(settings: Mapping[str, Any]) -> None:
+    """The parameters whose values can be judged without reading a file.
+
+    Raises:
+        ParameterError: Names the parameter, the value seen and what it may be.
+    """
+    # these import torch, which takes seconds that a mere `import preflight` need not spend
+    from ..datasets.damage import check_on_bad_image
+    from ..engine.settings import chosen_kind
+    from ..extraction import check_box_score, check_floor, check_nms_iou, check_percentile
+    from ..frames import check_interpolation, checked_thresholds
+    from ..kinds import check_kinds, check_similarity
+
+    def check_adapter_floor(floor: float) -> None:
+        try:
+            check_floor(floor)
+        except ParameterError as error:
+            raise ParameterError(f"adapter_floor: {error}") from None
+
+    checks = {
+        "percentile": check_percentile,
+        "kinds": check_kinds,
+        "kind": lambda kind: check_kinds([kind]),
+        "similarity": check_similarity,
+        "interpolation": check_interpolation,
+        "iou_thresholds": checked_thresholds,
+        "box_score": check_box_score,
+        "nms_iou": check_nms_iou,
+        "floor": check_floor,
+        "adapter_floor": check_adapter_floor,
+        "on_bad_image": check_on_bad_image,
+    }
+    for name, check_value in checks.items():
+        if name in settings and (settings[name] is not None or name == "percentile"):
+            check_value(settings[name])
+    for name, least in _WHOLE_NUMBERS.items():
+        value = settings.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise ParameterError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    if settings.get("kind") is not None and "kinds" in settings:
+        chosen_kind(settings["kind"], settings["kinds"])
+    if settings.get("max_side") is not None and settings["max_side"] <= settings.get("min_side", 0):
+        raise ParameterError(f"max_side must be above min_side ({settings['min_side']}), not {settings['max_side']}")
+    _check_sweep(settings)
+    _check_training(settings)
+    _check_evaluation(settings)
+    for name in ("checkpoint", "cache_dir", NEEDS_HEAD, TAKES_ADAPTER):
+        value = settings.get(name)
+        if value is not None and (not isinstance(value, str) or not value):
+            raise ParameterError(f"{name} must be text, or null, not {value!r}")
+    if not settings.get("choose_split", "val"):
+        raise ParameterError("choose_split is empty; name the split that the setting is chosen on, such as val")
+    if "model" in settings and settings["model"] != EMBEDDED and not settings.get("checkpoint"):
+        raise CheckpointError(
+            f"the model {settings['model']!r} needs a checkpoint: a file, an open_clip tag (openai) or "
+            "hf:owner/repo/file; without one its weights would be random"
+        )
+
+
+def _check_sweep(settings: Mapping[str, Any]) -> None:
+    """The lists of the threshold sweep, where a notebook has them."""
+    if "percentiles" not in settings:
+        return
+    from ..engine.settings import Criterion, Setting, post_processing_variants, setting_grid
+    from ..study.floors import check_floor_percentiles
+
+    setting_grid(
+        kinds=settings["kinds"], similarities=settings["similarities"], layer_counts=settings["layer_counts"],
+        percentiles=settings["percentiles"],
+    )  # fmt: skip
+    names = ("nms_ious", "min_sides", "max_sides", "box_scores", "unions")
+    post_processing_variants(Setting(), **{name: settings[name] for name in names})
+    check_floor_percentiles(settings["floor_percentiles"])
+    Criterion(settings["choose_protocol"], settings["choose_iou"]).check(settings["iou_thresholds"])
+
+
+def _check_training(settings: Mapping[str, Any]) -> None:
+    """The parameters of the training, where a notebook has them."""
+    if settings.get("train_split") is None:
+        return
+    from ..study.adapter_plan import BOTH, AdapterPlan, check_stage
+    from ..study.localizer_plan import TrainingPlan
+    from ..words import DIOR_CLASSES
+
+    for name in ("train_split", "choose_split"):
+        if not settings[name]:
+            raise ParameterError(f"{name} is empty; name a split, such as train or val")
+    stages = check_stage(settings.get(STAGE, BOTH))
+    plan, adapter_plan = TrainingPlan.from_parameters(settings), AdapterPlan.from_parameters(settings)
+    # each raises what is wrong with it
+    if "localizer" in stages:
+        _ = plan.settings, plan.schedule
+    if "heatmap" in stages:
+        _ = adapter_plan.settings(DIOR_CLASSES), adapter_plan.schedule
+
+
+def _check_evaluation(settings: Mapping[str, Any]) -> None:
+    """The parameters of the GT-class evaluation, where a notebook has them."""
+    if NEEDS_HEAD not in settings:
+        return
+    from ..prompts import check_prompts
+    from ..study.head_evaluation import check_evaluated
+
+    check_evaluated(settings["classes_evaluated"])
+    check_prompts(settings["prompts"])
+
+
+def check_cache(settings: Mapping[str, Any], root: Path) -> None:
+    """Whether the folder for computed heatmaps, where one is named, can be made or written to.
+
+    Raises:
+        OutputError: It cannot.
+    """
+    if not settings.get("cache_dir"):
+        return
+    folder = root / settings["cache_dir"]
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise OutputError(f"cache_dir {folder} cannot be a folder: {existing} is a file; choose another")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"cache_dir {folder} cannot be written: no permission in {existing}; choose another")
+
+
+def check_head(chosen: Sequence[Path], settings: Mapping[str, Any], out_dir: Path, root: Path) -> None:
+    """Whether the notebooks to run that need a trained head will find one: named, trained on the way, or there.
+
+    Raises:
+        CheckpointError: They will not; the message says how to get one.
+    """
+    accepted = [notebook_parameters(path) for path in chosen]
+    needed = any(NEEDS_HEAD in names for names in accepted)
+    trained = any(LEAVES_OUT in names for names in accepted) and settings.get(STAGE) != "heatmap"
+    if not needed or (trained and not settings.get(NEEDS_HEAD)):
+        return
+    from ..study.head_evaluation import find_head
+
+    find_head(out_dir, settings.get(NEEDS_HEAD), root)
+
+
+def check_output(out_dir: Path) -> None:
+    """Whether the run's folder can be made or written to, without making it.
+
+    Raises:
+        OutputError: It cannot, or it holds a page that is not a run's.
+    """
+    existing = next(path for path in (out_dir, *out_dir.parents) if path.exists())
+    if not existing.is_dir():
+        raise OutputError(f"cannot write to {out_dir}: {existing} is a file; choose another --out")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write to {out_dir}: no permission in {existing}; choose another --out")
+    if (out_dir / "index.html").exists() and not (out_dir / "run.json").exists():
+        raise OutputError(f"{out_dir} holds an index.html but no run.json, so it is no run's folder; choose another")
+
+
+def _check_dataset(settings: Mapping[str, Any], root: Path) -> list[str]:
+    from ..datasets import dataset as datasets
+    from ..datasets.damage import sound
+
+    policy = settings.get("on_bad_image", "error")
+    folder, embedded = dataset_folder(settings["dataset"], root)
+    if embedded and not folder.exists():
+        return [f"dataset: the embedded scenes are not in {folder} yet; the first run draws them"]
+    wanted = {"split": "num_images", "choose_split": "num_choice_images", "train_split": "num_train_images"}
+    whole = {
+        name: datasets.load_dataset(folder, settings.get(name, "test"), on_bad_image=policy, decode=False)
+        for name in wanted
+        if name == "split" or settings.get(name)
+    }
+    for one, other in combinations(whole.values(), 2):
+        datasets.check_disjoint(one, other)
+    # each image decoded: what can't be read is found here, and not in the middle of the night
+    parts = [sound(whole[name].sample(settings.get(wanted[name]), settings.get("seed", 0)), policy) for name in whole]
+    if "train_split" in whole:
+        _check_to_learn_from(dict(zip(whole, parts, strict=True)), settings)
+    lines = []
+    for part in parts:
+        lines += [f"dataset: {part.describe()}", f"images: all {len(part.images):,} can be read"]
+        lines += [f"skipped: {row.image_id}: {row.reason}" for row in part.skipped.itertuples()]
+    return lines
+
+
+def _check_to_learn_from(parts: Mapping[str, Dataset], settings: Mapping[str, Any]) -> None:
+    """The images to train and to choose on must have boxes of the classes that are trained on, at every stage."""
+    from ..datasets.dataset import check_have_boxes
+    from ..study.adapter_plan import BOTH, AdapterPlan, check_stage
+
+    train, seen = parts["train_split"], settings.get("seen_classes")
+    trained_on = {}
+    for stage in check_stage(settings.get(STAGE, BOTH)):
+        if stage == "localizer":
+            trained_on[stage] = train.classes if seen is None else check_have_boxes(train, seen)
+        else:
+            trained_on[stage] = AdapterPlan.from_parameters(settings).settings(train.classes).seen_classes
+    for names in trained_on.values():
+        for parameter in ("train_split", "choose_split"):
+            part = parts[parameter]
+            if not part.boxes["label"].isin(names or part.classes).any():
+                raise TrainingError(
+                    f"{parameter} {part.split!r} has no box of the classes that are trained on; choose another split, "
+                    "or leave the training out with train_split=null"
+                )
+
+
+def _check_model(settings: Mapping[str, Any], root: Path, device: str) -> list[str]:
+    from ..clip import load_clip, pick_device
+
+    checkpoint = checkpoint_file(settings.get("checkpoint"), root) or settings.get("checkpoint")
+    options = {name: settings[name] for name in ("image_size", "depth") if name in settings}
+    clip = load_clip(settings["model"], checkpoint, device=device, **options)
+    if "device" in settings:
+        pick_device(settings["device"])  # where the notebooks will run
+    for name, counts in (
+        ("last_layers", [settings.get("last_layers", 1)]),
+        ("layer_counts", settings.get("layer_counts", [])),
+        ("feature_layers", [settings["feature_layers"]] if settings.get("train_split") else []),
+    ):
+        if max(counts, default=1) > clip.depth:
+            raise ParameterError(
+                f"{name} must be at most {clip.depth}, the blocks of {clip.name} in which the value-value path runs, "
+                f"not {max(counts)}"
+            )
+    if settings.get(NEEDS_HEAD):
+        from ..study.head_evaluation import find_head, load_head
+        from ..words import DIOR_CLASSES
+
+        load_head(find_head(root, settings[NEEDS_HEAD], root), clip, DIOR_CLASSES)
+    if settings.get(TAKES_ADAPTER):
+        from ..engine.adapted_store import load_adapters
+        from ..engine.map_shards import MapSource
+        from ..extraction import BoxSettings
+        from ..study.adaptation import states_of
+
+        kinds = {kind: MapSource(kind) for kind in settings["kinds"]}
+        states_of(kinds, load_adapters(settings[TAKES_ADAPTER], clip), BoxSettings())
+    rows, columns = clip.grid
+    return [
+        f"model: {clip.name}, weights from {clip.weights.source} (sha256 {clip.weights.sha256[:12]}), "
+        f"{clip.image_size} pixels, {rows} x {columns} patches",
+        f"self-check: the QK path equals stock open_clip to {clip.self_check_error:.1e} (relative)",
+    ]

@@ -1,0 +1,236 @@
+"""The command line: `python -m surgerylib run | check | features | train | compare | scenes`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+from ..errors import SurgeryError
+from .threads import waiting_threads_sleep
+
+# the rest is imported where it is used: torch and papermill take seconds that `--help` need not wait for
+
+SHORTHANDS = ("dataset", "split", "model", "checkpoint")
+_SAME_INTERRUPT_SECONDS = 5.0
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        0 when all went well, 1 when a notebook failed, 2 for bad input, 130 after Ctrl-C.
+    """
+    arguments = _parser().parse_args(argv)
+    with _ctrl_c_once():
+        try:
+            status = arguments.command(arguments)
+            sys.stdout.flush()
+            return status
+        except SurgeryError as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+        except OSError as error:
+            if error.errno not in _OF_THE_DISK:
+                raise
+            # not of a file of ours: of what prints, or of a library's own
+            print(f"error: {error.filename or 'output'}: {error.strerror}; free the disk", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on where this stopped", file=sys.stderr)
+            return 130
+
+
+def shell(argv: Sequence[str] | None = None) -> int:
+    """`main` for a process that ends behind it: its end must not add a line to the last one."""
+    os.environ.update(waiting_threads_sleep())
+    status = main(argv)
+    if status == 130:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to be stopped but the interpreter's end
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be printed would fail again
+    return status
+
+
+@contextlib.contextmanager
+def _ctrl_c_once() -> Iterator[None]:
+    """Let a Ctrl-C that follows another at once not stop the work of ending: the record, the kernel."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield  # ignored, as under nohup, or somebody else's
+        return
+    last = -_SAME_INTERRUPT_SECONDS
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _SAME_INTERRUPT_SECONDS:
+            last = now
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, before)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from .run import run_workbook
+
+    path, config = _configuration(arguments)
+    result = run_workbook(
+        config, _out(arguments, path), only=arguments.only, time_limit=arguments.time_limit * 60, force=arguments.force
+    )  # fmt: skip
+    print(result.index)
+    return 0 if result.ok else 1
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from .check import check
+
+    print(check(_configuration(arguments)[1], device="auto"))
+    return 0
+
+
+def _training_configuration(arguments: argparse.Namespace) -> tuple[Path, dict]:
+    from .parameters import STAGE
+
+    path, config = _configuration(arguments)
+    return path, config | ({} if arguments.stage is None else {STAGE: arguments.stage})
+
+
+def _features(arguments: argparse.Namespace) -> int:
+    from . import commands as training_commands
+
+    path, config = _training_configuration(arguments)
+    training_commands.features(config, _out(arguments, path), predict_only=arguments.predict)
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from . import commands as training_commands
+
+    path, config = _training_configuration(arguments)
+    print(*training_commands.train(config, _out(arguments, path), resume=arguments.resume), sep="\n")
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from .compare import compare_runs
+
+    print(compare_runs(arguments.runs, arguments.out))
+    return 0
+
+
+def _scenes(arguments: argparse.Namespace) -> int:
+    from ..embedded.scenes import write_scenes
+
+    names = ("num_train", "num_val", "num_test", "size", "seed")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    print(write_scenes(arguments.out, **given))
+    return 0
+
+
+def _out(arguments: argparse.Namespace, config: Path) -> Path:
+    """The run's folder: the one given, or one named after the configuration."""
+    from ..locations import PROJECT_ROOT
+
+    return (arguments.out or PROJECT_ROOT / "reports" / config.stem).expanduser().resolve()
+
+
+def _configuration(arguments: argparse.Namespace) -> tuple[Path, dict]:
+    """The configuration file and its parameters, with the command line's values over them."""
+    from ..locations import PROJECT_ROOT
+    from .parameters import apply_overrides, find_notebooks, known_parameters, load_config
+
+    default = PROJECT_ROOT / "notebooks" / "configs" / "embedded.yaml"
+    path = arguments.config or default
+    known = known_parameters(find_notebooks())
+    config = load_config(path)
+    overrides = [f"{name}={getattr(arguments, name)}" for name in SHORTHANDS if getattr(arguments, name) is not None]
+    return path, apply_overrides(config, overrides + arguments.parameters, known)
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not minutes > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes above 0")
+    return minutes
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="surgerylib", description="The CLIP Surgery workbook.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--config", type=Path, metavar="YAML", help="parameter file (default: configs/embedded.yaml)")
+    shared.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE",
+                        help="one notebook parameter, its value in YAML; may be repeated")  # fmt: skip
+    shared.add_argument("--dataset", help="dataset folder, or 'embedded'")
+    shared.add_argument("--split", help="train, val, trainval or test")
+    shared.add_argument("--model", help="a ViT that open_clip knows, or 'embedded'")
+    shared.add_argument("--checkpoint", help="weights: a file, an open_clip tag, or hf:owner/repo/file")
+
+    placed = argparse.ArgumentParser(add_help=False)
+    placed.add_argument(
+        "--out", type=Path, metavar="DIR", help="the run's folder (default: reports/NAME of the config)"
+    )
+
+    run = commands.add_parser("run", parents=[shared, placed], help="execute the notebooks and write the HTML report")
+    run.add_argument("--only", metavar="NN", help="only these notebooks: 01 or 01,03")
+    run.add_argument("--force", action="store_true", help="execute even what is up to date")
+    run.add_argument("--time-limit", type=_minutes, default=1440.0, metavar="MINUTES",
+                     help="for each notebook as a whole (default: 1440, a day)")  # fmt: skip
+    run.set_defaults(command=_run)
+
+    check = commands.add_parser(
+        "check", parents=[shared], help="read data and model, run the self-check, change nothing"
+    )
+    check.set_defaults(command=_check)
+
+    features = commands.add_parser(
+        "features", parents=[shared, placed], help="compute what the adapters and the localiser are trained on"
+    )
+    features.add_argument("--stage", help="heatmap, localizer or both (default: the configuration's, else both)")
+    features.add_argument("--predict", action="store_true", help="only say how much disk they need")
+    features.set_defaults(command=_features)
+
+    train = commands.add_parser(
+        "train", parents=[shared, placed], help="train what notebook 03 trains: heatmap adapters, localiser"
+    )
+    train.add_argument("--stage", help="heatmap, localizer or both (default: the configuration's, else both)")
+    train.add_argument("--resume", action="store_true", help="go on with a training of these settings that was stopped")
+    train.set_defaults(command=_train)
+
+    compare = commands.add_parser("compare", help="put finished runs side by side on one page")
+    # none at all is an error with the other bad input, in one line
+    compare.add_argument(
+        "runs", nargs="*", type=Path, metavar="RUN", help="a run's folder; differences are to the first"
+    )
+    compare.add_argument("--out", type=Path, metavar="FILE", help="the page (default: reports/compare-NAME-NAME.html)")
+    compare.set_defaults(command=_compare)
+
+    scenes = commands.add_parser("scenes", help="draw aerial scenes in DIOR's layout")
+    scenes.add_argument("--out", type=Path, required=True, metavar="DIR")
+    scenes.add_argument("--seed", type=int, help="another seed gives other scenes (default: 0)")
+    for split in ("train", "val", "test"):
+        scenes.add_argument(f"--{split}", dest=f"num_{split}", type=int, metavar="N", help=f"number of {split} images")
+    scenes.add_argument("--size", type=int, metavar="PIXELS", help="side of an image")
+    scenes.set_defaults(command=_scenes)
+    return parser

@@ -1,0 +1,256 @@
+"""The first page of a run's folder: what was asked of which model and data, what came out, and where it lies."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..intervals import interval_text, number
+from ..study.summary import INTERVAL_NOTE, average_precision_text
+from .page import content_security_policy, held_together, image_size, page_environment, read_json
+
+MAX_KEY_FIGURES = 14
+_GIVEN = {"present": "Classes of the image given", "all": "Neither given"}
+_SWEEP, _ADAPTER = "multi_iou_results.json", "adapter_results.json"
+
+
+def index_html(run_dir: Path) -> str:
+    """The first page of a run's folder, from its `run.json` and from what the notebooks left there."""
+    run = read_json(run_dir / "run.json")
+    # only what this run's notebooks vouch for: a failed notebook leaves an earlier run's files in the folder
+    valid = [entry for entry in run.get("notebooks", []) if entry["status"] in ("ok", "outdated")]
+    owners = {name: entry for entry in valid for name in entry["files"]}
+    results, evaluation, per_class = (
+        read_json(run_dir / name) if name in owners else {}
+        for name in ("map_results.json", "evaluation_results.json", "per_class_results.json")
+    )
+    return (
+        page_environment()
+        .get_template("run_index.html.j2")
+        .render(
+            run=run,
+            notebooks=run.get("notebooks", []),
+            results=results,
+            provenance=results.get("provenance", {}),
+            tables=_map_tables(results),
+            evaluation=evaluation,
+            per_class=per_class,
+            headline=_headline(
+                results,
+                evaluation,
+                *(read_json(run_dir / name) if name in owners else {} for name in (_SWEEP, _ADAPTER)),
+            ),
+            adapter=read_json(run_dir / _ADAPTER) if _ADAPTER in owners else {},
+            recommendation=_recommendation(run_dir, owners),
+            outdated=[entry["name"] for entry in valid if entry["status"] == "outdated"],
+            figures=_key_figures(run_dir, sorted(owners)),
+            files=_file_groups(run_dir, run),
+            interval_note=INTERVAL_NOTE,
+            average_precision=average_precision_text(results["interpolation"]) if results.get("interpolation") else "",
+            csp=content_security_policy(),
+        )
+    )
+
+
+def _headline(
+    results: Mapping[str, Any], evaluation: Mapping[str, Any], sweep: Mapping[str, Any], adapter: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The run in a few rows: finding, naming, detection, before and after training; unmeasured things have no row."""
+    rows = []
+
+    def add(
+        text: str, entry: Mapping[str, Any] | None, field: str = "value", notebook: str = "", *, sign: bool = False
+    ) -> None:
+        if entry and entry.get(field) is not None:
+            rows.append({"text": text, "notebook": notebook, **figure_cell(entry, field, sign=sign)})
+
+    methods = evaluation.get("methods") or {}
+    for method, text in (
+        ("oracle", "Class given: boxes that some cell of the head meets with IoU > 0.5 (oracle)"),
+        ("cam_peak", "Class given: boxes met so in the cell of the CAM's peak"),
+    ):
+        add(text, (methods.get(method) or {}).get("share>0.50"), notebook="04_gt_class_evaluation")
+    guesses = {
+        name: methods[name]["share>0.50"] for name in ("whole_image", "centre_box", "class_mean") if name in methods
+    }
+    if known := {name: entry for name, entry in guesses.items() if entry["value"] is not None}:
+        best = max(known, key=lambda name: known[name]["value"])
+        text = f"Class given: boxes met so by the best guess ({best.replace('_', ' ')})"
+        add(text, known[best], notebook="04_gt_class_evaluation")
+    kind = evaluation.get("kind")
+    accuracy = ((evaluation.get("classification") or {}).get(kind) or {}).get("accuracy") or {}
+    n_classes = len((evaluation.get("provenance") or {}).get("classes") or [])
+    add(
+        f"Box given: boxes whose class comes first of {n_classes} ({kind} maps)", accuracy.get("top1"),
+        notebook="04_gt_class_evaluation",
+    )  # fmt: skip
+    for protocol, by_kind in (results.get("protocols") or {}).items():
+        for name in dict.fromkeys(("standard", results.get("kind"))):
+            if by_kind.get(name):
+                entry = by_kind[name][0]
+                text = f"{_GIVEN[protocol]}: mAP@{entry['iou_threshold']:.2f} of {name}, protocol “{protocol}”"
+                add(text, entry, "map", "01_heatmap_generation")
+    recommended = ((sweep.get("report") or {}).get("recommended") or {}).get("protocols") or {}
+    for protocol, entries in recommended.items():
+        text = f"{_GIVEN[protocol]}: mean mAP of the recommended setting, protocol “{protocol}”"
+        add(text, entries[-1], "map", "02_threshold_sweep")
+    kind, groups = adapter.get("kind"), adapter.get("groups") or {}
+
+    def trained(group: str, state: str) -> Mapping[str, Any]:
+        return ((groups[group].get("kinds") or {}).get(kind) or {}).get(state) or {}
+
+    for group in [group for group in groups if group != "all classes"] or groups:
+        name = f"Heatmap adapter, {group} ({len(groups[group].get('classes') or [])})"
+        for state, words in (
+            ("before", "before training"),
+            ("after", "after"),
+            ("after - before", "difference, paired"),
+        ):
+            for entry in ((trained(group, state).get("protocols") or {}).get("all") or [])[:1]:
+                text = f"{name}: mAP@{entry['iou_threshold']:.2f} of {kind}, {words}"
+                field = "difference" if "-" in state else "map"
+                add(text, entry, field, "03_training", sign=field == "difference")
+    for state, words in (("before", "before training"), ("after", "after")) if "all classes" in groups else ():
+        figure = (trained("all classes", state).get("figures") or {}).get("false_box_rate")
+        add(f"Heatmap adapter: classes not in an image that get a box there, {words}", figure, "value", "03_training")
+    return rows
+
+
+def _map_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """`map_results.json` as tables to print: one a protocol, a row a kind, a column an IoU threshold."""
+    n_classes = len((results.get("provenance") or {}).get("classes") or []) or ""
+    captions = {
+        "present": "Asked only for the classes annotated in each image (protocol “present”)",
+        "all": f"Asked for all {n_classes} classes on every image (protocol “all”)",
+    }
+    if interpolation := results.get("interpolation"):
+        captions = {name: f"{text}; AP: {average_precision_text(interpolation)}" for name, text in captions.items()}
+    paired = results.get("paired_difference") or {}
+    tables = []
+    for protocol, by_kind in (results.get("protocols") or {}).items():
+        thresholds = results.get("iou_thresholds") or []
+        values = {
+            kind: {entry["iou_threshold"]: entry for entry in by_kind.get(kind, [])}
+            for kind in results.get("kinds") or by_kind
+        }
+        best = {
+            threshold: max((row[threshold]["map"] or 0 for row in values.values() if threshold in row), default=None)
+            for threshold in thresholds
+        }
+        rows = [
+            {
+                "name": kind,
+                "difference": False,
+                "cells": [
+                    figure_cell(row.get(t), "map") | {"strong": t in row and (row[t]["map"] or 0) == best[t] > 0}
+                    for t in thresholds
+                ],
+            }
+            for kind, row in values.items()
+        ]
+        differences = {e["iou_threshold"]: e for e in (paired.get("protocols") or {}).get(protocol, [])}
+        if differences:
+            cells = []
+            for threshold in thresholds:
+                entry = differences.get(threshold)
+                known = entry is not None and entry.get("low") is not None and entry.get("high") is not None
+                sure = known and (entry["low"] > 0 or entry["high"] < 0)
+                cells.append(figure_cell(entry, "difference", sign=True) | {"strong": sure})
+            rows.append({"name": f"{paired['a']} − {paired['b']}", "cells": cells, "difference": True})
+        tables.append({"caption": captions.get(protocol, protocol), "thresholds": thresholds, "rows": rows})
+    return tables
+
+
+def _recommendation(run_dir: Path, owners: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The setting that the sweep chose beside the default, on the split of the report; empty without a sweep."""
+    found = read_json(run_dir / _SWEEP) if _SWEEP in owners else {}
+    report = found.get("report") or {}
+    if not report:
+        return {}
+    thresholds = report.get("iou_thresholds") or []
+    same = (found.get("choice") or {}).get("default_stays")
+    interpolation = ((found.get("provenance") or {}).get("parameters") or {}).get("interpolation")
+    definition = f"; AP: {average_precision_text(interpolation)}" if interpolation else ""
+    tables = []
+    for protocol in report["recommended"]["protocols"]:
+        rows = {"default": (report["default"]["protocols"][protocol], "map")}
+        if not same:
+            rows["recommended"] = (report["recommended"]["protocols"][protocol], "map")
+            rows["recommended − default"] = (report["difference"][protocol], "difference")
+        tables.append({
+            "corner": "setting",
+            "caption": f"On {report.get('split')} (protocol “{protocol}”){definition}",
+            "thresholds": [*thresholds, None],
+            "rows": [_recommendation_row(row, *of_row, [*thresholds, None]) for row, of_row in rows.items()],
+        })  # fmt: skip
+    return {
+        "finding": found.get("finding"),
+        "warnings": found.get("warnings") or [],
+        "tables": tables,
+        "outdated": owners[_SWEEP]["status"] == "outdated",
+        "file": "recommended.yaml" if "recommended.yaml" in owners else None,
+    }
+
+
+def _recommendation_row(
+    name: str, entries: Iterable[Mapping[str, Any]], field: str, thresholds: Iterable[float | None]
+) -> dict[str, Any]:
+    by_threshold = {entry["iou_threshold"]: entry for entry in entries}
+    difference = field == "difference"
+    cells = []
+    for threshold in thresholds:
+        entry = by_threshold.get(threshold) or {}
+        known = entry.get("low") is not None and entry.get("high") is not None
+        sure = difference and known and (entry["low"] > 0 or entry["high"] < 0)
+        cells.append(figure_cell(entry, field, sign=difference) | {"strong": sure})
+    return {"name": name, "difference": difference, "cells": cells}
+
+
+def figure_cell(entry: Mapping[str, Any] | None, field: str, *, sign: bool = False) -> dict[str, Any]:
+    """A number and its interval as text; a dash where there is none."""
+    if entry is None or entry.get(field) is None:
+        return {"value": "–", "interval": ""}
+    low, high = entry.get("low"), entry.get("high")
+    known = low is not None and high is not None
+    return {"value": number(entry[field], sign=sign), "interval": interval_text(low, high, sign=sign) if known else ""}
+
+
+def _key_figures(run_dir: Path, names: Iterable[str]) -> list[dict[str, Any]]:
+    """The first pictures of `figures/summary`, embedded; their text is the PNG's own description."""
+    summary = [name for name in names if re.fullmatch(r"figures/summary/[^/]+\.png", name)]
+    figures = []
+    for path in [run_dir / name for name in summary if (run_dir / name).exists()][:MAX_KEY_FIGURES]:
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            title, caption = (image.info.get(name) or "" for name in ("Title", "Description"))
+        caption = held_together(caption or re.sub(r"[_-]+", " ", path.stem))
+        alt = f"{title}. {caption}" if title else caption  # who sees the picture sees its title
+        src = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+        figures.append({"alt": alt, "caption": caption, "src": src, "size": image_size(data)})
+    return figures
+
+
+def _file_groups(run_dir: Path, run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The files that notebooks left: those at the top one by one, the others by folder."""
+    names = sorted({name for entry in run.get("notebooks", []) for name in entry["files"] if (run_dir / name).exists()})
+    groups = [{"name": n, "href": n, "note": _readable_size(run_dir / n)} for n in names if "/" not in n]
+    folders: dict[str, int] = {}
+    for name in names:
+        if "/" in name:
+            folder = name.rsplit("/", 1)[0] + "/"
+            folders[folder] = folders.get(folder, 0) + 1
+    return groups + [
+        {"name": folder, "href": folder, "note": f"{count} file{'s' if count > 1 else ''}"}
+        for folder, count in folders.items()
+    ]
+
+
+def _readable_size(path: Path) -> str:
+    size = path.stat().st_size
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{max(1, round(size / 1e3))} kB"

@@ -1,0 +1,287 @@
+"""The parameters of the notebooks: which there are, and which values a run gives them.
+
+papermill only warns of a parameter that no notebook knows, and takes text where a number belongs; both end in
+a report about something else than was asked. Here both are errors, before anything is executed.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import tokenize
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+
+from ..errors import ParameterError, nearest
+from ..locations import PROJECT_ROOT
+
+PATH_PARAMETERS = ("dataset", "checkpoint", "cache_dir", "localizer", "adapter")
+SET_BY_RUNNER = "out_dir"
+# may be a number, a list or a word: `preflight.check_values` alone judges them
+OF_SEVERAL_TYPES = ("percentile",)
+# null, or a number: the default tells no type
+NUMBERS_OR_NULL = ("floor", "adapter_floor", "nms_iou")
+# null leaves out every notebook that has it
+LEAVES_OUT = "train_split"
+# names the trained head that a notebook needs; null takes the one of the notebooks that `LEAVES_OUT` leaves out
+NEEDS_HEAD = "localizer"
+# names the trained heatmap adapters that a notebook shows beside the maps as they are
+TAKES_ADAPTER = "adapter"
+# which of the things to train is trained
+STAGE = "stage"
+
+
+class _Anything:
+    """The default of a parameter whose type cannot be read from the notebook: every value fits."""
+
+    def __repr__(self) -> str:
+        return "…"
+
+
+ANYTHING = _Anything()
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One assignment of a notebook's `parameters` cell."""
+
+    name: str
+    default: Any
+    comment: str = ""
+
+
+def find_notebooks(notebooks_dir: str | Path | None = None, only: str | None = None) -> list[Path]:
+    """The numbered notebooks in the order of their execution.
+
+    Args:
+        notebooks_dir: Where they lie; by default `notebooks/` beside the package.
+        only: Numbers or names, separated by commas (`"01"`, `"01,03"`, `"01_heatmap_generation"`).
+
+    Raises:
+        ParameterError: There are no notebooks there, or `only` names one that is not there.
+    """
+    folder = Path(notebooks_dir) if notebooks_dir is not None else PROJECT_ROOT / "notebooks"
+    notebooks = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    if not notebooks:
+        raise ParameterError(
+            f"no numbered notebooks in {folder}: they are not part of the installed package, run from a clone"
+        )
+    if only is None:
+        return notebooks
+    chosen = set()
+    for token in filter(None, (part.strip().removesuffix(".ipynb") for part in str(only).split(","))):
+        matches = [path for path in notebooks if token == path.stem or token.zfill(2) == path.stem[:2]]
+        if not matches:
+            raise ParameterError(f"no notebook {token!r}; there are: {', '.join(path.stem for path in notebooks)}")
+        chosen.update(matches)
+    if not chosen:
+        raise ParameterError(f"--only {only!r} names no notebook; there are: {', '.join(p.stem for p in notebooks)}")
+    return sorted(chosen)
+
+
+def parse_assignments(source: str) -> dict[str, Parameter]:
+    """The assignments of a parameters cell, with their trailing comments.
+
+    Python's own parser reads the cell: papermill's reader goes line by line and loses a parameter whose
+    comment holds an equals sign.
+
+    Raises:
+        ParameterError: The cell is not Python.
+    """
+    try:
+        comments = {
+            token.start[0]: token.string.lstrip("# ").strip()
+            for token in tokenize.generate_tokens(io.StringIO(source).readline)
+            if token.type == tokenize.COMMENT
+        }
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError, tokenize.TokenError, RecursionError, MemoryError) as error:
+        raise ParameterError(f"the parameters cell is not Python: {error}; mend the notebook") from None
+    parameters = {}
+    for node in body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if len(targets) != 1 or not isinstance(targets[0], ast.Name) or getattr(node, "value", None) is None:
+            continue
+        try:
+            default = ast.literal_eval(node.value)
+        except (ValueError, TypeError, RecursionError, MemoryError):
+            default = ANYTHING
+        name = targets[0].id
+        parameters[name] = Parameter(name, default, comments.get(node.end_lineno, ""))
+    return parameters
+
+
+def tagged_source(notebook: nbformat.NotebookNode, tag: str) -> str:
+    """The source of the first cell with this tag; empty when there is none."""
+    tagged = (cell.source for cell in notebook.cells if tag in cell.metadata.get("tags", []))
+    return next(tagged, "")
+
+
+def notebook_parameters(path: Path) -> dict[str, Parameter]:
+    """The parameters that a notebook declares in the cell tagged `parameters`."""
+    return parse_assignments(tagged_source(nbformat.read(path, as_version=4), "parameters"))
+
+
+def notebook_reads(path: Path) -> list[str]:
+    """The files of the run's folder that a notebook says it reads, in its metadata: what earlier notebooks left."""
+    return list(nbformat.read(path, as_version=4).metadata.get("reads", []))
+
+
+def parameter_values(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """What a notebook was run with, by name: for its provenance.
+
+    Args:
+        notebook: its file's name in `notebooks/`, without the ending.
+        namespace: its `globals()`.
+    """
+    return {name: namespace[name] for name in notebook_parameters(PROJECT_ROOT / "notebooks" / f"{notebook}.ipynb")}
+
+
+def known_parameters(notebooks: Iterable[Path]) -> dict[str, Parameter]:
+    """The parameters of all notebooks; where two share one, the first notebook's default stands."""
+    known: dict[str, Parameter] = {}
+    for path in notebooks:
+        known = {**notebook_parameters(path), **known}
+    return known
+
+
+def load_config(config: Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
+    """Parameters from a YAML file (papermill's `-f`: a flat mapping), from a mapping, or none at all.
+
+    Raises:
+        ParameterError: The file is missing, does not parse, or is not a flat mapping of names to values.
+    """
+    if config is None:
+        return {}
+    if isinstance(config, Mapping):
+        return dict(config)
+    path = Path(config)
+    try:
+        values = _read_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ParameterError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ParameterError(f"the configuration {path} is not text in UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ParameterError(f"the configuration {path}{where} is not valid YAML") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or any(not isinstance(name, str) for name in values):
+        raise ParameterError(f"the configuration {path} must be a flat mapping, one 'name: value' a line")
+    return values
+
+
+def _read_yaml(text: str) -> Any:
+    """The value of a YAML text; whatever is wrong with it is a `yaml.YAMLError`."""
+    try:
+        value = yaml.safe_load(text)
+        _check_shown(value, set())
+    except yaml.YAMLError:
+        raise
+    except Exception as error:  # 2001-99-99 is a ValueError, !!timestamp x an AttributeError, [[[... a RecursionError
+        raise yaml.YAMLError(str(error)) from error
+    return value
+
+
+def _check_shown(value: Any, seen: set[int]) -> None:
+    """A ValueError for whole numbers of more digits than Python shows: every message shows the values it is about.
+
+    Lists that YAML's aliases put in many places are looked at once.
+    """
+    if isinstance(value, int):
+        str(value)
+    elif isinstance(value, list | tuple | set | dict) and id(value) not in seen:
+        seen.add(id(value))
+        for item in value.items() if isinstance(value, dict) else value:
+            _check_shown(item, seen)
+
+
+def parse_override(text: str) -> tuple[str, str, Any]:
+    """`name=value` of the command line -> name, the text of the value, the value read as YAML."""
+    name, equals, raw = text.partition("=")
+    if not equals or not name.strip().isidentifier():
+        raise ParameterError(f"-p takes name=value, not {text!r}")
+    try:
+        value = _read_yaml(raw)
+    except yaml.YAMLError:
+        value = raw
+    return name.strip(), raw, value
+
+
+def apply_overrides(
+    config: Mapping[str, Any], overrides: Sequence[str], known: Mapping[str, Parameter]
+) -> dict[str, Any]:
+    """A configuration with the command line's `name=value` items laid over it.
+
+    A value for a text parameter is taken as it was typed, so that a dataset folder called `2024` stays text, and
+    a file that exists from where the user stands is made absolute, since notebooks run in the project's root.
+    """
+    merged = dict(config)
+    for item in overrides:
+        name, raw, value = parse_override(item)
+        expects_text = name in known and isinstance(known[name].default, str)
+        expects_text |= name in PATH_PARAMETERS and value is not None
+        expects_text &= not (name == LEAVES_OUT and value is None)
+        if expects_text or not isinstance(value, (str, int, float, bool, list, dict, type(None))):
+            value = raw
+        if name in PATH_PARAMETERS and isinstance(value, str) and value != "embedded":
+            value = _from_here(value, must_exist=name != "cache_dir")
+        merged[name] = value
+    return merged
+
+
+def _from_here(value: str, must_exist: bool) -> str:
+    """A path from where the user stands, absolute; what is none there may be a tag, or relative to the project."""
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # too long, the home of nobody, or a null in it
+        path = Path(value).expanduser()
+        if path.exists() or not must_exist:  # a cache folder need not be there yet
+            return str(path.resolve())
+    return value
+
+
+def validate(config: Mapping[str, Any], known: Mapping[str, Parameter]) -> dict[str, Any]:
+    """The configuration with every name known and every type that of the notebook's default.
+
+    Raises:
+        ParameterError: Names the nearest parameters, or the type expected and the value seen.
+    """
+    validated = {}
+    for name, value in config.items():
+        if name == SET_BY_RUNNER:
+            raise ParameterError(f"{SET_BY_RUNNER} is the run's folder; set it with --out")
+        if name not in known:
+            raise ParameterError(f"no notebook has a parameter {name!r}; nearest: {nearest(name, known)}")
+        validated[name] = _fitted(name, value, known[name].default)
+    return validated
+
+
+_TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
+
+
+def _fitted(name: str, value: Any, default: Any) -> Any:
+    """The value as the type of the default, or an error."""
+    expected = list if isinstance(default, (list, tuple)) else type(default)
+    if (expected is float or name in NUMBERS_OR_NULL) and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)  # YAML takes 1e-3 for text
+    if default is None or default is ANYTHING or (name in NUMBERS_OR_NULL and value is None):
+        return value
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            return float(value)
+    if name in OF_SEVERAL_TYPES or (name == LEAVES_OUT and value is None):
+        return value
+    if isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
+        return value
+    seen = "nothing (null)" if value is None else f"{value!r}"
+    raise ParameterError(
+        f"parameter {name} must be {_TYPE_NAMES.get(expected, expected.__name__)} (default {default!r}), not {seen}"
+    )

@@ -1,0 +1,412 @@
+"""Run the numbered notebooks with papermill and leave a folder that can be sent to a colleague.
+
+A run's folder holds, for each notebook, `NN_name.ipynb` (executed) and `NN_name.html`, then what the notebooks wrote,
+`index.html`, and `run.json`, which says what was run on what, and by which the next run knows what is up to date.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from ..errors import OutputError, ParameterError
+from ..files import atomic_write, file_sha256, only_process, remove_parts
+from ..locations import RUN_LOCK, dataset_folder
+from ..versions import library_sha256, versions
+from . import page as report
+from .check import check, check_cache, check_head, check_output, check_values
+from .execution import NotebookFailure, execute_notebook, ready_kernels
+from .fingerprints import notebook_keys
+from .index import index_html
+from .parameters import (
+    LEAVES_OUT,
+    NEEDS_HEAD,
+    SET_BY_RUNNER,
+    STAGE,
+    find_notebooks,
+    known_parameters,
+    load_config,
+    notebook_parameters,
+    notebook_reads,
+    validate,
+)
+from .ready_kernel import ReadyKernels
+
+DEFAULT_TIME_LIMIT = 24 * 3600.0  # against what hangs: the longest notebook takes a night, see docs/scale.md
+_PARTIAL = ".partial.ipynb"
+_STOPPED = "stopped by the user"
+
+
+@dataclass(frozen=True)
+class NotebookResult:
+    """How one notebook ended: `ok`, `failed`, `interrupted` or `not run`, and whether it had to be executed."""
+
+    name: str
+    status: str
+    seconds: float
+    up_to_date: bool = False
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What `run_workbook` leaves: the page to open, and how each notebook ended."""
+
+    index: Path
+    ok: bool
+    notebooks: tuple[NotebookResult, ...]
+
+
+def run_workbook(
+    config: Mapping[str, Any] | str | Path | None,
+    out_dir: str | Path,
+    *,
+    only: str | None = None,
+    time_limit: float = DEFAULT_TIME_LIMIT,
+    force: bool = False,
+    notebooks_dir: str | Path | None = None,
+) -> RunResult:
+    """Execute the numbered notebooks in order, render them, and write the run's index.
+
+    A notebook whose source, parameters, data, weights and library are those of its last good run is not executed
+    again. The first notebook that fails ends the run; its partial page is kept.
+
+    Args:
+        config: Notebook parameters: a flat mapping, a YAML file of one, or None for the notebooks' defaults.
+        out_dir: The run's folder, made when missing.
+        only: Which notebooks: numbers or names, separated by commas; all by default.
+        time_limit: Seconds that one notebook may take as a whole.
+        force: Execute even what is up to date.
+        notebooks_dir: Where the notebooks lie; its parent is their working directory. By default the project's own.
+
+    Returns:
+        The index page, and the status and seconds of each notebook.
+
+    Raises:
+        SurgeryError: Bad input, found before anything is written.
+        KeyboardInterrupt: After `run.json` and the index have said so.
+    """
+    notebooks = find_notebooks(notebooks_dir)
+    chosen = find_notebooks(notebooks_dir, only)
+    known = known_parameters(notebooks)
+    given = validate(load_config(config), known)
+    settings = {name: parameter.default for name, parameter in known.items()} | given
+    chosen = _without_left_out(chosen, settings)
+    if not time_limit > 0:
+        raise ParameterError(f"the time limit must be more than 0, not {time_limit!r}")
+    root = notebooks[0].resolve().parent.parent
+    out = Path(out_dir).expanduser().resolve()
+    check_output(out)
+    if (out / RUN_LOCK).exists():  # who holds it is said before every image is looked at
+        with _only_run(out):
+            pass
+
+    run = _previous_run(out)
+    with contextlib.ExitStack() as stack:
+        kernels = None
+        if force or not run:  # torch is imported here and there at once
+            kernels = stack.enter_context(ready_kernels(chosen, root))
+        check_values(settings)
+        check_cache(settings, root)
+        check_head(chosen, settings, out, root)
+        keys = notebook_keys(notebooks, settings, root)
+        # the look at the input comes second: it takes longer than to see that nothing has changed
+        if outdated := [path for path in chosen if force or not _up_to_date(run, path, keys[path], out)]:
+            kernels = kernels or stack.enter_context(ready_kernels(outdated, root))
+            check(given, only=only, notebooks_dir=notebooks_dir)
+            if _draw_embedded_scenes(settings, root):
+                keys = notebook_keys(notebooks, settings, root)
+        stack.enter_context(_only_run(out))
+        _remove_leftovers(out)
+        return _Run(out, root, given, notebooks, keys, kernels).execute(chosen, time_limit, force)
+
+
+def _without_left_out(chosen: list[Path], settings: Mapping[str, Any]) -> list[Path]:
+    """The notebooks that have what they need.
+
+    `train_split: null` leaves out the training and what needs its head, `stage: heatmap` only the latter.
+    """
+    lacking, reason = set(), ""
+    if settings.get(LEAVES_OUT, "") is None:
+        lacking, reason = {LEAVES_OUT, NEEDS_HEAD}, f"{LEAVES_OUT} is null"
+    elif settings.get(STAGE) == "heatmap" and any(LEAVES_OUT in notebook_parameters(path) for path in chosen):
+        lacking, reason = {NEEDS_HEAD}, f"{STAGE} is heatmap, which trains no head"
+    if settings.get(NEEDS_HEAD):
+        lacking -= {NEEDS_HEAD}
+    left_out = [path for path in chosen if lacking & set(notebook_parameters(path))]
+    if left_out and left_out == chosen:
+        raise ParameterError(
+            f"{reason}, so there is nothing to run of {left_out[0].stem}; name a split to train on, or a "
+            f"trained head with {NEEDS_HEAD}"
+        )
+    for path in left_out:
+        print(f"{path.stem}: left out, {reason}", flush=True)
+    return [path for path in chosen if path not in left_out]
+
+
+class _Run:
+    """One run into its folder: `record` is what run.json holds, kept on disk after every step."""
+
+    def __init__(
+        self,
+        out: Path,
+        root: Path,
+        given: Mapping[str, Any],
+        notebooks: list[Path],
+        keys: Mapping[Path, str],
+        kernels: ReadyKernels | None,
+    ) -> None:
+        self.out, self.root, self.given, self.keys, self.kernels = out, root, given, keys, kernels
+        self.previous = _previous_run(out)
+        entries = {entry["name"]: entry for entry in self.previous.get("notebooks", [])}
+        self.entries = {path: _entry(path, entries.get(path.stem), keys[path]) for path in notebooks}
+        self.record: dict[str, Any] = {
+            "name": out.name,
+            "status": "running",
+            "pid": os.getpid(),
+            "started": _now(),
+            "parameters": dict(given),
+            "versions": versions(),
+            "platform": platform.platform(),
+            "library_sha256": library_sha256(),
+        }
+
+    def execute(self, chosen: list[Path], time_limit: float, force: bool) -> RunResult:
+        started = time.monotonic()
+        results: list[NotebookResult] = []
+        try:
+            for path in chosen:
+                failed = next((result.name for result in results if result.status == "failed"), "")
+                results.append(self._result(path, failed, time_limit, force))
+        except KeyboardInterrupt:
+            for entry in self.entries.values():
+                if entry["status"] == "running":
+                    entry.update(status="interrupted", message=_STOPPED)
+            self._finish("interrupted", started)
+            raise
+        ok = all(result.status == "ok" for result in results)
+        unchanged = all(result.up_to_date for result in results) and self._is_as_before()
+        if unchanged:
+            self._write_index()  # the record of the work done stays; the run may have been killed before its page
+        else:
+            self._finish("ok" if ok else "failed", started)
+        return RunResult(self.out / "index.html", ok, tuple(results))
+
+    def _is_as_before(self) -> bool:
+        """Whether a run that came to its end has left the very record that this one would."""
+        ended = self.previous.get("status") in ("ok", "failed")
+        return ended and list(self.entries.values()) == self.previous["notebooks"]
+
+    def _is_done(self, path: Path) -> bool:
+        return _up_to_date({"notebooks": [self.entries[path]]}, path, self.keys[path], self.out)
+
+    def _result(self, path: Path, failed: str, time_limit: float, force: bool) -> NotebookResult:
+        """One notebook, executed where it has to be and none has `failed` before it."""
+        entry = self.entries[path]
+        if failed:
+            entry.update(status="not run", message=f"{failed} failed before it")
+            return NotebookResult(path.stem, "not run", 0.0, message=entry["message"])
+        if not force and self._is_done(path):
+            print(f"{path.stem}: up to date", flush=True)
+            return NotebookResult(path.stem, "ok", entry["seconds"], up_to_date=True)
+        self._one(path, entry, time_limit)
+        return NotebookResult(path.stem, entry["status"], entry["seconds"], message=entry["message"])
+
+    def _one(self, path: Path, entry: dict[str, Any], time_limit: float) -> None:
+        """Execute and render one notebook; its entry says how it went."""
+        accepted = notebook_parameters(path)
+        parameters = {name: value for name, value in self.given.items() if name in accepted}
+        if SET_BY_RUNNER in accepted:
+            parameters[SET_BY_RUNNER] = (
+                str(self.out.relative_to(self.root)) if self.out.is_relative_to(self.root) else str(self.out)
+            )
+        before = _files(self.out)
+        kept = set(entry["files"]) if entry.get("key") == self.keys[path] else set()
+        entry.update(
+            status="running", key=self.keys[path], sha256=file_sha256(path), parameters=parameters, started=_now()
+        )
+        entry.update(seconds=0.0, message="", files=[], finding="")
+        self._save()
+        print(f"{path.stem}: started {datetime.now():%H:%M:%S}", flush=True)
+        started = time.monotonic()
+        # beside the final name: what is there from an earlier run stays whole until this one is
+        partial = self.out / f".{path.stem}{_PARTIAL}"
+        status, message = "ok", ""
+        try:
+            execute_notebook(path, partial, parameters, self.root, time_limit, self.kernels)
+        except NotebookFailure as failure:
+            status, message = "failed", str(failure)
+        except KeyboardInterrupt:
+            status, message = "interrupted", _STOPPED
+        seconds = round(time.monotonic() - started, 2)
+        try:
+            self._keep(path, partial, date=entry["started"], seconds=seconds, failure=message)
+        except KeyboardInterrupt:
+            status, message = "interrupted", _STOPPED
+        after = _files(self.out)
+        files = sorted(name for name, stamp in after.items() if before.get(name) != stamp or name in kept)
+        read = {"read": _hashes(self.out, notebook_reads(path))} if status == "ok" else {}
+        # all at once, and last: what is stopped before it was not finished
+        entry.update(
+            status=status, message=message, seconds=seconds, files=files, finding=_finding(self.out, files), **read
+        )
+        self._save()
+        outcome = status + (f": {message}" if message else "")
+        said_to = sys.stderr if status == "failed" else sys.stdout
+        print(f"{path.stem}: {outcome} ({seconds:.0f} s)", file=said_to, flush=True)
+        if status == "interrupted":
+            raise KeyboardInterrupt
+
+    def _keep(self, path: Path, partial: Path, *, date: str, seconds: float, failure: str) -> None:
+        """The notebook as far as it was executed, and its page, under their names."""
+        try:
+            content = partial.read_bytes()
+            notebook = nbformat.reads(content.decode(), as_version=4)
+        except (OSError, ValueError) as error:
+            if failure:  # it did not begin, or papermill was stopped in the middle of writing it
+                return
+            raise OutputError(f"{partial} cannot be read ({error}); run it again") from error
+        atomic_write(self.out / f"{path.stem}.ipynb", content)
+        partial.unlink()
+        html = report.notebook_html(
+            notebook, run_name=self.record["name"], date=date, seconds=seconds, failure=failure, folder=self.out
+        )
+        atomic_write(self.out / f"{path.stem}.html", html)
+
+    def _mark_outdated(self) -> None:
+        """A notebook made of another's files is no newer than they are, and no longer valid when they have changed."""
+        for path, entry in self.entries.items():
+            if entry["status"] != "ok":
+                continue
+            read = entry.get("read", {})
+            now = _hashes(self.out, read)
+            owners = {name: other for other in self.entries.values() for name in other["files"]}
+            for name in [name for name in read if now[name] is not None or read[name] is not None]:
+                owner = owners.get(name)
+                # a head may come from the command `train`, results come from a notebook
+                stale = owner["status"] != "ok" if owner else name.endswith(".json")
+                if stale or now[name] != read[name]:
+                    of = f"{name} of {owner['name']}" if owner else name
+                    entry.update(
+                        status="outdated", message=f"made of {of}, which is from an earlier run or has changed"
+                    )
+                    print(f"{path.stem}: outdated, {entry['message']}", flush=True)
+                    break
+
+    def _finish(self, status: str, started: float) -> None:
+        self._mark_outdated()
+        self.record.update(status=status, finished=_now(), seconds=round(time.monotonic() - started, 2))
+        self.record.pop("pid", None)
+        self._save()
+        self._write_index()
+
+    def _write_index(self) -> None:
+        path, page = self.out / "index.html", index_html(self.out)
+        if not path.is_file() or path.read_text(encoding="utf-8") != page:
+            atomic_write(path, page)
+
+    def _results(self) -> dict[str, Any]:
+        """The provenance that notebooks left in their JSON files, by file name."""
+        names = {name for entry in self.entries.values() for name in entry["files"] if name.endswith(".json")}
+        contents = {name: report.read_json(self.out / name) for name in sorted(names)}
+        return {name: content["provenance"] for name, content in contents.items() if "provenance" in content}
+
+    def _save(self) -> None:
+        record = self.record | {"notebooks": list(self.entries.values()), "results": self._results()}
+        atomic_write(self.out / "run.json", json.dumps(record, indent=2, ensure_ascii=False, default=str))
+
+
+def _entry(path: Path, previous: dict[str, Any] | None, key: str) -> dict[str, Any]:
+    """The record of a notebook at the start of a run: what an earlier run left, marked when it no longer holds."""
+    if previous is None:
+        fresh = {"name": path.stem, "status": "not run", "seconds": 0.0, "message": "", "files": [], "finding": ""}
+        return fresh | {"title": report.title(nbformat.read(path, as_version=4)) or path.stem}
+    entry = dict(previous)
+    if entry["status"] == "outdated" and entry.get("key") == key:  # back to what it was executed with
+        entry.update(status="ok", message="")
+    elif entry["status"] == "ok" and entry.get("key") != key:
+        entry.update(status="outdated", message="from an earlier run: parameters, data or code are others now")
+    elif entry["status"] == "running":
+        entry.update(status="interrupted", message="the run was killed")
+    return entry
+
+
+def _up_to_date(run: Mapping[str, Any], path: Path, key: str, out: Path) -> bool:
+    """Whether a good run with this key left everything that it wrote and read, and it is all still there."""
+    entry = next((entry for entry in run.get("notebooks", []) if entry["name"] == path.stem), None)
+    if entry is None or entry["status"] not in ("ok", "outdated") or entry.get("key") != key:
+        return False
+    there = all((out / name).exists() for name in [f"{path.stem}.html", f"{path.stem}.ipynb", *entry["files"]])
+    # what it read of earlier notebooks may be another's by now
+    return there and _hashes(out, notebook_reads(path)) == entry.get("read", {})
+
+
+def _hashes(out: Path, names: Iterable[str]) -> dict[str, str | None]:
+    """sha256 of some files of the run's folder, None for one that is not there."""
+    return {name: file_sha256(out / name) if (out / name).is_file() else None for name in names}
+
+
+def _draw_embedded_scenes(settings: Mapping[str, Any], root: Path) -> bool:
+    """Make the embedded dataset where it is asked for and not there as it should be; whether it was asked for."""
+    folder, embedded = dataset_folder(settings.get("dataset", ""), root)
+    if not embedded:
+        return False
+    from ..embedded.scenes import write_scenes
+
+    if not folder.exists():
+        print(f"drawing the embedded scenes into {folder} (once)", flush=True)
+    write_scenes(folder)
+    return True
+
+
+def _only_run(out: Path) -> contextlib.AbstractContextManager[None]:
+    return only_process(out, "writes", lock_name=RUN_LOCK)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """What a run that was killed left half written."""
+    remove_parts(out)
+    for partial in out.glob(f".*{_PARTIAL}"):
+        partial.unlink(missing_ok=True)
+
+
+def _previous_run(out: Path) -> dict[str, Any]:
+    try:
+        run = json.loads((out / "run.json").read_text(encoding="utf-8"))
+        return run if all("name" in e and "status" in e and "files" in e for e in run["notebooks"]) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # none yet, or not one of ours: everything is executed
+
+
+def _files(out: Path) -> dict[str, tuple[int, int]]:
+    """What notebooks leave in the run's folder, without their cache: relative name -> (size, time)."""
+    own = {"index.html", "run.json"}
+    found = {}
+    for path in out.rglob("*"):
+        name = path.relative_to(out).as_posix()
+        of_notebook = path.parent == out and path.suffix in (".html", ".ipynb")
+        hidden = path.name.startswith(".") or name.startswith("cache/")
+        if path.is_file() and not of_notebook and not hidden and name not in own:
+            found[name] = (path.stat().st_size, path.stat().st_mtime_ns)
+    return found
+
+
+def _finding(out: Path, files: Iterable[str]) -> str:
+    """What a notebook found, in a sentence for each of its JSON files that has one."""
+    contents = (report.read_json(out / name) for name in files if name.endswith(".json"))
+    return " ".join(dict.fromkeys(str(content["finding"]) for content in contents if content.get("finding")))
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

@@ -1,0 +1,193 @@
+"""The opening of every notebook: dataset, model and output folder from plain parameters, said in a few lines."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from IPython.display import Markdown, display
+
+from ..clip import SurgeryCLIP, load_clip
+from ..datasets.damage import sound
+from ..datasets.dataset import Dataset, check_disjoint, load_dataset
+from ..embedded.scenes import write_scenes
+from ..errors import OutputError
+from ..locations import PROJECT_ROOT, checkpoint_file, dataset_folder
+from ..study.localizer_plan import TrainingPlan
+from ..study.summary import skipped_note, warnings_for
+from .provenance import provenance
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a notebook works on.
+
+    Attributes:
+        dataset: the images that are reported on, every one of them known to decode.
+        clip: the frozen model.
+        out_dir, cache_dir: folders, made.
+        seed: of samples and resamples.
+        started: clock at the start, in seconds.
+        source: the dataset's folder.
+        whole_split: all images of the split that `dataset` is a sample of.
+        on_bad_image: what becomes of damaged images, see `damage`.
+        opened: every data set that was opened, the first is `dataset`.
+    """
+
+    dataset: Dataset
+    clip: SurgeryCLIP
+    out_dir: Path
+    cache_dir: Path
+    seed: int
+    started: float
+    source: Path
+    whole_split: Dataset
+    on_bad_image: str = "error"
+    opened: list[Dataset] = field(default_factory=list)
+
+    def other_split(self, split: str, num_images: int | None = None, *, purpose: str = "to choose on") -> Dataset:
+        """Another split of the same dataset, which must not share an image with the session's own.
+
+        Args:
+            split: train, val, test or trainval.
+            num_images: this many images, drawn at random with the seed; None takes all.
+            purpose: what it is for, as it is printed.
+
+        Raises:
+            ParameterError: the two splits share an image.
+            ImageReadError, AnnotationError: a damaged image, unless the session skips them.
+        """
+        other = load_dataset(self.source, split, on_bad_image=self.on_bad_image, decode=False, cache_dir=self.cache_dir)
+        check_disjoint(self.whole_split, other)  # samples of the two may miss what they share
+        other = sound(other.sample(num_images, self.seed), self.on_bad_image, memory_dir=self.cache_dir)
+        print(f"{purpose}: {other.describe()}")
+        self.opened.append(other)
+        return other
+
+    def training_datasets(self, plan: TrainingPlan) -> dict[str, Dataset]:
+        """train: to learn from, choose: to choose the epoch by, report: the session's own; no image is in two.
+
+        Raises:
+            ParameterError: two of them share an image.
+        """
+        train = self.other_split(plan.train_split, plan.num_train_images, purpose="to train on")
+        choose = self.other_split(plan.choose_split, plan.num_choice_images)
+        check_disjoint(train, choose)
+        return {"train": train, "choose": choose, "report": self.dataset}
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader must know before believing a number."""
+        weights = self.clip.weights
+        notes = warnings_for(
+            n_images=len(self.dataset.images), saw_dior=weights.saw_dior, random_weights=weights.random
+        )
+        return notes + [skipped_note(data.split, data.count_skipped()) for data in self.opened if len(data.skipped)]
+
+    def show_notes(self, notes: Sequence[str] | None = None) -> None:
+        """What a reader must know before believing a number; a report page shows it in its head.
+
+        Args:
+            notes: None takes `warnings`.
+        """
+        notes = self.warnings if notes is None else list(notes)
+        if notes:
+            display(Markdown("\n>\n".join(f"> {note}" for note in notes)), metadata={"notes": notes})
+
+    def show_skipped(self) -> None:
+        """A table of every image that was left out as damaged, with its reason; nothing where none was."""
+        skipped = [data.skipped.assign(split=data.split) for data in self.opened if len(data.skipped)]
+        if skipped:
+            table = pd.concat(skipped)[["split", "image_id", "n_boxes", "reason"]]
+            table = table.astype({"n_boxes": "object"}).fillna({"n_boxes": "unknown"})
+            with pd.option_context("display.max_colwidth", None, "display.max_rows", None):
+                display(table.set_index(["split", "image_id"]).rename(columns={"n_boxes": "boxes"}))
+
+    def show_provenance(self, provenance: Mapping[str, Any]) -> None:
+        """The last cell of a notebook: what `provenance` gave, as a table."""
+        rows = {**provenance, **provenance["versions"], "classes": ", ".join(provenance["classes"])}
+        rows["parameters"] = json.dumps(provenance["parameters"], ensure_ascii=False)
+        for name in ("versions", "skipped"):  # the one row by row, the other by `show_skipped`
+            rows.pop(name)
+        with pd.option_context("display.max_colwidth", None):
+            display(pd.DataFrame({"value": pd.Series(rows, dtype=object).astype(str)}))
+
+    def provenance(self, parameters: Mapping[str, Any]) -> dict:
+        """What is needed to repeat the notebook, with the seconds since it started.
+
+        Args:
+            parameters: of the notebook, see `parameters.parameter_values`.
+        """
+        return provenance(self.clip, self.dataset, seed=self.seed, seconds=self.seconds, parameters=parameters)
+
+    @property
+    def seconds(self) -> float:
+        """Since the notebook started."""
+        return round(time.monotonic() - self.started, 1)
+
+
+def open_session(
+    *,
+    dataset: str,
+    split: str,
+    model: str,
+    checkpoint: str | None,
+    out_dir: str,
+    image_size: int | None = None,
+    num_images: int | None = None,
+    depth: int = 6,
+    device: str = "auto",
+    seed: int = 0,
+    cache_dir: str | None = None,
+    on_bad_image: str = "error",
+) -> Session:
+    """Load dataset and model as a notebook's parameters name them, and say in a few lines what was found.
+
+    Args:
+        dataset: a folder in one of the layouts (relative to the project), or `embedded`: the procedural scenes, drawn
+            on first use.
+        split: train, val, test or trainval.
+        model: as in `load_clip`.
+        checkpoint: as in `load_clip`; a file relative to the project is found from anywhere.
+        out_dir: folder for the notebook's files, made here.
+        image_size: as in `load_clip`.
+        num_images: this many images, drawn at random with the seed; None takes all.
+        depth: as in `load_clip`.
+        device: as in `load_clip`.
+        seed: of the sample, and of the resamples later.
+        cache_dir: folder for computed heatmaps, and for what was read of the dataset; None takes `cache` in `out_dir`.
+        on_bad_image: `error` stops at a damaged image before the work begins, `skip` leaves such images out.
+
+    Raises:
+        SurgeryError: whatever is wrong with the parameters, as one line.
+    """
+    started = time.monotonic()
+    source, embedded = dataset_folder(dataset)
+    if embedded:
+        write_scenes(source)
+    folder = PROJECT_ROOT / out_dir
+    cache = PROJECT_ROOT / cache_dir if cache_dir else folder / "cache"
+    whole = load_dataset(source, split, on_bad_image=on_bad_image, decode=False, cache_dir=cache)
+    data = sound(whole.sample(num_images, seed), on_bad_image, memory_dir=cache)
+    clip = load_clip(
+        model, checkpoint_file(checkpoint) or checkpoint, device=device, image_size=image_size, depth=depth
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"the folder {folder} cannot be made: {error.strerror}; choose another out_dir") from error
+    session = Session(data, clip, folder, cache, seed, started, source, whole, on_bad_image, [data])
+    print(f"data: {data.name}, {data.describe()}")
+    print(
+        f"model: {clip.name}, weights from {clip.weights.source}, {clip.image_size} pixels, "
+        f"{clip.grid[0]} x {clip.grid[1]} patches, on {clip.device}"
+    )
+    print(f"self-check: QK path against stock open_clip, relative difference {clip.self_check_error:.1e}")
+    for note in session.warnings:
+        print(f"note: {note}")
+    return session
