@@ -6,8 +6,14 @@ exits with status 2; anything that is not a `SurgeryError` is a bug of this pack
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import wraps
+from typing import Any, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass as validated
 
 # names and values out of files stand in messages: a hostile one must neither fill the terminal nor steer it
 _BEGINNING, _ENDING = 1500, 400
@@ -87,3 +93,44 @@ def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
     by_folded = {k.lower(): k for k in known}
     close = [by_folded[m] for m in get_close_matches(name.lower(), by_folded, n=n, cutoff=0.5)]
     return ", ".join(close or known)
+
+
+Class = TypeVar("Class")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def checked(cls: type[Class]) -> type[Class]:
+    """A frozen dataclass whose values are checked by their types when it is made.
+
+    Numbers out of NumPy are taken as Python's, lists as tuples, so that equal values compare and hash alike. What is
+    wrong is one `ParameterError` that names the field and the value; `__post_init__` may raise one too.
+    """
+    made = validated(cls, frozen=True, config=ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True))
+    plain_init = made.__init__
+
+    @wraps(plain_init)
+    def __init__(self: Class, *args: Any, **values: Any) -> None:
+        try:
+            plain_init(self, *map(_plain, args), **{name: _plain(value) for name, value in values.items()})
+        except ValidationError as error:
+            raise ParameterError(_first_error(error, [field.name for field in dataclasses.fields(made)])) from None
+
+    made.__init__ = __init__
+    return made
+
+
+def _plain(value: Any) -> Any:
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return value.item()
+    return tuple(map(_plain, value)) if isinstance(value, list) else value
+
+
+def _first_error(error: ValidationError, fields: list[str]) -> str:
+    """One line on the first thing that is wrong."""
+    first = error.errors(include_url=False)[0]
+    name, text, raised = first["loc"][0] if first["loc"] else "", first["msg"], first.get("ctx", {}).get("error")
+    if first["type"] == "unexpected_keyword_argument":
+        return f"there is no setting {name!r}; nearest: {nearest(str(name), fields)}"
+    if raised is not None:
+        return str(raised) if isinstance(raised, ParameterError) else f"{name}: {raised}"
+    return f"{name} {text.replace('Input should be', 'must be')}, got {first['input']!r}"
