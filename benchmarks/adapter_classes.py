@@ -20,13 +20,11 @@ import numpy as np
 from surgerylib.clip import load_clip
 from surgerylib.datasets.dataset import load_dataset
 from surgerylib.embedded.scenes import write_scenes
-from surgerylib.engine.adapted_store import load_adapters
 from surgerylib.engine.adapter_training import AdapterSettings, train_adapter
-from surgerylib.engine.map_shards import MapSource
-from surgerylib.engine.settings import Setting
+from surgerylib.engine.adapters import load_adapters
+from surgerylib.engine.caches import TokenCache
 from surgerylib.engine.store import HeatmapStore
-from surgerylib.engine.token_cache import TokenCache
-from surgerylib.extraction import BoxSettings
+from surgerylib.heatmaps import Setting
 from surgerylib.locations import dataset_folder
 from surgerylib.study.adaptation import compare_adapted, states_of
 from surgerylib.study.adapter_plan import NOVEL_CLASSES, AdapterPlan
@@ -54,7 +52,7 @@ def main(arguments: argparse.Namespace) -> None:
     known = [name for name in val.classes if name not in NOVEL_CLASSES]
     folds = [known[place::FOLDS] for place in range(FOLDS)]
     schedule = replace(AdapterPlan(adapter_epochs=arguments.epochs).schedule)
-    source, boxes = MapSource(KIND), BoxSettings()
+    source, boxes = Setting(KIND), Setting()
     print(f"{'variant':24s} {'trained on':>10s} {'left out':>9s} {'false boxes':>12s}   mean mAP under all, val")
     scratch = Path(tempfile.mkdtemp())
     try:

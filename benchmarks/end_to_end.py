@@ -24,7 +24,7 @@ import torch
 from pictures import SIDE, write_pictures
 
 from surgerylib import DIOR_CLASSES, DetectionSettings, detect, extract_boxes, load_clip, load_dataset, read_image
-from surgerylib.engine.detection import image_heatmaps
+from surgerylib.engine.evaluate import image_heatmaps
 from surgerylib.words import prompt_names
 from surgerylib.workbook.run_files import write_frames
 

@@ -26,8 +26,8 @@ from surgerylib.explorer.app import Explorer
 from surgerylib.explorer.app import drawing as view
 from surgerylib.explorer.controls import ALL_KINDS
 from surgerylib.explorer.view_model import look, mask_outline
-from surgerylib.extraction import BoxSettings
 from surgerylib.figures.maps import figure_bytes
+from surgerylib.heatmaps import Setting
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def measure(explorer: Explorer, rounds: int) -> None:
 
     def ask(question) -> Callable[[], None]:
         def call() -> None:
-            boxes = BoxSettings(percentile=next(percentiles))
+            boxes = Setting(percentile=next(percentiles))
             exploration.ask(replace(question, setting=replace(question.setting, boxes=boxes)))
 
         return call
@@ -85,7 +85,7 @@ def measure(explorer: Explorer, rounds: int) -> None:
     line("image: read, both paths, all layers, attention", lambda: look(clip, read_image(subject.path)))
     line("phrase: text tower", lambda: exploration.text((f"blue barn {next(numbers)}",)))
     line("threshold: boxes and IoU of one kind", ask(shown.question))
-    line("of which the outline of the mask", lambda: mask_outline(answer.shown, BoxSettings()))
+    line("of which the outline of the mask", lambda: mask_outline(answer.shown, Setting()))
     print("drawing")
     line("photograph as JPEG", lambda: view.photo_bytes(subject.image))
     line("overlay as JPEG", lambda: view.overlay_bytes(answer.shown))

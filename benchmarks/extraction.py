@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from surgerylib import DIOR_CLASSES, HEATMAP_KINDS, extract_boxes, load_clip, prompt_names
-from surgerylib.engine.map_shards import MapShard, MapSource, boxes_of
-from surgerylib.extraction import BoxSettings
+from surgerylib.engine.finding import MapShard, boxes_of
+from surgerylib.heatmaps import Setting
 
 PERCENTILES = (50.0, 70.0, 75.0, 80.0, 90.0)
 SIZE_WH = (800, 800)
@@ -31,7 +31,7 @@ def rows(model: str, n_images: int, rounds: int) -> Iterator[harness.Row]:
     coarse = torch.randn(n_images, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     images = torch.nn.functional.interpolate(coarse, size=(clip.image_size,) * 2, mode="bicubic")
     text = clip.encode_text(prompt_names(DIOR_CLASSES))
-    settings = [BoxSettings(percentile=percentile) for percentile in PERCENTILES]
+    settings = [Setting(percentile=percentile) for percentile in PERCENTILES]
 
     @torch.no_grad()
     def forward() -> None:
@@ -41,7 +41,7 @@ def rows(model: str, n_images: int, rounds: int) -> Iterator[harness.Row]:
     with tempfile.TemporaryDirectory() as folder:
         shard = _store(clip, images, text, Path(folder))
         for similarity, limit in (("cosine", 0.5), ("surgery", None)):
-            sources = [MapSource(kind, similarity) for kind in HEATMAP_KINDS]
+            sources = [Setting(kind, similarity) for kind in HEATMAP_KINDS]
             distinct = list({source.key: source for source in sources}.values())
             _check(shard, distinct[-1], settings)
             # worker processes are started by the call that warms up, as a data set of any size does once
@@ -60,7 +60,7 @@ def _store(clip, images: torch.Tensor, text: torch.Tensor, folder: Path) -> MapS
     return MapShard(str(path), clip.grid, 0, (SIZE_WH,) * len(images))
 
 
-def _check(shard: MapShard, source: MapSource, settings: list[BoxSettings]) -> None:
+def _check(shard: MapShard, source: Setting, settings: list[Setting]) -> None:
     maps = shard.maps(source)
     tables = boxes_of([shard], [source], settings, workers=1)[source]
     for setting, table in zip(settings, tables, strict=True):

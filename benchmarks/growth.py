@@ -22,6 +22,8 @@ import harness
 import numpy as np
 import pandas as pd
 
+from surgerylib.heatmaps import Setting
+
 STAGES = ("annotations", "maps", "boxes", "features", "detections", "average precision", "half-samples")
 
 
@@ -93,10 +95,9 @@ def _measured(stage: str, folder: Path, size: int) -> dict:
 def _prepared(stage: str, folder: Path, size: int) -> Callable[[], object]:
     """The stage as a call; what comes before it is there, or is made now."""
     from surgerylib import DetectionSettings, detect, load_clip, load_dataset
-    from surgerylib.engine.features import FeatureCache
-    from surgerylib.engine.map_shards import MapSource, boxes_of
+    from surgerylib.engine.caches import FeatureCache
+    from surgerylib.engine.finding import boxes_of
     from surgerylib.engine.store import HeatmapStore
-    from surgerylib.extraction import BoxSettings
     from surgerylib.metrics import average_precision, bootstrap_map
 
     root, cache = folder / "data", folder / f"cache-{size}"
@@ -112,7 +113,7 @@ def _prepared(stage: str, folder: Path, size: int) -> Callable[[], object]:
         return FeatureCache(clip, data, cache).compute
     store.compute()
     if stage == "boxes":
-        return lambda: boxes_of(store.shards, [MapSource("standard"), MapSource("vv_mixed")], [BoxSettings()])
+        return lambda: boxes_of(store.shards, [Setting("standard"), Setting("vv_mixed")], [Setting()])
     if stage == "detections":
         return lambda: detect(clip, data, DetectionSettings(), cache_dir=cache)
     if not (made := cache / "detections.parquet").is_file():

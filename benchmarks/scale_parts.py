@@ -24,9 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from surgerylib import DIOR_CLASSES, load_clip, prompt_names
 from surgerylib.datasets.dataset import read_image
-from surgerylib.engine.map_shards import PATHS, MapShard, MapSource, shard_boxes
+from surgerylib.engine.finding import MapShard, shard_boxes
 from surgerylib.engine.store import STORED_LAYERS
-from surgerylib.extraction import BoxSettings
+from surgerylib.heatmaps import PATHS, Setting
 
 PERCENTILES = (30, 50, 60, 70, 75, 80, 85, 90, 95)
 SIZE_WH = (800, 800)
@@ -83,10 +83,10 @@ def parts_of(name: str, paths: list[Path], folder: Path) -> dict[str, float]:
         "stock encode_image": (len(few), lambda: clip.model.encode_image(few)),
         f"both paths, {STORED_LAYERS} layers": (len(few), lambda: clip.encode_image(few, STORED_LAYERS)),
         "boxes of 20 classes, 1 map, 1 setting": (
-            len(few), lambda: shard_boxes(shard, MapSource(), [BoxSettings(75.0)]),
+            len(few), lambda: shard_boxes(shard, Setting(), [Setting(75.0)]),
         ),
         f"boxes of 20 classes, 1 map, {len(PERCENTILES)} settings": (
-            len(few), lambda: shard_boxes(shard, MapSource(), [BoxSettings(float(p)) for p in PERCENTILES]),
+            len(few), lambda: shard_boxes(shard, Setting(), [Setting(float(p)) for p in PERCENTILES]),
         ),
     }  # fmt: skip
     counted = multiply_adds(clip)

@@ -25,12 +25,12 @@ from surgerylib.boxes import box_iou
 from surgerylib.datasets.dataset import Dataset, load_dataset
 from surgerylib.engine.localization import baseline_ious, class_mean_boxes
 from surgerylib.engine.localizer_training import METHODS, summarise
-from surgerylib.engine.map_shards import MapSource
 from surgerylib.engine.measures import truth_codes
 from surgerylib.figures import evaluation as evaluation_plots
 from surgerylib.figures import maps as plots
 from surgerylib.figures import per_class as per_class_plots
 from surgerylib.frames import BOX_COLUMNS
+from surgerylib.heatmaps import Setting
 from surgerylib.metrics import IOU_THRESHOLDS, average_precision
 from surgerylib.study import evaluation_tables, head_evaluation, localizer_tables, per_class, per_class_tables
 from surgerylib.study.box_groups import box_groups
@@ -42,7 +42,7 @@ from surgerylib.workbook.sortable import sortable_table
 KINDS = ("standard", "vv_qk", "vv_vv", "vv_mixed")
 SHOWN = "vv_mixed"
 GRID = (7, 7)
-SOURCES = {kind: MapSource(kind) for kind in KINDS}
+SOURCES = {kind: Setting(kind) for kind in KINDS}
 
 
 def main() -> None:

@@ -29,9 +29,9 @@ from pictures import dataset_of, with_boxes, write_pictures
 
 from surgerylib import load_clip, read_image
 from surgerylib.datasets.dataset import Dataset
-from surgerylib.engine.features import FeatureCache
-from surgerylib.engine.image_shards import write_shard_head
+from surgerylib.engine.caches import FeatureCache
 from surgerylib.engine.localizer_training import LocalizerSettings, LocalizerTask
+from surgerylib.engine.store import write_shard_head
 from surgerylib.engine.streams import Streams, n_streams
 from surgerylib.engine.training import Schedule, optimizer_of, train_step
 from surgerylib.files import file_sha256

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from surgerylib import DetectionSettings, load_clip, load_dataset, read_image
-from surgerylib.engine.detection import image_heatmaps
+from surgerylib.engine.evaluate import image_heatmaps
 from surgerylib.figures import maps as plots
 from surgerylib.locations import PROJECT_ROOT
 

@@ -1,21 +1,37 @@
-"""Boxes: overlap measures; heatmap -> boxes and non-maximum suppression are `extraction`'s, named here as well.
+"""Boxes: overlap measures, heatmap -> boxes under one setting or many at once, non-maximum suppression.
 
-Boxes are xyxy, width = xmax - xmin, without any +1. The overlap functions take NumPy arrays and torch tensors alike.
+Boxes are xyxy, width = xmax - xmin, without any +1. The overlap functions take NumPy arrays and torch tensors alike;
+nothing here imports torch, so that a worker process starts in a moment.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+import math
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import cv2
 import numpy as np
-import torch
-from torch import Tensor
 
-from .extraction import extract_boxes, nms, resize_map
+from .errors import ParameterError
+from .heatmaps import OTSU, Setting, Threshold
 
-__all__ = ["box_giou", "box_iou", "extract_boxes", "nms", "patch_coverage", "resize_map"]
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Array = TypeVar("Array", np.ndarray, Tensor)
+Array = TypeVar("Array", np.ndarray, "Tensor")
+Rectangle = tuple[int, int, int, int]  # x, y, width, height in working pixels, as OpenCV gives it
+_KERNEL = np.ones((3, 3), np.uint8)
+_LARGEST = float(np.finfo(np.float32).max)
+_TINY = float(np.finfo(np.float32).tiny)  # a divisor that keeps 0 / 0 at 0 without touching any real area
+
+
+class FoundBoxes(NamedTuple):
+    """The boxes of one map under one setting."""
+
+    boxes: np.ndarray  # float64 [K, 5]: xmin, ymin, xmax, ymax in original pixels, score; highest score first
+    activated: float  # share of the map in the mask (of several thresholds: in the largest)
 
 
 def box_iou(boxes_a: Array, boxes_b: Array) -> Array:
@@ -29,7 +45,7 @@ def box_iou(boxes_a: Array, boxes_b: Array) -> Array:
         [...] in 0..1
     """
     intersection, union = _intersection_union(boxes_a, boxes_b)
-    return intersection / union.clip(min=_tiny(union))
+    return intersection / union.clip(min=_TINY)
 
 
 def box_giou(boxes_a: Array, boxes_b: Array) -> Array:
@@ -37,13 +53,12 @@ def box_giou(boxes_a: Array, boxes_b: Array) -> Array:
 
     A loss term. It is never reported as an IoU. Shapes as in `box_iou`.
     """
-    xp = torch if isinstance(boxes_a, Tensor) else np
     boxes_a, boxes_b = _floating(boxes_a), _floating(boxes_b)
     intersection, union = _intersection_union(boxes_a, boxes_b)
-    low = xp.minimum(boxes_a[..., :2], boxes_b[..., :2])
-    high = xp.maximum(boxes_a[..., 2:], boxes_b[..., 2:])
+    low = _minimum(boxes_a[..., :2], boxes_b[..., :2])
+    high = _maximum(boxes_a[..., 2:], boxes_b[..., 2:])
     hull = _area(low, high)
-    return intersection / union.clip(min=_tiny(union)) - (hull - union) / hull.clip(min=_tiny(hull))
+    return intersection / union.clip(min=_TINY) - (hull - union) / hull.clip(min=_TINY)
 
 
 def patch_coverage(boxes_xyxy: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
@@ -72,11 +87,256 @@ def patch_coverage(boxes_xyxy: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return (shares[0] @ covered @ shares[1].T).clip(0, 1)
 
 
+def extract_boxes(
+    heatmap: np.ndarray | Tensor,
+    image_size_wh: tuple[int, int],
+    *,
+    percentile: Threshold = 75.0,
+    working_size: int = 224,
+    min_side: int = 5,
+    **others: Any,
+) -> np.ndarray:
+    """Boxes around the strongest responses of one heatmap, in five steps.
+
+    (1) bilinear to `working_size`²; (2) threshold at the percentile of the raw values, without min-max; (3) mask
+    >= threshold, closing then opening, 3x3; (4) external contours; (5) bounding rectangles, dropped when a side is
+    <= `min_side`, scaled to the original image, scored with the mean of the raw values inside.
+
+    Args:
+        heatmap: [h, w] raw similarities of one class.
+        image_size_wh: width and height of the original image in pixels.
+        percentile: between 0 and 100, both excluded; several of them; or `otsu`.
+        working_size: side in pixels at which the boxes are found.
+        min_side: in working pixels.
+        **others: `max_side`, `box_score`, `nms_iou`, `floor` of a `Setting`, which add to these steps or change one.
+
+    Returns:
+        float64 [K, 5]: xmin, ymin, xmax, ymax in original pixels, score; highest score first. A constant map gives
+        [0, 5], and so does one that the floor is above.
+
+    Raises:
+        ParameterError: an argument outside what it may be; a map that is not [h, w] or not finite.
+    """
+    setting = Setting(percentile=percentile, working_size=working_size, min_side=min_side, **others)
+    return extract_many(heatmap, image_size_wh, [setting])[0].boxes
+
+
+def extract_many(
+    heatmap: np.ndarray | Tensor, image_size_wh: tuple[int, int], settings: Sequence[Setting]
+) -> list[FoundBoxes]:
+    """`extract_boxes` under several settings: the same boxes, with resizing, sorting, masks and contours shared.
+
+    Args:
+        heatmap: [h, w] raw similarities of one class.
+        image_size_wh: width and height of the original image in pixels.
+        settings: S of them.
+
+    Returns:
+        S results, in the order of the settings.
+    """
+    found: list[FoundBoxes | None] = [None] * len(settings)
+    for working_size in dict.fromkeys(setting.working_size for setting in settings):
+        members = [index for index, setting in enumerate(settings) if setting.working_size == working_size]
+        resized = resize_map(heatmap, working_size)
+        wanted = dict.fromkeys((t, settings[index].floor) for index in members for t in settings[index].thresholds)
+        regions = _regions(resized, wanted)
+        sums = cv2.integral(resized, sdepth=cv2.CV_64F)
+        own = [settings[index] for index in members]
+        for index, boxes in zip(members, _cut(resized, sums, regions, image_size_wh, own), strict=True):
+            found[index] = boxes
+    return found
+
+
+def resize_map(heatmap: np.ndarray | Tensor, working_size: int) -> np.ndarray:
+    """Step 1: [h, w] -> float32 [working_size, working_size], bilinear, pixel centres aligned at half a pixel."""
+    if not isinstance(heatmap, np.ndarray) and hasattr(heatmap, "detach"):
+        heatmap = heatmap.detach().float().cpu().numpy()
+    values = np.asarray(heatmap)
+    if values.dtype.kind not in "fiub":
+        raise ParameterError(f"a heatmap must hold numbers, got an array of {values.dtype}")
+    with np.errstate(over="ignore"):  # it comes out infinite
+        values = values.astype(np.float32, copy=False)
+    if values.ndim != 2 or values.size == 0:
+        raise ParameterError(f"a heatmap must be [h, w], got {list(values.shape)}")
+    if not np.isfinite(values).all():
+        raise ParameterError("the heatmap holds NaN or infinite values")
+    low, high = float(values.min()), float(values.max())
+    if high - low > _LARGEST:  # interpolation would give infinite values
+        raise ParameterError(f"the heatmap's values lie too far apart for float32: {low:g} to {high:g}")
+    if low == high:  # interpolation would add rounding noise, and the noise would make boxes
+        return np.full((working_size, working_size), values.flat[0])
+    return cv2.resize(values, (working_size, working_size), interpolation=cv2.INTER_LINEAR)
+
+
+def threshold_levels(resized: np.ndarray, thresholds: Collection[float | str]) -> dict[float | str, float]:
+    """Step 2: the raw value that a pixel must reach, for each percentile (or `otsu`).
+
+    A percentile p of n sorted values stands at place (n - 1)·p/100 between two of them; the values at or above it are
+    those at or above the next one up, which is the level given here. All percentiles share one partition: each next
+    one only looks at the values above the one before.
+    """
+    levels: dict[float | str, float] = {}
+    values, below = resized.ravel(), 0
+    last = values.size - 1
+    for percentile in sorted(t for t in thresholds if t != OTSU):
+        place = math.ceil(last * percentile / 100) - below
+        values = np.partition(values, place)
+        levels[percentile] = float(values[place])
+        values, below = values[place:], below + place
+    if OTSU in thresholds:
+        levels[OTSU] = _otsu_level(resized)
+    return levels
+
+
+def floored_level(level: float, floor: float | None) -> float:
+    """Step 2 with a floor: the raw value that a pixel must reach is the higher of the level and the floor."""
+    return level if floor is None else max(level, floor)
+
+
+def threshold_mask(resized: np.ndarray, level: float) -> np.ndarray:
+    """Step 3: uint8 [S, S] of 0 and 1, values at or above the level, after closing and opening."""
+    mask = (resized >= np.float32(level)).view(np.uint8)
+    # closing is dilation and erosion, opening erosion and dilation: the two erosions go in one call
+    return cv2.dilate(cv2.erode(cv2.dilate(mask, _KERNEL), _KERNEL, iterations=2), _KERNEL)
+
+
+def mask_rectangles(mask: np.ndarray) -> np.ndarray:
+    """Step 4: int [K, 4], xmin, ymin, xmax, ymax in working pixels of each external contour."""
+    return _as_corners(_contour_rectangles(mask))
+
+
+def keep_sides(rectangles: np.ndarray, min_side: int, max_side: int | None = None) -> np.ndarray:
+    """Step 5's choice: those of [K, 4] whose sides are both above `min_side` and at most `max_side`."""
+    sides = rectangles[:, 2:] - rectangles[:, :2]
+    keep = (sides > min_side).all(axis=1)
+    if max_side is not None:
+        keep &= (sides <= max_side).all(axis=1)
+    return rectangles[keep]
+
+
+def nms(boxes: np.ndarray, iou_threshold: float) -> np.ndarray:
+    """Greedy non-maximum suppression (OpenCV's) of the boxes of one image and one class.
+
+    Args:
+        boxes: [K, 5] xyxy + score.
+        iou_threshold: a box is dropped when its IoU with a better kept one exceeds this.
+
+    Returns:
+        [K', 5], highest score first.
+    """
+    if not isinstance(iou_threshold, int | float) or not 0 < iou_threshold <= 1:
+        raise ParameterError(f"the NMS threshold must lie in (0, 1], got {iou_threshold!r}")
+    if len(boxes) == 0:
+        return np.empty((0, 5))
+    order = np.argsort(-boxes[:, 4], kind="stable")
+    xywh = np.column_stack([boxes[order, :2], boxes[order, 2:4] - boxes[order, :2]])
+    # ranks in place of scores: OpenCV drops scores below a threshold, ours may be negative, and ties stay stable
+    ranks = np.arange(len(order), 0, -1, dtype=np.float32)
+    keep = cv2.dnn.NMSBoxes(xywh.tolist(), ranks.tolist(), score_threshold=0.0, nms_threshold=float(iou_threshold))
+    return boxes[order[np.sort(np.asarray(keep, dtype=np.int64).ravel())]]
+
+
+def _contour_rectangles(mask: np.ndarray) -> list[Rectangle]:
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    return [cv2.boundingRect(contour) for contour in contours]
+
+
+def _as_corners(rectangles: Sequence[Rectangle]) -> np.ndarray:
+    """x, y, width, height -> int64 [K, 4], xmin, ymin, xmax, ymax."""
+    corners = np.array(rectangles, dtype=np.int64).reshape(-1, 4)
+    corners[:, 2:] += corners[:, :2]
+    return corners
+
+
+def _regions(
+    resized: np.ndarray, cuts: Collection[tuple[float | str, float | None]]
+) -> dict[tuple[float | str, float | None], tuple[list[Rectangle], float]]:
+    """(threshold, floor) -> rectangles of its mask, of any size, and the mask's share of the map."""
+    nothing: tuple[list[Rectangle], float] = ([], 0.0)
+    low, high, _, _ = cv2.minMaxLoc(resized)
+    if low == high:
+        return dict.fromkeys(cuts, nothing)
+    levels = threshold_levels(resized, dict.fromkeys(threshold for threshold, _ in cuts))
+    masked: dict[float, tuple[list[Rectangle], float]] = {}  # thresholds below one floor have one mask
+    regions = {}
+    for threshold, floor in cuts:
+        level = floored_level(levels[threshold], floor)
+        if level not in masked:
+            masked[level] = nothing
+            if np.float32(level) <= high:  # most maps of absent classes lie below a good floor: no mask to look at
+                mask = threshold_mask(resized, level)
+                masked[level] = (_contour_rectangles(mask), cv2.countNonZero(mask) / mask.size)
+        regions[threshold, floor] = masked[level]
+    return regions
+
+
+def _cut(
+    resized: np.ndarray,
+    sums: np.ndarray,
+    regions: Mapping[tuple[float | str, float | None], tuple[list[Rectangle], float]],
+    image_size_wh: tuple[int, int],
+    settings: Sequence[Setting],
+) -> list[FoundBoxes]:
+    """Step 5 under settings of one working size, from what they share: integral image `sums`, the masks' rectangles.
+
+    The rectangles of all settings go through it together: NumPy's calls would take longer than what they compute.
+    """
+    parts = [[regions[threshold, setting.floor] for threshold in setting.thresholds] for setting in settings]
+    # of several thresholds an exact duplicate once, where it came first
+    own = [of[0][0] if len(of) == 1 else list(dict.fromkeys(chain(*(some for some, _ in of)))) for of in parts]
+    corners = _as_corners(list(chain(*own)))
+    place = np.repeat(np.arange(len(settings)), [len(rectangles) for rectangles in own])  # which setting's
+    sides = corners[:, 2:] - corners[:, :2]
+    least = np.array([setting.min_side for setting in settings])
+    most = np.array([np.inf if setting.max_side is None else setting.max_side for setting in settings])
+    kept = (sides.min(axis=1) > least[place]) & (sides.max(axis=1) <= most[place])
+    corners, place = corners[kept], place[kept]
+    boxes = np.empty((len(corners), 5))
+    size = np.array((*image_size_wh, *image_size_wh))
+    boxes[:, :4] = corners * size / resized.shape[0]  # divided last: 224 gives the border
+    boxes[:, 4] = _scores(resized, sums, corners, [setting.box_score for setting in settings], place)
+    boxes = boxes[np.lexsort((-boxes[:, 4], place))]  # stable: of equals the first found
+    ends = np.searchsorted(place, np.arange(len(settings) + 1)).tolist()
+    found = []
+    for setting, of_setting, (first, end) in zip(settings, parts, pairwise(ends), strict=True):
+        of_boxes = boxes[first:end]
+        activated = max(share for _, share in of_setting)
+        found.append(FoundBoxes(of_boxes if setting.nms_iou is None else nms(of_boxes, setting.nms_iou), activated))
+    return found
+
+
+def _scores(
+    resized: np.ndarray, sums: np.ndarray, corners: np.ndarray, scores: Sequence[str], place: np.ndarray
+) -> np.ndarray:
+    """float64 [K], of each rectangle the one of `BOX_SCORES` at its place; the means from the integral image."""
+    x1, y1, x2, y2 = corners.T
+    area = (x2 - x1) * (y2 - y1)
+    values = (sums[y2, x2] - sums[y1, x2] - sums[y2, x1] + sums[y1, x1]) / area
+    if "mean_sqrt_area" in scores:
+        of_area = np.array([score == "mean_sqrt_area" for score in scores])[place]
+        values[of_area] *= np.sqrt(area[of_area] / resized.size)
+    if "max" in scores:
+        highest = np.array([score == "max" for score in scores])[place]
+        values[highest] = [resized[b:d, a:c].max() for a, b, c, d in corners[highest].tolist()]
+    return values
+
+
+def _otsu_level(resized: np.ndarray) -> float:
+    """The lowest raw value that Otsu's method counts as foreground, on 256 levels between minimum and maximum."""
+    low, high = float(resized.min()), float(resized.max())
+    if low == high:
+        return low
+    # where float32 can't hold the factor, no pixel would be foreground
+    values = resized if high - low > 1e-30 else resized.astype(np.float64)
+    levels = np.rint((values - low) * (255 / (high - low))).astype(np.uint8)
+    background, _ = cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    return float(resized[levels > background].min())
+
+
 def _intersection_union(boxes_a: Array, boxes_b: Array) -> tuple[Array, Array]:
-    xp = torch if isinstance(boxes_a, Tensor) else np
     boxes_a, boxes_b = _floating(boxes_a), _floating(boxes_b)
-    low = xp.maximum(boxes_a[..., :2], boxes_b[..., :2])
-    high = xp.minimum(boxes_a[..., 2:], boxes_b[..., 2:])
+    low = _maximum(boxes_a[..., :2], boxes_b[..., :2])
+    high = _minimum(boxes_a[..., 2:], boxes_b[..., 2:])
     intersection = _area(low, high)
     union = _area(boxes_a[..., :2], boxes_a[..., 2:]) + _area(boxes_b[..., :2], boxes_b[..., 2:]) - intersection
     return intersection, union
@@ -87,13 +347,16 @@ def _area(low: Array, high: Array) -> Array:
     return sides[..., 0] * sides[..., 1]
 
 
-def _tiny(values: Array) -> float:
-    """The smallest divisor that keeps 0 / 0 at 0 without touching any real area."""
-    return torch.finfo(values.dtype).tiny if isinstance(values, Tensor) else np.finfo(values.dtype).tiny
+def _minimum(a: Array, b: Array) -> Array:
+    return np.minimum(a, b) if isinstance(a, np.ndarray) else a.minimum(b)
+
+
+def _maximum(a: Array, b: Array) -> Array:
+    return np.maximum(a, b) if isinstance(a, np.ndarray) else a.maximum(b)
 
 
 def _floating(boxes: Array) -> Array:
     """Whole-number boxes as floats: unsigned differences would wrap around."""
-    if isinstance(boxes, Tensor):
-        return boxes if boxes.is_floating_point() else boxes.float()
-    return boxes if np.issubdtype(boxes.dtype, np.floating) else boxes.astype(np.float64)
+    if isinstance(boxes, np.ndarray):
+        return boxes if np.issubdtype(boxes.dtype, np.floating) else boxes.astype(np.float64)
+    return boxes if boxes.is_floating_point() else boxes.float()

@@ -26,6 +26,7 @@ from . import attention
 from ._open_clip import open_clip
 from .checks import whole_number
 from .errors import ParameterError, SurgeryError, UnsupportedModelError
+from .heatmaps import PATHS
 from .weights import Weights, build_model, load_weights
 from .words import PROMPT_TEMPLATES, spoken
 
@@ -55,6 +56,22 @@ class ImageTokens:
     def last(self, layers: int) -> ImageTokens:
         """The deepest `layers` of these, as a forward that was asked for so many gives them."""
         return replace(self, qk=self.qk[-layers:], vv=self.vv[-layers:], features=self.features[-layers:])
+
+    def image(self, place: int) -> ImageTokens:
+        """Those of one image of the batch, as a batch of 1."""
+        one = slice(place, place + 1)
+        return replace(self, qk=self.qk[:, one], vv=self.vv[:, one], features=self.features[:, one])
+
+    def similarities(self, text: Tensor) -> Tensor:
+        """Similarity of every token, CLS first, to C texts [C, D] of unit rows: [B, L, 2, C, 1+N], paths as in `PATHS`.
+
+        Raises:
+            ParameterError: text of another width.
+        """
+        if text.ndim != 2 or text.shape[1] != self.qk.shape[-1]:
+            raise ParameterError(f"text must be [C, {self.qk.shape[-1]}] for these tokens, got {list(text.shape)}")
+        both = torch.stack([getattr(self, path) for path in PATHS])  # [2, L, B, 1+N, D]
+        return (both @ text.to(both.dtype).T).permute(2, 1, 0, 4, 3)
 
 
 class _Layer(NamedTuple):

@@ -1,4 +1,4 @@
-"""Tokens and text -> class heatmaps of the four kinds.
+"""Tokens and text -> similarities -> class heatmaps, and `Setting`: every choice from there to boxes in one value.
 
 Maps are always computed against the whole class list: under `surgery` similarity each class's map depends on the
 others, so the list is part of a result's identity.
@@ -6,28 +6,39 @@ others, so the list is part of a result's identity.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from annotated_types import Ge, Gt, Le
+from pydantic import BeforeValidator
 
-from .clip import ImageTokens
-from .errors import ParameterError
-from .kinds import HEATMAP_KINDS, KIND_PATHS, SIMILARITIES, check_kinds, check_similarity, map_source
+from .errors import ParameterError, checked
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # nothing here needs torch itself: worker processes start without it
+    from torch import Tensor
+
     from .adapter import HeatmapAdapter
+    from .clip import ImageTokens
 
-__all__ = [
-    "HEATMAP_KINDS",
-    "SIMILARITIES",
-    "check_kinds",
-    "check_similarity",
-    "heatmaps",
-    "map_source",
-    "upsample",
-]
+PATHS = ("qk", "vv")
+# kind -> path that the CLS token comes from, path that the patch tokens come from. `standard` is the stock model and
+# `vv_qk` the QK path: the same tensors, because the load-time self-check has proven the QK path to be the stock model.
+KIND_PATHS = {
+    "standard": ("qk", "qk"),
+    "vv_qk": ("qk", "qk"),
+    "vv_vv": ("vv", "vv"),
+    "vv_mixed": ("qk", "vv"),
+}
+HEATMAP_KINDS: tuple[str, ...] = tuple(KIND_PATHS)
+# between kinds with equal figures: the paper's choice, then the stock model
+KIND_PREFERENCE = ("vv_mixed", "standard", "vv_vv", "vv_qk")
+SIMILARITIES = ("cosine", "surgery")
+SCORE_NAMES = {"mean": "mean", "max": "max", "mean_sqrt_area": "mean × √area"}
+OTSU = "otsu"
+Threshold = float | Sequence[float] | str  # a percentile of the raw map, several (their boxes are united), or "otsu"
+_LARGEST = 3.4028234663852886e38  # maps are float32: a larger floor could not be compared with them
 
 
 def heatmaps(
@@ -41,19 +52,15 @@ def heatmaps(
 ) -> Tensor:
     """Similarity of every patch to every class, averaged over the layers of `tokens`.
 
-    `cosine`: unit patches times unit text. The CLS token plays no part, so `vv_vv` and `vv_mixed` agree.
-    `surgery` (Li et al. 2023, arXiv:2304.05653, section 3.3): with S = patches·textᵀ, p = softmax(2·cls·textᵀ) over
-    the classes and w = p / mean(p): `w·S - mean over classes of w·S`, for each image and layer. With `redundant`
-    given: `patches·(text - redundant)ᵀ`.
-    With an adapter its tokens take the place of the patches, and the similarities become its logits.
-
     Args:
         tokens: of B images and L layers.
         text: [C, D] unit rows, the whole class list.
         kind: one of `HEATMAP_KINDS`.
-        similarity: `cosine` or `surgery`.
-        redundant: [D] or [1, D], the feature to subtract (such as the text of an empty prompt); `surgery` only.
-        adapter: trained on the patch tokens of this kind, of as many layers, and on `cosine` maps.
+        similarity: `cosine` or `surgery`, see `maps_of`.
+        redundant: [D] or [1, D], a feature to subtract from every class (such as the text of an empty prompt), in place
+            of what the classes have in common; `surgery` only: `patches·(text - redundant)ᵀ`.
+        adapter: trained on the patch tokens of this kind, of as many layers, and on `cosine` maps: the maps are its
+            logits.
 
     Returns:
         float32 [B, C, h, w], raw: no min-max, comparable across images.
@@ -62,49 +69,257 @@ def heatmaps(
         ParameterError: unknown kind or similarity, sizes that do not fit, or `surgery` with one class and no
             `redundant`, which would be exactly zero everywhere; an adapter of another width or number of layers.
     """
-    cls, patches = _tokens_of(tokens, kind)
-    check_similarity(similarity)
-    if text.ndim != 2 or text.shape[1] != patches.shape[-1]:
-        raise ParameterError(f"text must be [C, {patches.shape[-1]}] for these tokens, got {list(text.shape)}")
-    if redundant is not None and similarity != "surgery":
+    check_kinds([kind])
+    if similarity not in SIMILARITIES:
+        raise ParameterError(f"unknown similarity {similarity!r}; choose from {', '.join(SIMILARITIES)}")
+    if similarity != "surgery" and redundant is not None:
         raise ParameterError('redundant is used by similarity="surgery" only: leave it out or change the similarity')
-    if redundant is not None and redundant.shape not in ((text.shape[1],), (1, text.shape[1])):
-        raise ParameterError(f"redundant must be [{text.shape[1]}], one feature, got {list(redundant.shape)}")
-    text = text.to(patches.dtype)
+    if similarity != "cosine" and adapter is not None:
+        raise ParameterError(
+            f"an adapter is trained on cosine maps, similarity is {similarity!r}; leave one of them out"
+        )
+    if redundant is not None:
+        if redundant.shape not in ((text.shape[-1],), (1, text.shape[-1])):
+            raise ParameterError(f"redundant must be [{text.shape[-1]}], one feature, got {list(redundant.shape)}")
+        text, similarity = text - redundant.reshape(1, -1), "cosine"
     if adapter is not None:
-        patches = adapter.tokens(patches)
-    if similarity == "cosine":
-        maps = patches.mean(dim=0) @ text.T  # the mean over layers of a linear map is the map of the mean: [B, N, C]
-    elif redundant is not None:
-        maps = patches.mean(dim=0) @ (text - redundant.reshape(1, -1)).T
-    else:
-        maps = _surgery(cls, patches, text)
-    if adapter is not None:
-        maps = adapter.logits(maps)
-    return maps.transpose(1, 2).reshape(maps.shape[0], len(text), *tokens.grid)
+        return adapter(getattr(tokens, KIND_PATHS[kind][1])[:, :, 1:], text, tokens.grid)
+    return maps_of(tokens.similarities(text), tokens.grid, kind, similarity=similarity)
+
+
+def maps_of(similarities: Tensor, grid: tuple[int, int], kind: str, *, similarity: str = "cosine") -> Tensor:
+    """Maps out of the similarities of tokens to classes: the one formula, for fresh tokens and for stored ones.
+
+    `cosine`: that of the patches. The CLS token plays no part, so `vv_vv` and `vv_mixed` agree.
+    `surgery` (Li et al. 2023, arXiv:2304.05653, section 3.3): with S = patches·textᵀ, p = softmax(2·cls·textᵀ) over
+    the classes and w = p / mean(p): `w·S - mean over classes of w·S`, for each image and layer.
+
+    Args:
+        similarities: [B, L, 2, C, 1+N] of `ImageTokens.similarities`, or of a `HeatmapStore`.
+        grid: (h, w) with h * w = N.
+        kind, similarity: known ones.
+
+    Returns:
+        [B, C, h, w], the mean over layers.
+
+    Raises:
+        ParameterError: `surgery` with one class.
+    """
+    cls_path, patch_path = (PATHS.index(path) for path in KIND_PATHS[kind])
+    patches = similarities[:, :, patch_path, :, 1:]  # [B, L, C, N]
+    if similarity == "surgery":
+        check_classes_suffice([similarity], patches.shape[2])
+        weights = (2 * similarities[:, :, cls_path, :, 0]).softmax(dim=-1)  # [B, L, C]
+        weighted = (weights / weights.mean(dim=-1, keepdim=True))[..., None] * patches
+        patches = weighted - weighted.mean(dim=2, keepdim=True)
+    return patches.mean(dim=1).reshape(len(patches), -1, *grid)
 
 
 def upsample(maps: Tensor, size_hw: tuple[int, int]) -> Tensor:
     """Bilinear upsampling of [B, C, h, w] to [B, C, H, W], half-pixel centres (as `boxes.extract_boxes` does)."""
-    return F.interpolate(maps, size=size_hw, mode="bilinear", align_corners=False)
+    from torch.nn.functional import interpolate
+
+    return interpolate(maps, size=size_hw, mode="bilinear", align_corners=False)
 
 
-def _surgery(cls: Tensor, patches: Tensor, text: Tensor) -> Tensor:
-    """[L, B, D] and [L, B, N, D] -> [B, N, C]."""
-    if len(text) < 2:
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Raise a `ParameterError` that lists the kinds unless `kinds` names some of them, each once."""
+    if isinstance(kinds, list | tuple) and not kinds:
+        raise ParameterError(f"kinds is {kinds!r}; name one or more of {', '.join(HEATMAP_KINDS)}")
+    listed = not isinstance(kinds, str) and len(kinds) > 0
+    unknown = [kind for kind in kinds if kind not in HEATMAP_KINDS] if listed else [kinds]
+    if unknown:
+        raise ParameterError(f"unknown heatmap kind {unknown[0]!r}; the kinds are {', '.join(HEATMAP_KINDS)}")
+    if len(set(kinds)) < len(kinds):
+        raise ParameterError(f"kinds names one kind twice: {list(kinds)}; name each once")
+
+
+def check_classes_suffice(similarities: Iterable[str], n_classes: int) -> None:
+    """Raise a `ParameterError` where `surgery` similarity would be asked of fewer than two classes."""
+    if n_classes < 2 and "surgery" in similarities:
         raise ParameterError(
-            f"surgery similarity needs at least two classes, got {len(text)}: pass the whole class list, or "
+            f"surgery similarity needs at least two classes, got {n_classes}: pass the whole class list, or "
             "redundant= (the text embedding of an empty prompt)"
         )
-    weights = torch.softmax(2 * cls @ text.T, dim=-1)
-    weights = weights / weights.mean(dim=-1, keepdim=True)  # [L, B, C]
-    weighted_text = weights.unsqueeze(-1) * text  # [L, B, C, D]: scales C rows instead of N x C products
-    centred = weighted_text - weighted_text.mean(dim=2, keepdim=True)
-    return torch.einsum("lbnd,lbcd->bnc", patches, centred) / len(patches)
 
 
-def _tokens_of(tokens: ImageTokens, kind: str) -> tuple[Tensor, Tensor]:
-    """CLS [L, B, D] and patch tokens [L, B, N, D] that a kind uses."""
+def chosen_kind(kind: str | None, kinds: Sequence[str]) -> str:
+    """The kind that a notebook shows in detail: the one named, or the last of those compared.
+
+    Raises:
+        ParameterError: it is not one of those compared.
+    """
+    if kind is not None and kind not in kinds:
+        raise ParameterError(f"kind is {kind!r}, which is not among kinds ({', '.join(kinds)}); add it there")
+    return kinds[-1] if kind is None else kind
+
+
+def _known_kind(kind: Any) -> str:
     check_kinds([kind])
-    cls_path, patch_path = KIND_PATHS[kind]
-    return getattr(tokens, cls_path)[:, :, 0], getattr(tokens, patch_path)[:, :, 1:]
+    return kind
+
+
+def _threshold(percentile: Any) -> float | tuple[float, ...] | str:
+    """One form for each meaning: equal settings compare, hash and print alike."""
+    values = (
+        list(percentile) if isinstance(percentile, list | tuple) or getattr(percentile, "ndim", 0) else [percentile]
+    )
+    if not values:
+        raise ParameterError("percentile is an empty list: give one percentile between 0 and 100, several, or 'otsu'")
+    if values == [OTSU]:
+        return OTSU
+    for value in values:
+        number = hasattr(value, "__float__") and not isinstance(value, bool | str)
+        if not number or not 0 < value < 100:
+            raise ParameterError(
+                f"percentile must lie between 0 and 100 (both excluded), or be {OTSU!r}, got {percentile!r}"
+            )
+    if len(set(values)) < len(values):
+        raise ParameterError(f"percentile names one value twice: {values}; name each once")
+    found = tuple(sorted(map(float, values)))
+    return found if len(found) > 1 else found[0]
+
+
+@checked
+class Setting:
+    """From an image to boxes, every choice in one value. The defaults are the paper's kind and the plain five steps.
+
+    Attributes:
+        kind, similarity: of the map, see `heatmaps`.
+        layers: how many of the last layers it averages.
+        percentile: threshold of the raw map: a percentile between 0 and 100 (both excluded), several, whose boxes are
+            united (exact duplicates once), or `otsu` (Otsu 1979, on 256 levels).
+        working_size: side in pixels at which the boxes are found.
+        min_side: a box is dropped when a side is at most this, in working pixels.
+        max_side: a box is dropped when a side is more than this, in working pixels; None keeps all.
+        box_score: `mean` or `max` of the raw map inside, or `mean_sqrt_area`: the mean times the square root of the
+            box's share of the image (of two boxes with the same negative mean, the larger one then ranks lower).
+        nms_iou: a box is dropped when its IoU with a better one of the same map exceeds this; None keeps all.
+        floor: raw value that a pixel must reach besides the threshold, the same for all images; None sets none. A
+            percentile finds something in every map, a floor leaves the maps below it without a box.
+        adapter: key of the heatmap adapter that the maps went through (`engine.TrainedAdapter`); None for none.
+    """
+
+    kind: Annotated[str, BeforeValidator(_known_kind)] = "vv_mixed"
+    similarity: Literal["cosine", "surgery"] = "cosine"
+    layers: Annotated[int, Ge(1)] = 1
+    percentile: Annotated[float | tuple[float, ...] | str, BeforeValidator(_threshold)] = 75.0
+    working_size: Annotated[int, Ge(1)] = 224
+    min_side: Annotated[int, Ge(0)] = 5
+    max_side: int | None = None
+    box_score: Literal["mean", "max", "mean_sqrt_area"] = "mean"
+    nms_iou: Annotated[float, Gt(0), Le(1)] | None = None
+    floor: float | None = None
+    adapter: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_side is not None and self.max_side <= self.min_side:
+            raise ParameterError(f"max_side must be above min_side ({self.min_side}), got {self.max_side}")
+        if self.floor is not None:
+            if not (math.isfinite(self.floor) and abs(self.floor) <= _LARGEST):
+                raise ParameterError(f"floor must be a finite number (float32, as the maps are), got {self.floor!r}")
+            object.__setattr__(self, "floor", self.floor + 0.0)  # of the two zeros the positive one
+        if self.adapter is not None and self.similarity != "cosine":
+            raise ParameterError(
+                f"an adapter is trained on cosine maps, similarity is {self.similarity!r}; leave the adapter out or "
+                "take cosine"
+            )
+
+    @property
+    def maps_key(self) -> tuple:
+        """Equal for settings with the same maps."""
+        cls, patches = KIND_PATHS[self.kind]
+        own = (patches, self.similarity) if self.similarity == "cosine" else (cls, patches, self.similarity)
+        return (*own, self.layers) if self.adapter is None else (*own, self.layers, self.adapter)
+
+    @property
+    def key(self) -> tuple:
+        """Equal for settings with the same boxes."""
+        of_map = ("kind", "similarity", "layers", "adapter")
+        return (self.maps_key, *(value for name, value in asdict(self).items() if name not in of_map))
+
+    @property
+    def thresholds(self) -> tuple[float | str, ...]:
+        """The single thresholds whose boxes are united."""
+        return self.percentile if isinstance(self.percentile, tuple) else (self.percentile,)
+
+    def parameters(self) -> dict[str, Any]:
+        """The setting by the names of the notebooks' parameters; plain values."""
+        values = asdict(self) | {"percentile": list(self.thresholds) if len(self.thresholds) > 1 else self.percentile}
+        names = (
+            "kind",
+            "similarity",
+            "layers",
+            "adapter",
+            "percentile",
+            "min_side",
+            "max_side",
+            "box_score",
+            "nms_iou",
+        )
+        return {"last_layers" if name == "layers" else name: values[name] for name in (*names, "floor")}
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any], **others: Any) -> Setting:
+        """The setting in a notebook's parameters, other parameters left alone.
+
+        Args:
+            parameters: by name; `last_layers` is `layers`.
+            **others: fields that differ from them.
+
+        Raises:
+            ParameterError: a value that cannot be, by its parameter's name.
+        """
+        names = {name: "last_layers" if name == "layers" else name for name in cls.__dataclass_fields__}
+        names.pop("adapter")  # the parameter names a file or folder
+        given = {field: parameters[name] for field, name in names.items() if name in parameters}
+        if given.get("kind", "") is None:  # of a notebook that compares several: the caller chooses
+            del given["kind"]
+        try:
+            return cls(**(given | others))
+        except ParameterError as error:
+            text = str(error)
+            raise ParameterError(f"last_{text}" if text.startswith("layers ") else text) from None
+
+    def describe_maps(self) -> str:
+        """`surgery similarity, last layer`: what two kinds' maps have in common."""
+        layers = "last layer" if self.layers == 1 else f"last {self.layers} layers"
+        if self.adapter is not None:
+            return f"{self.similarity} similarity, adapter on the {layers}"
+        return f"{self.similarity} similarity, {'mean of the ' if self.layers > 1 else ''}{layers}"
+
+    def describe(self) -> str:
+        """`vv_mixed, cosine, percentile 75`, and whatever differs from the plain five steps on the last layer."""
+        threshold = "Otsu's threshold" if self.percentile == OTSU else "percentile " + threshold_text(self.percentile)
+        parts = [self.kind, self.similarity, threshold]
+        if self.adapter is not None:
+            parts.insert(2, f"adapter on the last {self.layers} layers")
+        elif self.layers > 1:
+            parts.insert(2, f"mean of the last {self.layers} layers")
+        if self.floor is not None:
+            parts.append(f"floor {self.floor:.3g}")
+        if self.nms_iou is not None:
+            parts.append(f"NMS at {self.nms_iou:g}")
+        if self.min_side != Setting.min_side:
+            parts.append(f"sides > {self.min_side}")
+        if self.max_side is not None:
+            parts.append(f"sides ≤ {self.max_side}")
+        if self.box_score != "mean":
+            parts.append(f"score {SCORE_NAMES[self.box_score]}")
+        return ", ".join(parts)
+
+
+def threshold_text(percentile: Threshold) -> str:
+    """`75`, `60 + 75 + 90` or `otsu`."""
+    if isinstance(percentile, str):
+        return percentile
+    values = percentile if isinstance(percentile, list | tuple) else [percentile]
+    return " + ".join(f"{value:g}" for value in values)
+
+
+def joint_names(settings: Mapping[str, Setting]) -> dict[str, Setting]:
+    """Of names with the same maps one, under all of them: `standard = vv_qk`."""
+    names: dict[tuple, list[str]] = {}
+    for name, setting in settings.items():
+        names.setdefault(setting.maps_key, []).append(name)
+    return {" = ".join(alike): settings[alike[0]] for alike in names.values()}

@@ -13,16 +13,13 @@ from adapted_scenes import LAYERS, SEEN, adapted_store, load_adapters, write_ada
 from surgerylib.datasets.dataset import Dataset, load_dataset
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine.adapter_training import LOSSES, AdapterSettings
-from surgerylib.engine.detection import detections_frame
-from surgerylib.engine.map_shards import BoxTable, MapSource, boxes_of
+from surgerylib.engine.caches import TokenCache
+from surgerylib.engine.finding import boxes_of, detections_frame
 from surgerylib.engine.measures import best_overlaps, measure_boxes, present_pairs
-from surgerylib.engine.settings import Criterion, Setting
 from surgerylib.engine.store import HeatmapStore
-from surgerylib.engine.token_cache import TokenCache
 from surgerylib.errors import ParameterError
-from surgerylib.extraction import BoxSettings
+from surgerylib.heatmaps import HEATMAP_KINDS, Setting
 from surgerylib.intervals import basic_interval, resampled_means, share_interval
-from surgerylib.kinds import HEATMAP_KINDS, PROTOCOLS
 from surgerylib.metrics import bootstrap_map, paired_difference
 from surgerylib.study import adaptation as module
 from surgerylib.study import adapter_variants
@@ -45,11 +42,12 @@ from surgerylib.study.diagnosis import map_quality
 from surgerylib.study.floors import floor_values
 from surgerylib.study.quality import quality_difference, quality_summary
 from surgerylib.study.summary import evaluate_kinds, present_only
-from surgerylib.study.sweep import sweep
+from surgerylib.study.sweep import Criterion, sweep
+from surgerylib.words import PROTOCOLS
 
 DRAWN = {"n_resamples": 40, "seed": 3}
 OPTIONS = {**DRAWN, "workers": 1}
-SOURCES = {kind: MapSource(kind, "cosine", LAYERS) for kind in HEATMAP_KINDS}
+SOURCES = {kind: Setting(kind, "cosine", LAYERS) for kind in HEATMAP_KINDS}
 PAIRS = [("after", "before"), ("after", "floor"), ("floor", "before")]
 NUMBERS = {
     "maps": ["map"],
@@ -87,7 +85,7 @@ def store(tiny, data, folder, adapters) -> HeatmapStore:
 @pytest.fixture(scope="module")
 def states(adapters):
     floors = {"standard": 0.1, "vv_qk": 0.1, "vv_vv": 0.12, "vv_mixed": 0.12}
-    return states_of(SOURCES, adapters, BoxSettings(70), floors=floors)
+    return states_of(SOURCES, adapters, Setting(70), floors=floors)
 
 
 @pytest.fixture(scope="module")
@@ -339,7 +337,7 @@ def test_a_group_in_another_order_has_the_same_figures(store, states, groups, fo
 def test_an_untrained_adapter_changes_no_figure_at_all(tiny, data, folder):
     untrained = load_adapters(write_adapters(folder / "untrained", tiny, strength=0.0), tiny)
     store = adapted_store(tiny, data, folder, untrained)
-    states = states_of(SOURCES, untrained, BoxSettings(70), adapter_floor=None)
+    states = states_of(SOURCES, untrained, Setting(70), adapter_floor=None)
     found = compare_adapted(store, states, class_groups(data.classes, SEEN), **OPTIONS)
     for frame, keys in ((found.maps, ["protocol", "iou_threshold"]), (found.figures, ["figure"])):
         before, after = (only(frame, state=state).drop(columns="state") for state in ("before", "after"))
@@ -410,7 +408,7 @@ def test_where_no_class_is_ever_absent_there_is_no_false_box_rate(tiny, data, fo
 
 
 def test_a_state_without_a_single_box(store, adapters, groups):
-    states = states_of({"vv_mixed": SOURCES["vv_mixed"]}, adapters, BoxSettings(70), adapter_floor=1e6)
+    states = states_of({"vv_mixed": SOURCES["vv_mixed"]}, adapters, Setting(70), adapter_floor=1e6)
     found = compare_adapted(store, states, groups, **OPTIONS)
     after = only(found.figures, group=ALL, state="after").set_index("figure")["value"]
     assert after["false_box_rate"] == 0
@@ -427,13 +425,13 @@ def test_a_state_without_a_single_box(store, adapters, groups):
 
 
 def test_states_are_settings_of_the_kinds_that_have_an_adapter(tiny, tmp_path, adapters):
-    boxes = BoxSettings(80, min_side=7, floor=0.3)
+    boxes = Setting(80, min_side=7, floor=0.3)
     states = states_of(SOURCES, adapters, boxes)
     assert list(states) == list(HEATMAP_KINDS)
     for kind, of_kind in states.items():
         assert list(of_kind) == ["before", "after"]
         assert of_kind["before"] == Setting(SOURCES[kind], boxes)
-        adapted = MapSource(kind, "cosine", LAYERS, adapters[kind].key)
+        adapted = Setting(kind, "cosine", LAYERS, adapters[kind].key)
         assert of_kind["after"] == Setting(adapted, replace(boxes, floor=0.0))
     none = states_of(SOURCES, adapters, boxes, adapter_floor=None)
     assert none["standard"]["after"].boxes == replace(boxes, floor=None)
@@ -456,7 +454,7 @@ def choice(tiny, root, folder, adapters) -> HeatmapStore:
 @pytest.mark.parametrize(("score", "floored", "expected"), [("mean", True, 95), ("mean_sqrt_area", False, 85)])
 def test_the_floor_chosen_is_the_best_of_its_candidates(tiny, folder, adapters, choice, score, floored, expected):
     """The ground truth is what these maps show in places of a class above percentile 95 of all values."""
-    source, boxes = SOURCES["vv_mixed"], BoxSettings(60, min_side=7, score=score)
+    source, boxes = SOURCES["vv_mixed"], Setting(60, min_side=7, score=score)
     floors = floor_values(choice, source, FLOOR_PERCENTILES)
     cut, plain = (
         detections_frame(boxes_in(choice, Setting(source, replace(boxes, floor=floor))), choice.dataset)
@@ -479,7 +477,7 @@ def test_each_state_is_at_the_best_of_the_settings_tried_for_it(choice, adapters
     monkeypatch.setattr(module, "sweep", lambda store, settings, **options: asked.append(settings) or sweep(
         store, settings, **options))  # fmt: skip
     sources = {kind: SOURCES[kind] for kind in ("standard", "vv_mixed")}
-    boxes, options = BoxSettings(75, min_side=7, floor=0.05), {"n_resamples": 4, "workers": 1}
+    boxes, options = Setting(75, min_side=7, floor=0.05), {"n_resamples": 4, "workers": 1}
     states = best_states(
         choice, sources, adapters, boxes, percentiles=[60, 90], floor_percentiles=[80, 95],
         box_scores=["mean", "max", "mean"], criterion=criterion, **options,
@@ -507,12 +505,12 @@ def test_each_state_is_at_the_best_of_the_settings_tried_for_it(choice, adapters
 
 def test_without_floors_to_try_no_state_has_one_before(choice, adapters):
     states = best_states(
-        choice, {"vv_mixed": SOURCES["vv_mixed"]}, adapters, BoxSettings(), percentiles=[75], floor_percentiles=[],
+        choice, {"vv_mixed": SOURCES["vv_mixed"]}, adapters, Setting(), percentiles=[75], floor_percentiles=[],
         box_scores=["max"], criterion=Criterion(), **OPTIONS,
     )  # fmt: skip
     assert list(states["vv_mixed"]) == ["before", "after"]
-    assert states["vv_mixed"]["before"].boxes == BoxSettings(75, score="max")
-    assert states["vv_mixed"]["after"].boxes == BoxSettings(75, score="max", floor=EVEN_ODDS)
+    assert states["vv_mixed"]["before"].boxes == Setting(75, score="max")
+    assert states["vv_mixed"]["after"].boxes == Setting(75, score="max", floor=EVEN_ODDS)
 
 
 # ---------------------------------------------------------------------------------------------------------- variants
@@ -566,7 +564,7 @@ def test_equal_settings_are_trained_and_measured_once(tiny, root, tmp_path, monk
     )  # fmt: skip
     variants = compare_variants(
         {"own": settings, "other": replace(settings, positive_weight=2.0), "own again": settings}, plan, caches,
-        tmp_path, "vv_mixed", BoxSettings(70), adapter_floor=-0.5, **OPTIONS,
+        tmp_path, "vv_mixed", Setting(70), adapter_floor=-0.5, **OPTIONS,
     )  # fmt: skip
     assert list(variants) == ["own", "other", "own again"]
     assert variants["own"].found is variants["own again"].found
@@ -574,7 +572,7 @@ def test_equal_settings_are_trained_and_measured_once(tiny, root, tmp_path, monk
     assert len(list(tmp_path.glob("adapter-training-*"))) == len(measured) == 2
     for (of_kind,) in (states.values() for states in measured):
         assert list(of_kind) == ["after"]
-        assert of_kind["after"].boxes == BoxSettings(70, floor=-0.5)
+        assert of_kind["after"].boxes == Setting(70, floor=-0.5)
         assert of_kind["after"].source.last_layers == 2
     assert 0 < variants["own"].patch_ap < 1
     found = variants["other"].found

@@ -16,15 +16,13 @@ from PIL import Image
 
 from surgerylib.datasets.dataset import Dataset, load_dataset
 from surgerylib.embedded.scenes import write_scenes
-from surgerylib.engine.map_shards import MapSource
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.engine.training import Schedule, Training
-from surgerylib.extraction import BoxSettings
 from surgerylib.figures import adaptation as adaptation_plots
 from surgerylib.figures import maps as plots
 from surgerylib.figures.adaptation import Example
+from surgerylib.heatmaps import HEATMAP_KINDS, Setting
 from surgerylib.intervals import number
-from surgerylib.kinds import HEATMAP_KINDS, PROTOCOLS
 from surgerylib.study import adaptation_tables as module
 from surgerylib.study.adaptation import (
     ALL,
@@ -39,11 +37,11 @@ from surgerylib.study.adaptation import (
 from surgerylib.study.adaptation import SEEN as OF_SEEN
 from surgerylib.study.adapter_variants import Variant
 from surgerylib.study.examples import examples
-from surgerylib.words import DIOR_CLASSES
+from surgerylib.words import DIOR_CLASSES, PROTOCOLS
 
 KIND = "vv_mixed"
 OPTIONS = {"n_resamples": 20, "seed": 3, "workers": 1}
-SOURCES = {kind: MapSource(kind, "cosine", LAYERS) for kind in HEATMAP_KINDS}
+SOURCES = {kind: Setting(kind, "cosine", LAYERS) for kind in HEATMAP_KINDS}
 BOX = ["xmin", "ymin", "xmax", "ymax"]
 NUMBER = r"[−+]?\d\.\d{3}"
 CELL = re.compile(rf"{NUMBER} \[({NUMBER}, {NUMBER}|interval not available)\]|no boxes|no absent class")
@@ -73,7 +71,7 @@ def store(tiny, data, folder, adapters) -> HeatmapStore:
 
 @pytest.fixture(scope="module")
 def states(adapters):
-    return states_of(SOURCES, adapters, BoxSettings(70), floors=FLOORS)
+    return states_of(SOURCES, adapters, Setting(70), floors=FLOORS)
 
 
 GROUPS = class_groups(DIOR_CLASSES, SEEN)
@@ -105,11 +103,11 @@ def cases(tiny, data, folder, adapters, store, states, found) -> dict[str, Adapt
     images = data.images.iloc[[4]].reset_index(drop=True)
     boxes = data.boxes[data.boxes["image_id"] == images["image_id"][0]].reset_index(drop=True)
     only = {KIND: SOURCES[KIND]}
-    never = states_of(only, adapters, BoxSettings(70), adapter_floor=1e6)
+    never = states_of(only, adapters, Setting(70), adapter_floor=1e6)
     return {
         "plain": found,
-        "one group": compare_adapted(store, states_of(only, adapters, BoxSettings()), {ALL: DIOR_CLASSES}, **OPTIONS),
-        "no floor": compare_adapted(store, states_of(only, adapters, BoxSettings()), GROUPS, **OPTIONS),
+        "one group": compare_adapted(store, states_of(only, adapters, Setting()), {ALL: DIOR_CLASSES}, **OPTIONS),
+        "no floor": compare_adapted(store, states_of(only, adapters, Setting()), GROUPS, **OPTIONS),
         "one threshold": compare(data, iou_thresholds=[0.15]),
         "other thresholds": compare(data, iou_thresholds=[0.1, 0.3]),
         "no boxes": compare(replace(data, boxes=data.boxes.iloc[:0])),

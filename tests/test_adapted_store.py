@@ -17,13 +17,12 @@ from surgerylib.datasets.dataset import Dataset, load_dataset, read_image
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine import adapted_store as adapted_store_module
 from surgerylib.engine import store as store_module
-from surgerylib.engine.adapted_store import AdaptedStore, distinct_adapters, find_adapters, load_adapters
-from surgerylib.engine.map_shards import MapSource, boxes_of, joint_sources
+from surgerylib.engine.adapters import AdaptedStore, distinct_adapters, find_adapters, load_adapters
+from surgerylib.engine.finding import boxes_of
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import CacheError, CheckpointError, ParameterError
-from surgerylib.extraction import BoxSettings
 from surgerylib.files import file_sha256
-from surgerylib.heatmaps import HEATMAP_KINDS, SIMILARITIES, heatmaps
+from surgerylib.heatmaps import HEATMAP_KINDS, SIMILARITIES, Setting, heatmaps
 from surgerylib.words import prompt_names
 
 N_IMAGES, SHARD_IMAGES = 5, 2
@@ -113,7 +112,7 @@ def test_an_adapter_is_for_the_kinds_that_share_its_patches(adapters, folder):
         assert adapter.seen_classes == ["ship", "harbor"]
         assert adapter.model.num_layers == LAYERS[of_file]
         assert not adapter.model.training
-        assert adapter.source(kind) == MapSource(kind, "cosine", LAYERS[of_file], adapter.key)
+        assert adapter.source(kind) == Setting(kind, "cosine", LAYERS[of_file], adapter.key)
 
 
 def test_one_file_serves_its_own_kinds_alone(tiny, folder):
@@ -201,7 +200,7 @@ def test_the_maps_before_do_not_know_of_adapters(store, tiny, data, tmp_path):
         assert Path(mine.path).read_bytes() == Path(theirs.path).read_bytes()
         for kind in HEATMAP_KINDS:
             for similarity in SIMILARITIES:
-                source = MapSource(kind, similarity, 2)
+                source = Setting(kind, similarity, 2)
                 np.testing.assert_array_equal(mine.maps(source), theirs.maps(source))
 
 
@@ -242,9 +241,9 @@ def test_what_an_adapted_store_is_made_of_is_part_of_its_name(store, tiny, data,
 
 
 def test_boxes_after_the_adapter_are_cut_in_worker_processes_too(store, adapters):
-    sources = [adapters[kind].source(kind) for kind in ("standard", "vv_mixed")] + [MapSource("vv_mixed", "cosine", 3)]
-    found = boxes_of(store.shards, sources, [BoxSettings(floor=0.0)], workers=2)
-    alone = boxes_of(store.shards, sources, [BoxSettings(floor=0.0)], workers=1)
+    sources = [adapters[kind].source(kind) for kind in ("standard", "vv_mixed")] + [Setting("vv_mixed", "cosine", 3)]
+    found = boxes_of(store.shards, sources, [Setting(floor=0.0)], workers=2)
+    alone = boxes_of(store.shards, sources, [Setting(floor=0.0)], workers=1)
     assert len(found) == 3
     for source, (table,) in alone.items():
         for mine, theirs in zip(found[source][0], table, strict=True):
@@ -284,12 +283,12 @@ def test_a_damaged_shard_of_adapted_maps_is_named(tiny, data, adapters, kept, tm
 
 def test_an_adapter_and_surgery_do_not_go_together():
     with pytest.raises(ParameterError, match="trained on cosine maps, similarity is 'surgery'") as raised:
-        MapSource("vv_mixed", "surgery", 3, "0123456789ab")
+        Setting("vv_mixed", "surgery", 3, "0123456789ab")
     assert "\n" not in str(raised.value)
 
 
 def test_maps_of_an_adapter_that_was_not_opened(store, tiny, data, adapters, kept):
-    unknown = MapSource("vv_mixed", "cosine", 3, "0123456789ab")
+    unknown = Setting("vv_mixed", "cosine", 3, "0123456789ab")
     known = [adapter.key for adapter in distinct_adapters(adapters)]
     with pytest.raises(ParameterError, match=f"0123456789ab .*only of {known[0]}.*{known[1]}") as raised:
         store.maps(0, unknown)
@@ -297,7 +296,7 @@ def test_maps_of_an_adapter_that_was_not_opened(store, tiny, data, adapters, kep
     with pytest.raises(ParameterError, match="only of none"):
         HeatmapStore(tiny, data, kept).maps(0, unknown)
     with pytest.raises(ParameterError, match="0123456789ab"):
-        boxes_of(store.shards, [unknown], [BoxSettings()], workers=1)
+        boxes_of(store.shards, [unknown], [Setting()], workers=1)
 
 
 def test_bug_another_kind_or_number_of_layers_was_given_the_maps_of_the_adapter(store, adapters):
@@ -305,15 +304,15 @@ def test_bug_another_kind_or_number_of_layers_was_given_the_maps_of_the_adapter(
     adapter = adapters["vv_mixed"]
     for kind, layers in (("standard", 3), ("vv_qk", 3), ("vv_mixed", 1)):
         with pytest.raises(ParameterError, match=f"no {kind} maps of the adapter {adapter.key} on {layers} layers"):
-            store.maps(0, MapSource(kind, "cosine", layers, adapter.key))
-    same = [store.maps(0, MapSource(kind, "cosine", 3, adapter.key)) for kind in ("vv_vv", "vv_mixed")]
+            store.maps(0, Setting(kind, "cosine", layers, adapter.key))
+    same = [store.maps(0, Setting(kind, "cosine", 3, adapter.key)) for kind in ("vv_vv", "vv_mixed")]
     np.testing.assert_array_equal(*same)
 
 
 def test_sources_with_and_without_an_adapter_are_apart(adapters):
     sources = {kind: adapters[kind].source(kind) for kind in HEATMAP_KINDS}
     assert list(joint_sources(sources)) == ["standard = vv_qk", "vv_vv = vv_mixed"]
-    plain = MapSource("vv_mixed", "cosine", 3)
+    plain = Setting("vv_mixed", "cosine", 3)
     assert len({plain.key, sources["vv_mixed"].key, sources["standard"].key, replace(plain, adapter="x").key}) == 4
     assert sources["vv_mixed"].describe() == "cosine similarity, adapter on the last 3 layers"
     assert sources["standard"].describe() == "cosine similarity, adapter on the last layer"

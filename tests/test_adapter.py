@@ -14,8 +14,7 @@ from tiny_models import write_model
 from surgerylib.adapter import HeatmapAdapter, clip_and_tokens, load_adapter, save_adapter, untrained_adapter
 from surgerylib.clip import ImageTokens, load_clip
 from surgerylib.errors import CheckpointError, ParameterError
-from surgerylib.heatmaps import HEATMAP_KINDS, heatmaps
-from surgerylib.kinds import KIND_PATHS
+from surgerylib.heatmaps import HEATMAP_KINDS, KIND_PATHS, heatmaps
 from surgerylib.localizer import GTClassLocalizer, save_localizer
 
 NAMES = ["ship", "harbor", "airplane", "storage tank", "golf course"]

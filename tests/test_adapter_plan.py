@@ -16,10 +16,10 @@ from tiny_models import write_model
 from surgerylib.clip import load_clip
 from surgerylib.datasets.dataset import load_dataset
 from surgerylib.embedded.scenes import write_scenes
-from surgerylib.engine.adapted_store import distinct_adapters, find_adapters
+from surgerylib.engine.adapters import distinct_adapters, find_adapters
 from surgerylib.engine.training import Training
 from surgerylib.errors import CheckpointError, ParameterError, SurgeryError, UnknownClassError
-from surgerylib.kinds import HEATMAP_KINDS, KIND_PATHS
+from surgerylib.heatmaps import HEATMAP_KINDS, KIND_PATHS
 from surgerylib.locations import PROJECT_ROOT
 from surgerylib.study.adapter_plan import (
     NOVEL_CLASSES,

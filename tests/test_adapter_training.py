@@ -31,7 +31,7 @@ from surgerylib.engine.adapter_training import (
     train_adapter,
     training_folder,
 )
-from surgerylib.engine.token_cache import CoverageTargets, TokenCache
+from surgerylib.engine.caches import CoverageTargets, TokenCache
 from surgerylib.engine.training import Schedule, fit, progress_of
 from surgerylib.errors import (
     CacheError,

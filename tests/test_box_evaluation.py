@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from surgerylib.engine.box_evaluation import evaluate
+from surgerylib.engine.evaluate import evaluate
 
 
 def test_results_come_in_the_order_of_the_tables():

@@ -7,17 +7,16 @@ import torch
 
 from surgerylib.datasets.dataset import load_dataset
 from surgerylib.embedded.scenes import write_scenes
-from surgerylib.engine.map_shards import MapSource
-from surgerylib.engine.prompt_store import PromptStore, encode_prompts
+from surgerylib.engine.recipes import PromptStore, encode_prompts
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import ParameterError
-from surgerylib.prompts import PROMPT_SETS, check_prompts
+from surgerylib.heatmaps import Setting
 from surgerylib.study.classification import classify
 from surgerylib.study.quality import image_quality
 from surgerylib.study.responses import accuracy_summary, box_responses, confusion_matrix, response_ranks
-from surgerylib.words import DIOR_CLASSES
+from surgerylib.words import DIOR_CLASSES, PROMPT_SETS, check_prompts
 
-SOURCES = [MapSource("standard"), MapSource("vv_qk"), MapSource("vv_mixed", "surgery")]
+SOURCES = [Setting("standard"), Setting("vv_qk"), Setting("vv_mixed", "surgery")]
 
 
 @pytest.mark.parametrize(("grid", "size_wh"), [((7, 7), (800, 800)), ((14, 14), (300, 200)), ((5, 9), (64, 640))])

@@ -12,7 +12,7 @@ from surgerylib.boxes import extract_boxes
 from surgerylib.datasets.dataset import load_dataset, read_image
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine import store as store_module
-from surgerylib.engine.detection import DETECTION_COLUMNS, DetectionSettings, detect, image_heatmaps
+from surgerylib.engine.evaluate import DETECTION_COLUMNS, DetectionSettings, detect, image_heatmaps
 from surgerylib.errors import ImageReadError, ParameterError
 from surgerylib.heatmaps import HEATMAP_KINDS
 from surgerylib.words import prompt_names

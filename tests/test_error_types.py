@@ -15,7 +15,6 @@ from test_metrics import BOX, detection_frame, random_frames, slow_iou, truth_fr
 from surgerylib.curves import INTERPOLATIONS
 from surgerylib.errors import ParameterError
 from surgerylib.frames import evaluate
-from surgerylib.kinds import ERROR_TYPES
 from surgerylib.metrics import average_precision, mean_average_precision
 from surgerylib.study.error_types import (
     FATES,
@@ -25,6 +24,7 @@ from surgerylib.study.error_types import (
     fates_by_class,
     mean_gains,
 )
+from surgerylib.words import ERROR_TYPES
 
 COLUMNS = ["label", "foreground_iou", "error", "count", "ap", "ap_fixed", "gain"]
 SHIP_A, SHIP_B, DAM = ("1", "ship", 0, 0, 10, 10), ("1", "ship", 40, 0, 50, 10), ("1", "dam", 80, 0, 90, 10)

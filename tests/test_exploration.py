@@ -16,9 +16,7 @@ from PIL import Image
 
 from surgerylib.boxes import box_iou, extract_boxes
 from surgerylib.datasets.images import decode_image
-from surgerylib.engine.adapted_store import load_adapters
-from surgerylib.engine.map_shards import MapSource
-from surgerylib.engine.settings import Setting
+from surgerylib.engine.adapters import load_adapters
 from surgerylib.errors import ImageReadError, ParameterError
 from surgerylib.explorer.app import drawing as view
 from surgerylib.explorer.export import Origin, python_call, setting_yaml
@@ -34,9 +32,8 @@ from surgerylib.explorer.view_model import (
     phrases,
     words_of,
 )
-from surgerylib.extraction import BoxSettings
 from surgerylib.frames import BOX_COLUMNS
-from surgerylib.heatmaps import heatmaps
+from surgerylib.heatmaps import Setting, heatmaps
 from surgerylib.words import DIOR_CLASSES, prompt_names
 from surgerylib.workbook.check import check
 
@@ -63,8 +60,8 @@ def exploration(tiny, subject) -> Exploration:
 
 
 def test_an_answer_is_what_the_public_functions_give(tiny, subject, exploration):
-    boxes = BoxSettings(percentile=60.0, min_side=3, nms_iou=0.6)
-    question = Question(DIOR_CLASSES, "ship", ("standard", "vv_mixed"), Setting(MapSource(last_layers=2), boxes))
+    boxes = Setting(percentile=60.0, min_side=3, nms_iou=0.6)
+    question = Question(DIOR_CLASSES, "ship", ("standard", "vv_mixed"), Setting(Setting(last_layers=2), boxes))
     text = tiny.encode_text(prompt_names(DIOR_CLASSES))
     tokens = tiny.encode_image(tiny.preprocess(subject.image)[None], 2)
     place = DIOR_CLASSES.index("ship")
@@ -84,7 +81,7 @@ def test_another_threshold_runs_neither_the_model_nor_the_maps(exploration, monk
     first = exploration.ask(question).answers[0]
     for name in ("encode_image", "encode_text"):
         monkeypatch.setattr(exploration.clip, name, lambda *_: pytest.fail("the model ran"))
-    other = Question(DIOR_CLASSES, "dam", setting=Setting(boxes=BoxSettings(percentile=90.0)))
+    other = Question(DIOR_CLASSES, "dam", setting=Setting(boxes=Setting(percentile=90.0)))
     assert exploration.ask(other).answers[0].maps is first.maps
 
 
@@ -140,10 +137,10 @@ def test_boxes_are_held_against_the_class_that_a_phrase_names(subject):
 
 
 def test_surgery_with_one_phrase_says_what_to_do(exploration):
-    question = Question(("red roof",), "red roof", setting=Setting(MapSource(similarity="surgery")))
+    question = Question(("red roof",), "red roof", setting=Setting(Setting(similarity="surgery")))
     with pytest.raises(ParameterError, match="'red roof' is alone: add another"):
         exploration.ask(question)
-    both = Question(("red roof", "ship"), "red roof", setting=Setting(MapSource(similarity="surgery")))
+    both = Question(("red roof", "ship"), "red roof", setting=Setting(Setting(similarity="surgery")))
     assert exploration.ask(both).answers[0].shown.shape == (4, 4)
 
 
@@ -151,7 +148,7 @@ def test_surgery_with_one_phrase_says_what_to_do(exploration):
     ("question", "message"),
     [
         (Question(("ship",), "dam"), "'dam' is not asked for"),
-        (Question(("ship",), "ship", setting=Setting(MapSource(last_layers=9))), "layers is 9"),
+        (Question(("ship",), "ship", setting=Setting(Setting(last_layers=9))), "layers is 9"),
         (Question(("ship",), "ship", adapted=True), "no trained adapter for vv_mixed"),
     ],
 )
@@ -164,7 +161,7 @@ def test_an_image_without_ground_truth_and_a_map_without_boxes(tiny, subject):
     exploration = Exploration(tiny, DIOR_CLASSES)
     bare = subject._replace(truth=subject.truth.iloc[:0])
     exploration.show(bare, look(tiny, bare.image))
-    question = Question(("ship",), "ship", setting=Setting(boxes=BoxSettings(floor=1e6)))
+    question = Question(("ship",), "ship", setting=Setting(boxes=Setting(floor=1e6)))
     answer = exploration.ask(question).answers[0]
     assert answer.boxes.shape == (0, 5)
     assert answer.best_ious.shape == (0,)
@@ -178,12 +175,12 @@ def test_an_image_without_ground_truth_and_a_map_without_boxes(tiny, subject):
 def test_the_outline_encloses_the_boxes():
     heatmap = np.zeros((14, 14), np.float32)
     heatmap[3:6, 8:11] = 1
-    lines, level = mask_outline(heatmap, BoxSettings(percentile=96.0))
+    lines, level = mask_outline(heatmap, Setting(percentile=96.0))
     box = extract_boxes(heatmap, (1, 1), percentile=96.0)[0]
     points = np.concatenate(lines)
     assert 0 < level < 1
     np.testing.assert_allclose([*points.min(axis=0), *points.max(axis=0)], box[:4], atol=1 / 224)
-    assert mask_outline(np.full((4, 4), 0.3, np.float32), BoxSettings()) == ([], pytest.approx(0.3))
+    assert mask_outline(np.full((4, 4), 0.3, np.float32), Setting()) == ([], pytest.approx(0.3))
 
 
 def test_an_adapter_answers_in_logits(tiny, subject, tmp_path):
@@ -218,7 +215,7 @@ def test_shapes_say_what_they_are(subject, exploration):
     shapes = view.truth_shapes(subject.truth, own)
     assert [shape["style"] for shape in shapes] == ["truth", "truth", "other"]
     assert [shape["text"] for shape in shapes] == ["", "ship", "dam"]  # the larger of the two ships
-    answer = exploration.ask(Question(DIOR_CLASSES, "ship", setting=Setting(boxes=BoxSettings(min_side=0)))).answers[0]
+    answer = exploration.ask(Question(DIOR_CLASSES, "ship", setting=Setting(boxes=Setting(min_side=0)))).answers[0]
     found = view.found_shapes(answer)
     assert len(found) == len(answer.boxes)
     np.testing.assert_allclose([shape["box"] for shape in found], answer.boxes[:, :4])
@@ -249,8 +246,8 @@ ORIGIN = Origin("embedded", "test", "embedded", None, 6)
 
 
 def test_the_setting_is_a_configuration_of_the_workbook(exploration, tmp_path):
-    boxes = BoxSettings(percentile=85.5, nms_iou=0.4, floor=0.1, score="max")
-    question = Question(("red roof",), "red roof", ("standard", "vv_mixed"), Setting(MapSource(last_layers=3), boxes))
+    boxes = Setting(percentile=85.5, nms_iou=0.4, floor=0.1, score="max")
+    question = Question(("red roof",), "red roof", ("standard", "vv_mixed"), Setting(Setting(last_layers=3), boxes))
     text = setting_yaml(ORIGIN, exploration.ask(question))
     values = yaml.safe_load(text)
     assert values["kinds"] == ["standard", "vv_mixed"]
@@ -263,7 +260,7 @@ def test_the_setting_is_a_configuration_of_the_workbook(exploration, tmp_path):
 
 
 def test_the_setting_of_an_adapter_takes_its_own_floor(exploration):
-    question = Question(("ship",), "ship", setting=Setting(boxes=BoxSettings(floor=0.0)))
+    question = Question(("ship",), "ship", setting=Setting(boxes=Setting(floor=0.0)))
     shown = exploration.ask(question)._replace(question=replace(question, adapted=True))
     values = yaml.safe_load(setting_yaml(replace(ORIGIN, adapter="adapters"), shown))
     assert (values["adapter"], values["adapter_floor"], values["floor"]) == ("adapters", 0.0, None)
@@ -277,7 +274,7 @@ def test_the_python_call_gives_the_same_boxes(tiny, tiny_folder, tmp_path, subje
     exploration = Exploration(tiny, DIOR_CLASSES, load_adapters(folder, tiny))
     exploration.show(subject._replace(path=str(picture)), look(tiny, subject.image, 48))
     similarity = "cosine" if adapted else "surgery"
-    setting = Setting(MapSource("vv_mixed", similarity, 3), BoxSettings(percentile=70.0, min_side=3, score="max"))
+    setting = Setting(Setting("vv_mixed", similarity, 3), Setting(percentile=70.0, min_side=3, score="max"))
     question = Question(("golffield", "a “red” 'roof'"), "golffield", ("standard", "vv_mixed"), setting, adapted)
     origin = Origin("x", "test", f"local-dir:{tiny_folder}", str(tiny_folder / "model.safetensors"), 3, str(folder), 48)
     names: dict = {}

@@ -20,7 +20,7 @@ from surgerylib.errors import ParameterError
 from surgerylib.explorer.app import Explorer
 from surgerylib.explorer.controls import ALL_KINDS, ANY_CLASS
 from surgerylib.explorer.work import Work
-from surgerylib.kinds import HEATMAP_KINDS
+from surgerylib.heatmaps import HEATMAP_KINDS
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgerylib import extraction
-from surgerylib.boxes import box_iou
-from surgerylib.errors import ParameterError
-from surgerylib.extraction import (
-    BOX_SCORES,
-    BoxSettings,
+from surgerylib.boxes import (
+    box_iou,
     extract_boxes,
     extract_many,
     keep_sides,
@@ -26,6 +23,8 @@ from surgerylib.extraction import (
     threshold_levels,
     threshold_mask,
 )
+from surgerylib.errors import ParameterError
+from surgerylib.heatmaps import BOX_SCORES, Setting
 
 PERCENTILES = (10.0, 40.0, 60.0, 70.0, 75.0, 80.0, 90.0, 95.0, 99.0)
 GRIDS = ((7, 7), (14, 14), (28, 28), (5, 9), (1, 6))
@@ -47,7 +46,7 @@ def blocks(values: list[list[float]], side: int) -> np.ndarray:
     return np.kron(np.array(values, np.float32), np.ones((side, side), np.float32))
 
 
-def written_out(heatmap: np.ndarray, size_wh: tuple[int, int], setting: BoxSettings) -> tuple[np.ndarray, float]:
+def written_out(heatmap: np.ndarray, size_wh: tuple[int, int], setting: Setting) -> tuple[np.ndarray, float]:
     """The five steps with NumPy and OpenCV's own functions, one percentile: boxes [K, 5] and the activated share."""
     side = setting.working_size
     up = cv2.resize(heatmap, (side, side), interpolation=cv2.INTER_LINEAR)
@@ -73,22 +72,22 @@ def written_out(heatmap: np.ndarray, size_wh: tuple[int, int], setting: BoxSetti
 # ---------------------------------------------------------------------------------------- many settings at once
 
 
-def many_settings() -> list[BoxSettings]:
-    plain = [BoxSettings(percentile) for percentile in PERCENTILES]
+def many_settings() -> list[Setting]:
+    plain = [Setting(percentile) for percentile in PERCENTILES]
     return [
         *plain,
         *(replace(setting, min_side=12, max_side=100) for setting in plain),
         *(replace(setting, score="max", nms_iou=0.3) for setting in plain),
         *(replace(setting, score="mean_sqrt_area", working_size=96) for setting in plain),
-        BoxSettings((60, 75, 90)),
-        BoxSettings((90, 60), nms_iou=0.5, min_side=0),
-        BoxSettings("otsu", score="max"),
-        BoxSettings("otsu", working_size=96),
-        BoxSettings(75.0),  # asked for twice
+        Setting((60, 75, 90)),
+        Setting((90, 60), nms_iou=0.5, min_side=0),
+        Setting("otsu", score="max"),
+        Setting("otsu", working_size=96),
+        Setting(75.0),  # asked for twice
         *(replace(setting, floor=0.2) for setting in plain[2:6]),
-        BoxSettings(75.0, floor=0.3, working_size=96, score="max"),
-        BoxSettings((60, 75, 90), floor=0.25),
-        BoxSettings("otsu", floor=0.25),
+        Setting(75.0, floor=0.3, working_size=96, score="max"),
+        Setting((60, 75, 90), floor=0.25),
+        Setting("otsu", floor=0.25),
     ]
 
 
@@ -148,7 +147,7 @@ def test_no_settings_and_a_tensor():
     ],
 )
 def test_against_the_steps_written_out(grid, change):
-    asked = [BoxSettings(percentile, **change) for percentile in PERCENTILES]
+    asked = [Setting(percentile, **change) for percentile in PERCENTILES]
     n_boxes = 0
     for seed in range(3):
         heatmap = random_map(seed, grid)
@@ -216,9 +215,9 @@ def test_the_merged_erosion_is_closing_and_then_opening(density):
 
 def test_activated_is_the_share_of_the_mask():
     heatmap = blocks([[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0.5], [0, 0, 0, 0]], side=56)
-    (high,) = extract_many(heatmap, SIZE_WH, [BoxSettings(95)])
+    (high,) = extract_many(heatmap, SIZE_WH, [Setting(95)])
     assert high.activated == pytest.approx(1 / 16)
-    both = extract_many(heatmap, SIZE_WH, [BoxSettings(percentile) for percentile in (90, (95, 90), (90, 95))])
+    both = extract_many(heatmap, SIZE_WH, [Setting(percentile) for percentile in (90, (95, 90), (90, 95))])
     assert [found.activated for found in both] == pytest.approx([2 / 16] * 3)  # of the larger mask
 
 
@@ -344,7 +343,7 @@ HIGH, LOW, WHOLE = [20, 40, 180, 100], [30, 150, 70, 190], [0, 0, 224, 224]
     ],
 )
 def test_a_pixel_must_reach_threshold_and_floor(percentile, floor, expected):
-    (found,) = extract_many(two_heights(), (224, 224), [BoxSettings(percentile, floor=floor)])
+    (found,) = extract_many(two_heights(), (224, 224), [Setting(percentile, floor=floor)])
     assert found.boxes[:, :4].tolist() == expected
     parts = {tuple(HIGH): 160 * 60, tuple(LOW): 40 * 40}
     share = 1 if WHOLE in expected else sum(parts[tuple(box)] for box in expected) / 224**2
@@ -386,7 +385,7 @@ def test_a_floor_below_all_values_changes_nothing_and_one_above_leaves_nothing(g
     levels=st.sampled_from([None, 2, 5]),
 )
 def test_the_higher_the_floor_the_smaller_the_mask(seed, percentile, floors, grid, levels):
-    asked = [BoxSettings(percentile, min_side=0, floor=floor) for floor in (None, *floors)]
+    asked = [Setting(percentile, min_side=0, floor=floor) for floor in (None, *floors)]
     found = extract_many(random_map(seed, grid, levels), (224, 224), asked)
     for lower, higher in pairwise(found):
         assert higher.activated <= lower.activated
@@ -399,7 +398,7 @@ def test_the_higher_the_floor_the_smaller_the_mask(seed, percentile, floors, gri
 def test_thresholds_below_one_floor_share_a_mask_and_a_map_below_it_has_none(monkeypatch):
     heatmap, made = two_heights(), []
     monkeypatch.setattr(extraction, "threshold_mask", lambda *given: made.append(given) or threshold_mask(*given))
-    asked = [BoxSettings(percentile, floor=0.25) for percentile in (30, 50, 75, (60, 70))]
+    asked = [Setting(percentile, floor=0.25) for percentile in (30, 50, 75, (60, 70))]
     extract_many(heatmap, SIZE_WH, [*asked, replace(asked[0], score="max")])
     assert [level for _, level in made] == [0.25]
     extract_many(heatmap, SIZE_WH, [replace(setting, floor=1.5) for setting in asked])
@@ -408,11 +407,11 @@ def test_thresholds_below_one_floor_share_a_mask_and_a_map_below_it_has_none(mon
 
 @pytest.mark.parametrize("given", [0, -0.0, np.float32(0), np.int64(0), np.float64(-0.0)])
 def test_ways_to_write_a_floor(given):
-    setting = BoxSettings(floor=given)
-    assert setting == BoxSettings(floor=0.0)
-    assert hash(setting) == hash(BoxSettings(floor=0.0))
-    assert json.dumps(asdict(setting)) == json.dumps(asdict(BoxSettings(floor=0.0)))
-    assert setting != BoxSettings()
+    setting = Setting(floor=given)
+    assert setting == Setting(floor=0.0)
+    assert hash(setting) == hash(Setting(floor=0.0))
+    assert json.dumps(asdict(setting)) == json.dumps(asdict(Setting(floor=0.0)))
+    assert setting != Setting()
 
 
 # ---------------------------------------------------------------------------------------------------------- Otsu
@@ -446,7 +445,7 @@ def test_otsu_parts_two_heaps_of_values():
     rng = np.random.default_rng(0)
     heatmap = rng.normal(-0.2, 0.01, (224, 224)).astype(np.float32)
     heatmap[30:90, 60:200] = rng.normal(0.1, 0.01, (60, 140))
-    (found,) = extract_many(heatmap, (448, 224), [BoxSettings("otsu")])
+    (found,) = extract_many(heatmap, (448, 224), [Setting("otsu")])
     np.testing.assert_allclose(found.boxes, [[120, 30, 400, 90, 0.1]], atol=1e-3)
     assert found.activated == pytest.approx(60 * 140 / 224**2)
     heatmap[:20] = 0.1  # more of the map stands out, and the split stays where it was
@@ -489,7 +488,7 @@ def test_boxes_lie_in_the_image(
     max_side = None if extra is None else min_side + extra
     with np.errstate(invalid="ignore"):  # a single value can't be spread over levels
         heatmap = np.nan_to_num(random_map(seed, (rows, columns), levels))
-    setting = BoxSettings(percentile, working_size, min_side, max_side, score, nms_iou, floor)
+    setting = Setting(percentile, working_size, min_side, max_side, score, nms_iou, floor)
     (found,) = extract_many(heatmap, size_wh, [setting])
     width, height = size_wh
     boxes = found.boxes
@@ -575,9 +574,9 @@ def test_a_box_over_the_whole_image_ends_at_its_border(width):
 )
 def test_values_that_cannot_be(bad, match):
     if "percentile" in bad and hasattr(bad["percentile"], "__next__"):
-        makers = [BoxSettings]  # a generator can be asked only once
+        makers = [Setting]  # a generator can be asked only once
     else:
-        makers = [BoxSettings, lambda **given: extract_boxes(random_map(0), SIZE_WH, **given)]
+        makers = [Setting, lambda **given: extract_boxes(random_map(0), SIZE_WH, **given)]
     for make in makers:
         with pytest.raises(ParameterError, match=match) as raised:
             make(**bad)
@@ -601,9 +600,9 @@ def test_values_that_cannot_be(bad, match):
     ],
 )
 def test_ways_to_write_a_percentile(given, kept):
-    setting = BoxSettings(given)
+    setting = Setting(given)
     assert setting.percentile == kept
-    assert hash(setting) == hash(BoxSettings(kept))
+    assert hash(setting) == hash(Setting(kept))
     json.dumps(asdict(setting))  # Python's own numbers
     assert setting.thresholds == (kept if isinstance(kept, tuple) else (kept,))
     heatmap = random_map(0)

@@ -19,9 +19,9 @@ from surgerylib.clip import load_clip
 from surgerylib.datasets.dataset import Dataset, load_dataset, read_image
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine import features as features_module
+from surgerylib.engine.caches import FeatureCache
 from surgerylib.engine.feature_batches import N_SYMMETRIES, BatchReader, turn, turn_boxes
-from surgerylib.engine.features import FeatureCache
-from surgerylib.engine.image_shards import check_disk
+from surgerylib.engine.store import check_disk
 from surgerylib.errors import CacheError, CheckpointError, ImageReadError, OutputError, ParameterError
 from surgerylib.files import file_sha256
 from surgerylib.heatmaps import heatmaps

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from surgerylib.engine.map_shards import MapShard, MapSource
+from surgerylib.engine.finding import MapShard
 from surgerylib.errors import CacheError, ParameterError
+from surgerylib.heatmaps import Setting
 from surgerylib.study.floors import N_BINS, check_floor_percentiles, floor_values
 from surgerylib.workbook.check import check_values
 from surgerylib.workbook.parameters import apply_overrides, find_notebooks, known_parameters, load_config, validate
@@ -32,7 +33,7 @@ def similarities(seed: int, n_images: int, n_classes: int = 4) -> np.ndarray:
     return np.random.default_rng(seed).normal(0.2, 0.05, shape).astype(np.float32)
 
 
-def all_values(store: SimpleNamespace, source: MapSource) -> np.ndarray:
+def all_values(store: SimpleNamespace, source: Setting) -> np.ndarray:
     return np.concatenate([shard.maps(source).ravel() for shard in store.shards]).astype(np.float64)
 
 
@@ -43,7 +44,7 @@ def assert_percentiles(found: dict[float, float], values: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", [MapSource(), MapSource("standard"), MapSource("vv_mixed", "surgery"), MapSource("vv_qk", "cosine", 2)]
+    "source", [Setting(), Setting("standard"), Setting("vv_mixed", "surgery"), Setting("vv_qk", "cosine", 2)]
 )
 def test_floors_are_percentiles_of_all_values(tmp_path, source):
     store = stored(tmp_path, [similarities(seed, n_images) for seed, n_images in enumerate((7, 7, 2))])
@@ -65,36 +66,36 @@ def test_floors_are_percentiles_of_all_values(tmp_path, source):
 )
 def test_values_of_any_range(tmp_path, change):
     store = stored(tmp_path, [change(similarities(seed, 6)).astype(np.float32) for seed in range(2)])
-    assert_percentiles(floor_values(store, MapSource(), PERCENTILES), all_values(store, MapSource()))
+    assert_percentiles(floor_values(store, Setting(), PERCENTILES), all_values(store, Setting()))
 
 
 def test_two_values_and_a_single_one(tmp_path):
     pair = np.zeros((1, 1, 2, 1, 3), np.float32)
     pair[..., 2] = 1
     store = stored(tmp_path, [pair], grid=(1, 2))
-    assert_percentiles(floor_values(store, MapSource(), [25, 50, 90]), np.array([0.0, 1.0]))
+    assert_percentiles(floor_values(store, Setting(), [25, 50, 90]), np.array([0.0, 1.0]))
     store = stored(tmp_path, [np.full((2, 1, 2, 3, 5), 0.25, np.float32)], grid=(2, 2))
-    assert floor_values(store, MapSource(), [80, 99.0]) == {80: 0.25, 99.0: 0.25}
+    assert floor_values(store, Setting(), [80, 99.0]) == {80: 0.25, 99.0: 0.25}
 
 
 def test_no_images_no_percentiles_and_no_file(tmp_path):
-    assert floor_values(stored(tmp_path, []), MapSource(), PERCENTILES) == {}
+    assert floor_values(stored(tmp_path, []), Setting(), PERCENTILES) == {}
     store = stored(tmp_path, [similarities(0, 3)])
-    assert floor_values(store, MapSource(), []) == {}
+    assert floor_values(store, Setting(), []) == {}
     with pytest.raises(ParameterError, match="last_layers must be at most 2"):
-        floor_values(store, MapSource(last_layers=3), PERCENTILES)
+        floor_values(store, Setting(last_layers=3), PERCENTILES)
     (tmp_path / "0.npy").unlink()
     with pytest.raises(CacheError, match="compute the store first"):
-        floor_values(store, MapSource(), PERCENTILES)
+        floor_values(store, Setting(), PERCENTILES)
 
 
 def test_memory_holds_a_shard_at_a_time(tmp_path):
     store = stored(tmp_path, [similarities(seed, 64, n_classes=20)[:, 1:] for seed in range(120)])
     tracemalloc.start()
-    found = floor_values(store, MapSource(), PERCENTILES)
+    found = floor_values(store, Setting(), PERCENTILES)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    values = all_values(store, MapSource())
+    values = all_values(store, Setting())
     assert_percentiles(found, values)
     assert peak < 4e6 < 4 * values.size / 2  # bytes; half of all values in float32 would not fit in
 

@@ -13,18 +13,18 @@ import torch
 from surgerylib.boxes import box_iou
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine.localizer_training import METHODS, summarise
-from surgerylib.engine.map_shards import MapSource
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import CheckpointError, ParameterError
 from surgerylib.figures import evaluation as evaluation_plots
 from surgerylib.files import file_sha256
+from surgerylib.heatmaps import Setting
 from surgerylib.localizer import load_localizer, save_localizer, untrained_localizer
 from surgerylib.study import evaluation_tables, head_evaluation, localizer_tables
 from surgerylib.study.classification import classify
 from surgerylib.study.localizer_plan import PUBLISHED, TrainingPlan, publish
 from surgerylib.workbook.session import Session, open_session
 
-SOURCES = {kind: MapSource(kind) for kind in ("standard", "vv_qk", "vv_mixed")}
+SOURCES = {kind: Setting(kind) for kind in ("standard", "vv_qk", "vv_mixed")}
 
 
 @pytest.fixture(scope="module")

@@ -34,12 +34,12 @@ from surgerylib.errors import ParameterError
 from surgerylib.figures import maps as plots
 from surgerylib.figures import training as training_plots
 from surgerylib.files import only_process
-from surgerylib.kinds import METHOD_NAMES
 from surgerylib.localizer import load_localizer
 from surgerylib.locations import PROJECT_ROOT, RUN_LOCK
 from surgerylib.study import localizer_tables
 from surgerylib.study.box_groups import box_sizes
 from surgerylib.study.localizer_plan import TrainingPlan, plain, publish
+from surgerylib.words import METHOD_NAMES
 from surgerylib.workbook.check import check, check_values
 from surgerylib.workbook.cli import main
 from surgerylib.workbook.parameters import find_notebooks, known_parameters, notebook_parameters

@@ -10,17 +10,17 @@ import pandas as pd
 import pytest
 
 from surgerylib.datasets.dataset import Dataset
-from surgerylib.engine.map_shards import MapSource
 from surgerylib.figures import per_class as per_class_plots
-from surgerylib.kinds import ERROR_TYPES
+from surgerylib.heatmaps import Setting
 from surgerylib.metrics import average_precision
 from surgerylib.study import per_class, per_class_tables
 from surgerylib.study.classification import Classification
 from surgerylib.study.error_types import detection_errors, error_decomposition, mean_gains
+from surgerylib.words import ERROR_TYPES
 
 CLASSES = ("airport", "Expressway-toll-station", "ship", "windmill")  # windmill has no box
 THRESHOLDS = [0.05, 0.5]
-SOURCE = MapSource()
+SOURCE = Setting()
 KIND = "vv_mixed"
 SIDE = 100.0
 

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from surgerylib.extraction import BoxSettings, extract_many
+from surgerylib.boxes import extract_many
 from surgerylib.figures import maps as plots
+from surgerylib.heatmaps import Setting
 from surgerylib.study.examples import example_pairs
 from surgerylib.study.summary import evaluate_kinds
 
@@ -58,7 +59,7 @@ def test_steps_of_a_constant_map_too(image, heatmap, constant):
 )
 def test_steps_with_a_floor_show_the_line_that_the_mask_has(image, heatmap, place, line):
     floor = float(np.percentile(heatmap, place)) if place <= 100 else 9.0
-    settings = BoxSettings(floor=floor)
+    settings = Setting(floor=floor)
     truth = boxes().astype(dict.fromkeys(BOX, float))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -8,16 +8,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from surgerylib.engine.map_shards import MapSource
-from surgerylib.engine.settings import Criterion, Setting
-from surgerylib.extraction import BoxSettings
+from surgerylib.heatmaps import Setting
 from surgerylib.intervals import number
 from surgerylib.metrics import bootstrap_map
 from surgerylib.study import recommendation as module
 from surgerylib.study import sweep_tables
 from surgerylib.study.diagnosis import difference_column, joint_names, map_quality, quality_by_kind, quality_table
 from surgerylib.study.quality import image_quality
-from surgerylib.study.sweep import Sweep, _tidy
+from surgerylib.study.sweep import Criterion, _tidy
 from surgerylib.workbook.check import check_values
 from surgerylib.workbook.parameters import find_notebooks, known_parameters, validate
 
@@ -51,7 +49,7 @@ def fake_sweep(hits: dict[Setting, float], n_images: int = 60, seed: int = 0) ->
 
 
 def with_percentile(percentile: float, **boxes) -> Setting:
-    return Setting(MapSource("vv_mixed"), BoxSettings(percentile, **boxes))
+    return Setting(Setting("vv_mixed"), Setting(percentile, **boxes))
 
 
 DEFAULT, BETTER, ALIKE = with_percentile(75.0), with_percentile(90.0), with_percentile(92.0)
@@ -95,7 +93,7 @@ def test_few_images_confirm_nothing_and_choose_with_a_note(choice):
 
 def test_of_equals_the_default_stays(choice):
     """A setting with the same maps, or the same value, is no reason to change anything."""
-    twin = replace(DEFAULT, source=MapSource("vv_vv"))
+    twin = replace(DEFAULT, source=Setting("vv_vv"))
     equal = fake_sweep({DEFAULT: 0.5, BETTER: 0.5, twin: 0.5})
     for chosen in (BETTER, twin):
         kept = recommend(equal, equal, chosen)
@@ -210,7 +208,7 @@ def test_curves_hold_plain_percentiles_of_one_map_under_both_protocols(choice):
     assert (frame["value"] <= frame["high"]).all()
     assert sweep_tables.curve_titles(frame)["all"].endswith("best vv_mixed at 90")
     assert sweep_tables.marks(DEFAULT, BETTER) == {"default": (75.0, "vv_mixed"), "best": (90.0, "vv_mixed")}
-    assert list(sweep_tables.marks(replace(DEFAULT, source=MapSource(similarity="surgery")), BETTER)) == ["best"]
+    assert list(sweep_tables.marks(replace(DEFAULT, source=Setting(similarity="surgery")), BETTER)) == ["best"]
     table = sweep_tables.map_by_percentile(choice, BETTER, "all")
     assert sweep_tables.grid_titles({"all": table}, BETTER)["all"] == (
         "vv_mixed, all: percentile 90 is best at 2 of 2 IoU thresholds"
@@ -259,7 +257,7 @@ def test_quality_of_a_store_is_image_quality_of_its_maps(tiny, tmp_path):
 
     data = load_dataset(write_scenes(tmp_path / "scenes", num_train=0, num_val=0, num_test=5, size=96), "test")
     store = HeatmapStore(tiny, data, tmp_path / "cache").compute()
-    sources = {kind: MapSource(kind, "cosine", 2) for kind in ("standard", "vv_qk", "vv_mixed")}
+    sources = {kind: Setting(kind, "cosine", 2) for kind in ("standard", "vv_qk", "vv_mixed")}
     found = map_quality(store, list(sources.values()), workers=2)
     pairs = {kind: found[source] for kind, source in sources.items()}
     assert list(joint_names(pairs)) == ["standard = vv_qk", "vv_mixed"]

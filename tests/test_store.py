@@ -19,19 +19,19 @@ import pytest
 from filelock import FileLock
 from tiny_models import write_model
 
+from surgerylib.boxes import extract_many
 from surgerylib.clip import ImageTokens, load_clip
 from surgerylib.datasets.dataset import load_dataset, read_image
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine import image_shards as image_shards_module
 from surgerylib.engine import map_shards as map_shards_module
 from surgerylib.engine import store as store_module
-from surgerylib.engine.detection import DetectionSettings, detect
-from surgerylib.engine.map_shards import BoxesAhead, MapShard, MapSource, boxes_of, shard_boxes
+from surgerylib.engine.evaluate import DetectionSettings, detect
+from surgerylib.engine.finding import BoxesAhead, MapShard, boxes_of, shard_boxes
 from surgerylib.engine.parallel import in_processes
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import CacheError, ImageReadError, OutputError, ParameterError, UnknownClassError
-from surgerylib.extraction import BoxSettings, extract_many
-from surgerylib.heatmaps import HEATMAP_KINDS, SIMILARITIES, heatmaps
+from surgerylib.heatmaps import HEATMAP_KINDS, SIMILARITIES, Setting, heatmaps
 from surgerylib.words import prompt_names
 
 N_IMAGES = 7
@@ -157,7 +157,7 @@ def tokens(tiny, root) -> dict[int, list[ImageTokens]]:
 @pytest.mark.parametrize("last_layers", [1, 2, 3])
 def test_stored_maps_are_those_of_the_tokens(store, tiny, data, tokens, kind, similarity, last_layers):
     text = tiny.encode_text(prompt_names(data.classes))
-    source = MapSource(kind, similarity, last_layers)
+    source = Setting(kind, similarity, last_layers)
     stored = np.concatenate([shard.maps(source) for shard in store.shards])
     assert stored.dtype == np.float32
     assert stored.shape == (N_IMAGES, len(data.classes), *tiny.grid)
@@ -168,7 +168,7 @@ def test_stored_maps_are_those_of_the_tokens(store, tiny, data, tokens, kind, si
 
 
 def test_maps_of_one_image_by_its_place(store):
-    source = MapSource("vv_mixed", "surgery", 2)
+    source = Setting("vv_mixed", "surgery", 2)
     every = np.concatenate([shard.maps(source) for shard in store.shards])
     np.testing.assert_array_equal(np.stack([store.maps(place, source) for place in range(N_IMAGES)]), every)
 
@@ -190,7 +190,7 @@ def test_sources_of_one_key_have_the_same_maps_and_others_have_not(store):
     for kind in HEATMAP_KINDS:
         for similarity in SIMILARITIES:
             for layers in (1, 2):
-                source = MapSource(kind, similarity, layers)
+                source = Setting(kind, similarity, layers)
                 by_key.setdefault(source.key, []).append(store.shards[0].maps(source))
     assert len(by_key) == 2 * (2 + 3)
     for same in by_key.values():
@@ -208,7 +208,7 @@ def test_batch_size_and_reading_threads_do_not_change_the_maps(store, tiny, data
 
 def test_pieces_of_a_shard_are_its_images(store):
     whole = MapShard(store.shards[1].path, (4, 4), 2, ((10, 20), (30, 40)))
-    source = MapSource("vv_mixed", "surgery", 2)
+    source = Setting("vv_mixed", "surgery", 2)
     assert whole.pieces(5) == [whole]
     first, second = whole.pieces(1)
     assert (first.first, first.offset, first.sizes_wh) == (2, 0, ((10, 20),))
@@ -238,7 +238,7 @@ def test_only_the_asked_rows_of_a_shard_are_read(tmp_path):
 
     tracemalloc.start()
     try:
-        maps = piece.maps(MapSource("vv_vv", "cosine", 3))
+        maps = piece.maps(Setting("vv_vv", "cosine", 3))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -251,8 +251,8 @@ def test_no_images(tiny, data, tmp_path):
     store = HeatmapStore(tiny, none, tmp_path).compute()
     assert store.shards == []
     assert store.nbytes == 0
-    tables = boxes_of(store.shards, [MapSource()], [BoxSettings(), BoxSettings(90)])
-    assert [table.boxes.shape for table in tables[MapSource()]] == [(0, 5)] * 2
+    tables = boxes_of(store.shards, [Setting()], [Setting(), Setting(90)])
+    assert [table.boxes.shape for table in tables[Setting()]] == [(0, 5)] * 2
     assert list(tmp_path.iterdir()) == []
 
 
@@ -362,7 +362,7 @@ def test_a_part_file_is_never_a_shard(copied):
     with pytest.raises(AssertionError, match="the model was used"):
         copied.compute()
     with pytest.raises(CacheError, match="compute the store first") as raised:
-        copied.shards[0].maps(MapSource())
+        copied.shards[0].maps(Setting())
     one_line(raised)
 
 
@@ -462,7 +462,7 @@ def test_a_named_folder_is_used_wherever_it_lies(copied, tiny, data, tmp_path):
     moved = copied.folder.rename(tmp_path / "my heatmaps")
     store = HeatmapStore(tiny, data, tmp_path / "nowhere", folder=moved).compute()
     assert store.folder == moved
-    assert store.shards[0].maps(MapSource()).shape[0] == SHARD_IMAGES
+    assert store.shards[0].maps(Setting()).shape[0] == SHARD_IMAGES
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -523,7 +523,7 @@ def test_a_damaged_shard_is_named(copied, how, match):
     assert path.is_file()  # nothing is deleted behind the user's back
     if match == "is not a shard":
         with pytest.raises(CacheError, match=match):
-            boxes_of(copied.shards, [MapSource()], [BoxSettings()], workers=1)
+            boxes_of(copied.shards, [Setting()], [Setting()], workers=1)
 
 
 # --------------------------------------------------------------------------------------------- values and places
@@ -569,7 +569,7 @@ def test_numbers_of_workers_that_cannot_be(store, copied, bad):
     Path(copied.shards[0].path).unlink()
     for call in (
         lambda: copied.compute(workers=bad),
-        lambda: boxes_of(store.shards, [MapSource()], [BoxSettings()], workers=bad),
+        lambda: boxes_of(store.shards, [Setting()], [Setting()], workers=bad),
         lambda: list(in_processes(abs, [1, 2], workers=bad, description="x")),
     ):
         with pytest.raises(ParameterError, match="workers must be a whole number of at least 1") as raised:
@@ -579,7 +579,7 @@ def test_numbers_of_workers_that_cannot_be(store, copied, bad):
 
 def test_more_layers_than_are_stored_or_there(store, tiny, data, tmp_path, no_model):
     with pytest.raises(ParameterError, match="at most 3, which are stored, got 4") as raised:
-        store.shards[0].maps(MapSource(last_layers=4))
+        store.shards[0].maps(Setting(last_layers=4))
     one_line(raised)
     for call in (
         lambda: HeatmapStore(tiny, data, tmp_path, layers=4),
@@ -599,36 +599,36 @@ def test_layers_that_are_stored(tiny_folder, data, tmp_path, depth, layers, stor
     assert store.layers == stored
     (shard,) = store.shards
     assert np.load(shard.path).shape[1] == stored
-    assert shard.maps(MapSource(last_layers=stored)).shape == (1, len(data.classes), *clip.grid)
+    assert shard.maps(Setting(last_layers=stored)).shape == (1, len(data.classes), *clip.grid)
 
 
 @pytest.mark.parametrize("bad", [0, -1, True, 1.5, "1", None])
 def test_map_sources_that_cannot_be(bad):
     with pytest.raises(ParameterError, match="last_layers must be a whole number"):
-        MapSource(last_layers=bad)
+        Setting(last_layers=bad)
     with pytest.raises(ParameterError, match="unknown heatmap kind"):
-        MapSource(kind=bad)
+        Setting(kind=bad)
     with pytest.raises(ParameterError, match="unknown similarity"):
-        MapSource(similarity=bad)
+        Setting(similarity=bad)
 
 
 def test_surgery_with_one_class(tiny, data, tmp_path):
     one = replace(data, classes=("ship",), images=data.images.iloc[:2])
     store = HeatmapStore(tiny, one, tmp_path).compute()
     for work in (
-        lambda: store.shards[0].maps(MapSource(similarity="surgery")),
-        lambda: boxes_of(store.shards, [MapSource(similarity="surgery")], [BoxSettings()]),
+        lambda: store.shards[0].maps(Setting(similarity="surgery")),
+        lambda: boxes_of(store.shards, [Setting(similarity="surgery")], [Setting()]),
     ):
         with pytest.raises(ParameterError, match="at least two classes, got 1") as raised:
             work()
         one_line(raised)
-    assert store.shards[0].maps(MapSource()).shape == (2, 1, *tiny.grid)
+    assert store.shards[0].maps(Setting()).shape == (2, 1, *tiny.grid)
 
 
 # ----------------------------------------------------------------------------------------------- boxes of shards
 
-SOURCES = [MapSource(), MapSource("standard", "surgery", 2)]
-CUTS = [BoxSettings(75), BoxSettings((60, 90), nms_iou=0.5), BoxSettings("otsu", score="max")]
+SOURCES = [Setting(), Setting("standard", "surgery", 2)]
+CUTS = [Setting(75), Setting((60, 90), nms_iou=0.5), Setting("otsu", score="max")]
 
 
 def assert_same_tables(found: dict, expected: dict) -> None:
@@ -675,7 +675,7 @@ def test_a_source_that_is_named_twice_has_its_boxes_once(store):
 def test_constant_maps_make_an_empty_table(tmp_path):
     np.save(tmp_path / "maps.npy", np.full((2, 1, 2, 3, 5), 0.2, np.float32))
     shard = MapShard(str(tmp_path / "maps.npy"), (2, 2), 10, ((30, 40), (50, 60)))
-    (table,) = shard_boxes(shard, MapSource(), [BoxSettings()])
+    (table,) = shard_boxes(shard, Setting(), [Setting()])
     assert table.boxes.shape == (0, 5)
     assert table.activated.tolist() == [[0, 0, 0]] * 2
     assert table.image.dtype == np.int32
@@ -688,14 +688,14 @@ def test_workers_load_neither_torch_nor_pandas(store, tmp_path):
         f"""
 import sys
 import threading
-from surgerylib.engine.map_shards import MapShard, MapSource, boxes_of, shard_boxes
-from surgerylib.extraction import BoxSettings
+from surgerylib.engine.map_shards import MapShard, Setting, boxes_of, shard_boxes
+from surgerylib.extraction import Setting
 from surgerylib.engine.parallel import in_processes
 
 heavy = {{"torch", "open_clip", "pandas", "matplotlib", "PIL"}}
 
 def loaded(shard):
-    shard_boxes(shard, MapSource("vv_mixed", "surgery"), [BoxSettings()])
+    shard_boxes(shard, Setting("vv_mixed", "surgery"), [Setting()])
     import os, sys
     return os.getpid(), sorted(heavy & set(sys.modules))
 
@@ -794,8 +794,8 @@ def test_bug_a_model_of_another_configuration_took_the_maps_of_one_with_the_same
 @pytest.mark.parametrize(("workers", "n_ahead"), [(2, 0), (2, 1), (2, 99), (1, 1)])
 def test_boxes_begun_while_shards_are_computed_are_those_found_afterwards(store, workers, n_ahead):
     sources, settings = (
-        [MapSource("vv_vv"), MapSource("standard"), MapSource("vv_vv")],
-        [BoxSettings(), BoxSettings(90)],
+        [Setting("vv_vv"), Setting("standard"), Setting("vv_vv")],
+        [Setting(), Setting(90)],
     )
     expected = boxes_of(store.shards, sources, settings, workers=1)
     with BoxesAhead(sources, settings, workers=workers) as ahead:
@@ -819,7 +819,7 @@ def test_a_shard_is_told_of_when_it_has_its_name(tiny, data, tmp_path):
 
 def test_an_error_in_boxes_begun_ahead_is_raised_where_they_are_asked_for(store, tmp_path):
     gone = replace(store.shards[0], path=str(tmp_path / "gone.npy"))
-    with BoxesAhead([MapSource("vv_vv")], [BoxSettings()], workers=2) as ahead:
+    with BoxesAhead([Setting("vv_vv")], [Setting()], workers=2) as ahead:
         ahead.add(gone)
         with pytest.raises(CacheError, match="there are no heatmaps"):
             ahead.tables([gone])

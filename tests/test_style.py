@@ -20,8 +20,8 @@ from surgerylib.figures import maps as plots
 from surgerylib.figures import per_class as per_class_plots
 from surgerylib.figures import sweep as sweep_plots
 from surgerylib.figures import training as training_plots
-from surgerylib.kinds import ERROR_TYPES, METHOD_NAMES
 from surgerylib.locations import PROJECT_ROOT
+from surgerylib.words import ERROR_TYPES, METHOD_NAMES
 
 MODULES = sorted(path for path in (PROJECT_ROOT / "surgerylib" / "figures").glob("[a-z]*.py") if path.stem != "style")
 SIZES = {"fontsize", "labelsize", "titlesize", "title_fontsize"}

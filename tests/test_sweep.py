@@ -11,24 +11,16 @@ import pytest
 from surgerylib.boxes import extract_boxes
 from surgerylib.datasets.dataset import load_dataset
 from surgerylib.embedded.scenes import write_scenes
-from surgerylib.engine.detection import DetectionSettings, detect, detections_frame
-from surgerylib.engine.map_shards import BoxTable, MapSource, boxes_of
+from surgerylib.engine.evaluate import DetectionSettings, detect
+from surgerylib.engine.finding import boxes_of, detections_frame
 from surgerylib.engine.measures import MEASURES, best_overlaps, measure_boxes, present_pairs
-from surgerylib.engine.settings import (
-    Criterion,
-    Setting,
-    at_percentiles,
-    chosen_kind,
-    post_processing_variants,
-    setting_grid,
-)
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import CacheError, OutputError, ParameterError
-from surgerylib.extraction import BoxSettings
+from surgerylib.heatmaps import Setting, chosen_kind
 from surgerylib.metrics import bootstrap_map, paired_difference
 from surgerylib.study import sweep as sweep_module
 from surgerylib.study.summary import evaluate_kinds
-from surgerylib.study.sweep import sweep
+from surgerylib.study.sweep import Criterion, at_percentiles, post_processing_variants, setting_grid, sweep
 
 KINDS = ["standard", "vv_qk", "vv_vv", "vv_mixed"]
 FAST = {"n_resamples": 50, "workers": 1}
@@ -55,13 +47,13 @@ def swept(store, grid):
 def test_the_boxes_of_a_sweep_are_those_of_extract_boxes_setting_by_setting_bit_for_bit(store):
     percentiles = (30.0, 50.0, 60.0, 70.0, 75.0, 80.0, 85.0, 90.0, 95.0)
     settings = [
-        *(BoxSettings(percentile=value) for value in percentiles),
-        BoxSettings(percentile=90.0, nms_iou=0.3, score="max"),
-        BoxSettings(percentile=(60.0, 90.0), nms_iou=0.5, min_side=8, max_side=100),
-        BoxSettings(percentile="otsu", score="mean_sqrt_area"),
-        BoxSettings(percentile=60.0, floor=0.02),
+        *(Setting(percentile=value) for value in percentiles),
+        Setting(percentile=90.0, nms_iou=0.3, score="max"),
+        Setting(percentile=(60.0, 90.0), nms_iou=0.5, min_side=8, max_side=100),
+        Setting(percentile="otsu", score="mean_sqrt_area"),
+        Setting(percentile=60.0, floor=0.02),
     ]
-    for source in (MapSource("standard"), MapSource("vv_mixed", "surgery", 3)):
+    for source in (Setting("standard"), Setting("vv_mixed", "surgery", 3)):
         tables = boxes_of(store.shards, [source], settings, workers=2)[source]
         for setting, table in zip(settings, tables, strict=True):
             for image, (width, height) in enumerate(store.dataset.images[["width", "height"]].to_numpy()):
@@ -225,11 +217,11 @@ def test_a_selection_of_settings_keeps_their_figures(grid, swept):
 
 
 def test_a_setting_at_other_percentiles():
-    setting = Setting(boxes=BoxSettings(90.0, score="max"))
+    setting = Setting(boxes=Setting(90.0, score="max"))
     assert [own.boxes for own in at_percentiles(setting, [60, 75])] == [
-        BoxSettings(60.0, score="max"), BoxSettings(75.0, score="max"),
+        Setting(60.0, score="max"), Setting(75.0, score="max"),
     ]  # fmt: skip
-    assert at_percentiles(Setting(boxes=BoxSettings("otsu")), [60]) == []
+    assert at_percentiles(Setting(boxes=Setting("otsu")), [60]) == []
 
 
 def box_table(rows: list[tuple[int, int, float, float, float, float]], shape: tuple[int, int]) -> BoxTable:
@@ -333,7 +325,7 @@ def test_no_images_and_no_ground_truth(store, grid):
 
 
 def test_variants_change_one_thing_and_leave_out_what_changes_nothing():
-    plain = Setting(boxes=BoxSettings(min_side=10))
+    plain = Setting(boxes=Setting(min_side=10))
     variants = post_processing_variants(
         plain, nms_ious=[0.3], min_sides=[10, 20], max_sides=[100], box_scores=["mean", "max"], unions=[[75, 90]],
         floors={"percentile 95 of all values": 0.25, "a small one": 0.000123456},
@@ -342,17 +334,17 @@ def test_variants_change_one_thing_and_leave_out_what_changes_nothing():
         "NMS at 0.3", "sides > 20", "sides ≤ 100", "score max", "percentiles 75 + 90, NMS at 0.5",
         "floor at 0.25 (percentile 95 of all values)", "floor at 0.000123 (a small one)", "Otsu's threshold",
     ]  # fmt: skip
-    assert variants["floor at 0.25 (percentile 95 of all values)"].boxes == BoxSettings(min_side=10, floor=0.25)
+    assert variants["floor at 0.25 (percentile 95 of all values)"].boxes == Setting(min_side=10, floor=0.25)
     of_floor = replace(plain, boxes=replace(plain.boxes, floor=0.25))
     assert "floor at 0.25 (the same)" not in post_processing_variants(of_floor, floors={"the same": 0.25})
-    assert variants["percentiles 75 + 90, NMS at 0.5"].boxes == BoxSettings((75, 90), min_side=10, nms_iou=0.5)
-    assert variants["sides > 20"].boxes == BoxSettings(min_side=20)
+    assert variants["percentiles 75 + 90, NMS at 0.5"].boxes == Setting((75, 90), min_side=10, nms_iou=0.5)
+    assert variants["sides > 20"].boxes == Setting(min_side=20)
 
 
 def test_a_setting_by_the_names_of_the_notebooks_and_in_words():
     setting = Setting(
-        MapSource("standard", "surgery", 3),
-        BoxSettings((60, 90), min_side=9, max_side=99, score="max", nms_iou=0.5, floor=0.25),
+        Setting("standard", "surgery", 3),
+        Setting((60, 90), min_side=9, max_side=99, score="max", nms_iou=0.5, floor=0.25),
     )
     assert setting.parameters() == {
         "kind": "standard", "similarity": "surgery", "last_layers": 3, "percentile": [60, 90], "min_side": 9,
@@ -363,10 +355,10 @@ def test_a_setting_by_the_names_of_the_notebooks_and_in_words():
         "sides ≤ 99, score max"
     )
     assert Setting().parameters()["floor"] is None
-    adapted = Setting(MapSource("vv_mixed", "cosine", 3, "0123456789ab"))
+    adapted = Setting(Setting("vv_mixed", "cosine", 3, "0123456789ab"))
     assert adapted.describe() == "vv_mixed, cosine, adapter on the last 3 layers, percentile 75"
-    assert Setting(boxes=BoxSettings(floor=-0.012345)).describe() == "vv_mixed, cosine, percentile 75, floor -0.0123"
-    assert Setting(boxes=BoxSettings("otsu")).describe() == "vv_mixed, cosine, Otsu's threshold"
+    assert Setting(boxes=Setting(floor=-0.012345)).describe() == "vv_mixed, cosine, percentile 75, floor -0.0123"
+    assert Setting(boxes=Setting("otsu")).describe() == "vv_mixed, cosine, Otsu's threshold"
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from surgerylib.extraction import BoxSettings, extract_boxes, extract_many
+from surgerylib.boxes import extract_boxes, extract_many
 from surgerylib.figures import maps as plots
 from surgerylib.figures import sweep as sweep_plots
+from surgerylib.heatmaps import Setting
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -169,7 +170,7 @@ def scene() -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
 
 def test_multiples_say_what_each_percentile_finds(scene):
     image, heatmap, truth = scene
-    setting = BoxSettings(percentile=10, min_side=20, nms_iou=0.5)
+    setting = Setting(percentile=10, min_side=20, nms_iou=0.5)
     figure = sweep_plots.percentile_multiples(
         image, heatmap, truth, "ship", PERCENTILES, title="finding", boxes=setting
     )
@@ -192,7 +193,7 @@ def test_multiples_say_what_each_percentile_finds(scene):
 def test_multiples_with_a_floor_show_the_mask_that_is_left(scene):
     image, heatmap, truth = scene
     for floor in (float(np.percentile(heatmap, 97)), 9.0):
-        setting = BoxSettings(floor=floor)
+        setting = Setting(floor=floor)
         figure = sweep_plots.percentile_multiples(image, heatmap, truth, "ship", [10, 75], title="t", boxes=setting)
         (found,) = extract_many(heatmap, (120, 80), [setting])
         for axis in figure.axes[2:]:  # both percentiles lie below the floor

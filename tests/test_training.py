@@ -23,8 +23,8 @@ from surgerylib.clip import load_clip
 from surgerylib.datasets.dataset import Dataset, load_dataset
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine import training as training_module
+from surgerylib.engine.caches import FeatureCache
 from surgerylib.engine.feature_batches import BatchReader, turn_boxes
-from surgerylib.engine.features import FeatureCache
 from surgerylib.engine.localizer_training import (
     LocalizerSettings,
     LocalizerTask,

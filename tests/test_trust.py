@@ -16,7 +16,7 @@ from dior_folders import annotation_dir, image_file, split_file
 from surgerylib.clip import load_clip
 from surgerylib.datasets.dataset import load_dataset
 from surgerylib.embedded.scenes import write_scenes
-from surgerylib.engine.detection import DetectionSettings, detect
+from surgerylib.engine.evaluate import DetectionSettings, detect
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import ImageReadError
 from surgerylib.metrics import average_precision, bootstrap_map

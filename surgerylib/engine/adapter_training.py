@@ -20,13 +20,13 @@ from ..adapter import HeatmapAdapter, clip_and_tokens, save_adapter, untrained_a
 from ..checks import as_floats, as_whole_numbers
 from ..datasets.dataset import check_disjoint
 from ..errors import CacheError, ParameterError, TrainingError
+from ..heatmaps import KIND_PATHS, check_kinds
 from ..identities import differences, short_hash
-from ..kinds import KIND_PATHS, check_kinds
 from ..losses import heatmap_loss
 from ..versions import source_sha256
 from ..words import PROMPT_TEMPLATES, canonical_class, prompt_names
+from .caches import CoverageTargets, TokenCache
 from .feature_batches import read_ahead
-from .token_cache import CoverageTargets, TokenCache
 from .training import Schedule, Training, fit
 
 # what decides the weights; the cache's identity answers for the rest

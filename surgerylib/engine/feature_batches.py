@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .features import FeatureCache
+from .caches import FeatureCache
 
 N_SYMMETRIES = 8  # of the square: quarter turns 0 to 3, then the same after a mirroring
 Asked, Read = TypeVar("Asked"), TypeVar("Read")

@@ -28,8 +28,8 @@ from ..localizer import (
 )
 from ..losses import check_assign, gt_class_localization_loss
 from ..versions import source_sha256
+from .caches import FeatureCache
 from .feature_batches import Batch, BatchReader
-from .features import FeatureCache
 from .localization import (
     BASELINES,
     baseline_ious,
@@ -258,8 +258,8 @@ def training_folder(task: LocalizerTask, schedule: Schedule, trainings_dir: str 
 def belongs_to(cache: FeatureCache) -> dict[str, Any]:
     """What a head trained on this cache belongs to, for `load_localizer`."""
     return clip_and_maps(
-        cache.clip, cache.dataset.classes, layers=cache.layers, kind=cache.source.kind,
-        similarity=cache.source.similarity, templates=cache.templates, picture_size=cache.picture_size,
+        cache.clip, cache.dataset.classes, layers=cache.layers, kind=cache.setting.kind,
+        similarity=cache.setting.similarity, templates=cache.templates, picture_size=cache.picture_size,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 from ..datasets.dataset import Dataset
 from ..frames import BOX_COLUMNS
 from ..matching import overlapping_pairs
-from .map_shards import BoxTable
+from .finding import Boxes
 
 MEASURES = (
     "boxes_per_image",
@@ -21,7 +21,7 @@ MEASURES = (
 )
 
 
-def measure_boxes(table: BoxTable, dataset: Dataset, asked: np.ndarray | None = None) -> dict[str, float]:
+def measure_boxes(table: Boxes, dataset: Dataset, asked: np.ndarray | None = None) -> dict[str, float]:
     """What boxes are like, apart from their ranking.
 
     Args:
@@ -56,7 +56,7 @@ def measure_boxes(table: BoxTable, dataset: Dataset, asked: np.ndarray | None = 
     }
 
 
-def best_overlaps(table: BoxTable, dataset: Dataset, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def best_overlaps(table: Boxes, dataset: Dataset, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How well boxes and ground truth fit each other, class by class and image by image.
 
     Args:

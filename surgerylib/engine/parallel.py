@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -21,27 +21,24 @@ Result = TypeVar("Result")
 
 def in_processes(
     function: Callable[[Task], Result],
-    tasks: Sequence[Task],
+    tasks: Iterable[Task],
     *,
+    sizes: Sequence[int],
     workers: int | None = None,
     description: str,
-    unit: str = "step",
-    sizes: Sequence[int] | None = None,
+    unit: str = "image",
     progress: Callable[[int], object] | None = None,
-    all_workers: bool = False,
 ) -> Iterator[Result]:
     """`function(task)` for each task, in the order of the tasks; results wait in memory until they are asked for.
 
     Args:
-        function: a module's own function; what it imports is loaded once in each worker.
-        tasks: picklable arguments.
+        function: what it imports is loaded once in each worker; one of a notebook's own goes there by its code.
+        tasks: picklable arguments, asked for as they are needed.
+        sizes: how many units each task is.
         workers: processes; None takes the CPU's cores. 1, or a single task, stays in this process.
         description: of the progress bar, which appears after two seconds.
         unit: what the bar counts.
-        sizes: how many units each task is; one each when None.
         progress: called with a task's units when it is done, in place of a bar.
-        all_workers: keep those of the call before, also where there are fewer tasks: ending some and starting them
-            again takes longer than a short task.
 
     Raises:
         OutputError: a worker process was killed.
@@ -52,17 +49,16 @@ def in_processes(
     from joblib import Parallel, delayed
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    sizes = [1] * len(tasks) if sizes is None else sizes
-    n_jobs = worker_count(workers) if all_workers and len(tasks) > 1 else min(worker_count(workers), max(len(tasks), 1))
+    # one number for all work: ending some of the processes and starting them again takes longer than a short task
+    n_jobs = worker_count(workers) if len(sizes) > 1 else 1
     pool = Parallel(
         n_jobs=n_jobs, backend="loky", return_as="generator", idle_worker_timeout=_IDLE_SECONDS,
         initializer=_end_with_parent, initargs=(os.getpid(),),
     )  # fmt: skip
     with tqdm(total=sum(sizes), desc=description, unit=unit, delay=2, leave=False, disable=progress is not None) as bar:
-        done = progress or bar.update
         try:
             for result, size in zip(pool(delayed(function)(task) for task in tasks), sizes, strict=True):
-                done(size)
+                (progress or bar.update)(size)
                 yield result
         except TerminatedWorkerError as error:
             raise OutputError(

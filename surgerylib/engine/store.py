@@ -1,47 +1,285 @@
-"""The heatmap store: the frozen model runs once over a data set, and every later question is asked of files.
+"""A data set through the frozen model once: a record an image, in shard files that a later run goes on from.
 
-What is kept is the similarity of every token to every class, for both paths and the last few layers (see
-`map_shards`): all kinds, similarities and thresholds follow from it without the model.
+There is one store; a recipe says what is kept of an image. All kinds of heatmaps, similarities and thresholds follow
+from what a `HeatmapStore` holds without the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from tqdm import tqdm
 
+from ..checks import whole_number, worker_count
 from ..clip import SurgeryCLIP
-from ..datasets.dataset import Dataset, read_image
-from ..words import PROMPT_TEMPLATES, prompt_names
-from .adapted_store import AdaptedStore, TrainedAdapter
-from .image_shards import ImageShards
-from .map_shards import PATHS, MapShard, MapSource, open_shard
+from ..datasets.damage import files_sha256
+from ..datasets.dataset import Dataset
+from ..datasets.images import read_image
+from ..errors import CacheError, CheckpointError, OutputError, ParameterError
+from ..files import atomic_write, file_sha256, only_process, remove_parts, written_aside
+from ..heatmaps import Setting, maps_of
+from ..versions import versions
+from ..words import PROMPT_TEMPLATES
+from .adapters import TrainedAdapter
+from .recipes import Recipe, adapted_maps, similarities
 
+# how the stored numbers are made: to be raised with them. Stores of another number are left alone and made anew.
+STORE_VERSION = 2
 STORED_LAYERS = 3
-SHARD_IMAGES = 64
+_IDENTITY, _HASHES = "identity.json", "hashes.json"
 
 
-class HeatmapStore(ImageShards):
-    """Similarities of a data set's tokens to its class list, in shards on disk. Attributes as in `ImageShards`.
+class Store:
+    """What a recipe makes of each image of a data set, on disk.
 
-    With adapters their maps lie beside these, in a store of their own: `MapSource.adapter` chooses between them.
+    A shard is written aside and renamed when it is whole: after a kill, `compute` goes on behind the last one. The
+    sha256 of each is kept beside them and looked at when `compute` finds it there.
+
+    Attributes:
+        clip, dataset, recipe: as given.
+        identity: everything the numbers depend on: weights, model, size, images, recipe, `STORE_VERSION`.
+        key: a hash of it.
+        folder: where the shards lie; named after the key.
+        nbytes: size of all shards.
     """
 
-    what = "heatmaps"
-    code = (
-        "_open_clip",
-        "attention",
-        "weights",
-        "words",
-        "clip",
-        "engine.image_shards",
-        "datasets.images",
-        "engine.store",
-    )
+    def __init__(self, clip: SurgeryCLIP, dataset: Dataset, cache_dir: str | Path, recipe: Recipe) -> None:
+        """Find or prepare the store; nothing is computed yet.
+
+        Args:
+            clip: the frozen model.
+            dataset: its images.
+            cache_dir: folder of stores, one subfolder each.
+            recipe: what is kept of an image.
+
+        Raises:
+            ParameterError: more layers than the value-value path has.
+            ImageReadError: an image file is missing.
+        """
+        if recipe.layers > clip.depth:
+            raise ParameterError(f"layers must lie in 1..{clip.depth} (the VV path's depth), got {recipe.layers}")
+        self.clip, self.dataset, self.recipe = clip, dataset, recipe
+        self.identity = {
+            "store_version": STORE_VERSION,
+            **clip.identity,
+            "layers": recipe.layers,
+            **recipe.made_of,
+            "n_images": len(dataset.images),
+            "images_sha256": files_sha256(dataset),
+            "shard_images": recipe.shard_images,
+            "versions": {name: versions().get(name) for name in ("torch", "open_clip_torch", "opencv-python-headless")},
+        }
+        self.key = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        self.folder = Path(cache_dir) / f"{recipe.what}-{self.key[:16]}"
+        self.nbytes = len(dataset.images) * recipe.record.itemsize
+        self.found = 0  # shards that an earlier run has left, of those that `compute` was asked for
+
+    @property
+    def what(self) -> str:
+        """What is stored, in the plural."""
+        return self.recipe.what
+
+    @property
+    def layers(self) -> int:
+        """How many of the last layers are looked at."""
+        return self.recipe.layers
+
+    @property
+    def record(self) -> np.dtype:
+        """Of one image, perhaps with a shape."""
+        return self.recipe.record
+
+    def path(self, position: int) -> Path:
+        """The shard that holds the image at this place of the data set."""
+        return self.folder / f"{self.what}-{position // self.recipe.shard_images:05d}.npy"
+
+    def describe(self) -> str:
+        """One line: how much is stored where, what of it an earlier run has left, and what that was made of."""
+        n_images, sizes = len(self.dataset.images), dict(self._shards())
+        there = sum(size for first, size in sizes.items() if self.path(first).is_file())
+        text = (
+            f"{self.what} of {there:,} of {n_images:,} images, {self.layers} layers, "
+            f"{self.nbytes / 1e6:,.1f} MB, in {self.folder.parent.name}/{self.folder.name}"
+        )
+        if self.found:
+            made_of = f"{self.clip.name}, weights {self.clip.weights.sha256[:12]}, store version {STORE_VERSION}"
+            text += f"; {self.found} of {len(sizes)} files were there already, made of {made_of}"
+        others = self._of_other_weights()
+        return f"{text}; not used, of other weights: {', '.join(others)}" if others else text
+
+    def compute(self, *, batch_size: int = 16, workers: int | None = None) -> Self:
+        """Run the model over the images whose shards are not there yet.
+
+        Args:
+            batch_size: images a forward.
+            workers: threads that read images; None takes the CPU's cores.
+
+        Raises:
+            ImageReadError: a damaged image (the shards finished before it stay).
+            OutputError: the disk is too small.
+            CacheError: a shard that is not as it was written.
+            CheckpointError: the model gives NaN or infinite values.
+        """
+        batch_size, n_threads = whole_number("batch_size", batch_size), worker_count(workers)
+        hashes, shards = self._hashes(), list(self._shards())
+        looked_at = tqdm(shards, desc=f"checking {self.what}", unit="file", delay=2, leave=False)
+        self.found = sum(self._is_there(first, size, hashes) for first, size in looked_at)
+        if self.found < len(shards):
+            check_disk([self])
+            with only_process(self.folder, f"computes the {self.what}"):
+                self._compute(batch_size, n_threads)
+        return self
+
+    def block(self, start: int, stop: int) -> np.ndarray:
+        """Records of consecutive images, by their places in the data set, of one shard: a view of the mapped file.
+
+        Raises:
+            CacheError: the store has not been computed, or the file is damaged.
+        """
+        offset = start % self.recipe.shard_images
+        return open_shard(self.path(start), self.what)[offset : offset + stop - start]
+
+    def blocks(self, most: int) -> list[tuple[int, int]]:
+        """(start, stop) of all images in order, at most so many at a time and of one shard each."""
+        edges = (range(first, first + size, most) for first, size in self._shards())
+        ends = [place for of_shard in edges for place in of_shard]
+        return list(pairwise([*ends, len(self.dataset.images)])) if ends else []
+
+    def shards(self) -> Iterator[np.ndarray]:
+        """Records of all images in order, shard by shard, mapped from disk."""
+        return (self.block(first, first + size) for first, size in self._shards())
+
+    def read(self, positions: Sequence[int] | np.ndarray) -> list[np.void]:
+        """Records of some images by their places in the data set: views of the mapped files, nothing is copied.
+
+        The files stay mapped for as long as the records live, and no longer: memory does not grow with what was read.
+
+        Raises:
+            CacheError: the store has not been computed, or a file is damaged.
+        """
+        opened: dict[Path, np.ndarray] = {}
+        records = []
+        for position in map(int, positions):
+            path = self.path(position)
+            if path not in opened:
+                opened[path] = open_shard(path, self.what)
+            records.append(opened[path][position % self.recipe.shard_images])
+        return records
+
+    def missing_bytes(self) -> int:
+        """What is still to be written."""
+        return sum(size for first, size in self._shards() if not self.path(first).is_file()) * self.record.itemsize
+
+    def _compute(self, batch_size: int, n_threads: int) -> None:
+        """The missing shards, as they are now that no other process writes them."""
+        hashes = self._hashes()
+        missing = [(first, size) for first, size in self._shards() if not self.path(first).is_file()]
+        n_images, n_missing = len(self.dataset.images), sum(size for _, size in missing)
+        atomic_write(self.folder / _IDENTITY, json.dumps(self.identity, indent=1))
+        remove_parts(self.folder)
+        bar = partial(tqdm, unit="image", desc=f"{self.what} of {self.dataset.split}", delay=2)
+        with ThreadPoolExecutor(n_threads) as pool, bar(total=n_images, initial=n_images - n_missing) as progress:
+            batches = self._read_ahead(missing, batch_size, pool)
+            for first, size in missing:
+                with written_aside(self.path(first)) as file:
+                    hashed = _Hashed(file)
+                    write_shard_head(hashed, self.record, size)
+                    for _ in range(0, size, batch_size):
+                        records = self._records(next(batches), first)
+                        hashed.write(np.ascontiguousarray(records).data)
+                        progress.update(len(records))
+                    # before the shard has its name: a shard without its hash would never be trusted
+                    hashes[self.path(first).name] = hashed.sha256.hexdigest()
+                    atomic_write(self.folder / _HASHES, json.dumps(hashes, indent=1, sort_keys=True))
+
+    def _records(self, images: list[Any], first: int) -> np.ndarray:
+        records = self.recipe.records(images)
+        fields = [records[name] for name in records.dtype.names] if records.dtype.names else [records]
+        if not all(np.isfinite(field).all() for field in fields if field.dtype.kind == "f"):
+            bits = (
+                "" if all(field.dtype.itemsize > 2 for field in fields) else ", or such that 16 bits do not hold them"
+            )
+            raise CheckpointError(
+                f"{self.clip.name} gives NaN or infinite values{bits} on images of {self.path(first).name}: its "
+                'weights are damaged, or overflow in half precision; try device "cpu" or another checkpoint'
+            )
+        return records
+
+    def _shards(self) -> Iterator[tuple[int, int]]:
+        """(place of the first image, number of images) of each shard."""
+        n_images, size = len(self.dataset.images), self.recipe.shard_images
+        return ((first, min(size, n_images - first)) for first in range(0, n_images, size))
+
+    def _read_ahead(
+        self, shards: Sequence[tuple[int, int]], batch_size: int, pool: ThreadPoolExecutor
+    ) -> Iterator[list[Any]]:
+        """Images batch by batch, two batches being read while the model works on one.
+
+        Batches don't cross the border of a shard, so that a rerun forms the same ones.
+        """
+        paths = self.dataset.images["path"].tolist()
+        pending: list[list[Future]] = []
+        for first, size in shards:
+            for start in range(first, first + size, batch_size):
+                batch = paths[start : min(start + batch_size, first + size)]
+                pending.append([pool.submit(lambda path: self.recipe.read(read_image(path)), path) for path in batch])
+                if len(pending) > 2:
+                    yield [image.result() for image in pending.pop(0)]
+        for images in pending:
+            yield [image.result() for image in images]
+
+    def _hashes(self) -> dict[str, str]:
+        path = self.folder / _HASHES
+        if not path.is_file():
+            return {}
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise CacheError(f"{path} does not parse ({error}); delete the folder") from error
+
+    def _is_there(self, first: int, size: int, hashes: dict[str, str]) -> bool:
+        path = self.path(first)
+        if not path.is_file():
+            return False
+        expected = (size, *self.record.shape)
+        stored = open_shard(path, self.what)
+        if stored.shape != expected or stored.dtype != self.record.base:
+            raise CacheError(
+                f"{path} holds {stored.dtype} {list(stored.shape)}, {self.record.base} {list(expected)} is needed; "
+                "delete it"
+            )
+        if file_sha256(path) != hashes.get(path.name):
+            raise CacheError(f"{path} is not as it was written (its sha256 is another): the disk damaged it; delete it")
+        return True
+
+    def _of_other_weights(self) -> list[str]:
+        """Stores of the same kind beside this one."""
+        found = []
+        for path in sorted(self.folder.parent.glob(f"{self.what}-*/{_IDENTITY}")):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # damaged: not ours to judge
+                other = json.loads(path.read_text(encoding="utf-8"))
+                if path.parent != self.folder and other.get("weights_sha256") != self.identity["weights_sha256"]:
+                    found.append(path.parent.name)
+        return found
+
+
+class HeatmapStore(Store):
+    """Similarities of a data set's tokens to its class list: every heatmap follows from them.
+
+    A record is float32 [L, 2, C, 1+N] of `ImageTokens.similarities`. Adapters' maps lie in a store of their own beside
+    it; `Setting.adapter` chooses between them.
+    """
 
     def __init__(
         self,
@@ -52,7 +290,6 @@ class HeatmapStore(ImageShards):
         layers: int = 1,
         templates: Sequence[str] = PROMPT_TEMPLATES,
         adapters: Sequence[TrainedAdapter] = (),
-        folder: str | Path | None = None,
     ) -> None:
         """Find or prepare the store of a model and a data set; nothing is computed yet.
 
@@ -63,78 +300,107 @@ class HeatmapStore(ImageShards):
             layers: at least this many of the last layers are kept, and `STORED_LAYERS` where the model has so many.
             templates: prompts.
             adapters: whose maps are wanted too, each once.
-            folder: this very store, made earlier (and not looked for in `cache_dir`).
 
         Raises:
-            CacheError: the store in the folder was made of something else; the message says of what.
             ParameterError: more layers than the value-value path has.
             ImageReadError: an image file is missing.
         """
         kept = layers if layers > clip.depth else min(max(layers, STORED_LAYERS), clip.depth)
-        n_tokens = 1 + clip.grid[0] * clip.grid[1]
-        super().__init__(
-            clip,
-            dataset,
-            cache_dir,
-            layers=kept,
-            templates=templates,
-            details={"paths": list(PATHS)},
-            record=np.dtype((np.float32, (kept, len(PATHS), len(dataset.classes), n_tokens))),
-            shard_images=SHARD_IMAGES,
-            folder=folder,
-        )
+        super().__init__(clip, dataset, cache_dir, similarities(clip, dataset.classes, kept, templates))
+        self.adapters = tuple(adapters)
         self.adapted = None
         if adapters:
-            self.adapted = AdaptedStore(
-                clip, dataset, cache_dir, adapters, shard_images=SHARD_IMAGES, templates=templates
-            )  # fmt: skip
+            recipe = adapted_maps(clip, dataset.classes, self.adapters, templates)
+            self.adapted = Store(clip, dataset, cache_dir, recipe)
 
-    def compute(
-        self, *, batch_size: int = 16, workers: int | None = None, after_shard: Callable[[int], object] | None = None
-    ) -> HeatmapStore:
-        """As `ImageShards.compute`, with the adapters' maps, which come after all shards."""
-        super().compute(batch_size=batch_size, workers=workers, after_shard=after_shard)
+    def compute(self, *, batch_size: int = 16, workers: int | None = None) -> HeatmapStore:
+        """As `Store.compute`, with the adapters' maps, which come after all shards."""
+        super().compute(batch_size=batch_size, workers=workers)
         if self.adapted is not None:
             self.adapted.compute(batch_size=batch_size, workers=workers)
         return self
 
-    @property
-    def shards(self) -> list[MapShard]:
-        """All shards, in the order of the data set; `compute` makes the files behind them."""
-        return [self.shard(first) for first in self._firsts()]
+    def maps(self, setting: Setting, start: int, stop: int | None = None) -> np.ndarray:
+        """Raw heatmaps of consecutive images of one shard, by their places in the data set: float32 [n, C, h, w].
 
-    def shard(self, first: int) -> MapShard:
-        """The shard whose first image has this place in the data set."""
-        images = self.dataset.images.iloc[first : first + self.shard_images]
-        sizes = tuple(zip(images["width"].tolist(), images["height"].tolist(), strict=True))
-        return self._shard(first, sizes, offset=0)
+        Args:
+            setting: which maps.
+            start, stop: places; one image where `stop` is left out.
 
-    def similarities(self) -> Iterator[np.ndarray]:
-        """What is stored, shard by shard, mapped from disk: float32 [n, L, 2, C, 1+N] (see `map_shards.MapShard`)."""
-        for first in self._firsts():
-            yield open_shard(self.path(first))
+        Raises:
+            ParameterError: more layers than are stored, `surgery` with one class, or an adapter that was not given.
+            CacheError: the store has not been computed, or a file is damaged.
+        """
+        stop = start + 1 if stop is None else stop
+        if setting.adapter is None:
+            if setting.layers > self.layers:
+                raise ParameterError(f"layers must be at most {self.layers}, which are stored, got {setting.layers}")
+            stored = torch.from_numpy(np.array(self.block(start, stop)[:, -setting.layers :]))
+            return maps_of(stored, self.clip.grid, setting.kind, similarity=setting.similarity).numpy()
+        keys = [adapter.setting(adapter.kinds[0]).maps_key for adapter in self.adapters]
+        if setting.maps_key not in keys:
+            known = "; ".join(f"{key} ({patches}, {layers} layers)" for patches, _, layers, key in keys)
+            raise ParameterError(
+                f"there are no {setting.kind} maps of the adapter {setting.adapter} on {setting.layers} layers, only "
+                f"of {known or 'none'}; open it first, or take `TrainedAdapter.setting`"
+            )
+        logits = self.adapted.block(start, stop)[:, keys.index(setting.maps_key)]  # [n, C, N]
+        return np.ascontiguousarray(logits).reshape(*logits.shape[:2], *self.clip.grid)
 
-    def maps(self, position: int, source: MapSource) -> np.ndarray:
-        """Raw heatmaps of one image, by its place in the data set: float32 [C, h, w]."""
-        width, height = self.dataset.images[["width", "height"]].iloc[position].tolist()
-        return self._shard(position, ((width, height),), offset=position % self.shard_images).maps(source)[0]
 
-    def _shard(self, first: int, sizes_wh: tuple[tuple[int, int], ...], *, offset: int) -> MapShard:
-        shard = MapShard(str(self.path(first)), self.clip.grid, first, sizes_wh, offset)
-        if self.adapted is None:
-            return shard
-        keys = tuple(adapter.source(adapter.kinds[0]).key for adapter in self.adapted.adapters)
-        return replace(shard, adapted=str(self.adapted.path(first)), adapters=keys)
+def open_shard(path: Path, what: str) -> np.ndarray:
+    """A shard's file, mapped into memory: only what is looked at is read.
 
-    def _read(self, path: str) -> Tensor:
-        return self.clip.preprocess(read_image(path))
+    Raises:
+        CacheError: it is not there, cut short, or no npy file.
+    """
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError as error:
+        raise CacheError(f"there are no {what} in {path}; compute the store first") from error
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise CacheError(f"{path} is not a shard of {what} ({reason}); delete it") from error
 
-    def _records(self, images: list[Tensor], first: int) -> np.ndarray:
-        """float32 [B, L, 2, C, 1+N]."""
-        text = self.clip.encode_text(prompt_names(self.dataset.classes), self.templates)
-        tokens = self.clip.encode_image(torch.stack(images), self.layers)
-        both = torch.stack([getattr(tokens, path) for path in PATHS]) @ text.T  # [2, L, B, 1+N, C]
-        similarities = both.permute(2, 1, 0, 4, 3).contiguous().cpu().numpy()
-        if not np.isfinite(similarities).all():
-            raise self._not_finite(first)
-        return similarities
+
+def check_disk(stores: Sequence[Store]) -> None:
+    """Whether all that is still to be written fits, before the first of it is computed.
+
+    Raises:
+        OutputError: it does not.
+    """
+    needed: dict[int, int] = {}
+    for store in stores:
+        existing = next(path for path in (store.folder, *store.folder.parents) if path.exists())
+        device = existing.stat().st_dev
+        needed[device] = needed.get(device, 0) + store.missing_bytes()
+        free = shutil.disk_usage(existing).free
+        if needed[device] > free:
+            raise OutputError(
+                f"the {store.what} need {needed[device] / 1e9:.2f} GB in {store.folder.parent}, {free / 1e9:.2f} GB "
+                "are free; free the disk or choose another folder"
+            )
+
+
+class _Hashed:
+    """A file to write to that keeps the sha256 of what was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        return self.file.write(data)
+
+
+def write_shard_head(file: BinaryIO, record: np.dtype, n_images: int) -> None:
+    """The head of an npy file whose records are written behind it, batch by batch.
+
+    Not through a memory map: a full disk would end the process there, here it is an error.
+    """
+    header = {
+        "descr": np.lib.format.dtype_to_descr(record.base),
+        "fortran_order": False,
+        "shape": (n_images, *record.shape),
+    }
+    np.lib.format.write_array_header_1_0(file, header)

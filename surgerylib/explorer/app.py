@@ -20,7 +20,7 @@ from ..clip import load_clip
 from ..datasets.dataset import Dataset, dataset_splits, load_dataset
 from ..datasets.images import decode_image, read_image
 from ..embedded.scenes import write_scenes
-from ..engine.adapted_store import load_adapters
+from ..engine.adapters import load_adapters
 from ..errors import ParameterError, SurgeryError
 from ..figures.maps import figure_bytes
 from ..files import atomic_write

@@ -7,11 +7,8 @@ from collections.abc import Mapping, Sequence
 import ipywidgets as widgets
 
 from ..clip import SurgeryCLIP
-from ..engine.map_shards import MapSource
-from ..engine.settings import Setting
 from ..errors import ParameterError
-from ..extraction import BOX_SCORES, SCORE_NAMES, BoxSettings
-from ..kinds import HEATMAP_KINDS, SIMILARITIES
+from ..heatmaps import BOX_SCORES, HEATMAP_KINDS, SCORE_NAMES, SIMILARITIES, Setting
 from .view_model import AS_NAMED, EVERY_BOX, Question, phrases
 from .widgets import CopyButton
 
@@ -56,7 +53,7 @@ class Controls:
         self.against = _choice("held against", [AS_NAMED, EVERY_BOX])
 
         self.kind = _choice("kind", [*HEATMAP_KINDS, ALL_KINDS])
-        self.kind.value = MapSource().kind
+        self.kind.value = Setting().kind
         self.similarity = _choice("similarity", SIMILARITIES)
         self.layers = _whole("last layers", 1, 1, 6)
         self.image_size = _choice("image size", [("the model's own", 0)])
@@ -64,7 +61,7 @@ class Controls:
         self.adapted = _check("trained adapter")
         self.adapted.disabled = not has_adapter
 
-        plain = BoxSettings()
+        plain = Setting()
         self.percentile = _slider("percentile", plain.percentile, 1.0, 99.5, 0.5, ".1f")
         self.min_side = _whole("least side", plain.min_side, 0, 100)
         self.min_side.tooltip = "smaller boxes are dropped, in pixels of the 224 x 224 map"
@@ -174,7 +171,7 @@ class Controls:
         """
         if self.shown.value is None:
             raise ParameterError("nothing is chosen under “shown”; choose what to look at")
-        boxes = BoxSettings(
+        boxes = Setting(
             percentile=self.percentile.value,
             min_side=self.min_side.value,
             score=self.score.value,
@@ -182,7 +179,7 @@ class Controls:
             floor=self.floor.value if self.use_floor.value else None,
         )
         similarity = "cosine" if self.adapted.value else self.similarity.value
-        source = MapSource(self.kinds[-1], similarity, self.layers.value)
+        source = Setting(self.kinds[-1], similarity, self.layers.value)
         return Question(
             asked, self.shown.value, self.kinds, Setting(source, boxes), self.adapted.value, self.against.value
         )

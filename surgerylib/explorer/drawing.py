@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..extraction import resize_map
+from ..boxes import resize_map
 from ..figures.maps import (
     PREDICTION,
     TRUTH,

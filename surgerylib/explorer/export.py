@@ -9,7 +9,7 @@ import yaml
 
 from ..checks import whole_number
 from ..errors import ParameterError
-from ..extraction import BoxSettings
+from ..heatmaps import Setting
 from ..locations import checkpoint_file
 from .view_model import Exploration, Shown, words_of
 
@@ -69,7 +69,7 @@ def setting_yaml(origin: Origin, shown: Shown) -> str:
 def python_call(origin: Origin, shown: Shown, exploration: Exploration) -> str:
     """Python that gives the boxes of what is shown, for each kind, with the public interface alone."""
     question, subject = shown.question, shown.subject
-    boxes, plain = asdict(question.setting.boxes), asdict(BoxSettings())
+    boxes, plain = asdict(question.setting.boxes), asdict(Setting())
     options = "".join(
         f", {name}={value!r}" for name, value in boxes.items() if name == "percentile" or value != plain[name]
     )

@@ -8,7 +8,7 @@ import cv2
 import ipywidgets as widgets
 
 from ..figures.maps import KIND_COLOURS
-from ..kinds import HEATMAP_KINDS
+from ..heatmaps import HEATMAP_KINDS
 from . import drawing as view
 from .view_model import Answer, Look, Question, Shown, Subject
 from .widgets import Panel

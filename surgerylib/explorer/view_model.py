@@ -16,15 +16,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..boxes import box_iou
+from ..boxes import box_iou, extract_many, floored_level, resize_map, threshold_levels, threshold_mask
 from ..clip import ImageTokens, SurgeryCLIP
-from ..engine.adapted_store import TrainedAdapter
-from ..engine.map_shards import MapSource
-from ..engine.settings import Setting
+from ..engine.adapters import TrainedAdapter
 from ..errors import ParameterError, UnknownClassError, nearest
-from ..extraction import BoxSettings, extract_many, floored_level, resize_map, threshold_levels, threshold_mask
 from ..frames import BOX_COLUMNS
-from ..heatmaps import heatmaps
+from ..heatmaps import Setting, heatmaps
 from ..words import DIOR_CLASSES, canonical_class, prompt_names
 
 AS_NAMED, EVERY_BOX = "as named", "every box"  # what boxes are held against, beside a class
@@ -242,7 +239,7 @@ class Exploration:
         """Take another image, of which `look` has already been made."""
         self.subject, self.seen, self._maps = subject, seen, {}
 
-    def source(self, question: Question, kind: str) -> MapSource:
+    def source(self, question: Question, kind: str) -> Setting:
         """The map of a kind that the question asks for.
 
         Raises:
@@ -304,7 +301,7 @@ class Exploration:
         return Shown(self.subject, self.seen, question, found, own, against)
 
 
-def mask_outline(heatmap: np.ndarray, settings: BoxSettings) -> tuple[list[np.ndarray], float]:
+def mask_outline(heatmap: np.ndarray, settings: Setting) -> tuple[list[np.ndarray], float]:
     """The outline of the mask that boxes enclose (of several thresholds: the lowest), and the raw value at its edge.
 
     Args:

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..kinds import ALL, SEEN, STATES, UNSEEN
+from ..words import ALL, SEEN, STATES, UNSEEN
 from . import maps as plots
 
 _STATE_MARKERS = {"before": "o", "floor": "s", "after": "D"}

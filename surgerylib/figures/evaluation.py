@@ -14,7 +14,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from ..frames import BOX_COLUMNS
-from ..kinds import METHOD_NAMES
+from ..words import METHOD_NAMES
 from .maps import (
     DARK,
     GREY,

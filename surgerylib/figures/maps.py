@@ -26,10 +26,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..boxes import box_iou
-from ..extraction import (
-    SCORE_NAMES,
-    BoxSettings,
+from ..boxes import (
+    box_iou,
     extract_many,
     floored_level,
     keep_sides,
@@ -40,7 +38,7 @@ from ..extraction import (
 )
 from ..files import atomic_write
 from ..frames import BOX_COLUMNS
-from ..kinds import KIND_PREFERENCE
+from ..heatmaps import KIND_PREFERENCE, SCORE_NAMES, Setting
 from .style import SMALLEST, styled
 
 KIND_COLOURS = {"standard": "#0072B2", "vv_qk": "#56B4E9", "vv_vv": "#E69F00", "vv_mixed": "#D55E00"}
@@ -300,13 +298,13 @@ def kinds_grid(
 @styled
 def extraction_steps(
     image: np.ndarray, heatmap: np.ndarray, truth: pd.DataFrame, *, label: str, patch_size: int,
-    boxes: BoxSettings | None = None,
+    boxes: Setting | None = None,
 ) -> Figure:  # fmt: skip
     """How one heatmap becomes boxes, panel by panel: patches, similarity, upsampled map, mask, components, boxes.
 
     Of several thresholds, the first is shown; the last panel holds the boxes of all.
     """
-    settings = boxes or BoxSettings()
+    settings = boxes or Setting()
     height, width = image.shape[:2]
     rows, columns = heatmap.shape
     size, min_side = settings.working_size, settings.min_side

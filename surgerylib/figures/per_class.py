@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..kinds import ERROR_TYPES
+from ..words import ERROR_TYPES
 from .maps import (
     DARK,
     GREY,

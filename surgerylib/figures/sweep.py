@@ -19,8 +19,9 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullLocator
 from seaborn.utils import relative_luminance
 
-from ..extraction import BoxSettings, extract_many, floored_level, resize_map, threshold_levels, threshold_mask
+from ..boxes import extract_many, floored_level, resize_map, threshold_levels, threshold_mask
 from ..frames import BOX_COLUMNS
+from ..heatmaps import Setting
 from ..intervals import interval_text, number
 from . import maps as plots
 
@@ -110,7 +111,7 @@ def percentile_iou_grid(
 @plots.styled
 def percentile_multiples(
     image: np.ndarray, heatmap: np.ndarray, truth: pd.DataFrame, label: str, percentiles: Sequence[float], *,
-    title: str, boxes: BoxSettings | None = None,
+    title: str, boxes: Setting | None = None,
 ) -> Figure:  # fmt: skip
     """One image and class under many thresholds: image, heatmap overlay, then mask and boxes of each percentile.
 
@@ -124,7 +125,7 @@ def percentile_multiples(
         boxes: how boxes are cut; its percentile is replaced. None takes the defaults.
     """
     height, width = image.shape[:2]
-    settings = [replace(boxes or BoxSettings(), percentile=float(percentile)) for percentile in percentiles]
+    settings = [replace(boxes or Setting(), percentile=float(percentile)) for percentile in percentiles]
     found = extract_many(heatmap, (width, height), settings)
     masks = _masks(heatmap, settings)
     own, other = truth[truth["label"] == label], truth[truth["label"] != label]
@@ -310,7 +311,7 @@ def _write_cells(axis: Axes, table: pd.DataFrame) -> None:
             axis.add_patch(Rectangle((column + 0.07, row + 0.1), 0.86, 0.8, **outline))
 
 
-def _masks(heatmap: np.ndarray, settings: Sequence[BoxSettings]) -> list[np.ndarray]:
+def _masks(heatmap: np.ndarray, settings: Sequence[Setting]) -> list[np.ndarray]:
     """uint8 [S, S] of each setting, as `extract_many` cuts them: a constant map has nothing in its mask."""
     resized = resize_map(heatmap, settings[0].working_size) if settings else np.zeros((1, 1))
     if resized.min() == resized.max():

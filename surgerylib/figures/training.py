@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..frames import BOX_COLUMNS
-from ..kinds import METHOD_NAMES
+from ..words import METHOD_NAMES
 from .maps import (
     DARK,
     GREY,

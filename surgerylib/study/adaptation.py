@@ -6,28 +6,28 @@ images, and every change with the interval of its paired difference: same images
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, product
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..datasets.dataset import Dataset
-from ..engine.adapted_store import TrainedAdapter
-from ..engine.box_evaluation import BoxEvaluation, evaluate
-from ..engine.map_shards import BoxTable, MapSource, box_workers, boxes_one_by_one
+from ..engine.adapters import TrainedAdapter
+from ..engine.evaluate import evaluate
+from ..engine.finding import Boxes
 from ..engine.measures import best_overlaps, present_pairs, truth_codes
-from ..engine.settings import Criterion, Setting
 from ..engine.store import HeatmapStore
 from ..errors import ParameterError
-from ..extraction import BoxSettings
+from ..heatmaps import Setting
 from ..intervals import basic_interval, bootstrap_weights, share_interval
-from ..kinds import ALL, PROTOCOLS, SEEN, UNSEEN
-from ..metrics import IOU_THRESHOLDS, paired_difference
+from ..metrics import paired_difference
+from ..words import ALL, PROTOCOLS, SEEN, UNSEEN
 from .diagnosis import map_quality
 from .floors import floor_values
-from .sweep import sweep
+from .sweep import Criterion, sweep
 
 EVEN_ODDS = 0.0  # as a logit: the floor that a trained adapter brings along
 FLOOR_PERCENTILES = (80, 85, 90, 93, 95, 96, 97, 98, 99)
@@ -88,9 +88,8 @@ def class_groups(classes: Sequence[str], seen: Sequence[str]) -> dict[str, tuple
 
 
 def states_of(
-    sources: Mapping[str, MapSource],
+    settings: Mapping[str, Setting],
     adapters: Mapping[str, TrainedAdapter],
-    boxes: BoxSettings,
     *,
     adapter_floor: float | None = EVEN_ODDS,
     floors: Mapping[str, float] | None = None,
@@ -98,65 +97,54 @@ def states_of(
     """The settings to compare, by kind: `before`, `after`, and with `floors` `floor`, the maps before with a floor.
 
     Args:
-        sources: kind -> its maps as they are.
+        settings: kind -> its maps as they are, and how boxes are cut out of them.
         adapters: kind -> its adapter; kinds without one are left out.
-        boxes: how boxes are cut out of a map.
         adapter_floor: logit that a pixel must reach after the adapter; None sets none.
         floors: kind -> raw value that a pixel must reach before it.
 
     Raises:
         ParameterError: no adapter is for any of the kinds.
     """
-    if not set(sources) & set(adapters):
+    if not set(settings) & set(adapters):
         raise ParameterError(
             f"the adapters are for {', '.join(adapters)}, none of which is among the kinds asked for "
-            f"({', '.join(sources)}); add one of them, or leave the adapter out"
+            f"({', '.join(settings)}); add one of them, or leave the adapter out"
         )
-    return {
-        kind: {
-            "before": Setting(source, boxes),
-            **({"floor": Setting(source, replace(boxes, floor=floors[kind]))} if floors else {}),
-            "after": Setting(adapters[kind].source(kind), replace(boxes, floor=adapter_floor)),
-        }
-        for kind, source in sources.items()
-        if kind in adapters
-    }
+    states = {}
+    for kind in [kind for kind in settings if kind in adapters]:
+        before, of_adapter = settings[kind], adapters[kind].setting(kind)
+        states[kind] = {"before": before}
+        if floors:
+            states[kind]["floor"] = replace(before, floor=floors[kind])
+        of_map = {name: getattr(of_adapter, name) for name in ("kind", "similarity", "layers", "adapter")}
+        states[kind]["after"] = replace(before, **of_map, floor=adapter_floor)
+    return states
 
 
 def choose_floor(
-    store: HeatmapStore,
-    source: MapSource,
-    boxes: BoxSettings,
-    *,
-    percentiles: Sequence[float] = FLOOR_PERCENTILES,
-    **options,
+    store: HeatmapStore, setting: Setting, *, percentiles: Sequence[float] = FLOOR_PERCENTILES, **options: Any
 ) -> float:
     """The floor with the highest mean mAP under `all`: what maps are worth at their best without any training.
 
     Args:
         store: computed, of a split that nothing is reported on.
-        source: the maps.
-        boxes: gives the other arguments of the extraction.
+        setting: the maps, and all but the floor.
         percentiles: floors to try, as percentiles of all values of these maps.
-        **options: as for `sweep.sweep`.
+        **options: as for `sweep`.
     """
-    floors = floor_values(store, source, percentiles)
-    settings = [Setting(source, replace(boxes, floor=value)) for value in floors.values()]
-    found = sweep(store, settings, **options | _NO_INTERVALS)
-    return found.best("all").boxes.floor
+    floors = floor_values(store, setting, percentiles)
+    settings = [replace(setting, floor=value) for value in floors.values()]
+    return sweep(store, settings, **options | _NO_INTERVALS).best("all").floor
 
 
 def best_states(
     store: HeatmapStore,
-    sources: Mapping[str, MapSource],
+    settings: Mapping[str, Setting],
     adapters: Mapping[str, TrainedAdapter],
-    boxes: BoxSettings,
     *,
-    percentiles: Sequence[float],
-    floor_percentiles: Sequence[float],
-    box_scores: Sequence[str],
+    tries: Mapping[str, Sequence[Any]],
     criterion: Criterion,
-    **options,
+    **options: Any,
 ) -> dict[str, dict[str, Setting]]:
     """As `states_of`, each state of each kind at its own best percentile, floor and score.
 
@@ -165,44 +153,35 @@ def best_states(
 
     Args:
         store: computed with the adapters' maps, of a split that nothing is reported on.
-        sources: kind -> its maps as they are.
-        adapters: kind -> its adapter; kinds without one are left out.
-        boxes: gives the other arguments of the extraction.
-        percentiles: thresholds to try.
-        floor_percentiles: floors to try, as percentiles of all values of the maps.
-        box_scores: scores to try.
+        settings, adapters: as of `states_of`.
+        tries: `percentiles`, `box_scores`, and `floor_percentiles`: floors as percentiles of all values of the maps.
         criterion: what decides.
-        **options: as for `sweep.sweep`.
+        **options: as for `sweep`.
 
     Raises:
         ParameterError: no adapter is for any of the kinds.
     """
-    plain = states_of(sources, adapters, boxes)
     tried: dict[str, dict[str, list[Setting]]] = {}
-    for kind, states in plain.items():
+    for kind, states in states_of(settings, adapters).items():
+        before, after = states["before"], states["after"]
         floors = {
-            "before": [None],
-            "floor": list(floor_values(store, states["before"].source, floor_percentiles).values()),
-            "after": [EVEN_ODDS, *floor_values(store, states["after"].source, floor_percentiles).values()],
+            "before": (before, [None]),
+            "floor": (before, list(floor_values(store, before, tries["floor_percentiles"]).values())),
+            "after": (after, [EVEN_ODDS, *floor_values(store, after, tries["floor_percentiles"]).values()]),
         }
+        choices = dict.fromkeys(tries["box_scores"]), tries["percentiles"]
         tried[kind] = {
             state: [
-                Setting(
-                    states["before" if state == "floor" else state].source,
-                    replace(boxes, percentile=percentile, floor=floor, score=score),
-                )
-                for score, floor, percentile in product(dict.fromkeys(box_scores), of_state, percentiles)
+                replace(plain, percentile=percentile, floor=floor, box_score=score)
+                for score, floor, percentile in product(choices[0], of_state, choices[1])
             ]
-            for state, of_state in floors.items()
+            for state, (plain, of_state) in floors.items()
             if of_state
-        }  # fmt: skip
+        }
     everything = [setting for of_kind in tried.values() for settings in of_kind.values() for setting in settings]
     found = sweep(store, everything, **options | _NO_INTERVALS)
     return {
-        kind: {
-            state: found.of(settings).best(criterion.protocol, criterion.iou_threshold)
-            for state, settings in of_kind.items()
-        }
+        kind: {state: found.of(settings).best(*criterion.where) for state, settings in of_kind.items()}
         for kind, of_kind in tried.items()
     }
 
@@ -212,11 +191,9 @@ def compare_adapted(
     settings: Mapping[str, Mapping[str, Setting]],
     groups: Mapping[str, Sequence[str]],
     *,
-    iou_thresholds: Sequence[float] = IOU_THRESHOLDS,
-    interpolation: str = "11point",
     n_resamples: int = 1000,
     seed: int = 0,
-    workers: int | None = None,
+    **options: Any,
 ) -> Adaptation:
     """Measure all states of all kinds on the same images and resamples.
 
@@ -224,64 +201,39 @@ def compare_adapted(
         store: computed, with the adapters' maps.
         settings: of `states_of`.
         groups: of `class_groups`.
-        iou_thresholds, interpolation: as in `average_precision`.
-        n_resamples, seed: of the resamples.
-        workers: processes that extract boxes; None takes the CPU's cores.
+        n_resamples, seed, **options: as for `evaluate`.
     """
-    distinct = {setting.key: setting for states in settings.values() for setting in states.values()}
-    counts = {}
-    evaluation = BoxEvaluation(store.dataset, iou_thresholds, interpolation, n_resamples, seed)
+    named = {(kind, state): setting for kind, states in settings.items() for state, setting in states.items()}
+    found = evaluate(store, named, n_resamples=n_resamples, seed=seed, **options)
     measure = _Measure(store.dataset, n_resamples, seed)
-    quality = map_quality(
-        store, list({s.source.key: s.source for s in distinct.values()}.values()), cam_thresholds=1, workers=workers
-    )
-    pairs = {source.key: frame for source, frame in quality.items()}
-    by_source = sorted(distinct.values(), key=lambda setting: str(setting.source.key))
-
-    def tables() -> Iterator[BoxTable]:
-        for _, members in groupby(by_source, key=lambda setting: setting.source.key):
-            members = list(members)
-            boxes = [setting.boxes for setting in members]
-            for setting, table in zip(
-                members, boxes_one_by_one(store.shards, members[0].source, boxes, workers=workers), strict=True
-            ):
-                counts[setting.key] = measure.counts(table, pairs[setting.source.key])
-                yield table
-
-    found = evaluate(evaluation.by_protocol, tables(), workers=box_workers(store.shards, workers))
-    results = {setting.key: result for setting, result in zip(by_source, found, strict=True)}
+    quality = map_quality(store, named, cam_thresholds=1, workers=options.get("workers"))
+    counts = {name: measure.counts(found.boxes[name], quality[name]) for name in named}
     frames: dict[str, list[pd.DataFrame]] = {name: [] for name in _FRAMES}
     for group, labels in groups.items():
+        ap = {key: of.ap.of_classes(labels) for key, of in found.figures.items()}
         places = [store.dataset.classes.index(label) for label in labels]
-        of_group = {
-            key: {protocol: result.of_classes(places) for protocol, result in by_protocol.items()}
-            for key, by_protocol in results.items()
-        }
         for kind, states in settings.items():
-            for state, setting in states.items():
+            for state in states:
                 names = {"group": group, "kind": kind, "state": state}
-                for protocol, result in of_group[setting.key].items():
-                    frames["maps"].append(result.summary().assign(**names, protocol=protocol))
-                frames["figures"].append(measure.figures(counts[setting.key], places).assign(**names))
-            for state, reference in _PAIRS:
-                if state not in states or reference not in states:
-                    continue
-                a, b = states[state].key, states[reference].key
+                for protocol in PROTOCOLS:
+                    frames["maps"].append(ap[(kind, state), protocol].summary().assign(**names, protocol=protocol))
+                frames["figures"].append(measure.figures(counts[kind, state], places).assign(**names))
+            for state, reference in [pair for pair in _PAIRS if set(pair) <= set(states)]:
                 names = {"group": group, "kind": kind, "state": state, "reference": reference}
                 for protocol in PROTOCOLS:
-                    paired = paired_difference(of_group[a][protocol], of_group[b][protocol]).summary()
+                    paired = paired_difference(ap[(kind, state), protocol], ap[(kind, reference), protocol]).summary()
                     frames["map_differences"].append(paired.assign(**names, protocol=protocol))
-                differences = measure.figure_differences(counts[a], counts[b], places)
+                differences = measure.figure_differences(counts[kind, state], counts[kind, reference], places)
                 frames["figure_differences"].append(differences.assign(**names))
     joined = {
         name: pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=_FRAMES[name])
         for name, parts in frames.items()
-    }  # fmt: skip
+    }
     return Adaptation(
         settings={kind: dict(states) for kind, states in settings.items()},
         groups={group: tuple(labels) for group, labels in groups.items()},
-        interpolation=interpolation,
-        n_images=len(store.dataset.images),
+        interpolation=found.interpolation,
+        n_images=found.n_images,
         **{name: frame[_FRAMES[name]] for name, frame in joined.items()},
     )
 
@@ -299,7 +251,7 @@ class _Measure:
         places = pd.Index(order).get_indexer(data.images["image_id"])
         self.drawn = bootstrap_weights(self.shape[0], n_resamples, seed)[:, places].astype(np.float64)
 
-    def counts(self, table: BoxTable, pairs: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    def counts(self, table: Boxes, pairs: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Figure -> sums and counts by image and class, each [images, classes]: the figure is sum over count.
 
         `max_iou` is the largest value in the place of a sum.

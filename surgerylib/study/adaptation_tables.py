@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..engine.training import Training
 from ..intervals import number, with_interval
-from ..kinds import ALL, PROTOCOLS, SEEN, STATES, UNSEEN
+from ..words import ALL, PROTOCOLS, SEEN, STATES, UNSEEN
 from .adaptation import FIGURES, Adaptation
 from .adapter_variants import Variant
 from .summary import INTERVAL_NOTE, average_precision_text

@@ -10,12 +10,12 @@ from typing import Any
 from ..clip import SurgeryCLIP
 from ..datasets.dataset import Dataset
 from ..engine.adapter_training import LOSSES, AdapterSettings, AdapterTask, train_adapter, training_folder
+from ..engine.caches import TokenCache
 from ..engine.side_by_side import Job, fit_side_by_side
-from ..engine.token_cache import TokenCache
 from ..engine.training import Schedule, Training
 from ..errors import ParameterError, UnknownClassError
 from ..files import atomic_write
-from ..kinds import HEATMAP_KINDS, KIND_PATHS, KIND_PREFERENCE
+from ..heatmaps import HEATMAP_KINDS, KIND_PATHS, KIND_PREFERENCE
 from ..words import canonical_class
 
 STAGES = ("heatmap", "localizer")

@@ -8,12 +8,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..engine.adapted_store import load_adapters
 from ..engine.adapter_training import LOSSES, AdapterSettings
-from ..engine.map_shards import MapSource
+from ..engine.adapters import load_adapters
+from ..engine.caches import TokenCache
 from ..engine.store import HeatmapStore
-from ..engine.token_cache import TokenCache
-from ..extraction import BoxSettings
+from ..heatmaps import Setting
 from .adaptation import Adaptation, class_groups, compare_adapted, states_of
 from .adapter_plan import AdapterPlan
 
@@ -57,7 +56,7 @@ def compare_variants(
     caches: Mapping[str, TokenCache],
     cache_dir: Path,
     kind: str,
-    boxes: BoxSettings,
+    setting: Setting,
     *,
     adapter_floor: float | None,
     batch_size: int = 16,
@@ -71,7 +70,7 @@ def compare_variants(
         caches: of `AdapterPlan.caches`, computed.
         cache_dir: folder of trainings and stores.
         kind: whose patch tokens are adapted.
-        boxes: how boxes are cut out of a map.
+        setting: maps and boxes without an adapter.
         adapter_floor: as for `adaptation.states_of`.
         batch_size: images a CLIP forward.
         **options: as for `adaptation.compare_adapted`.
@@ -86,7 +85,7 @@ def compare_variants(
     for name, adapter in adapters.items():
         same = next((other for other in found if adapters[other].key == adapter.key), None)
         if same is None:
-            states = states_of({kind: MapSource(kind)}, {kind: adapter}, boxes, adapter_floor=adapter_floor)
+            states = states_of({kind: setting}, {kind: adapter}, adapter_floor=adapter_floor)
             only_after = {kind: {"after": states[kind]["after"]}}
             found[name] = compare_adapted(
                 store, only_after, class_groups(data.classes, adapter.seen_classes), **options

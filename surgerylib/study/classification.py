@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from ..datasets.dataset import Dataset
-from ..engine.map_shards import PATHS, MapSource, maps_of
 from ..engine.measures import present_pairs, truth_codes
 from ..frames import BOX_COLUMNS
+from ..heatmaps import PATHS, Setting, maps_of
 from ..metrics import BootstrapResult, bootstrap_map
 from .responses import accuracy_summary, box_responses, confusion_matrix, response_ranks
 
@@ -28,7 +29,7 @@ class Classification:
     """
 
     dataset: Dataset
-    responses: dict[MapSource, np.ndarray]
+    responses: dict[Setting, np.ndarray]
     image_scores: dict[str, np.ndarray]
 
     @property
@@ -36,15 +37,15 @@ class Classification:
         """[G] places of the boxes' classes."""
         return truth_codes(self.dataset)[1]
 
-    def ranks(self, source: MapSource) -> np.ndarray:
+    def ranks(self, source: Setting) -> np.ndarray:
         """[G] `response_ranks` under a source."""
         return response_ranks(self.responses[source], self.labels)
 
-    def accuracy(self, source: MapSource, *, seed: int = 0) -> pd.DataFrame:
+    def accuracy(self, source: Setting, *, seed: int = 0) -> pd.DataFrame:
         """`accuracy_summary` under a source."""
         return accuracy_summary(self.ranks(source), self.labels, self.dataset.boxes["image_id"], seed=seed)
 
-    def confusion(self, source: MapSource) -> pd.DataFrame:
+    def confusion(self, source: Setting) -> pd.DataFrame:
         """Boxes of the class of a row in which the class of a column responds most."""
         names = list(self.dataset.classes)
         return pd.DataFrame(confusion_matrix(self.responses[source], self.labels), names, names)
@@ -72,12 +73,12 @@ class Classification:
 
 
 def classify(
-    similarities: Iterable[np.ndarray], dataset: Dataset, grid: tuple[int, int], sources: Sequence[MapSource]
+    similarities: Iterable[np.ndarray], dataset: Dataset, grid: tuple[int, int], sources: Sequence[Setting]
 ) -> Classification:
     """What CLIP says of each box and image, from stored similarities.
 
     Args:
-        similarities: shard by shard in the data set's order, as `HeatmapStore.similarities` gives them.
+        similarities: shard by shard in the data set's order, as `Store.shards` gives them.
         dataset: the one that they were computed of.
         grid: the model's patches (h, w).
         sources: those with the same maps are looked at once.
@@ -87,7 +88,7 @@ def classify(
     rows_of = np.split(order, np.searchsorted(image[order], np.arange(1, len(dataset.images))))
     boxes = dataset.boxes[BOX_COLUMNS].to_numpy(np.float64)
     sizes = dataset.images[["width", "height"]].to_numpy().tolist()
-    distinct = {source.key: source for source in sources}
+    distinct = {source.maps_key: source for source in sources}
     found = {key: np.zeros((len(boxes), len(dataset.classes))) for key in distinct}
     scores = {path: np.zeros((len(dataset.images), len(dataset.classes)), np.float32) for path in PATHS}
     position = 0
@@ -97,12 +98,14 @@ def classify(
             for place, path in enumerate(PATHS):
                 scores[path][position:stop] = shard[:, -1, place, :, 0]
             for key, source in distinct.items():
-                for offset, maps in enumerate(maps_of(shard, source, grid)):
+                stored = torch.from_numpy(np.array(shard[:, -source.layers :]))
+                of_shard = maps_of(stored, grid, source.kind, similarity=source.similarity).numpy()
+                for offset, maps in enumerate(of_shard):
                     rows = rows_of[position + offset]
                     found[key][rows] = box_responses(maps, boxes[rows], sizes[position + offset])
             progress.update(len(shard))
             position = stop
-    return Classification(dataset, {source: found[source.key] for source in sources}, scores)
+    return Classification(dataset, {source: found[source.maps_key] for source in sources}, scores)
 
 
 def _whole_images(ids: np.ndarray, labels: np.ndarray) -> pd.DataFrame:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from ..engine.map_shards import MapShard, MapSource
 from ..engine.parallel import in_processes
 from ..frames import BOX_COLUMNS
+from ..heatmaps import Setting
 from ..intervals import number, with_interval
 from .quality import PairQuality, image_quality, quality_difference, quality_frame, quality_summary
 
@@ -33,47 +33,51 @@ _PIECE = 16  # images a worker takes at a time
 
 
 class _Task(NamedTuple):
-    shard: MapShard
+    """Some images: what a worker takes at a time."""
+
+    maps: list[np.ndarray]  # [n, C, h, w] of each setting
     boxes: tuple[np.ndarray, ...]  # [G, 4] of each image
     labels: tuple[np.ndarray, ...]  # [G] of each image
+    sizes_wh: list[tuple[int, int]]
 
 
 def map_quality(
-    store: HeatmapStore, sources: Sequence[MapSource], *, cam_thresholds: int = 100, workers: int | None = None
-) -> dict[MapSource, pd.DataFrame]:
-    """Every annotated (image, class) pair of a computed store under each source, see `quality.image_quality`.
+    store: HeatmapStore, settings: Mapping[str, Setting], *, cam_thresholds: int = 100, workers: int | None = None
+) -> dict[str, pd.DataFrame]:
+    """Every annotated (image, class) pair of a computed store under each setting's maps, see `quality.image_quality`.
 
     Args:
         store: computed.
-        sources: those with the same maps are measured once.
+        settings: name -> setting; those with the same maps are measured once.
         cam_thresholds: of MaxBoxAccV2, most of the work: 1 where it is not asked for.
         workers: processes; None takes the CPU's cores.
 
     Returns:
-        source -> frame of `quality.QUALITY_COLUMNS`, a row a pair.
+        name -> frame of `quality.QUALITY_COLUMNS`, a row a pair; the same object for the same maps.
     """
     data = store.dataset
     label = pd.Index(data.classes).get_indexer(data.boxes["label"])
     rows = data.boxes.assign(label=label).groupby("image_id", sort=False)
     by_image = {image_id: (own[BOX_COLUMNS].to_numpy(float), own["label"].to_numpy()) for image_id, own in rows}
     nothing = (np.empty((0, 4)), np.empty(0, np.int64))
-    image_ids = data.images["image_id"].tolist()
-    tasks = []
-    for piece in (piece for shard in store.shards for piece in shard.pieces(_PIECE)):
-        ids = image_ids[piece.first : piece.first + len(piece.sizes_wh)]
-        boxes, labels = zip(*(by_image.get(image_id, nothing) for image_id in ids), strict=True)
-        tasks.append(_Task(piece, boxes, labels))
-    distinct = {source.key: source for source in sources}
+    images = data.images[["image_id", "width", "height"]].itertuples(index=False, name=None)
+    truth = [(*by_image.get(image_id, nothing), (width, height)) for image_id, width, height in images]
+    distinct = {setting.maps_key: setting for setting in settings.values()}
     found: dict[tuple, list[list[PairQuality]]] = {key: [] for key in distinct}
-    work = partial(_quality_of_piece, sources=tuple(distinct.values()), cam_thresholds=cam_thresholds)
-    sizes = [len(task.boxes) for task in tasks]
-    for of_sources in in_processes(
-        work, tasks, workers=workers, description="heatmap quality", unit="image", sizes=sizes
+    blocks = store.blocks(_PIECE)
+    tasks = (
+        _Task([store.maps(setting, *block) for setting in distinct.values()], *zip(*truth[slice(*block)], strict=True))
+        for block in blocks
+    )
+    for of_settings in in_processes(
+        partial(_quality_of_piece, cam_thresholds=cam_thresholds), tasks, workers=workers,
+        sizes=[stop - start for start, stop in blocks], description="heatmap quality",
     ):  # fmt: skip
-        for key, of_images in zip(distinct, of_sources, strict=True):
+        for key, of_images in zip(distinct, of_settings, strict=True):
             found[key] += of_images
+    image_ids = data.images["image_id"].tolist()
     frames = {key: quality_frame(image_ids, of_images, data.classes) for key, of_images in found.items()}
-    return {source: frames[source.key] for source in sources}
+    return {name: frames[setting.maps_key] for name, setting in settings.items()}
 
 
 def quality_by_kind(pairs: Mapping[str, pd.DataFrame], *, n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
@@ -87,7 +91,7 @@ def quality_by_kind(pairs: Mapping[str, pd.DataFrame], *, n_resamples: int = 100
     return pd.concat(parts, ignore_index=True)
 
 
-def joint_names(pairs: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+def joint_pairs(pairs: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """Kinds that share a frame, because they have the same maps, under one name: `standard = vv_qk`."""
     names: dict[int, list[str]] = {}
     for kind, frame in pairs.items():
@@ -143,13 +147,12 @@ def _quality_row(of: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def _quality_of_piece(task: _Task, sources: Sequence[MapSource], cam_thresholds: int) -> list[list[list[PairQuality]]]:
-    """[source][image][pair]."""
-    per_image = list(zip(task.boxes, task.labels, task.shard.sizes_wh, strict=True))
+def _quality_of_piece(task: _Task, cam_thresholds: int) -> list[list[list[PairQuality]]]:
+    """[setting][image][pair]."""
     return [
         [
-            image_quality(maps, boxes, labels, size_wh, cam_thresholds=cam_thresholds)
-            for maps, (boxes, labels, size_wh) in zip(task.shard.maps(source), per_image, strict=True)
+            image_quality(of_image, boxes, labels, size_wh, cam_thresholds=cam_thresholds)
+            for of_image, boxes, labels, size_wh in zip(maps, task.boxes, task.labels, task.sizes_wh, strict=True)
         ]
-        for source in sources
+        for maps in task.maps
     ]

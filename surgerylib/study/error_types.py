@@ -15,9 +15,9 @@ import pandas as pd
 
 from ..errors import ParameterError
 from ..frames import BOX_COLUMNS, checked_thresholds, evaluate
-from ..kinds import ERROR_TYPES
 from ..matching import overlapping_pairs
 from ..metrics import average_precision
+from ..words import ERROR_TYPES
 
 FATES = ("found", "named otherwise", "badly located", "missed")
 # what stands for a detection that `max_detections` leaves out: neither right nor wrong

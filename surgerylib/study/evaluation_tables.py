@@ -11,10 +11,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from ..engine.localization import BASELINES
-from ..engine.map_shards import MapSource, joint_sources
+from ..heatmaps import Setting, joint_names
 from ..intervals import basic_interval, resampled_means, with_interval
-from ..kinds import METHOD_NAMES
 from ..metrics import BootstrapResult, paired_difference
+from ..words import METHOD_NAMES
 from .classification import Classification
 from .localizer_tables import plain_methods, plain_rows
 from .responses import TOP
@@ -91,10 +91,10 @@ def groups_finding(breakdown: pd.DataFrame) -> str:
     )
 
 
-def accuracy_table(found: Classification, sources: Mapping[str, MapSource], *, seed: int = 0) -> pd.DataFrame:
+def accuracy_table(found: Classification, sources: Mapping[str, Setting], *, seed: int = 0) -> pd.DataFrame:
     """A row a kind: how often the right class responds most in a ground truth box; the last row is chance."""
     rows = {}
-    joint = joint_sources(sources)
+    joint = joint_names(sources)
     for name, source in tqdm(joint.items(), desc="boxes named rightly", unit="kind", delay=2, leave=False):
         figures = found.accuracy(source, seed=seed).set_index("figure")
         rows[name] = {
@@ -129,7 +129,7 @@ def image_level_table(results: Mapping[str, BootstrapResult], found: Classificat
 
 
 def prompt_figures(
-    by_prompts: Mapping[str, Classification], source: MapSource, *, reference: str, interpolation: str, seed: int = 0
+    by_prompts: Mapping[str, Classification], source: Setting, *, reference: str, interpolation: str, seed: int = 0
 ) -> pd.DataFrame:
     """What several ways to put the classes into words are worth, on the same images.
 
@@ -215,7 +215,7 @@ def confusion_finding(confusion: pd.DataFrame) -> str:
     )
 
 
-def classification_sentence(found: Classification, source: MapSource, kind: str, *, seed: int = 0) -> str:
+def classification_sentence(found: Classification, source: Setting, kind: str, *, seed: int = 0) -> str:
     """What CLIP's maps know of the class of a box, in one sentence, to stand beside the verdict."""
     figures = found.accuracy(source, seed=seed).set_index("figure")
     value, low, high = figures.loc["top1", ["value", "low", "high"]]
@@ -237,7 +237,7 @@ def evaluation_results(
     groups: pd.DataFrame,
     seen: Mapping[str, pd.DataFrame],
     found: Classification,
-    sources: Mapping[str, MapSource],
+    sources: Mapping[str, Setting],
     image_level: Mapping[str, BootstrapResult],
     prompts: pd.DataFrame | None,
     seed: int,
@@ -257,7 +257,7 @@ def evaluation_results(
         **more: what else belongs into the file.
     """
     # kinds with the same maps name the boxes alike: counted once
-    of_key = {source.key: _accuracies(found, source, seed) for source in joint_sources(sources).values()}
+    of_key = {source.maps_key: _accuracies(found, source, seed) for source in joint_names(sources).values()}
     return {
         "finding": said.sentence,
         "verdict": said.plain(),
@@ -270,7 +270,7 @@ def evaluation_results(
             for grouping, of in groups.groupby("grouping", sort=False)
         },
         "by_seen": {name: _part(part) | {"verdict": verdict_of(part).plain()} for name, part in seen.items()},
-        "classification": {kind: of_key[source.key] for kind, source in sources.items()},
+        "classification": {kind: of_key[source.maps_key] for kind, source in sources.items()},
         "image_level_map": {path: _level(result) for path, result in image_level.items()},
         "prompts": [] if prompts is None else plain_rows(prompts),
         **more,
@@ -282,7 +282,7 @@ def _part(part: pd.DataFrame) -> dict[str, Any]:
     return counts | {"methods": plain_methods(part) if counts["n_boxes"] else None}
 
 
-def _accuracies(found: Classification, source: MapSource, seed: int) -> dict[str, Any]:
+def _accuracies(found: Classification, source: Setting, seed: int) -> dict[str, Any]:
     rows = found.accuracy(source, seed=seed).set_index("figure")
     figures = {
         figure: {name: None if math.isnan(value) else value for name, value in row.items()}

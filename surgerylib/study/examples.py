@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from ..boxes import extract_many
 from ..datasets.dataset import read_image
-from ..engine.settings import Setting
 from ..engine.store import HeatmapStore
-from ..extraction import extract_many
 from ..frames import BOX_COLUMNS
-from ..kinds import ALL, SEEN, UNSEEN
+from ..heatmaps import Setting
+from ..words import ALL, SEEN, UNSEEN
 
 
 def example_pairs(ground_truth: pd.DataFrame, image_ids: Sequence[str], count: int) -> list[tuple[str, str]]:
@@ -69,7 +69,7 @@ def examples(
         pairs += found
     if pairs and count > 1:
         image_id = pairs[0][0]
-        before = store.maps(ids.index(image_id), states["before"].source).max(axis=(1, 2))
+        before = store.maps(states["before"], ids.index(image_id))[0].max(axis=(1, 2))
         present = set(data.boxes.loc[data.boxes["image_id"] == image_id, "label"])
         absent = [place for place, label in enumerate(data.classes) if label not in present]
         if absent:
@@ -80,10 +80,10 @@ def examples(
 def _example(store: HeatmapStore, states: Mapping[str, Setting], position: int, label: str) -> Example:
     data = store.dataset
     row = data.images.iloc[position]
-    maps = {state: store.maps(position, s.source)[data.classes.index(label)] for state, s in states.items()}
+    maps = {state: store.maps(s, position)[0, data.classes.index(label)] for state, s in states.items()}
     found = {
         state: pd.DataFrame(
-            extract_many(maps[state], (row["width"], row["height"]), [setting.boxes])[0].boxes,
+            extract_many(maps[state], (row["width"], row["height"]), [setting])[0].boxes,
             columns=[*BOX_COLUMNS, "score"],
         )
         for state, setting in states.items()

@@ -8,25 +8,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..engine.map_shards import MapSource
 from ..errors import ParameterError
-from ..extraction import check_percentile
+from ..heatmaps import Setting
 
 if TYPE_CHECKING:  # a store brings torch, which checking percentiles needs none of
     from ..engine.store import HeatmapStore
 
 N_BINS = 2**16
+_BLOCK = 64  # images whose maps are in memory at a time
 
 
-def floor_values(store: HeatmapStore, source: MapSource, percentiles: Sequence[float]) -> dict[float, float]:
+def floor_values(store: HeatmapStore, setting: Setting, percentiles: Sequence[float]) -> dict[float, float]:
     """Percentiles of the raw values of all maps: every image, class and patch counts alike.
 
     Raw values differ from model to model, similarity to similarity and training to training; their percentiles are
-    asked for in one way everywhere. A shard is held at a time, and of all values a histogram alone.
+    asked for in one way everywhere. Some images are held at a time, and of all values a histogram alone.
 
     Args:
         store: computed.
-        source: which maps.
+        setting: which maps.
         percentiles: between 0 and 100, both excluded.
 
     Returns:
@@ -38,18 +38,19 @@ def floor_values(store: HeatmapStore, source: MapSource, percentiles: Sequence[f
         CacheError: the store is not computed, or damaged.
     """
     check_floor_percentiles(percentiles)
-    if not percentiles or not store.shards:
+    blocks = store.blocks(_BLOCK)
+    if not percentiles or not blocks:
         return {}
     low, high = math.inf, -math.inf
-    for shard in store.shards:
-        maps = shard.maps(source)
+    for block in blocks:
+        maps = store.maps(setting, *block)
         low, high = min(low, float(maps.min())), max(high, float(maps.max()))
     if low == high:
         return dict.fromkeys(percentiles, low)
     counts = np.zeros(N_BINS, np.int64)
-    for shard in store.shards:
+    for block in blocks:
         # in float64: where the range is small beside the values, float32 has too few numbers for the edges
-        counts += np.histogram(shard.maps(source).astype(np.float64), N_BINS, (low, high))[0]
+        counts += np.histogram(store.maps(setting, *block).astype(np.float64), N_BINS, (low, high))[0]
     up_to, width = np.cumsum(counts), (high - low) / N_BINS
     # as `np.percentile`: between the values at the two places around (n - 1) * p / 100; a bin stands for its middle
     places = (up_to[-1] - 1) * np.array(percentiles, np.float64) / 100
@@ -62,8 +63,7 @@ def check_floor_percentiles(percentiles: Sequence[float]) -> None:
     """Raise a `ParameterError` unless this is a list of different percentiles, each in (0, 100), or an empty one."""
     if not isinstance(percentiles, list | tuple):
         raise ParameterError(f"floor_percentiles is {percentiles!r}; give a list, an empty one to try no floor")
-    if percentiles:
-        try:
-            check_percentile(percentiles)
-        except ParameterError as error:
-            raise ParameterError(f"floor_percentiles: {error}") from error
+    try:
+        Setting(percentile=percentiles or 75.0)
+    except ParameterError as error:
+        raise ParameterError(f"floor_percentiles: {error}") from error

@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 from ..clip import SurgeryCLIP
 from ..datasets.dataset import Dataset, flattered_by
+from ..engine.caches import FeatureCache
 from ..engine.feature_batches import BatchReader
-from ..engine.features import FeatureCache
 from ..engine.localizer_training import METHODS, localize, predict, with_untrained
 from ..errors import CheckpointError, ParameterError
 from ..files import file_sha256
+from ..heatmaps import Setting
 from ..localizer import GTClassLocalizer, clip_and_maps, load_localizer, to_grid, untrained_localizer
 from ..locations import PROJECT_ROOT, checkpoint_file
 from .box_groups import GROUPINGS, box_groups, breakdown
@@ -60,8 +61,10 @@ class Head:
     def cache(self, clip: SurgeryCLIP, dataset: Dataset, cache_dir: Path) -> FeatureCache:
         """The features of a data set's images as this head takes them, not computed yet."""
         maps = self.about["belongs_to"]
-        names = ("layers", "kind", "similarity", "picture_size", "templates")
-        return FeatureCache(clip, dataset, cache_dir, **{name: maps[name] for name in names})
+        setting = Setting(maps["kind"], maps["similarity"], maps["layers"])
+        return FeatureCache(
+            clip, dataset, cache_dir, setting=setting, picture_size=maps["picture_size"], templates=maps["templates"]
+        )
 
     def notes(self, dataset: Dataset) -> list[str]:
         """What a reader must know of the images, see `flattered_by`."""

@@ -10,11 +10,12 @@ from typing import Any
 
 from ..clip import SurgeryCLIP
 from ..datasets.dataset import Dataset
-from ..engine.features import FeatureCache
+from ..engine.caches import FeatureCache
 from ..engine.localizer_training import LocalizerSettings, LocalizerTask, train_localizer
 from ..engine.training import Schedule, Training
 from ..errors import ParameterError
 from ..files import atomic_write
+from ..heatmaps import Setting
 from ..localizer import LOCALIZER_INPUTS
 
 PUBLISHED, PUBLISHED_HISTORY = "localizer.safetensors", "training_history.parquet"
@@ -120,9 +121,7 @@ class TrainingPlan:
                 clip,
                 data,
                 cache_dir,
-                layers=self.feature_layers,
-                kind=self.kind or "vv_mixed",
-                similarity=self.similarity,
+                setting=Setting(self.kind or "vv_mixed", self.similarity, self.feature_layers),
                 picture_size=self.picture_size,
             )
             for role, data in datasets.items()

@@ -10,13 +10,13 @@ import pandas as pd
 
 from ..clip import SurgeryCLIP
 from ..datasets.dataset import Dataset
-from ..engine.features import FeatureCache
+from ..engine.caches import FeatureCache
 from ..engine.localization import BASELINES, localization_difference
 from ..engine.localizer_training import METHODS, UNTRAINED, LocalizerTask, summarise
 from ..engine.training import Training
 from ..intervals import with_interval
-from ..kinds import METHOD_NAMES
 from ..localizer import GTClassLocalizer
+from ..words import METHOD_NAMES
 from .box_groups import SIZE_LIMITS, box_sizes
 
 FIGURES = {

@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 
 from ..datasets.dataset import Dataset
-from ..engine.map_shards import MapSource
 from ..engine.measures import truth_codes
 from ..frames import BOX_COLUMNS
+from ..heatmaps import Setting
 from ..intervals import basic_interval, resampled_means, share_interval
-from ..kinds import ERROR_TYPES
 from ..matching import overlapping_pairs
+from ..words import ERROR_TYPES
 from .classification import Classification
 from .error_types import FATES, ErrorTypes, fates_by_class
 from .evaluation_tables import main_confusions
@@ -68,7 +68,7 @@ def class_figures(
     ap_by_class: pd.DataFrame,
     gaps: pd.DataFrame,
     named: Classification,
-    source: MapSource,
+    source: Setting,
     kind: str,
     decomposition: pd.DataFrame,
     errors: ErrorTypes,

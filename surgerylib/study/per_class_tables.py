@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..intervals import with_interval
-from ..kinds import ERROR_TYPES
+from ..words import ERROR_TYPES
 from .error_types import FATES
 from .localizer_tables import plain_rows
 from .per_class import CAUSES, LEAST_GAIN, PROTOCOL, Failure

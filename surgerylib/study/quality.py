@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from ..boxes import resize_map
 from ..errors import ParameterError
-from ..extraction import resize_map
 from ..intervals import basic_interval, bootstrap_weights
 
 BOX_ACC_IOUS = (0.3, 0.5, 0.7)

@@ -10,11 +10,12 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from ..engine.settings import Criterion, Setting, threshold_text
+from ..engine.evaluate import Evaluation
+from ..heatmaps import Setting, threshold_text
 from ..intervals import with_interval
-from ..kinds import PROTOCOLS
+from ..words import PROTOCOLS
 from .summary import FEW_IMAGES
-from .sweep import Sweep
+from .sweep import Criterion, sweep_frame
 from .sweep_tables import map_by_percentile
 
 FEWEST_IMAGES = 10  # below, an interval over images says too little for a verdict
@@ -38,13 +39,13 @@ class Recommendation:
     chosen: Setting
     plain: Setting
     criterion: Criterion
-    choice: Sweep
-    report: Sweep
+    choice: Evaluation
+    report: Evaluation
     choice_split: str
     report_split: str
 
     def __post_init__(self) -> None:
-        where = (self.criterion.protocol, self.criterion.iou_threshold)
+        where = self.criterion.where
         if self.choice.value(self.default, *where)[0] >= self.choice.value(self.chosen, *where)[0]:
             object.__setattr__(self, "chosen", self.default)  # of equals, what the user has stays
 
@@ -76,14 +77,14 @@ def answer_table(recommendation: Recommendation) -> pd.DataFrame:
 def finding(recommendation: Recommendation) -> str:
     """One sentence: what was chosen from how many, and what it is worth on the other split."""
     criterion, default, chosen = recommendation.criterion, recommendation.default, recommendation.chosen
-    where = (criterion.protocol, criterion.iou_threshold)
+    where = criterion.where
     choice, report = recommendation.choice, recommendation.report
     if math.isnan(choice.value(chosen, *where)[0]):
         return f"No image of {recommendation.choice_split} holds a box of the class list: nothing can be chosen."
     if math.isnan(report.value(chosen, *where)[0]):
         return f"No image of {recommendation.report_split} holds a box of the class list: nothing can be confirmed."
     alike = len(choice.not_told_apart(chosen, *where))
-    tried = f"best of {choice.n_distinct:,} different settings on {recommendation.choice_split}"
+    tried = f"best of {len(choice.distinct):,} different settings on {recommendation.choice_split}"
     tried += f" (at least {alike:,} other{'s' if alike > 1 else ''} can't be told apart from it)" if alike else ""
     value = with_interval(*report.value(chosen, *where))
     if recommendation.is_default:
@@ -93,7 +94,7 @@ def finding(recommendation: Recommendation) -> str:
         )
     difference, low, high = report.difference(chosen, default, *where)
     before = report.value(default, *where)[0]
-    n_images = int(report.frame["n_images"].iloc[0])
+    n_images = report.n_images
     if n_images < FEWEST_IMAGES:
         verdict = f"on {n_images} images, too few to confirm or contradict it"
     elif low > 0:
@@ -112,10 +113,10 @@ def false_boxes(recommendation: Recommendation) -> str:
 
     Empty where there is no such class.
     """
-    rows = recommendation.report.frame
-    rows = rows[rows["protocol"] == "all"].drop_duplicates("setting").set_index("setting")["false_box_rate"]
-    rate = dict(zip((setting.key for setting in recommendation.report.settings), rows.sort_index(), strict=True))
-    own, default = rate[recommendation.chosen.key], rate[recommendation.default.key]
+    of = recommendation.report.figures
+    own, default = (
+        of[setting, "all"].measures["false_box_rate"] for setting in (recommendation.chosen, recommendation.default)
+    )
     if math.isnan(own):
         return ""
     text = f"Absent classes with a box on {recommendation.report_split}: {100 * own:.1f} %"
@@ -125,33 +126,30 @@ def false_boxes(recommendation: Recommendation) -> str:
 def notes(recommendation: Recommendation) -> list[str]:
     """What a reader must know about the choice: that it stands at the border of what was tried."""
     plain, found = recommendation.plain, []
-    n_images = int(recommendation.choice.frame["n_images"].iloc[0])
+    n_images = recommendation.choice.n_images
     if n_images < FEW_IMAGES:
         found.append(
             f"Chosen on only {n_images} image{'s' if n_images != 1 else ''} (fewer than {FEW_IMAGES}): "
             "other images may give another setting."
         )
-    tried = sorted({
-        setting.boxes.percentile for setting in recommendation.choice.settings
-        if isinstance(setting.boxes.percentile, int | float)
-    })  # fmt: skip
-    if len(tried) > 1 and plain.boxes.percentile in (tried[0], tried[-1]):
-        end = "highest" if plain.boxes.percentile == tried[-1] else "lowest"
+    tried = sorted({of.percentile for of in recommendation.choice.settings if isinstance(of.percentile, float)})
+    if len(tried) > 1 and plain.percentile in (tried[0], tried[-1]):
+        end = "highest" if plain.percentile == tried[-1] else "lowest"
         found.append(
-            f"The best percentile, {plain.boxes.percentile:g}, is the {end} tried: the optimum may lie beyond; extend "
+            f"The best percentile, {plain.percentile:g}, is the {end} tried: the optimum may lie beyond; extend "
             "percentiles."
         )
     return found
 
 
-def sweep_frame(recommendation: Recommendation) -> pd.DataFrame:
+def recommendation_frame(recommendation: Recommendation) -> pd.DataFrame:
     """`sweep.parquet`: the frames of both splits, with the columns `split` and `role` (choice or report) first."""
     frames = []
-    for role, split, sweep in (
+    for role, split, found in (
         ("choice", recommendation.choice_split, recommendation.choice),
         ("report", recommendation.report_split, recommendation.report),
     ):
-        frame = sweep.frame.copy()
+        frame = sweep_frame(found)
         frame.insert(0, "split", split)
         frame.insert(1, "role", role)
         frames.append(frame)
@@ -177,10 +175,10 @@ def quality_results(
     percentiles = [{"percentile": name, **_plain(row)} for name, row in by_percentile.to_dict("index").items()]
     return {
         "split": split,
-        "similarity": setting.source.similarity,
-        "last_layers": setting.source.last_layers,
+        "similarity": setting.similarity,
+        "last_layers": setting.layers,
         "kinds": kinds,
-        "by_percentile": {"kind": setting.source.kind, "rows": percentiles},
+        "by_percentile": {"kind": setting.kind, "rows": percentiles},
         "provenance": dict(provenance),
     }
 
@@ -194,31 +192,28 @@ def results(recommendation: Recommendation, notes: Sequence[str], provenance: Ma
         protocol: [_record(iou, report.difference(chosen, default, protocol, iou), "difference") for iou in columns]
         for protocol in PROTOCOLS
     }
-    of_kind = {
-        setting.source.kind: replace(plain, source=replace(plain.source, kind=setting.source.kind))
-        for setting in choice.settings
-    }
+    of_kind = {setting.kind: replace(plain, kind=setting.kind) for setting in choice.settings}
     by_percentile = {
         protocol: {kind: _nested(map_by_percentile(choice, setting, protocol)) for kind, setting in of_kind.items()}
         for protocol in PROTOCOLS
     }
-    not_told_apart = choice.not_told_apart(chosen, criterion.protocol, criterion.iou_threshold)
+    not_told_apart = choice.not_told_apart(chosen, *criterion.where)
     return {
         "finding": finding(recommendation),
         "choice": {
             "split": recommendation.choice_split,
-            "n_images": int(choice.frame["n_images"].iloc[0]),
+            "n_images": choice.n_images,
             "protocol": criterion.protocol,
             "iou_threshold": criterion.iou_threshold,
             "n_settings": len(choice.settings),
-            "n_distinct_settings": choice.n_distinct,
+            "n_distinct_settings": len(choice.distinct),
             "default_stays": recommendation.is_default,
             "not_told_apart": [setting.parameters() for setting in not_told_apart],
             "by_percentile": by_percentile,
         },
         "report": {
             "split": recommendation.report_split,
-            "n_images": int(report.frame["n_images"].iloc[0]),
+            "n_images": report.n_images,
             "iou_thresholds": _thresholds(report),
             "default": _figures(report, default),
             "recommended": _figures(report, chosen),
@@ -237,10 +232,10 @@ def recommended_yaml(recommendation: Recommendation, parameters: Mapping[str, An
         parameters: those of model and data, which the setting was chosen for.
     """
     criterion, report, chosen = recommendation.criterion, recommendation.report, recommendation.chosen
-    where = (criterion.protocol, criterion.iou_threshold)
+    where = criterion.where
     lines = [
         f"# {chosen.describe()}",
-        f"# best of {recommendation.choice.n_distinct} different settings on {recommendation.choice_split}",
+        f"# best of {len(recommendation.choice.distinct)} different settings on {recommendation.choice_split}",
         f"# on {recommendation.report_split}: {criterion.name} {with_interval(*report.value(chosen, *where))} under "
         f"{criterion.protocol}; the default {with_interval(*report.value(recommendation.default, *where))}",
     ]
@@ -248,16 +243,16 @@ def recommended_yaml(recommendation: Recommendation, parameters: Mapping[str, An
     return "\n".join(lines) + "\n" + text
 
 
-def _thresholds(sweep: Sweep) -> list[float]:
-    return list(dict.fromkeys(sweep.frame["iou_threshold"].tolist()))
+def _thresholds(found: Evaluation) -> list[float]:
+    return list(found.iou_thresholds)
 
 
-def _figures(sweep: Sweep, setting: Setting) -> dict[str, Any]:
+def _figures(found: Evaluation, setting: Setting) -> dict[str, Any]:
     return {
         "description": setting.describe(),
         "parameters": setting.parameters(),
         "protocols": {
-            protocol: [_record(iou, sweep.value(setting, protocol, iou), "map") for iou in [*_thresholds(sweep), None]]
+            protocol: [_record(iou, found.value(setting, protocol, iou), "map") for iou in [*_thresholds(found), None]]
             for protocol in PROTOCOLS
         },
     }

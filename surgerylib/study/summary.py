@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import pandas as pd
-from tqdm import tqdm
 
+from ..engine.evaluate import Evaluation
 from ..intervals import with_interval
-from ..kinds import HEATMAP_KINDS, PROTOCOLS
-from ..metrics import IOU_THRESHOLDS, BootstrapResult, bootstrap_map, paired_difference
+from ..words import PROTOCOLS
 
 FEW_IMAGES = 50
 # stands under every table of intervals: the reader of a page alone has no other place to learn it
@@ -21,31 +19,7 @@ INTERVAL_NOTE = (
 )
 
 
-@dataclass(frozen=True)
-class KindEvaluation:
-    """Average precision of each kind under both protocols, with 95 % intervals over images.
-
-    Attributes:
-        summary: protocol, kind, iou_threshold, map, low, high.
-        by_class: protocol, kind, label, iou_threshold, ap, low, high, n_ground_truth, n_detections.
-        differences: protocol, iou_threshold, difference, low, high, excludes_zero of `compared`; no rows when one of
-            the two kinds is missing.
-        compared: the two kinds whose paired difference (first minus second) is listed.
-        interpolation: of the average precision.
-        n_images: images evaluated, with boxes or without.
-    """
-
-    summary: pd.DataFrame
-    by_class: pd.DataFrame
-    differences: pd.DataFrame
-    compared: tuple[str, str]
-    interpolation: str
-    n_images: int
-
-    def value(self, protocol: str, kind: str, iou_threshold: float) -> pd.Series:
-        """map, low and high of one cell."""
-        rows = self.summary.set_index(["protocol", "kind", "iou_threshold"]).sort_index()
-        return rows.loc[(protocol, kind, iou_threshold)]
+COMPARED = ("vv_mixed", "standard")  # kinds whose paired difference is listed, first minus second
 
 
 def present_only(detections: pd.DataFrame, ground_truth: pd.DataFrame) -> pd.DataFrame:
@@ -54,100 +28,18 @@ def present_only(detections: pd.DataFrame, ground_truth: pd.DataFrame) -> pd.Dat
     return detections[pd.MultiIndex.from_frame(detections[["image_id", "label"]]).isin(asked)].reset_index(drop=True)
 
 
-def evaluate_kinds(
-    detections: pd.DataFrame,
-    ground_truth: pd.DataFrame,
-    *,
-    image_ids: Sequence[str],
-    classes: Sequence[str],
-    kinds: Sequence[str] = HEATMAP_KINDS,
-    iou_thresholds: Sequence[float] = IOU_THRESHOLDS,
-    interpolation: str = "11point",
-    compared: tuple[str, str] = ("vv_mixed", "standard"),
-    n_resamples: int = 1000,
-    seed: int = 0,
-) -> KindEvaluation:
-    """Evaluate every kind in a detections frame on the same images and the same resamples.
-
-    Args:
-        detections: frame with a `kind` column, made under the `all` protocol.
-        ground_truth: frame of boxes.
-        image_ids: all images evaluated, those without boxes too.
-        classes: the whole class list.
-        kinds: those that were asked for; one without a single box scores 0.
-        iou_thresholds: each in (0, 1].
-        interpolation: as in `average_precision`.
-        compared: kinds whose paired difference is taken.
-        n_resamples: half-samples of the images.
-        seed: of the half-samples.
-    """
-    summaries, by_class, differences = [], [], []
-    progress = tqdm(total=len(PROTOCOLS) * len(kinds), desc="mAP and intervals", unit="kind", delay=2, leave=False)
-    for protocol in PROTOCOLS:
-        results: dict[str, BootstrapResult] = {}
-        seen: list[tuple[pd.DataFrame, BootstrapResult]] = []
-        for kind in kinds:
-            boxes = detections[detections["kind"] == kind].drop(columns="kind").reset_index(drop=True)
-            if protocol == "present":
-                boxes = present_only(boxes, ground_truth)
-            # two kinds with the same maps have the same boxes: evaluated once
-            result = next((known for frame, known in seen if frame.equals(boxes)), None)
-            if result is None:
-                result = bootstrap_map(
-                    boxes,
-                    ground_truth,
-                    image_ids=image_ids,
-                    iou_thresholds=iou_thresholds,
-                    interpolation=interpolation,
-                    classes=classes,
-                    n_resamples=n_resamples,
-                    seed=seed,
-                )
-                seen.append((boxes, result))
-            results[kind] = result
-            summaries.append(result.summary().assign(protocol=protocol, kind=kind))
-            by_class.append(_class_rows(result, boxes, ground_truth).assign(protocol=protocol, kind=kind))
-            progress.update()
-        if all(kind in results for kind in compared):
-            difference = paired_difference(results[compared[0]], results[compared[1]]).summary()
-            differences.append(difference.assign(protocol=protocol))
-    progress.close()
-    return KindEvaluation(
-        summary=_joined(summaries, ["protocol", "kind", "iou_threshold", "map", "low", "high"]),
-        by_class=_joined(
-            by_class,
-            ["protocol", "kind", "label", "iou_threshold", "ap", "low", "high", "n_ground_truth", "n_detections"],
-        ),
-        differences=_joined(differences, ["protocol", "iou_threshold", "difference", "low", "high", "excludes_zero"]),
-        compared=compared,
-        interpolation=interpolation,
-        n_images=len(image_ids),
-    )
-
-
-def _class_rows(result: BootstrapResult, boxes: pd.DataFrame, ground_truth: pd.DataFrame) -> pd.DataFrame:
-    """AP by class with the numbers of boxes; no interval for a class with boxes in fewer than two images."""
-    rows = result.class_summary()
-    n_images = rows["label"].map(ground_truth.groupby("label")["image_id"].nunique()).fillna(0)
-    # resampling one image tells nothing of how much the next one would differ
-    rows.loc[n_images < 2, ["low", "high"]] = math.nan
-    rows["n_ground_truth"] = rows["label"].map(ground_truth["label"].value_counts()).fillna(0).astype(int)
-    rows["n_detections"] = rows["label"].map(boxes["label"].value_counts()).fillna(0).astype(int)
-    return rows
-
-
-def map_table(evaluation: KindEvaluation) -> pd.DataFrame:
+def map_table(evaluation: Evaluation) -> pd.DataFrame:
     """The answer table: a row for each protocol and kind, a column for each IoU threshold, `value [low, high]`."""
-    cells = evaluation.summary.copy()
+    cells = evaluation.summary()
     cells["cell"] = [with_interval(*row) for row in cells[["map", "low", "high"]].itertuples(index=False, name=None)]
     cells["column"] = [f"mAP@{threshold:.2f}" for threshold in cells["iou_threshold"]]
     table = cells.pivot_table(index=["protocol", "kind"], columns="column", values="cell", aggfunc="first", sort=False)
     return table.rename_axis(columns=None)
 
 
-def difference_table(evaluation: KindEvaluation) -> pd.DataFrame:
+def difference_table(evaluation: Evaluation) -> pd.DataFrame:
     """The paired difference of the compared kinds: a row for each IoU threshold, a column for each protocol."""
-    cells = evaluation.differences
+    cells = evaluation.differences(*COMPARED)
     cells = cells.assign(
         cell=[
             with_interval(*row, sign=True)
@@ -155,14 +47,12 @@ def difference_table(evaluation: KindEvaluation) -> pd.DataFrame:
         ]
     )
     table = cells.pivot_table(index="iou_threshold", columns="protocol", values="cell", aggfunc="first", sort=False)
-    return table.rename_axis(
-        index="IoU threshold", columns=f"mAP of {evaluation.compared[0]} − {evaluation.compared[1]}"
-    )
+    return table.rename_axis(index="IoU threshold", columns=f"mAP of {COMPARED[0]} − {COMPARED[1]}")
 
 
-def class_table(evaluation: KindEvaluation, kind: str, iou_threshold: float) -> pd.DataFrame:
+def class_table(evaluation: Evaluation, kind: str, iou_threshold: float) -> pd.DataFrame:
     """AP of one kind by class: number of boxes, and `value [low, high]` under each protocol."""
-    rows = evaluation.by_class
+    rows = evaluation.by_class()
     rows = rows[(rows["kind"] == kind) & (rows["iou_threshold"] == iou_threshold)]
     cells = rows.assign(
         cell=[with_interval(*row) for row in rows[["ap", "low", "high"]].itertuples(index=False, name=None)]
@@ -172,25 +62,27 @@ def class_table(evaluation: KindEvaluation, kind: str, iou_threshold: float) -> 
     return table.rename_axis(index=None, columns=f"AP@{iou_threshold:.2f} of {kind}")
 
 
-def finding(evaluation: KindEvaluation) -> str:
+def finding(evaluation: Evaluation) -> str:
     """One sentence that answers the notebook's question with its figures."""
-    threshold = float(evaluation.summary["iou_threshold"].min())
-    at_first = evaluation.summary[evaluation.summary["iou_threshold"] == threshold]
-    if at_first["map"].isna().all():
+    threshold = min(evaluation.iou_thresholds)
+    values = {kind: evaluation.value(kind, "all", threshold) for kind in evaluation.settings}
+    if all(math.isnan(value[0]) for value in values.values()):
         return "No image of this split holds a box of the class list: nothing can be measured."
-    a, b = evaluation.compared
-    if evaluation.differences.empty:
-        best = at_first[at_first["protocol"] == "all"].sort_values("map", kind="stable").iloc[-1]
-        cell = with_interval(best["map"], best["low"], best["high"])
-        return f"The best of the kinds asked for is {best['kind']}: mAP@{threshold:.2f} {cell} under the all protocol."
-    decided = evaluation.differences[evaluation.differences["iou_threshold"] == threshold].set_index("protocol")
+    a, b = COMPARED
+    if not {a, b} <= set(values):
+        best = max(values, key=lambda kind: values[kind][0])
+        return (
+            f"The best of the kinds asked for is {best}: mAP@{threshold:.2f} {with_interval(*values[best])} under the "
+            "all protocol."
+        )
+    decided = {protocol: evaluation.difference(a, b, protocol, threshold) for protocol in PROTOCOLS}
     parts = []
     for protocol in PROTOCOLS:
-        pair = [evaluation.value(protocol, kind, threshold)["map"] for kind in (a, b)]
-        difference = with_interval(*decided.loc[protocol, ["difference", "low", "high"]], sign=True)
+        pair = [evaluation.value(kind, protocol, threshold)[0] for kind in (a, b)]
+        difference = with_interval(*decided[protocol], sign=True)
         parts.append(f"{pair[0]:.3f} against {pair[1]:.3f} under {protocol} (difference {difference})")
-    better = [protocol for protocol in PROTOCOLS if decided.loc[protocol, "low"] > 0]
-    worse = [protocol for protocol in PROTOCOLS if decided.loc[protocol, "high"] < 0]
+    better = [protocol for protocol in PROTOCOLS if decided[protocol][1] > 0]
+    worse = [protocol for protocol in PROTOCOLS if decided[protocol][2] < 0]
     if len(better) == len(PROTOCOLS):
         verdict = f"{a} scores higher than {b}"
     elif len(worse) == len(PROTOCOLS):
@@ -224,7 +116,7 @@ def skipped_note(split: str, skipped: str) -> str:
 
 
 def map_results(
-    evaluation: KindEvaluation,
+    evaluation: Evaluation,
     *,
     settings: Mapping,
     counts: Mapping[str, int],
@@ -233,22 +125,22 @@ def map_results(
     provenance: Mapping,
 ) -> dict:
     """What `map_results.json` holds: plain values, None where there is no number; `files`: name -> sha256."""
-    kinds = list(dict.fromkeys(evaluation.summary["kind"]))
+    kinds, of_kinds = list(evaluation.settings), evaluation.summary()
     protocols = {
         protocol: {
-            kind: _records(evaluation.summary, ["iou_threshold", "map", "low", "high"], protocol=protocol, kind=kind)
+            kind: _records(of_kinds, ["iou_threshold", "map", "low", "high"], protocol=protocol, kind=kind)
             for kind in kinds
         }
         for protocol in PROTOCOLS
     }
-    columns = ["iou_threshold", "difference", "low", "high"]
-    paired = {protocol: _records(evaluation.differences, columns, protocol=protocol) for protocol in PROTOCOLS}
+    columns, differences = ["iou_threshold", "difference", "low", "high"], evaluation.differences(*COMPARED)
+    paired = {protocol: _records(differences, columns, protocol=protocol) for protocol in PROTOCOLS}
     return {
         "finding": finding(evaluation),
         "kinds": kinds,
-        "iou_thresholds": list(dict.fromkeys(evaluation.summary["iou_threshold"])),
+        "iou_thresholds": list(evaluation.iou_thresholds),
         "protocols": protocols,
-        "paired_difference": {"a": evaluation.compared[0], "b": evaluation.compared[1], "protocols": paired},
+        "paired_difference": {"a": COMPARED[0], "b": COMPARED[1], "protocols": paired},
         "interpolation": evaluation.interpolation,
         **settings,
         **counts,
@@ -304,10 +196,6 @@ def _records(frame: pd.DataFrame, columns: list[str], **match: str) -> list[dict
         frame = frame[frame[column] == value]
     records = frame[columns].to_dict("records")
     return [{key: None if math.isnan(value) else value for key, value in record.items()} for record in records]
-
-
-def _joined(frames: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
-    return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
 
 
 def average_precision_text(interpolation: str) -> str:

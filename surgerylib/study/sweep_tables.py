@@ -4,72 +4,66 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ..engine.settings import Criterion, Setting
+from ..engine.evaluate import Evaluation
+from ..heatmaps import KIND_PREFERENCE, Setting, threshold_text
 from ..intervals import with_interval
-from ..kinds import KIND_PREFERENCE, PROTOCOLS
-from .sweep import Sweep
+from ..words import PROTOCOLS
+from .sweep import Criterion
 
 
-def candidates_table(sweep: Sweep, criterion: Criterion, count: int = 10) -> pd.DataFrame:
+def candidates_table(found: Evaluation, criterion: Criterion, count: int = 10) -> pd.DataFrame:
     """The best settings by the criterion, each with its paired difference to the best, a row each.
 
     Settings with the same boxes (such as `vv_vv` and `vv_mixed` under cosine similarity) stand in one row.
     """
-    where = (criterion.protocol, criterion.iou_threshold)
-    names: dict[tuple, list[str]] = {}
-    first: dict[tuple, Setting] = {}
-    for setting in sweep.settings:
-        names.setdefault(setting.key, []).append(setting.source.kind)
-        first.setdefault(setting.key, setting)
-    best = sweep.best(*where)
-    ranked = sorted(first.values(), key=lambda setting: -np.nan_to_num(sweep.value(setting, *where)[0], nan=-1.0))
+    where = criterion.where
+    best = found.best(*where)
+    first = [alike[0] for alike in found.distinct.values()]
+    ranked = sorted(first, key=lambda setting: -np.nan_to_num(found.value(setting, *where)[0], nan=-1.0))
     # the best of equals leads, as `best` has it
     ranked = [best, *(setting for setting in ranked if setting.key != best.key)][:count]
     rows = []
     for setting in ranked:
         own = setting.key == best.key
-        kinds = " = ".join(dict.fromkeys(names[setting.key]))
+        kinds = " = ".join(dict.fromkeys(alike.kind for alike in found.distinct[setting.key]))
         rows.append(
             {
-                "setting": setting.describe().replace(setting.source.kind, kinds, 1),
-                f"{criterion.name} ({criterion.protocol})": with_interval(*sweep.value(setting, *where)),
+                "setting": setting.describe().replace(setting.kind, kinds, 1),
+                f"{criterion.name} ({criterion.protocol})": with_interval(*found.value(setting, *where)),
                 "difference to the best": ""
                 if own
-                else with_interval(*sweep.difference(setting, best, *where), sign=True),
+                else with_interval(*found.difference(setting, best, *where), sign=True),
             }
         )
     return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="rank"))
 
 
-def changes_table(sweep: Sweep, plain: Setting, variants: Mapping[str, Setting], criterion: Criterion) -> pd.DataFrame:
+def changes_table(
+    found: Evaluation, plain: Setting, variants: Mapping[str, Setting], criterion: Criterion
+) -> pd.DataFrame:
     """Each change of the extraction beside the plain five steps.
 
     Columns: name, map (`value [low, high]`), difference, low, high (paired, numbers), boxes_per_image and
     false_box_rate, the share of absent classes that get a box (of `all` always).
     """
-    where = (criterion.protocol, criterion.iou_threshold)
-    measured = {
-        protocol: rows.drop_duplicates("setting").set_index("setting")
-        for protocol, rows in sweep.frame.groupby("protocol")
-    }
-    number_of = {setting.key: number for number, setting in enumerate(sweep.settings)}
+    where = criterion.where
     rows = []
     for name, setting in {"plain five steps": plain, **variants}.items():
-        difference = (math.nan,) * 3 if setting.key == plain.key else sweep.difference(setting, plain, *where)
+        difference = (math.nan,) * 3 if setting.key == plain.key else found.difference(setting, plain, *where)
         rows.append(
             {
                 "name": name,
-                "map": with_interval(*sweep.value(setting, *where)),
+                "map": with_interval(*found.value(setting, *where)),
                 **dict(zip(("difference", "low", "high"), difference, strict=True)),
-                "boxes_per_image": measured[criterion.protocol].loc[number_of[setting.key], "boxes_per_image"],
-                "false_box_rate": measured["all"].loc[number_of[setting.key], "false_box_rate"],
+                "boxes_per_image": found.figures[setting, criterion.protocol].measures["boxes_per_image"],
+                "false_box_rate": found.figures[setting, "all"].measures["false_box_rate"],
             }
         )
     return pd.DataFrame(rows)
@@ -84,7 +78,7 @@ def changes_title(changes: pd.DataFrame) -> str:
 
 
 def combinations(
-    sweep: Sweep, plain: Setting, variants: Mapping[str, Setting], criterion: Criterion
+    found: Evaluation, plain: Setting, variants: Mapping[str, Setting], criterion: Criterion
 ) -> dict[str, Setting]:
     """Every combination of two or more changes that help by themselves: name -> setting.
 
@@ -92,30 +86,30 @@ def combinations(
     """
     helping: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for name, setting in variants.items():
-        _, low, _ = sweep.difference(setting, plain, criterion.protocol, criterion.iou_threshold)
+        _, low, _ = found.difference(setting, plain, *criterion.where)
         if low > 0:
-            changed = [field for field, own in vars(setting.boxes).items() if own != getattr(plain.boxes, field)]
+            changed = [field for field, own in asdict(setting).items() if own != getattr(plain, field)]
             # a union of thresholds changes two arguments and counts as a change of its percentile
             argument = "percentile" if "percentile" in changed else changed[0]
-            change = {field: getattr(setting.boxes, field) for field in changed}
+            change = {field: getattr(setting, field) for field in changed}
             helping.setdefault(argument, []).append((name, change))
-    found = {}
+    combined = {}
     for chosen in product(*([None, *options] for options in helping.values())):
         parts = [option for option in chosen if option is not None]
         changes: dict[str, Any] = {}
         for _, change in parts:
             changes |= change
-        limit = changes.get("max_side", plain.boxes.max_side)
-        contradicts = limit is not None and limit <= changes.get("min_side", plain.boxes.min_side)
+        limit = changes.get("max_side", plain.max_side)
+        contradicts = limit is not None and limit <= changes.get("min_side", plain.min_side)
         if len(parts) > 1 and not contradicts:
-            setting = replace(plain, boxes=replace(plain.boxes, **changes))
-            found[", ".join(name for name, _ in parts)] = setting
-    return found
+            setting = replace(plain, **changes)
+            combined[", ".join(name for name, _ in parts)] = setting
+    return combined
 
 
-def best_of(settings: Mapping[str, Setting], sweep: Sweep, criterion: Criterion) -> str:
+def best_of(settings: Mapping[str, Setting], found: Evaluation, criterion: Criterion) -> str:
     """The name of the setting with the highest value."""
-    return max(settings, key=lambda name: sweep.value(settings[name], criterion.protocol, criterion.iou_threshold)[0])
+    return max(settings, key=lambda name: found.value(settings[name], *criterion.where)[0])
 
 
 def curve_titles(curves: pd.DataFrame) -> dict[str, str]:
@@ -135,7 +129,7 @@ def grid_titles(tables: Mapping[str, pd.DataFrame], setting: Setting) -> dict[st
     """A title for each protocol's `map_by_percentile`: whose map it is, and which percentile is best where."""
     titles = {}
     for protocol, table in tables.items():
-        titles[protocol] = f"{setting.source.kind}, {protocol}"
+        titles[protocol] = f"{setting.kind}, {protocol}"
         best = table.loc[:, table.max() > table.min()].idxmax().value_counts()
         if len(best):
             times = f"{best.iloc[0]} of {table.shape[1]}"
@@ -143,24 +137,24 @@ def grid_titles(tables: Mapping[str, pd.DataFrame], setting: Setting) -> dict[st
     return titles
 
 
-def curves(sweep: Sweep, setting: Setting, criterion: Criterion) -> pd.DataFrame:
+def curves(found: Evaluation, setting: Setting, criterion: Criterion) -> pd.DataFrame:
     """The criterion's mAP by percentile for every kind: protocol, kind, percentile, value, low, high.
 
     Args:
-        sweep: with several percentiles and kinds.
+        found: with several percentiles and kinds.
         setting: gives similarity, layers and the extraction's other arguments.
         criterion: gives the IoU threshold; both protocols are listed.
     """
     rows = []
     for protocol in PROTOCOLS:
         seen = set()
-        for own in sweep.settings:
-            point = (own.source.kind, own.boxes.percentile)
-            alike = replace(setting, source=replace(setting.source, kind=own.source.kind))
+        for own in found.settings:
+            point = (own.kind, own.percentile)
+            alike = replace(setting, kind=own.kind)
             if point not in seen and differs_by_percentile(own, alike):
                 seen.add(point)
                 values = dict(
-                    zip(("value", "low", "high"), sweep.value(own, protocol, criterion.iou_threshold), strict=True)
+                    zip(("value", "low", "high"), found.value(own, protocol, criterion.iou_threshold), strict=True)
                 )
                 rows.append({"protocol": protocol, "kind": point[0], "percentile": point[1], **values})
     frame = pd.DataFrame(rows, columns=["protocol", "kind", "percentile", "value", "low", "high"])
@@ -169,22 +163,24 @@ def curves(sweep: Sweep, setting: Setting, criterion: Criterion) -> pd.DataFrame
 
 def marks(default: Setting, best: Setting) -> dict[str, tuple[float, str]]:
     """Points of `curves` for `best`: name -> (percentile, kind); the default where it lies on one of the curves."""
-    points = {"best": (best.boxes.percentile, best.source.kind)}
-    if differs_by_percentile(default, replace(best, source=replace(best.source, kind=default.source.kind))):
-        points = {"default": (default.boxes.percentile, default.source.kind), **points}
+    points = {"best": (best.percentile, best.kind)}
+    if differs_by_percentile(default, replace(best, kind=default.kind)):
+        points = {"default": (default.percentile, default.kind), **points}
     return points
 
 
-def percentile_table(sweep: Sweep, setting: Setting, protocol: str = "present") -> pd.DataFrame:
+def percentile_table(found: Evaluation, setting: Setting, protocol: str = "present") -> pd.DataFrame:
     """Boxes by percentile for one map: mean and maximum IoU, boxes an image, activated share, false boxes.
 
     Args:
-        sweep: with this map at several percentiles.
+        found: with this map at several percentiles.
         setting: its map, and everything but the percentile.
         protocol: under which boxes are counted; the false boxes are those of `all` always.
     """
-    rows = sweep.frame.drop_duplicates(["setting", "protocol"])
-    rows = rows[[differs_by_percentile(sweep.settings[number], setting) for number in rows["setting"]]]
+    rows = pd.DataFrame([
+        {"protocol": p, "threshold": threshold_text(own.percentile), **found.figures[own, p].measures}
+        for own in found.settings for p in PROTOCOLS if differs_by_percentile(own, setting)
+    ])  # fmt: skip
     own = rows[rows["protocol"] == protocol].set_index("threshold")
     every = rows[rows["protocol"] == "all"].set_index("threshold")
     table = own[["mean_iou", "max_iou", "mean_best_iou", "boxes_per_image", "activated_share"]].copy()
@@ -212,17 +208,19 @@ PERCENTILE_COLUMNS = {
 }
 
 
-def map_by_percentile(sweep: Sweep, setting: Setting, protocol: str) -> pd.DataFrame:
+def map_by_percentile(found: Evaluation, setting: Setting, protocol: str) -> pd.DataFrame:
     """mAP of one map: a row for each percentile, a column for each IoU threshold."""
-    rows = sweep.frame[sweep.frame["protocol"] == protocol]
-    rows = rows[[differs_by_percentile(sweep.settings[number], setting) for number in rows["setting"]]]
-    return rows.pivot_table(index="percentile", columns="iou_threshold", values="map", sort=True, dropna=False)
+    rows = {
+        own.percentile: dict(zip(found.iou_thresholds, found.figures[own, protocol].ap.map.tolist(), strict=True))
+        for own in found.settings
+        if differs_by_percentile(own, setting)
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=None).sort_index()
+    return table.rename_axis(index="percentile", columns="iou_threshold")
 
 
 def differs_by_percentile(setting: Setting, other: Setting) -> bool:
     """Whether two settings agree but for a plain percentile."""
-    return (
-        isinstance(setting.boxes.percentile, int | float)
-        and setting.source == other.source
-        and replace(setting.boxes, percentile=75.0) == replace(other.boxes, percentile=75.0)
+    return isinstance(setting.percentile, float) and replace(setting, percentile=75.0) == replace(
+        other, percentile=75.0
     )

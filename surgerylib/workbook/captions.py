@@ -8,8 +8,8 @@ from html import escape
 
 import pandas as pd
 
-from ..kinds import PROTOCOLS
 from ..study.summary import average_precision_text
+from ..words import PROTOCOLS
 
 
 class CaptionedTable:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, OutputError, ParameterError, TrainingError
+from ..heatmaps import Setting
 from ..locations import EMBEDDED, checkpoint_file, dataset_folder
 from .parameters import (
     LEAVES_OUT,
@@ -30,14 +31,10 @@ if TYPE_CHECKING:
 _WHOLE_NUMBERS = {
     "image_size": 1,
     "depth": 1,
-    "last_layers": 1,
     "batch_size": 1,
     "num_images": 1,
     "num_choice_images": 1,
     "num_examples": 0,
-    "min_side": 0,
-    "max_side": 1,
-    "seed": 0,
     "feature_layers": 1,
     "picture_size": 8,
     "grid_size": 1,
@@ -104,43 +101,27 @@ def check_values(settings: Mapping[str, Any]) -> None:
     Raises:
         ParameterError: Names the parameter, the value seen and what it may be.
     """
-    # these import torch, which takes seconds that a mere `import preflight` need not spend
     from ..datasets.damage import check_on_bad_image
-    from ..engine.settings import chosen_kind
-    from ..extraction import check_box_score, check_floor, check_nms_iou, check_percentile
-    from ..frames import check_interpolation, checked_thresholds
-    from ..kinds import check_kinds, check_similarity
+    from ..engine.evaluate import Options
+    from ..heatmaps import Setting, check_kinds, chosen_kind
 
-    def check_adapter_floor(floor: float) -> None:
+    if "kinds" in settings:
+        check_kinds(settings["kinds"])
+        Setting.of(settings, kind=chosen_kind(settings.get("kind"), settings["kinds"]))
+    else:
+        Setting.of(settings)
+    Options(**{name: settings[name] for name in ("iou_thresholds", "interpolation", "seed") if name in settings})
+    if settings.get("adapter_floor") is not None:
         try:
-            check_floor(floor)
+            Setting(floor=settings["adapter_floor"])
         except ParameterError as error:
-            raise ParameterError(f"adapter_floor: {error}") from None
-
-    checks = {
-        "percentile": check_percentile,
-        "kinds": check_kinds,
-        "kind": lambda kind: check_kinds([kind]),
-        "similarity": check_similarity,
-        "interpolation": check_interpolation,
-        "iou_thresholds": checked_thresholds,
-        "box_score": check_box_score,
-        "nms_iou": check_nms_iou,
-        "floor": check_floor,
-        "adapter_floor": check_adapter_floor,
-        "on_bad_image": check_on_bad_image,
-    }
-    for name, check_value in checks.items():
-        if name in settings and (settings[name] is not None or name == "percentile"):
-            check_value(settings[name])
+            raise ParameterError(f"adapter_{error}") from None
+    if "on_bad_image" in settings:
+        check_on_bad_image(settings["on_bad_image"])
     for name, least in _WHOLE_NUMBERS.items():
         value = settings.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ParameterError(f"{name} must be a whole number of at least {least}, not {value!r}")
-    if settings.get("kind") is not None and "kinds" in settings:
-        chosen_kind(settings["kind"], settings["kinds"])
-    if settings.get("max_side") is not None and settings["max_side"] <= settings.get("min_side", 0):
-        raise ParameterError(f"max_side must be above min_side ({settings['min_side']}), not {settings['max_side']}")
     _check_sweep(settings)
     _check_training(settings)
     _check_evaluation(settings)
@@ -161,15 +142,15 @@ def _check_sweep(settings: Mapping[str, Any]) -> None:
     """The lists of the threshold sweep, where a notebook has them."""
     if "percentiles" not in settings:
         return
-    from ..engine.settings import Criterion, Setting, post_processing_variants, setting_grid
+    from ..heatmaps import Setting
     from ..study.floors import check_floor_percentiles
+    from ..study.sweep import Criterion, post_processing_variants, setting_grid
 
     setting_grid(
         kinds=settings["kinds"], similarities=settings["similarities"], layer_counts=settings["layer_counts"],
         percentiles=settings["percentiles"],
     )  # fmt: skip
-    names = ("nms_ious", "min_sides", "max_sides", "box_scores", "unions")
-    post_processing_variants(Setting(), **{name: settings[name] for name in names})
+    post_processing_variants(Setting(), settings)
     check_floor_percentiles(settings["floor_percentiles"])
     Criterion(settings["choose_protocol"], settings["choose_iou"]).check(settings["iou_thresholds"])
 
@@ -198,8 +179,8 @@ def _check_evaluation(settings: Mapping[str, Any]) -> None:
     """The parameters of the GT-class evaluation, where a notebook has them."""
     if NEEDS_HEAD not in settings:
         return
-    from ..prompts import check_prompts
     from ..study.head_evaluation import check_evaluated
+    from ..words import check_prompts
 
     check_evaluated(settings["classes_evaluated"])
     check_prompts(settings["prompts"])
@@ -325,13 +306,10 @@ def _check_model(settings: Mapping[str, Any], root: Path, device: str) -> list[s
 
         load_head(find_head(root, settings[NEEDS_HEAD], root), clip, DIOR_CLASSES)
     if settings.get(TAKES_ADAPTER):
-        from ..engine.adapted_store import load_adapters
-        from ..engine.map_shards import MapSource
-        from ..extraction import BoxSettings
+        from ..engine.adapters import load_adapters
         from ..study.adaptation import states_of
 
-        kinds = {kind: MapSource(kind) for kind in settings["kinds"]}
-        states_of(kinds, load_adapters(settings[TAKES_ADAPTER], clip), BoxSettings())
+        states_of({kind: Setting(kind) for kind in settings["kinds"]}, load_adapters(settings[TAKES_ADAPTER], clip))
     rows, columns = clip.grid
     return [
         f"model: {clip.name}, weights from {clip.weights.source} (sha256 {clip.weights.sha256[:12]}), "

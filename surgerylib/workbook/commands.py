@@ -10,10 +10,9 @@ from typing import Any
 
 from ..engine import adapter_training, localizer_training
 from ..engine.adapter_training import AdapterTask
-from ..engine.features import FeatureCache
-from ..engine.image_shards import ImageShards, check_disk
+from ..engine.caches import FeatureCache, TokenCache
 from ..engine.localizer_training import LocalizerTask, kept_epochs
-from ..engine.token_cache import TokenCache
+from ..engine.store import ImageShards, check_disk
 from ..engine.training import Schedule, Task, Training, fit, progress_of
 from ..errors import OutputError, ParameterError
 from ..files import only_process, remove_parts

@@ -23,12 +23,13 @@ from ..engine.localization import localization_difference
 from ..errors import OutputError, ParameterError, ResultsError
 from ..files import atomic_write, file_sha256
 from ..frames import BOX_COLUMNS
-from ..kinds import HEATMAP_KINDS, METHOD_NAMES, PROTOCOLS
+from ..heatmaps import HEATMAP_KINDS
 from ..locations import PROJECT_ROOT
 from ..metrics import BootstrapResult, bootstrap_map, paired_difference
 from ..study.localizer_tables import FIGURES, plain_rows
 from ..study.summary import INTERVAL_NOTE, average_precision_text, present_only
 from ..study.verdict import SHARE
+from ..words import METHOD_NAMES, PROTOCOLS
 from .index import figure_cell
 from .page import content_security_policy, page_environment, read_json, shown_value
 from .parameters import find_notebooks, known_parameters

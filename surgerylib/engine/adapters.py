@@ -1,27 +1,19 @@
-"""The maps of trained adapters over a data set, beside the heatmap store's, in shards of the same images."""
+"""Trained heatmap adapters from their files, ready for one CLIP."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from ..adapter import HeatmapAdapter, clip_and_tokens, load_adapter
 from ..clip import SurgeryCLIP
-from ..datasets.dataset import Dataset, flattered_by, read_image
+from ..datasets.dataset import Dataset, flattered_by
 from ..errors import CheckpointError
 from ..files import file_sha256
-from ..heatmaps import heatmaps
-from ..kinds import KIND_PATHS
+from ..heatmaps import KIND_PATHS, Setting
 from ..locations import ADAPTER_FILES, PROJECT_ROOT
-from ..words import PROMPT_TEMPLATES, prompt_names
-from .image_shards import ImageShards
-from .map_shards import MapSource
 
 
 @dataclass(frozen=True)
@@ -52,9 +44,9 @@ class TrainedAdapter:
         """The classes that it was trained on."""
         return list(self.about["seen_classes"])
 
-    def source(self, kind: str) -> MapSource:
-        """The maps of a kind through this adapter."""
-        return MapSource(kind, "cosine", self.model.num_layers, self.key)
+    def setting(self, kind: str, **others: Any) -> Setting:
+        """The maps of a kind through this adapter; `others` are fields of `Setting`."""
+        return Setting(kind, "cosine", self.model.num_layers, adapter=self.key, **others)
 
 
 def find_adapters(where: str | Path) -> list[Path]:
@@ -115,71 +107,3 @@ def flattered_adapters(by_kind: Mapping[str, TrainedAdapter], dataset: Dataset) 
 def distinct_adapters(by_kind: Mapping[str, TrainedAdapter]) -> list[TrainedAdapter]:
     """Each adapter of `load_adapters` once: kinds that share their patches share one."""
     return list({adapter.key: adapter for adapter in by_kind.values()}.values())
-
-
-class AdaptedStore(ImageShards):
-    """Logits of a data set's patches for its class list, through some adapters. Attributes as in `ImageShards`.
-
-    A shard is an npy file, float32 [n, A, C, h * w], of A adapters.
-    """
-
-    what = "adapted-maps"
-    code = (
-        "_open_clip", "engine.adapted_store", "adapter", "attention", "weights", "words", "clip", "heatmaps",
-        "engine.image_shards", "datasets.images", "kinds",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        clip: SurgeryCLIP,
-        dataset: Dataset,
-        cache_dir: str | Path,
-        adapters: Sequence[TrainedAdapter],
-        *,
-        shard_images: int,
-        templates: Sequence[str] = PROMPT_TEMPLATES,
-    ) -> None:
-        """Find or prepare the store; nothing is computed yet.
-
-        Args:
-            clip: the frozen model.
-            dataset: its whole class list is stored, in its order.
-            cache_dir: folder of stores, one subfolder each.
-            adapters: one or more, each once.
-            shard_images: images a file.
-            templates: prompts.
-
-        Raises:
-            CacheError: the store in the folder was made of something else; the message says of what.
-            ImageReadError: an image file is missing.
-        """
-        self.adapters = tuple(adapters)
-        shape = (len(self.adapters), len(dataset.classes), clip.grid[0] * clip.grid[1])
-        super().__init__(
-            clip,
-            dataset,
-            cache_dir,
-            layers=max(adapter.model.num_layers for adapter in self.adapters),
-            templates=templates,
-            details={"adapters": [adapter.key for adapter in self.adapters]},
-            record=np.dtype((np.float32, shape)),
-            shard_images=shard_images,
-            folder=None,
-        )
-
-    def _read(self, path: str) -> Tensor:
-        return self.clip.preprocess(read_image(path))
-
-    @torch.no_grad()
-    def _records(self, images: list[Tensor], first: int) -> np.ndarray:
-        """float32 [B, A, C, N]."""
-        text = self.clip.encode_text(prompt_names(self.dataset.classes), self.templates)
-        tokens = self.clip.encode_image(torch.stack(images), self.layers)
-        records = np.empty((len(images), *self.record.shape), dtype=np.float32)
-        for place, adapter in enumerate(self.adapters):
-            layers = adapter.model.num_layers
-            logits = heatmaps(tokens.last(layers), text, adapter.kinds[0], adapter=adapter.model)
-            records[:, place] = logits.flatten(2).cpu().numpy()
-        if not np.isfinite(records).all():
-            raise self._not_finite(first)
-        return records

@@ -1,13 +1,9 @@
-"""The token cache: the patch tokens that a heatmap adapter is trained on, computed once.
-
-Beside the feature cache and not in it: the localiser needs features before any projection, the maps and the picture,
-the adapter the projected tokens of both paths; whoever trains one doesn't pay for the other. Nothing here depends on
-the class list: the same tokens serve any of them.
-"""
+"""What small modules are trained on, computed once, so that CLIP runs in no training step, and the ground truth."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,34 +11,49 @@ import torch
 from torch import Tensor
 
 from ..boxes import patch_coverage
+from ..checks import whole_number
 from ..clip import SurgeryCLIP
-from ..datasets.dataset import Dataset, read_image
+from ..datasets.dataset import Dataset
 from ..frames import BOX_COLUMNS
-from .image_shards import ImageShards
-from .map_shards import PATHS
+from ..heatmaps import PATHS, Setting
+from ..words import PROMPT_TEMPLATES
 from .measures import truth_codes
+from .recipes import features, patch_tokens
+from .store import Store
 
-SHARD_IMAGES = 256
 _READ_IMAGES = 64  # images whose tokens are in memory at a time where all are gone through
 
 
-class TokenCache(ImageShards):
-    """Patch tokens of a data set in shards on disk. Attributes as in `ImageShards`.
+@dataclass(frozen=True)
+class Targets:
+    """Ground truth of a data set, flat; rows in the order of its boxes frame.
 
-    A shard is an npy file, float16 [n, 2, L, N, D]: unit patch tokens of the QK and the VV path behind `ln_post` and
-    `proj`, of the last L layers, the deepest last. 16 bits round a similarity by less than 0.001.
+    Attributes:
+        image: int64 [G] place of the image in the data set.
+        label: int64 [G] place of the class in the class list.
+        boxes_xyxy: float32 [G, 4] in [0, 1] of the image.
+        n_images: images, with boxes or without.
     """
 
-    what = "tokens"
-    code = (
-        "_open_clip",
-        "attention",
-        "weights",
-        "clip",
-        "engine.image_shards",
-        "datasets.images",
-        "engine.token_cache",
-    )
+    image: np.ndarray
+    label: np.ndarray
+    boxes_xyxy: np.ndarray
+    n_images: int
+
+    def rows_by_image(self) -> list[np.ndarray]:
+        """The rows of each image's boxes."""
+        order = np.argsort(self.image, kind="stable")
+        return np.split(order, np.searchsorted(self.image[order], np.arange(1, self.n_images)))
+
+
+class FeatureCache(Store):
+    """What the localiser is trained on, see `recipes.features`. Attributes as in `Store`.
+
+    Attributes:
+        setting: of the class maps; its layers are those whose features are kept.
+        picture_size: side of the small picture in pixels.
+        templates: prompts.
+    """
 
     def __init__(
         self,
@@ -50,35 +61,42 @@ class TokenCache(ImageShards):
         dataset: Dataset,
         cache_dir: str | Path,
         *,
-        layers: int = 3,
-        folder: str | Path | None = None,
+        setting: Setting | None = None,
+        picture_size: int = 128,
+        templates: Sequence[str] = PROMPT_TEMPLATES,
     ) -> None:
-        """Find or prepare the cache of a model and a data set; nothing is computed yet.
+        """Find or prepare the cache; nothing is computed yet.
 
         Args:
             clip: the frozen model.
-            dataset: its images.
+            dataset: its whole class list is asked for, in its order.
             cache_dir: folder of caches, one subfolder each.
-            layers: L, number of last layers.
-            folder: this very cache, made earlier (and not looked for in `cache_dir`).
+            setting: maps and layers; None takes the paper's kind on 3 layers.
+            picture_size: side of the small picture in pixels.
+            templates: prompts.
 
         Raises:
-            CacheError: the cache in the folder was made of something else; the message says of what.
-            ParameterError: more layers than the value-value path has.
+            ParameterError: more layers than the value-value path has, a size below 8, `surgery` with one class.
             ImageReadError: an image file is missing.
         """
-        rows, columns = clip.grid
-        super().__init__(
-            clip,
-            dataset,
-            cache_dir,
-            layers=layers,
-            templates=None,
-            details={"paths": list(PATHS)},
-            record=np.dtype((np.float16, (len(PATHS), layers, rows * columns, clip.embed_dim))),
-            shard_images=SHARD_IMAGES,
-            folder=folder,
-        )
+        self.setting = setting or Setting(layers=3)
+        self.picture_size, self.templates = whole_number("picture_size", picture_size, 8), tuple(templates)
+        recipe = features(clip, dataset.classes, self.setting, self.picture_size, self.templates)
+        super().__init__(clip, dataset, cache_dir, recipe)
+
+    @property
+    def targets(self) -> Targets:
+        """The ground truth."""
+        image, label, boxes = _unit_boxes(self.dataset)
+        return Targets(image, label, boxes.astype(np.float32), len(self.dataset.images))
+
+
+class TokenCache(Store):
+    """What a heatmap adapter is trained on, see `recipes.patch_tokens`. Attributes as in `Store`."""
+
+    def __init__(self, clip: SurgeryCLIP, dataset: Dataset, cache_dir: str | Path, *, layers: int = 3) -> None:
+        """Find or prepare the cache; nothing is computed yet. Arguments and errors as of `FeatureCache`."""
+        super().__init__(clip, dataset, cache_dir, patch_tokens(clip, layers))
 
     def tokens(self, positions: Sequence[int] | np.ndarray, path: str) -> Tensor:
         """Tokens of some images by their places in the data set, of one path (`qk` or `vv`): float32 [L, B, N, D].
@@ -97,16 +115,6 @@ class TokenCache(ImageShards):
         for first in range(0, n_images, _READ_IMAGES):
             yield self.tokens(range(first, min(first + _READ_IMAGES, n_images)), path)
 
-    def _read(self, path: str) -> Tensor:
-        return self.clip.preprocess(read_image(path))
-
-    def _records(self, images: list[Tensor], first: int) -> np.ndarray:
-        tokens = self.clip.encode_image(torch.stack(images), self.layers)
-        both = torch.stack([getattr(tokens, path)[:, :, 1:] for path in PATHS])  # [2, L, B, N, D]
-        if not both.isfinite().all():
-            raise self._not_finite(first)
-        return both.permute(2, 0, 1, 3, 4).half().contiguous().cpu().numpy()
-
 
 class CoverageTargets:
     """How much of each patch the boxes of each class cover, on every image of a data set.
@@ -123,9 +131,7 @@ class CoverageTargets:
         """
         self.classes, self._grid = tuple(classes), grid
         place_of = {dataset.classes.index(name): place for place, name in enumerate(classes)}
-        image, label = truth_codes(dataset)
-        sides = dataset.images[["width", "height", "width", "height"]].to_numpy(np.float64)[image]
-        boxes = dataset.boxes[BOX_COLUMNS].to_numpy(np.float64) / sides
+        image, label, boxes = _unit_boxes(dataset)
         pairs, pair = np.unique(image * len(dataset.classes) + label, return_inverse=True)
         order = np.argsort(pair, kind="stable")
         # by image: (place of the class, [h, w]); most pairs of image and class hold no box
@@ -149,3 +155,10 @@ class CoverageTargets:
     def __len__(self) -> int:
         """Pairs of an image and a class with boxes."""
         return sum(map(len, self._by_image.values()))
+
+
+def _unit_boxes(dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Place of the image and of the class of each box, and float64 [G, 4] xyxy in [0, 1] of its image."""
+    image, label = truth_codes(dataset)
+    sides = dataset.images[["width", "height", "width", "height"]].to_numpy(np.float64)[image]
+    return image, label, dataset.boxes[BOX_COLUMNS].to_numpy(np.float64) / sides

@@ -1,0 +1,411 @@
+"""Boxes of every image and class -> average precision with intervals, for one setting or for hundreds of them.
+
+All settings see the same images and the same half-samples of them, so that any two can be compared by their paired
+difference. Settings with the same boxes are judged once. Worker processes cut and judge boxes without torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import pandas as pd
+from annotated_types import Ge
+from pydantic import BeforeValidator
+from tqdm import tqdm
+
+from ..datasets.dataset import Dataset
+from ..errors import CacheError, checked
+from ..files import atomic_write
+from ..frames import BOX_COLUMNS, check_interpolation, checked_thresholds
+from ..heatmaps import KIND_PREFERENCE, Setting, check_classes_suffice
+from ..metrics import IOU_THRESHOLDS, BootstrapResult, bootstrap_map, paired_difference
+from ..words import PROTOCOLS
+from .finding import NO_BOXES, Boxes, Cut, find_boxes, maps_from
+from .measures import MEASURES, measure_boxes, present_pairs, truth_codes
+from .own import key_of
+from .parallel import in_processes
+
+if TYPE_CHECKING:  # a worker process has no need of torch
+    from .store import HeatmapStore
+
+# how boxes and their figures are made of maps: to be raised with them; figures kept under another number are not taken
+EVALUATION_VERSION = 1
+_AT_ONCE = 24  # settings whose boxes of all images are in memory together
+
+
+def _interpolation(value: Any) -> str:
+    check_interpolation(value)
+    return value
+
+
+@checked
+class Options:
+    """How average precision is taken, and with what.
+
+    Attributes:
+        iou_thresholds, interpolation: as in `average_precision`.
+        n_resamples, seed: of the half-samples of the images.
+        workers: processes; None takes the CPU's cores.
+        cache_dir: where finished figures are kept, so that a rerun continues behind them; None keeps nothing.
+    """
+
+    iou_thresholds: Annotated[tuple[float, ...], BeforeValidator(lambda v: tuple(checked_thresholds(v).tolist()))] = (
+        IOU_THRESHOLDS
+    )
+    interpolation: Annotated[str, BeforeValidator(_interpolation)] = "11point"
+    n_resamples: Annotated[int, Ge(1)] = 1000
+    seed: Annotated[int, Ge(0)] = 0
+    workers: Annotated[int, Ge(1)] | None = None
+    cache_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is known of one setting's boxes under one protocol.
+
+    Attributes:
+        ap: mAP with its resamples; the classes' own where they were asked for.
+        measures: of `measure_boxes`.
+        n_detections: int64 [C] boxes of each class.
+    """
+
+    ap: BootstrapResult
+    measures: Mapping[str, float]
+    n_detections: np.ndarray
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` measured of some settings, each under its name.
+
+    Attributes:
+        settings: name -> setting.
+        figures: (name, protocol) -> `Figures`.
+        classes: the class list.
+        n_ground_truth: int64 [C] boxes of each class.
+        interpolation: of the average precision.
+        image_ids: [n] of the data set, in its order.
+        boxes: name -> its boxes; none where no details were asked for.
+    """
+
+    settings: Mapping[Hashable, Setting]
+    figures: Mapping[tuple[Hashable, str], Figures]
+    classes: tuple[str, ...]
+    n_ground_truth: np.ndarray
+    image_ids: np.ndarray
+    interpolation: str
+    boxes: Mapping[Hashable, Boxes]
+
+    @property
+    def n_images(self) -> int:
+        """Evaluated, with boxes or without."""
+        return len(self.image_ids)
+
+    @property
+    def detections(self) -> pd.DataFrame:
+        """Frame image_id, label, xmin, ymin, xmax, ymax, score, kind (the name): image by image, names in order."""
+        tables = list(self.boxes.values())
+        # sorted as numbers, for millions of names would be held several times
+        order = np.argsort(np.concatenate([table.image for table in tables]), kind="stable")
+        image, label, boxes = (np.concatenate([table[column] for table in tables])[order] for column in range(3))
+        kind = np.repeat(np.array([str(name) for name in self.boxes], dtype=object), [len(of.image) for of in tables])
+        frame = pd.DataFrame({
+            "image_id": self.image_ids[image],
+            "label": np.array(self.classes, dtype=object)[label],
+            **dict(zip([*BOX_COLUMNS, "score"], boxes.T, strict=True)),
+            "kind": kind[order],
+        })  # fmt: skip
+        return frame.astype({"image_id": "str", "label": "str", "kind": "str"})
+
+    @property
+    def iou_thresholds(self) -> tuple[float, ...]:
+        """Those that were asked for, in their order."""
+        return next(iter(self.figures.values())).ap.iou_thresholds
+
+    def value(self, name: Hashable, protocol: str, iou_threshold: float | None = None) -> tuple[float, float, float]:
+        """mAP, low and high at one IoU threshold, or (None) of the mean over all thresholds."""
+        return _at(self.figures[name, protocol].ap, "map", iou_threshold)
+
+    def difference(
+        self, a: Hashable, b: Hashable, protocol: str, iou_threshold: float | None = None
+    ) -> tuple[float, float, float]:
+        """mAP of `a` minus that of `b` on the same half-samples of the images: value, low, high."""
+        paired = paired_difference(self.figures[a, protocol].ap, self.figures[b, protocol].ap)
+        return _at(paired, "difference", iou_threshold)
+
+    def summary(self) -> pd.DataFrame:
+        """Frame protocol, kind (the name), iou_threshold, map, low, high."""
+        rows = [
+            self.figures[name, protocol].ap.summary().assign(protocol=protocol, kind=name)
+            for protocol in PROTOCOLS
+            for name in self.settings
+        ]
+        return pd.concat(rows, ignore_index=True)[["protocol", "kind", "iou_threshold", "map", "low", "high"]]
+
+    def by_class(self) -> pd.DataFrame:
+        """Frame protocol, kind, label, iou_threshold, ap, low, high, n_ground_truth, n_detections."""
+        parts = []
+        for protocol in PROTOCOLS:
+            for name in self.settings:
+                of = self.figures[name, protocol]
+                counts = pd.DataFrame({
+                    "label": self.classes, "n_ground_truth": self.n_ground_truth, "n_detections": of.n_detections,
+                })  # fmt: skip
+                rows = of.ap.class_summary().merge(counts, on="label", how="left", sort=False)
+                parts.append(rows.assign(protocol=protocol, kind=name))
+        columns = ["label", "iou_threshold", "ap", "low", "high", "n_ground_truth", "n_detections"]
+        return pd.concat(parts, ignore_index=True)[["protocol", "kind", *columns]]
+
+    def differences(self, a: Hashable, b: Hashable) -> pd.DataFrame:
+        """Frame protocol, iou_threshold, difference, low, high, excludes_zero of `a` minus `b`, if both are there."""
+        columns = ["protocol", "iou_threshold", "difference", "low", "high", "excludes_zero"]
+        if not {a, b} <= set(self.settings):
+            return pd.DataFrame(columns=columns)
+        parts = [
+            paired_difference(self.figures[a, p].ap, self.figures[b, p].ap).summary().assign(protocol=p)
+            for p in PROTOCOLS
+        ]
+        return pd.concat(parts, ignore_index=True)[columns]
+
+    def of(self, names: Iterable[Hashable]) -> Evaluation:
+        """The same of these names alone."""
+        names = [name for name in dict.fromkeys(names) if name in self.settings]
+        boxes = {name: self.boxes[name] for name in names if name in self.boxes}
+        figures = {(name, protocol): self.figures[name, protocol] for name in names for protocol in PROTOCOLS}
+        return replace(self, settings={name: self.settings[name] for name in names}, figures=figures, boxes=boxes)
+
+    def joined(self, other: Evaluation) -> Evaluation:
+        """Both together, a name of both once.
+
+        Raises:
+            ParameterError: they were not measured alike.
+        """
+        paired_difference(next(iter(self.figures.values())).ap, next(iter(other.figures.values())).ap)
+        return replace(
+            self,
+            settings={**self.settings, **other.settings},
+            figures={**other.figures, **self.figures},
+            boxes={**other.boxes, **self.boxes},
+        )
+
+    @property
+    def distinct(self) -> dict[tuple, list[Hashable]]:
+        """Settings that have boxes of their own: key -> the names that share it."""
+        names: dict[tuple, list[Hashable]] = {}
+        for name, setting in self.settings.items():
+            names.setdefault(setting.key, []).append(name)
+        return names
+
+    def best(self, protocol: str, iou_threshold: float | None = None) -> Hashable:
+        """The name with the highest mAP (None: of the mean over the IoU thresholds).
+
+        Of equals: the paper's kind, then fewer layers, then the first asked for.
+        """
+
+        def rank(name: Hashable) -> tuple:
+            value, setting = self.value(name, protocol, iou_threshold)[0], self.settings[name]
+            worth = -np.inf if np.isnan(value) else value
+            return (-worth, KIND_PREFERENCE.index(setting.kind), setting.layers)
+
+        return min(self.settings, key=rank)
+
+    def not_told_apart(self, name: Hashable, protocol: str, iou_threshold: float | None = None) -> list[Hashable]:
+        """One name each of the other distinct settings whose paired difference to this one has an interval with 0."""
+        own = self.settings[name].key
+        others = [alike[0] for key, alike in self.distinct.items() if key != own]
+        ends = {other: self.difference(name, other, protocol, iou_threshold)[1:] for other in others}
+        return [other for other, (low, high) in ends.items() if not (low > 0 or high < 0)]
+
+
+def evaluate(
+    store: HeatmapStore,
+    settings: Mapping[Hashable, Setting] | None = None,
+    *,
+    heatmap: Callable[..., Any] | None = None,
+    boxes: Cut | None = None,
+    name: str = "own",
+    details: bool = True,
+    **options: Any,
+) -> Evaluation:
+    """Boxes, average precision under both protocols and its intervals, on the images of a computed store.
+
+    An idea of one's own takes the place of the settings' maps or boxes:
+
+        evaluate(store, heatmap=lambda similarities: similarities[-1, 1, :, 1:].sigmoid(), name="sigmoid")
+
+    Args:
+        store: computed.
+        settings: name -> setting; None takes the default one under `name`.
+        heatmap: similarities of one image [L, 2, C, 1+N] (layers, paths qk and vv, classes, CLS and patches) -> its
+            maps [C, h, w] or [C, N]. One whose first parameter is called `tokens` gets the image's `ImageTokens`, and
+            the text [C, D] behind them.
+        boxes: map float32 [h, w] and the image's (width, height) -> [K, 5] xyxy in its pixels, score. May be called in
+            worker processes.
+        name: of the one setting, where no settings are given.
+        details: keep all boxes and the classes' own figures, which take many times the memory of the rest.
+        **options: fields of `Options`.
+
+    Raises:
+        ParameterError: a setting or option that cannot be, `surgery` with one class, more layers than are stored, or
+            what an own function gives has another shape.
+    """
+    chosen = Options(**options)
+    settings = dict(settings or {name: Setting()})
+    if heatmap is None:
+        check_classes_suffice([setting.similarity for setting in settings.values()], len(store.dataset.classes))
+    groups: dict[tuple, dict[tuple, Setting]] = {}
+    for setting in settings.values():
+        groups.setdefault(() if heatmap else setting.maps_key, {}).setdefault(setting.key, setting)
+    judge = _Judge(store.dataset, chosen, details)
+    kept = _Kept(store, chosen, details, (heatmap, boxes))
+    total = 2 * sum(map(len, groups.values())) * len(store.dataset.images)  # boxes are found, then measured
+    found: dict[tuple, dict[str, Figures]] = {}
+    tables: dict[tuple, Boxes] = {}
+    bar = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
+    with (
+        ExitStack() as stack,
+        tqdm(total=total, desc=f"boxes of {len(settings)} settings", bar_format=bar, delay=2, leave=False) as progress,
+    ):
+        for members in groups.values():
+            maps = maps_from(store, next(iter(members.values())), heatmap, stack)
+            for start in range(0, len(members), _AT_ONCE):
+                part = dict(list(members.items())[start : start + _AT_ONCE])
+                known = kept.load(part, judge)
+                if known is not None:
+                    progress.update(2 * len(part) * len(store.dataset.images))
+                else:
+                    of_part = find_boxes(store, list(part.values()), maps, boxes, chosen.workers, progress.update)
+                    sizes = [len(store.dataset.images)] * len(part)
+                    judged = in_processes(
+                        judge.figures, of_part, sizes=sizes, workers=chosen.workers, description="evaluation",
+                        progress=progress.update,
+                    )  # fmt: skip
+                    known = dict(zip(part, judged, strict=True))
+                    kept.save(known)
+                    tables |= zip(part, of_part, strict=True) if details else ()
+                found |= known
+    return Evaluation(
+        settings=settings,
+        figures={(n, p): found[setting.key][p] for n, setting in settings.items() for p in PROTOCOLS},
+        classes=store.dataset.classes,
+        n_ground_truth=np.bincount(truth_codes(store.dataset)[1], minlength=len(store.dataset.classes)),
+        image_ids=store.dataset.images["image_id"].to_numpy(),
+        interpolation=chosen.interpolation,
+        boxes={n: tables[setting.key] for n, setting in settings.items()} if details else {},
+    )
+
+
+def _at(result: BootstrapResult, column: str, iou_threshold: float | None) -> tuple[float, float, float]:
+    if iou_threshold is None:
+        return result.mean_over_thresholds()
+    rows = result.summary().set_index("iou_threshold")
+    return tuple(rows.loc[iou_threshold, [column, "low", "high"]])
+
+
+class _Judge:
+    """The figures of one setting's boxes under both protocols; made once, sent to worker processes."""
+
+    def __init__(self, dataset: Dataset, options: Options, details: bool) -> None:
+        self.dataset, self.details = dataset, details
+        self.present = present_pairs(dataset)
+        # whole numbers in place of names take a fraction of their time and memory; images are numbered in the order
+        # of their ids, by which the half-samples are drawn
+        ids = pd.Index(dataset.images["image_id"])
+        self.number_of_image = ids.sort_values().get_indexer(ids)
+        place, label = truth_codes(dataset)
+        self.truth = dataset.boxes[BOX_COLUMNS].assign(image_id=self.number_of_image[place], label=label)
+        names = ("iou_thresholds", "interpolation", "n_resamples", "seed")
+        self.options = {
+            "image_ids": range(len(ids)),
+            "classes": range(len(dataset.classes)),
+            **{name: getattr(options, name) for name in names},
+        }
+
+    def figures(self, table: Boxes) -> dict[str, Figures]:
+        """Protocol -> figures."""
+        found = {}
+        for protocol in PROTOCOLS:
+            asked = self.present if protocol == "present" else np.ones_like(self.present)
+            rows = asked[table.image, table.label]
+            counts = np.bincount(table.label[rows], minlength=len(self.dataset.classes))
+            found[protocol] = Figures(self.bootstrap(table, rows), measure_boxes(table, self.dataset, asked), counts)
+        return found
+
+    def bootstrap(self, table: Boxes, rows: np.ndarray) -> BootstrapResult:
+        detections = pd.DataFrame(table.boxes[rows], columns=[*BOX_COLUMNS, "score"])
+        detections["image_id"] = self.number_of_image[table.image[rows]]
+        detections["label"] = table.label[rows].astype(np.int64)
+        result = bootstrap_map(detections, self.truth, **self.options)
+        return replace(result, classes=self.dataset.classes) if self.details else result.without_classes()
+
+
+class _Kept:
+    """Figures of finished settings on disk, a file for those that were judged together."""
+
+    def __init__(self, store: HeatmapStore, options: Options, details: bool, functions: tuple) -> None:
+        own = [key_of(function) if function else "" for function in functions]
+        self.folder = None
+        if options.cache_dir is not None and not details and None not in own:
+            names = ("iou_thresholds", "interpolation", "n_resamples", "seed")
+            identity = [
+                store.identity, [adapter.key for adapter in store.adapters], store.dataset.fingerprint(), own,
+                EVALUATION_VERSION, {name: getattr(options, name) for name in names},
+            ]  # fmt: skip
+            self.folder = options.cache_dir / f"figures-{_hash(identity)}"
+
+    def _path(self, settings: Iterable[tuple]) -> Path:
+        return self.folder / f"{_hash(sorted(map(repr, settings)))}.npz"
+
+    def save(self, found: Mapping[tuple, Mapping[str, Figures]]) -> None:
+        """S settings x P protocols as arrays [S, P, ...]."""
+        if self.folder is None:
+            return
+        rows = [[of[protocol] for protocol in PROTOCOLS] for of in found.values()]
+        arrays = {
+            "map": [[of.ap.map for of in row] for row in rows],
+            "map_samples": [[of.ap.map_samples for of in row] for row in rows],
+            "measures": [[[of.measures[name] for name in MEASURES] for of in row] for row in rows],
+            "n_detections": [[of.n_detections for of in row] for row in rows],
+        }
+        buffer = io.BytesIO()
+        np.savez(buffer, **{name: np.array(values) for name, values in arrays.items()})
+        atomic_write(self._path(found), buffer.getvalue())
+
+    def load(self, settings: Mapping[tuple, Setting], judge: _Judge) -> dict[tuple, dict[str, Figures]] | None:
+        """None where they are not there."""
+        path = None if self.folder is None else self._path(settings)
+        if path is None or not path.is_file():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                maps, samples, measures, counts = (
+                    stored[name] for name in ("map", "map_samples", "measures", "n_detections")
+                )
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise CacheError(f"{path} cannot be read ({error}); delete it") from error
+        # an evaluation without detections gives everything but the figures
+        frame = judge.bootstrap(NO_BOXES, np.empty(0, dtype=bool))
+        return {
+            key: {
+                protocol: Figures(
+                    replace(frame, map=maps[s, p], map_samples=samples[s, p]),
+                    dict(zip(MEASURES, measures[s, p].tolist(), strict=True)),
+                    counts[s, p],
+                )
+                for p, protocol in enumerate(PROTOCOLS)
+            }
+            for s, key in enumerate(settings)
+        }
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,138 @@
+"""Maps of a whole data set -> boxes, in worker processes, which have no need of torch."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..boxes import FoundBoxes, extract_many
+from ..errors import ParameterError
+from ..heatmaps import Setting
+from .own import key_of
+from .parallel import in_processes
+
+if TYPE_CHECKING:
+    from .store import HeatmapStore
+
+_PIECE = 4  # images a worker takes at a time
+Maps = Callable[[int, int], np.ndarray]  # (start, stop) -> float32 [n, C, h, w]
+Cut = Callable[[np.ndarray, tuple[int, int]], np.ndarray]  # map [h, w], size (w, h) -> [K, 5] xyxy, score
+
+
+class Boxes(NamedTuple):
+    """Boxes of some images under one setting; rows by image, then class, then score."""
+
+    image: np.ndarray  # int32 [K] place in the data set
+    label: np.ndarray  # int16 [K] place in the class list
+    boxes: np.ndarray  # float64 [K, 5] xyxy in original pixels, score
+    activated: np.ndarray  # float32 [n, C] share of each map in the mask
+
+
+NO_BOXES = Boxes(np.empty(0, np.int32), np.empty(0, np.int16), np.empty((0, 5)), np.empty((0, 0), np.float32))
+
+
+def find_boxes(
+    store: HeatmapStore,
+    settings: Sequence[Setting],
+    maps: Maps | None = None,
+    boxes: Cut | None = None,
+    workers: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> list[Boxes]:
+    """Boxes of every image and class under settings that share their maps, in worker processes.
+
+    Args:
+        store: computed.
+        settings: of one `maps_key`.
+        maps: where they come from; None takes the store's.
+        boxes: as for `evaluate`.
+        workers: processes; None takes the CPU's cores.
+        progress: called with numbers of images, of `len(settings)` times all of them; None shows a bar.
+    """
+    maps = maps or partial(store.maps, settings[0])
+    sizes_wh = list(store.dataset.images[["width", "height"]].itertuples(index=False, name=None))
+    blocks = store.blocks(_PIECE)
+    tasks = ((start, maps(start, stop), sizes_wh[start:stop]) for start, stop in blocks)
+    counts = [(stop - start) * len(settings) for start, stop in blocks]
+    work = partial(_cut_images, settings=list(settings), boxes=boxes)
+    found = list(in_processes(work, tasks, sizes=counts, workers=workers, description="boxes", progress=progress))
+    if not found:
+        return [NO_BOXES] * len(settings)
+    return [Boxes(*map(np.concatenate, zip(*of_setting, strict=True))) for of_setting in zip(*found, strict=True)]
+
+
+def _cut_images(
+    task: tuple[int, np.ndarray, list[tuple[int, int]]], settings: list[Setting], boxes: Cut | None
+) -> list[Boxes]:
+    """The boxes of some images: a table for each setting."""
+    first, maps, sizes_wh = task
+    found = [  # [n][C][settings]
+        [
+            extract_many(heatmap, size_wh, settings) if boxes is None else _own_boxes(boxes, heatmap, size_wh)
+            for heatmap in of_image
+        ]
+        for of_image, size_wh in zip(maps, sizes_wh, strict=True)
+    ]
+    return [_table(first, [[of_class[s] for of_class in image] for image in found]) for s in range(len(settings))]
+
+
+def _own_boxes(boxes: Cut, heatmap: np.ndarray, size_wh: tuple[int, int]) -> list[FoundBoxes]:
+    found = np.asarray(boxes(heatmap, size_wh), dtype=np.float64)
+    found = found if found.size else np.empty((0, 5))
+    if found.ndim != 2 or found.shape[1] != 5 or not np.isfinite(found).all():
+        raise ParameterError(
+            f"boxes= must give finite [K, 5] (xyxy in pixels, score), got {list(found.shape)}; one row a box"
+        )
+    return [FoundBoxes(found[np.argsort(-found[:, 4], kind="stable")], float("nan"))]
+
+
+def _table(first: int, found: list[list[FoundBoxes]]) -> Boxes:
+    """`found`: [n][C]."""
+    counts = np.array([[len(of_class.boxes) for of_class in image] for image in found], dtype=np.int64)
+    image, label = np.divmod(np.repeat(np.arange(counts.size), counts.ravel()), max(counts.shape[-1], 1))
+    return Boxes(
+        (image + first).astype(np.int32),
+        label.astype(np.int16),
+        np.concatenate([np.empty((0, 5)), *(of_class.boxes for image in found for of_class in image)]),
+        np.array([[of_class.activated for of_class in image] for image in found], dtype=np.float32),
+    )
+
+
+def maps_from(store: HeatmapStore, setting: Setting, heatmap: Callable[..., Any] | None, stack: ExitStack) -> Maps:
+    """Where the maps come from: the store, or an own function of its similarities or of the images' tokens."""
+    if heatmap is None:
+        return partial(store.maps, setting)
+    import torch
+
+    classes, grid = store.dataset.classes, store.clip.grid
+    first = next(iter(inspect.signature(heatmap).parameters), "")
+    if first == "tokens":
+        from .recipes import own_maps
+        from .store import Store
+
+        key, folder = key_of(heatmap), store.folder.parent
+        if key is None:  # what it depends on cannot be told: nothing of it is kept
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+        templates = store.recipe.made_of["templates"]
+        recipe = own_maps(store.clip, classes, store.layers, templates, heatmap, key or "not kept")
+        own = Store(store.clip, store.dataset, folder, recipe).compute()
+        return lambda start, stop: np.array(own.block(start, stop)).reshape(-1, len(classes), *grid)
+
+    def maps(start: int, stop: int) -> np.ndarray:
+        found = []
+        for similarities in torch.from_numpy(np.array(store.block(start, stop))):
+            of_image = torch.as_tensor(heatmap(similarities)).float()
+            if of_image.numel() != len(classes) * grid[0] * grid[1]:
+                raise ParameterError(
+                    f"heatmap= must give [C, h, w], here {[len(classes), *grid]}, got {list(of_image.shape)}"
+                )
+            found.append(of_image.reshape(len(classes), *grid).numpy())
+        return np.stack(found)
+
+    return maps

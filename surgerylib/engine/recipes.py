@@ -1,0 +1,187 @@
+"""What a store keeps of each image: a recipe each for heatmaps, training features, tokens, adapters' and own maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..clip import ImageTokens, SurgeryCLIP
+from ..heatmaps import PATHS, Setting, check_classes_suffice, heatmaps
+from ..words import PROMPT_SETS, Prompts, check_prompts, prompt_names
+from .adapters import TrainedAdapter
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How records are made of images.
+
+    Attributes:
+        what: is kept, in the plural; folders and messages begin with it.
+        layers: how many of the last layers are looked at.
+        record: dtype of one image's record, perhaps with a shape.
+        made_of: plain values that decide the numbers, beside model and images.
+        records: what `read` gave of B images -> their records [B].
+        read: uint8 RGB [H, W, 3] -> what `records` takes; called in threads.
+        shard_images: images a file.
+    """
+
+    what: str
+    layers: int
+    record: np.dtype
+    made_of: Mapping[str, Any]
+    records: Callable[[list[Any]], np.ndarray]
+    read: Callable[[np.ndarray], Any]
+    shard_images: int = 64
+
+
+def similarities(clip: SurgeryCLIP, classes: Sequence[str], layers: int, templates: Sequence[str]) -> Recipe:
+    """float32 [L, 2, C, 1+N] of `ImageTokens.similarities` to the class list."""
+
+    def records(images: list[Tensor]) -> np.ndarray:
+        tokens = clip.encode_image(torch.stack(images), layers)
+        return tokens.similarities(_text(clip, classes, templates)).contiguous().cpu().numpy()
+
+    shape = (layers, len(PATHS), len(classes), _n_patches(clip) + 1)
+    made_of = {"paths": list(PATHS), "classes": list(classes), "templates": list(templates)}
+    return Recipe("heatmaps", layers, np.dtype((np.float32, shape)), made_of, records, clip.preprocess)
+
+
+def prompted(clip: SurgeryCLIP, classes: Sequence[str], layers: int, prompts: Sequence[str]) -> Recipe:
+    """float32 [P, L, 2, C, 1+N]: `similarities` for each of some `PROMPT_SETS`, from one forward an image."""
+
+    check_prompts(prompts)
+
+    def records(images: list[Tensor]) -> np.ndarray:
+        tokens = clip.encode_image(torch.stack(images), layers)
+        of_sets = [tokens.similarities(encode_prompts(clip, classes, PROMPT_SETS[name])) for name in prompts]
+        return torch.stack(of_sets, dim=1).contiguous().cpu().numpy()
+
+    shape = (len(prompts), layers, len(PATHS), len(classes), _n_patches(clip) + 1)
+    made_of = {"prompts": {name: PROMPT_SETS[name].plain() for name in prompts}, "classes": list(classes)}
+    return Recipe("prompts", layers, np.dtype((np.float32, shape)), made_of, records, clip.preprocess)
+
+
+def adapted_maps(
+    clip: SurgeryCLIP, classes: Sequence[str], adapters: Sequence[TrainedAdapter], templates: Sequence[str]
+) -> Recipe:
+    """float32 [A, C, N]: logits of the patches through A adapters."""
+    layers = max(adapter.model.num_layers for adapter in adapters)
+
+    @torch.no_grad()
+    def records(images: list[Tensor]) -> np.ndarray:
+        text, tokens = _text(clip, classes, templates), clip.encode_image(torch.stack(images), layers)
+        logits = [
+            heatmaps(tokens.last(adapter.model.num_layers), text, adapter.kinds[0], adapter=adapter.model).flatten(2)
+            for adapter in adapters
+        ]
+        return torch.stack(logits, dim=1).cpu().numpy()
+
+    shape = (len(adapters), len(classes), _n_patches(clip))
+    made_of = {
+        "adapters": [adapter.key for adapter in adapters], "classes": list(classes), "templates": list(templates)
+    }  # fmt: skip
+    return Recipe("adapted-maps", layers, np.dtype((np.float32, shape)), made_of, records, clip.preprocess)
+
+
+def own_maps(
+    clip: SurgeryCLIP,
+    classes: Sequence[str],
+    layers: int,
+    templates: Sequence[str],
+    function: Callable[[ImageTokens, Tensor], Tensor],
+    key: str,
+) -> Recipe:
+    """float32 [C, N]: what a function makes of the tokens of one image (`ImageTokens` of a batch of 1) and the text."""
+
+    @torch.no_grad()
+    def records(images: list[Tensor]) -> np.ndarray:
+        text, tokens = _text(clip, classes, templates), clip.encode_image(torch.stack(images), layers)
+        maps = [torch.as_tensor(function(tokens.image(k), text)).float().cpu() for k in range(len(images))]
+        return torch.stack([of_image.reshape(len(classes), -1) for of_image in maps]).numpy()
+
+    record = np.dtype((np.float32, (len(classes), _n_patches(clip))))
+    made_of = {"function": key, "classes": list(classes), "templates": list(templates)}
+    return Recipe("own-maps", layers, record, made_of, records, clip.preprocess)
+
+
+class _Pictures(NamedTuple):
+    pixels: Tensor  # float32 [3, S, S] for CLIP
+    small: np.ndarray  # uint8 [3, s, s] for the head's own encoder
+
+
+def features(
+    clip: SurgeryCLIP, classes: Sequence[str], setting: Setting, picture_size: int, templates: Sequence[str]
+) -> Recipe:
+    """What the localiser is trained on, `record.names`:
+
+    - `cam` float32 [C, h, w]: the class maps of the setting.
+    - `features` float16 [L, N, W]: its layers' patch tokens of the QK path, before any norm.
+    - `picture` uint8 [3, s, s]: the image, RGB, squashed to s x s by means over areas.
+    """
+    check_classes_suffice([setting.similarity], len(classes))
+    layers, side = setting.layers, picture_size
+    record = np.dtype([
+        ("cam", "<f4", (len(classes), *clip.grid)),
+        ("features", "<f2", (layers, _n_patches(clip), clip.feature_dim)),
+        ("picture", "u1", (3, side, side)),
+    ])  # fmt: skip
+
+    def read(image: np.ndarray) -> _Pictures:
+        small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+        return _Pictures(clip.preprocess(image), small.transpose(2, 0, 1))
+
+    def records(images: list[_Pictures]) -> np.ndarray:
+        tokens = clip.encode_image(torch.stack([image.pixels for image in images]), layers)
+        found = np.empty(len(images), dtype=record)
+        text = _text(clip, classes, templates)
+        found["cam"] = heatmaps(tokens, text, setting.kind, similarity=setting.similarity).cpu().numpy()
+        found["features"] = tokens.features.transpose(0, 1).half().cpu().numpy()  # [B, L, N, W]
+        found["picture"] = np.stack([image.small for image in images])
+        return found
+
+    made_of = {
+        "kind": setting.kind, "similarity": setting.similarity, "picture_size": side, "classes": list(classes),
+        "templates": list(templates),
+    }  # fmt: skip
+    return Recipe("features", layers, record, made_of, records, read, shard_images=256)
+
+
+def patch_tokens(clip: SurgeryCLIP, layers: int) -> Recipe:
+    """What a heatmap adapter is trained on: float16 [2, L, N, D], unit patch tokens of both paths.
+
+    Nothing here depends on the class list. 16 bits round a similarity by less than 0.001.
+    """
+
+    def records(images: list[Tensor]) -> np.ndarray:
+        tokens = clip.encode_image(torch.stack(images), layers)
+        both = torch.stack([getattr(tokens, path)[:, :, 1:] for path in PATHS])  # [2, L, B, N, D]
+        return both.permute(2, 0, 1, 3, 4).half().contiguous().cpu().numpy()
+
+    record = np.dtype((np.float16, (len(PATHS), layers, _n_patches(clip), clip.embed_dim)))
+    return Recipe("tokens", layers, record, {"paths": list(PATHS)}, records, clip.preprocess, shard_images=256)
+
+
+def encode_prompts(clip: SurgeryCLIP, classes: Sequence[str], prompts: Prompts) -> Tensor:
+    """Text embeddings of a class list, unit rows [C, D]: the renormalised mean over its words' embeddings.
+
+    A word's embedding is the renormalised mean over the templates.
+    """
+    names = prompts.names(classes)
+    each = clip.encode_text([word for words in names for word in words], prompts.templates)
+    means = [part.mean(dim=0) for part in each.split([len(words) for words in names])] if names else []
+    return F.normalize(torch.stack(means), dim=-1) if means else each
+
+
+def _text(clip: SurgeryCLIP, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
+    return clip.encode_text(prompt_names(classes), templates)
+
+
+def _n_patches(clip: SurgeryCLIP) -> int:
+    return clip.grid[0] * clip.grid[1]
