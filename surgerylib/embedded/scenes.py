@@ -98,7 +98,7 @@ def write_scenes(
         raise ParameterError(f"the number of images cannot be negative, got {counts}; give 0 for an empty split")
     if size < 64:
         raise ParameterError(f"size must be at least 64 pixels, got {size}; the default is 448")
-    manifest = {"generator": __name__, "version": VERSION, "counts": counts, "size": size, "seed": seed}
+    manifest = {"generator": _GENERATOR, "version": VERSION, "counts": counts, "size": size, "seed": seed}
     found = _manifest_of(out_dir)
     if found is not None and all(found.get(key) == value for key, value in manifest.items()):
         return out_dir
@@ -126,6 +126,7 @@ def write_scenes(
     return out_dir
 
 
+_GENERATOR = "surgerylib.scenes"  # as folders of earlier versions have it
 _TOP_LEVEL = {"JPEGImages-trainval", "JPEGImages-test", "Annotations", "ImageSets", MANIFEST}
 
 
@@ -141,7 +142,7 @@ def _manifest_of(folder: Path) -> dict | None:
             manifest = json.loads((folder / MANIFEST).read_text())
         except ValueError:
             manifest = None
-        if isinstance(manifest, dict) and manifest.get("generator") == __name__:
+        if isinstance(manifest, dict) and manifest.get("generator") == _GENERATOR:
             return manifest
     raise OutputError(f"{folder} holds files that are not generated scenes: choose another folder or empty this one")
 
