@@ -53,14 +53,14 @@ class Criterion:
 
 
 def sweep(store: HeatmapStore, settings: Sequence[Setting], **options: Any) -> Evaluation:
-    """`evaluate` of many settings, each its own name; the classes' own figures are not kept.
+    """`evaluate` of many settings, each its own name, without details.
 
     Raises:
         ParameterError: no settings, or an argument out of range.
     """
     if not settings:
         raise ParameterError("there are no settings to sweep; give one or more")
-    return evaluate(store, {setting: setting for setting in settings}, by_class=False, **options)
+    return evaluate(store, {setting: setting for setting in settings}, details=False, **options)
 
 
 def sweep_frame(found: Evaluation) -> pd.DataFrame:
