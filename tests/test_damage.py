@@ -303,25 +303,6 @@ def test_a_damaged_image_is_left_out_with_its_boxes_and_listed(root, victim, xml
         check_decodes(image)
 
 
-@pytest.mark.parametrize("harm", DAMAGE, ids=lambda harm: harm.__name__)
-def test_damage_is_found_behind_a_remembered_reading(root, victim, xml, harm, tmp_path):
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    load_dataset(root, "test", cache_dir=cache)
-    (remembered,) = cache.iterdir()
-    before = remembered.read_bytes()
-    harm(root, victim, xml)
-    options = {"on_bad_image": "skip", "decode": False}
-    plain, found = (load_dataset(root, "test", **options, cache_dir=folder) for folder in (None, cache))
-    pd.testing.assert_frame_equal(found.skipped, plain.skipped)
-    assert found.fingerprint() == plain.fingerprint()
-    assert (remembered.read_bytes() == before) is bool(len(plain.skipped))
-    error, words = DAMAGE[harm]
-    with pytest.raises(error) as caught:
-        sound(load_dataset(root, "test", cache_dir=cache))
-    assert words in one_line(caught.value)
-
-
 def test_skip_alone_leaves_sound_images_and_error_can_be_asked_to_decode(root, victim):
     truncated(root, victim, None)
     data = load_dataset(root, "test", on_bad_image="skip")

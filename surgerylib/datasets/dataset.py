@@ -25,7 +25,6 @@ from .damage import SkippedImages, check_any_left, check_images, skipped_frame, 
 from .images import read_image
 from .layouts import recognise
 from .reading import SplitReading, read_split
-from .remembered_reading import reading_memory
 from .voc import Annotation, read_annotation
 
 __all__ = [
@@ -206,7 +205,6 @@ def load_dataset(
     on_bad_image: str = "error",
     decode: bool | None = None,
     progress: type[tqdm] = tqdm,
-    cache_dir: str | os.PathLike[str] | None = None,
 ) -> Dataset:
     """Reads one split of a dataset in DIOR's, plain VOC's or the reorganised layout, recognised from the folders.
 
@@ -224,8 +222,6 @@ def load_dataset(
             listed in the result.
         decode: decode each image to see whether it can be; None does so under `skip`, where what is left must be sound.
         progress: tqdm, or a class of its kind that shows the progress elsewhere.
-        cache_dir: folder that remembers what was read, so that it need not be read again while no file has changed;
-            None for none. One that is not there, or cannot be written, is no error: all is read the next time.
 
     Raises:
         DatasetError: missing folder, unknown layout, missing or empty split, an image that isn't there, or every image
@@ -251,13 +247,8 @@ def load_dataset(
     if files is not None and on_bad_image == "error":
         files.check_all_there(ids)
 
-    memory = None if cache_dir is None else reading_memory(cache_dir, folder, split, limit, ids, classes, files)
-    reading = None if memory is None else memory.recall()
-    if reading is None:
-        bar = progress(ids, desc=f"reading {split}", delay=2, leave=False)
-        reading = read_split(folder, bar, classes, files, skipped)
-        if memory is not None and len(reading.image_ids) == len(ids):  # damage is not remembered
-            memory.remember(reading)
+    bar = progress(ids, desc=f"reading {split}", delay=2, leave=False)
+    reading = read_split(folder, bar, classes, files, skipped)
     left_out = skipped.frame()
     check_any_left(split, len(reading.image_ids), left_out)
     images = pd.DataFrame({"image_id": reading.image_ids, "path": reading.paths}, dtype="str")

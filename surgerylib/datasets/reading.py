@@ -11,7 +11,6 @@ from itertools import chain
 import numpy as np
 
 from ..errors import AnnotationError, ImageReadError
-from ..files import Stamp, stamp_of
 from .damage import SkippedImages
 from .images import image_size
 from .layouts import DatasetFolder, ImageFiles
@@ -28,7 +27,6 @@ class SplitReading:
         n_boxes: of each image, int64 [n].
         labels: of each box the place of its class in the class list, int32 [m].
         boxes_xyxy: as written, neither clipped nor dropped, float64 [m, 4].
-        stamps: `files.stamp` of each annotation, then of each image file, before it was read: int64 [files, 4].
     """
 
     image_ids: Sequence[str]
@@ -37,7 +35,6 @@ class SplitReading:
     n_boxes: np.ndarray
     labels: np.ndarray
     boxes_xyxy: np.ndarray
-    stamps: np.ndarray
 
 
 @contextlib.contextmanager
@@ -86,7 +83,6 @@ def read_split(
     n_boxes: list[int] = []
     labels: list[str] = []
     coordinates: list[float] = []  # a tuple for each box would keep the collector of garbage busy
-    image_stamps: list[Stamp] = []
     for position, image_id in enumerate(ids):
         annotation, path = None, ""
         try:
@@ -95,7 +91,6 @@ def read_split(
             size_wh = annotation.size_wh
             if images is not None:
                 path = images.path(image_id)
-                image_stamps.append(stamp_of(path))
                 size_wh = image_size(path)
             _check_size(xml_path, annotation, path, size_wh)
         except (ImageReadError, AnnotationError) as error:
@@ -115,7 +110,6 @@ def read_split(
         np.array(n_boxes, np.int64),
         np.array([place[label] for label in labels], np.int32),
         np.array(coordinates, np.float64).reshape(-1, 4),
-        np.array([*reader.stamps, *image_stamps], np.int64).reshape(-1, 4),
     )
 
 

@@ -15,7 +15,6 @@ from defusedxml import ElementTree as DefusedElementTree
 from defusedxml.common import DefusedXmlException
 
 from ..errors import AnnotationError, UnknownClassError
-from ..files import Stamp, stamp
 from ..words import DIOR_CLASSES, canonical_class
 
 _MOST_NUMBERS = 2**16  # that are remembered: images have fewer whole pixels on a side
@@ -51,13 +50,9 @@ class AnnotationReader:
     Args:
         classes: names in the files are brought to this list's spelling.
         check_link: is called with what may be a link, before it is followed, and raises where it must not be.
-
-    Attributes:
-        stamps: `files.stamp` of each file, before it was read.
     """
 
     def __init__(self, classes: Sequence[str], check_link: Callable[[Path], None] | None = None) -> None:
-        self.stamps: list[Stamp] = []
         self._classes, self._check_link = tuple(classes), check_link
         self._label_of: dict[str, str] = {}  # name as written -> label
         self._number_of = _Numbers()
@@ -78,7 +73,6 @@ class AnnotationReader:
     def _root(self, path: str) -> Element:
         try:
             status = os.lstat(path)
-            self.stamps.append(stamp(status))
             if not stat.S_ISREG(status.st_mode):
                 self._check_no_file(Path(path))
             root = _parse(_read_bytes(path, status.st_size))
