@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from profiles import fuzz
 from voc_target import check_annotation, make_dataset, one_line
 
-from surgerylib.datasets.dataset import voc as annotations
+from surgerylib.datasets import voc as annotations
 from surgerylib.datasets.voc import read_annotation
 from surgerylib.errors import DatasetError
 from surgerylib.words import DIOR_CLASSES
