@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -37,25 +35,6 @@ class SplitReading:
     boxes_xyxy: np.ndarray
 
 
-@contextlib.contextmanager
-def _older_objects_left_alone() -> Iterator[None]:
-    """Within it the collector of garbage looks at new objects alone.
-
-    Each file makes and drops a tree of hundreds of objects, and so has the collector look at every object of the
-    process, those of all libraries, over and over: a fifth of the time. Switched off, it would leave those trees that
-    defusedxml makes, which need it.
-    """
-    if gc.get_freeze_count():  # somebody else has frozen objects, and may want them to stay so
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@_older_objects_left_alone()
 def read_split(
     folder: DatasetFolder,
     ids: Iterable[str],
@@ -82,7 +61,7 @@ def read_split(
     sizes_wh: list[tuple[int, int]] = []
     n_boxes: list[int] = []
     labels: list[str] = []
-    coordinates: list[float] = []  # a tuple for each box would keep the collector of garbage busy
+    coordinates: list[float] = []
     for position, image_id in enumerate(ids):
         annotation, path = None, ""
         try:
