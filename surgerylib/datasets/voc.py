@@ -17,7 +17,6 @@ from defusedxml.common import DefusedXmlException
 from ..errors import AnnotationError, UnknownClassError
 from ..words import DIOR_CLASSES, canonical_class
 
-_MOST_NUMBERS = 2**16  # that are remembered: images have fewer whole pixels on a side
 _LONGEST_SIDE = 2**31 - 1  # of an image in pixels; no format that is read can state more
 
 
@@ -55,8 +54,6 @@ class AnnotationReader:
     def __init__(self, classes: Sequence[str], check_link: Callable[[Path], None] | None = None) -> None:
         self._classes, self._check_link = tuple(classes), check_link
         self._label_of: dict[str, str] = {}  # name as written -> label
-        self._number_of = _Numbers()
-        self._size_of: dict[tuple[str | None, ...], tuple[int, int] | None] = {(None, None): None}
 
     def read(self, path: str) -> Annotation:
         """What the file says; raises as `read_annotation` does, and what `check_link` raises."""
@@ -72,10 +69,9 @@ class AnnotationReader:
 
     def _root(self, path: str) -> Element:
         try:
-            status = os.lstat(path)
-            if not stat.S_ISREG(status.st_mode):
+            if not stat.S_ISREG(os.lstat(path).st_mode):
                 self._check_no_file(Path(path))
-            root = _parse(_read_bytes(path, status.st_size))
+            root = _parse(Path(path).read_bytes())
         except FileNotFoundError:
             raise AnnotationError(f"no annotation file {path}; add it or take the image out of the split") from None
         except OSError as error:
@@ -119,14 +115,12 @@ class AnnotationReader:
                 f"{path}: object {number} ({name.strip()}) has no <bndbox>; only horizontal boxes are read: add one or "
                 "remove the object"
             )
-        find, number_of = box.findtext, self._number_of
+        texts = [box.findtext(tag) for tag in ("xmin", "ymin", "xmax", "ymax")]
         try:
-            xmin, ymin = number_of[find("xmin")], number_of[find("ymin")]
-            xmax, ymax = number_of[find("xmax")], number_of[find("ymax")]
-        except (TypeError, ValueError):
+            xmin, ymin, xmax, ymax = map(_number, texts)
+        except ValueError:
             xmin = ymin = xmax = ymax = math.nan
         if not math.isfinite(xmin + ymin + xmax + ymax):
-            texts = [find(tag) for tag in ("xmin", "ymin", "xmax", "ymax")]
             raise AnnotationError(
                 f"{path}: object {number} ({name.strip()}) has xmin, ymin, xmax, ymax = {texts}; each must be a "
                 "number: mend the file"
@@ -142,31 +136,24 @@ class AnnotationReader:
         """(width, height) that the file states; None where it states none, or that it is unknown."""
         sizes = root.findall("size")
         texts = _first(sizes, "width"), _first(sizes, "height")
-        if texts in self._size_of:
-            return self._size_of[texts]
+        if texts == (None, None):
+            return None
         try:
-            width, height = [self._number_of[text] for text in texts]
+            width, height = map(_number, texts)
             if not (width.is_integer() and height.is_integer()) or max(width, height) > _LONGEST_SIDE:
                 raise ValueError("a fraction of a pixel, or more than an image can have")
-        except (TypeError, ValueError):
+        except ValueError:
             raise AnnotationError(
                 f"{path} states the size {texts[0]!r} x {texts[1]!r}; both must be whole numbers of pixels"
             ) from None
         # some annotation tools write 0 x 0 for "unknown"
-        size_wh = (int(width), int(height)) if width > 0 and height > 0 else None
-        return self._size_of.setdefault(texts, size_wh)
+        return (int(width), int(height)) if width > 0 and height > 0 else None
 
 
-class _Numbers(dict):
-    """Text -> the number that it says: the same few hundred stand in all files, and `float` takes longer than this."""
-
-    def __missing__(self, text: str | None) -> float:
-        if text is not None and "_" in text:  # Python alone would take 1_0, and read it as 10
-            raise ValueError(f"{text!r} is no number")
-        number = float(text)
-        if len(self) < _MOST_NUMBERS:
-            self[text] = number
-        return number
+def _number(text: str | None) -> float:
+    if text is None or "_" in text:  # Python alone would take 1_0, and read it as 10
+        raise ValueError(f"{text!r} is no number")
+    return float(text)
 
 
 def _first(parents: Sequence[Element], tag: str) -> str | None:
@@ -176,17 +163,6 @@ def _first(parents: Sequence[Element], tag: str) -> str | None:
         if text is not None:
             return text
     return None
-
-
-def _read_bytes(path: str, size: int) -> bytes:
-    """What a file of about this size holds; a file object for each of many small files would take longer."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    try:
-        data = os.read(descriptor, size + 1)
-    finally:
-        os.close(descriptor)
-    # another size than was said: it has changed since, or the size was that of a link
-    return data if len(data) == size else Path(path).read_bytes()
 
 
 def _parse(data: bytes) -> Element:
