@@ -20,7 +20,7 @@ import harness
 import numpy as np
 from tqdm import tqdm
 
-from surgerylib.datasets.dataset import Dataset, load_dataset
+from surgerylib.datasets import Dataset, load_dataset
 from surgerylib.words import DIOR_CLASSES
 
 N_FILES, N_BOXES, SIDE = 23_463, 192_518, 800

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .adapter import HeatmapAdapter, load_adapter
     from .boxes import box_giou, box_iou, extract_boxes, nms, patch_coverage
     from .clip import ImageTokens, SurgeryCLIP, load_clip
-    from .datasets.dataset import Dataset, load_dataset, read_image
+    from .datasets import Dataset, load_dataset, read_image
     from .engine.adapted_store import load_adapters
     from .engine.detection import DetectionSettings, detect
     from .engine.features import FeatureCache
@@ -34,13 +34,12 @@ _HOMES = {
     "boxes": ("box_giou", "box_iou", "patch_coverage"),
     "words": ("DIOR_CLASSES", "PROMPT_TEMPLATES", "prompt_names"),
     "clip": ("ImageTokens", "SurgeryCLIP", "load_clip"),
-    "datasets.dataset": ("Dataset", "load_dataset"),
+    "datasets": ("Dataset", "load_dataset", "read_image"),
     "engine.detection": ("DetectionSettings", "detect"),
     "errors": ("SurgeryError", "SurgeryWarning"),
     "extraction": ("extract_boxes", "nms"),
     "engine.features": ("FeatureCache",),
     "heatmaps": ("HEATMAP_KINDS", "heatmaps", "upsample"),
-    "datasets.images": ("read_image",),
     "engine.localization": ("gt_class_localization", "peak_localization"),
     "localizer": ("GTClassLocalizer", "load_localizer"),
     "losses": ("gt_class_localization_loss", "heatmap_loss"),

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from surgerylib.datasets.dataset import load_dataset
+from surgerylib.datasets import load_dataset
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine.map_shards import MapSource
 from surgerylib.engine.prompt_store import PromptStore, encode_prompts

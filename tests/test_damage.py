@@ -16,9 +16,8 @@ import pytest
 from dior_folders import annotation_dir, annotation_xml, image_file, picture, split_file, write_dataset
 from PIL import Image
 
-from surgerylib.datasets import damage
+from surgerylib.datasets import damage, load_dataset, read_image
 from surgerylib.datasets.damage import check_images, sound
-from surgerylib.datasets.dataset import load_dataset, read_image
 from surgerylib.datasets.images import check_decodes, image_size
 from surgerylib.errors import AnnotationError, DatasetError, ImageReadError, ParameterError, UnknownClassError
 

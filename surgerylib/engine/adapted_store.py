@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..adapter import HeatmapAdapter, clip_and_tokens, load_adapter
 from ..clip import SurgeryCLIP
-from ..datasets.dataset import Dataset, flattered_by, read_image
+from ..datasets import Dataset, flattered_by, read_image
 from ..errors import CheckpointError
 from ..files import file_sha256
 from ..heatmaps import heatmaps

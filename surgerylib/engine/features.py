@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..checks import whole_number
 from ..clip import SurgeryCLIP
-from ..datasets.dataset import Dataset, read_image
+from ..datasets import Dataset, read_image
 from ..errors import CacheError, CheckpointError
 from ..files import atomic_write
 from ..frames import BOX_COLUMNS

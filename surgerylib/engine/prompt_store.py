@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..clip import SurgeryCLIP
-from ..datasets.dataset import Dataset, read_image
+from ..datasets import Dataset, read_image
 from ..prompts import PROMPT_SETS, Prompts, check_prompts
 from .image_shards import ImageShards
 from .map_shards import PATHS, open_shard

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..clip import SurgeryCLIP
-from ..datasets.dataset import Dataset, read_image
+from ..datasets import Dataset, read_image
 from ..words import PROMPT_TEMPLATES, prompt_names
 from .adapted_store import AdaptedStore, TrainedAdapter
 from .image_shards import ImageShards

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..boxes import patch_coverage
 from ..clip import SurgeryCLIP
-from ..datasets.dataset import Dataset, read_image
+from ..datasets import Dataset, read_image
 from ..frames import BOX_COLUMNS
 from .image_shards import ImageShards
 from .map_shards import PATHS

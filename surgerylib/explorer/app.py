@@ -17,7 +17,7 @@ import ipywidgets as widgets
 from IPython.display import display
 
 from ..clip import load_clip
-from ..datasets.dataset import Dataset, dataset_splits, load_dataset
+from ..datasets import Dataset, dataset_splits, load_dataset
 from ..datasets.images import decode_image, read_image
 from ..embedded.scenes import write_scenes
 from ..engine.adapted_store import load_adapters

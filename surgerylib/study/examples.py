@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..datasets.dataset import read_image
+from ..datasets import read_image
 from ..engine.settings import Setting
 from ..engine.store import HeatmapStore
 from ..extraction import extract_many

@@ -253,8 +253,7 @@ def check_output(out_dir: Path) -> None:
 
 
 def _check_dataset(settings: Mapping[str, Any], root: Path) -> list[str]:
-    from ..datasets import dataset as datasets
-    from ..datasets.damage import sound
+    from ..datasets import check_disjoint, load_dataset, sound
 
     policy = settings.get("on_bad_image", "error")
     folder, embedded = dataset_folder(settings["dataset"], root)
@@ -262,12 +261,12 @@ def _check_dataset(settings: Mapping[str, Any], root: Path) -> list[str]:
         return [f"dataset: the embedded scenes are not in {folder} yet; the first run draws them"]
     wanted = {"split": "num_images", "choose_split": "num_choice_images", "train_split": "num_train_images"}
     whole = {
-        name: datasets.load_dataset(folder, settings.get(name, "test"), on_bad_image=policy, decode=False)
+        name: load_dataset(folder, settings.get(name, "test"), on_bad_image=policy, decode=False)
         for name in wanted
         if name == "split" or settings.get(name)
     }
     for one, other in combinations(whole.values(), 2):
-        datasets.check_disjoint(one, other)
+        check_disjoint(one, other)
     # each image decoded: what can't be read is found here, and not in the middle of the night
     parts = [sound(whole[name].sample(settings.get(wanted[name]), settings.get("seed", 0)), policy) for name in whole]
     if "train_split" in whole:

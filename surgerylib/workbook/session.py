@@ -13,8 +13,8 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 from ..clip import SurgeryCLIP, load_clip
+from ..datasets import Dataset, check_disjoint, load_dataset
 from ..datasets.damage import sound
-from ..datasets.dataset import Dataset, check_disjoint, load_dataset
 from ..embedded.scenes import write_scenes
 from ..errors import OutputError
 from ..locations import PROJECT_ROOT, checkpoint_file, dataset_folder

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from profiles import fuzz
 from voc_target import IMAGE_ID, one_line
 
-from surgerylib.datasets.dataset import load_dataset
+from surgerylib.datasets import load_dataset
 from surgerylib.errors import DatasetError
 
 ANNOTATION = "<annotation><size><width>8</width><height>6</height></size></annotation>"
