@@ -15,7 +15,6 @@ from dior_folders import (
     SIZE_WH,
     annotation_dir,
     annotation_xml,
-    image_file,
     picture,
     split_file,
     write_dataset,
