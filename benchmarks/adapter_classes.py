@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from surgerylib.clip import load_clip
-from surgerylib.datasets.dataset import load_dataset
+from surgerylib.datasets import load_dataset
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine.adapter_training import AdapterSettings, train_adapter
 from surgerylib.engine.adapters import load_adapters

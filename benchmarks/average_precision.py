@@ -39,7 +39,7 @@ def frames(annotations: str | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Detections and ground truth, the same at each call; image ids are whole numbers, in the order of the images."""
     rng = np.random.default_rng(0)
     if annotations:
-        from surgerylib.datasets.dataset import load_dataset
+        from surgerylib.datasets import load_dataset
 
         boxes = load_dataset(annotations, "test", require_images=False).boxes
         truth = boxes.assign(image_id=pd.factorize(boxes["image_id"])[0])

@@ -19,7 +19,7 @@ from pathlib import Path
 import harness
 import torch
 
-from surgerylib.datasets.images import read_image
+from surgerylib.datasets import read_image
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.errors import SurgeryWarning
 from surgerylib.explorer.app import Explorer

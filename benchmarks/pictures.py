@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scale_pictures import ground
 
-from surgerylib.datasets.dataset import Dataset
+from surgerylib.datasets import Dataset
 from surgerylib.words import DIOR_CLASSES
 
 SIDE, BOXES = 800, 8

@@ -23,7 +23,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from surgerylib import DIOR_CLASSES, load_clip, prompt_names
-from surgerylib.datasets.dataset import read_image
+from surgerylib.datasets import read_image
 from surgerylib.engine.finding import MapShard, shard_boxes
 from surgerylib.engine.store import STORED_LAYERS
 from surgerylib.heatmaps import PATHS, Setting

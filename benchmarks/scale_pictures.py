@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from surgerylib.datasets.voc import read_annotation
+from surgerylib.datasets import read_annotation
 from surgerylib.engine.parallel import in_processes
 from surgerylib.words import DIOR_CLASSES
 

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from surgerylib.boxes import box_iou
-from surgerylib.datasets.dataset import Dataset, load_dataset
+from surgerylib.datasets import Dataset, load_dataset
 from surgerylib.engine.localization import baseline_ious, class_mean_boxes
 from surgerylib.engine.localizer_training import METHODS, summarise
 from surgerylib.engine.measures import truth_codes

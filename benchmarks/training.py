@@ -28,7 +28,7 @@ import torch
 from pictures import dataset_of, with_boxes, write_pictures
 
 from surgerylib import load_clip, read_image
-from surgerylib.datasets.dataset import Dataset
+from surgerylib.datasets import Dataset
 from surgerylib.engine.caches import FeatureCache
 from surgerylib.engine.localizer_training import LocalizerSettings, LocalizerTask
 from surgerylib.engine.store import write_shard_head

@@ -155,22 +155,3 @@ def file_sha256(path: Path) -> str:
     """sha256 (hex) of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-Stamp = tuple[int, int, int, int]
-
-
-def stamp(status: os.stat_result) -> Stamp:
-    """Mode, size and two times (ns): a file with another stamp may hold something else.
-
-    A copy can bring the time of its last writing along, but not that at which it came to be here.
-    """
-    return status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def stamp_of(path: str) -> Stamp:
-    """`stamp` of what lies there, be it a link; zeros where nothing does."""
-    try:
-        return stamp(os.lstat(path))
-    except OSError:
-        return 0, 0, 0, 0

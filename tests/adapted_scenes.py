@@ -9,7 +9,7 @@ import torch
 
 from surgerylib.adapter import clip_and_tokens, save_adapter, untrained_adapter
 from surgerylib.clip import SurgeryCLIP
-from surgerylib.datasets.dataset import Dataset
+from surgerylib.datasets import Dataset
 from surgerylib.engine.adapters import TrainedAdapter, distinct_adapters, load_adapters
 from surgerylib.engine.store import HeatmapStore
 

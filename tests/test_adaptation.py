@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from adapted_scenes import LAYERS, SEEN, adapted_store, load_adapters, write_adapter, write_adapters
 
-from surgerylib.datasets.dataset import Dataset, load_dataset
+from surgerylib.datasets import Dataset, load_dataset
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine.adapter_training import LOSSES, AdapterSettings
 from surgerylib.engine.caches import TokenCache

@@ -14,7 +14,7 @@ import pytest
 from adapted_scenes import LAYERS, SEEN, adapted_store, load_adapters, write_adapters
 from PIL import Image
 
-from surgerylib.datasets.dataset import Dataset, load_dataset
+from surgerylib.datasets import Dataset, load_dataset
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.engine.training import Schedule, Training

@@ -13,7 +13,7 @@ from tiny_models import write_model
 
 from surgerylib.adapter import clip_and_tokens, load_adapter, save_adapter, untrained_adapter
 from surgerylib.clip import ImageTokens, load_clip
-from surgerylib.datasets.dataset import Dataset, load_dataset, read_image
+from surgerylib.datasets import Dataset, load_dataset, read_image
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine import adapted_store as adapted_store_module
 from surgerylib.engine import store as store_module

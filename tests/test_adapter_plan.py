@@ -14,7 +14,7 @@ from adapted_scenes import SEEN, load_adapters, write_adapter
 from tiny_models import write_model
 
 from surgerylib.clip import load_clip
-from surgerylib.datasets.dataset import load_dataset
+from surgerylib.datasets import load_dataset
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine.adapters import distinct_adapters, find_adapters
 from surgerylib.engine.training import Training

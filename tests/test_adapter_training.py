@@ -20,7 +20,7 @@ from torchmetrics.functional.classification import binary_average_precision
 from surgerylib.adapter import HeatmapAdapter, clip_and_tokens, load_adapter
 from surgerylib.boxes import patch_coverage
 from surgerylib.clip import ImageTokens
-from surgerylib.datasets.dataset import Dataset, load_dataset, read_image
+from surgerylib.datasets import Dataset, load_dataset, read_image
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine import token_cache as token_cache_module
 from surgerylib.engine.adapter_training import (
@@ -198,7 +198,7 @@ import torch
 from surgerylib.engine import token_cache
 from surgerylib.engine.adapter_training import AdapterSettings, train_adapter
 from surgerylib.clip import load_clip
-from surgerylib.datasets.dataset import load_dataset
+from surgerylib.datasets import load_dataset
 from surgerylib.engine.training import Schedule
 model, scenes, cached, out, place, number = sys.argv[1:]
 token_cache.SHARD_IMAGES = {SHARD_IMAGES}

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from surgerylib.datasets.dataset import Dataset
+from surgerylib.datasets import Dataset
 from surgerylib.engine.localization import localization_summary
 from surgerylib.study.box_groups import GROUPINGS, box_groups, box_sizes, breakdown
 

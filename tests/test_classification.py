@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from surgerylib.datasets.dataset import load_dataset
+from surgerylib.datasets import load_dataset
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine.recipes import PromptStore, encode_prompts
 from surgerylib.engine.store import HeatmapStore

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-import re
-import time
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,34 +13,17 @@ import pytest
 from dior_folders import (
     LAYOUTS,
     SIZE_WH,
-    SPLITS,
     annotation_dir,
     annotation_xml,
-    image_file,
     picture,
     split_file,
     write_dataset,
 )
 from PIL import Image
 
-from surgerylib.datasets.dataset import (
-    DIOR_CLASSES,
-    PROMPT_TEMPLATES,
-    canonical_class,
-    check_images,
-    load_dataset,
-    prompt_names,
-    read_annotation,
-    read_image,
-)
-from surgerylib.errors import (
-    AnnotationError,
-    DatasetError,
-    ImageReadError,
-    ParameterError,
-    SurgeryError,
-    UnknownClassError,
-)
+from surgerylib.datasets import check_images, dataset_splits, load_dataset, read_annotation, read_image
+from surgerylib.errors import AnnotationError, DatasetError, ImageReadError, ParameterError, UnknownClassError
+from surgerylib.words import DIOR_CLASSES, PROMPT_TEMPLATES, canonical_class, prompt_names
 
 
 @pytest.fixture
@@ -48,36 +31,31 @@ def root(tmp_path: Path) -> Path:
     return write_dataset(tmp_path / "data")
 
 
-def rewrite(root: Path, image_id: str, boxes, size_wh=SIZE_WH) -> Path:
-    path = annotation_dir(root) / f"{image_id}.xml"
-    path.write_text(annotation_xml(image_id, boxes, size_wh))
-    return path
+def rewrite(root: Path, image_id: str, boxes, size_wh=SIZE_WH) -> None:
+    (annotation_dir(root) / f"{image_id}.xml").write_text(annotation_xml(image_id, boxes, size_wh))
 
 
-def one_line(error: pytest.ExceptionInfo[SurgeryError]) -> str:
-    text = str(error.value)
-    assert text
-    assert "\n" not in text
-    return text
+def refused(error: type[Exception], match: str, root: Path, split: str = "test", **options) -> str:
+    """The one line with which a dataset is refused."""
+    with pytest.raises(error, match=match) as caught:
+        load_dataset(root, split, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 # class names
 
 
-def test_twenty_classes_in_dior_spelling():
+def test_twenty_classes_in_dior_spelling_and_the_words_they_are_asked_with():
     assert len(DIOR_CLASSES) == len(set(DIOR_CLASSES)) == 20
-    assert DIOR_CLASSES[0] == "airplane"
-    assert DIOR_CLASSES[-1] == "windmill"
+    assert (DIOR_CLASSES[0], DIOR_CLASSES[-1]) == ("airplane", "windmill")
     assert all(template.count("{}") == 1 for template in PROMPT_TEMPLATES)
-
-
-def test_prompt_names():
     by_class = dict(zip(DIOR_CLASSES, prompt_names(DIOR_CLASSES), strict=True))
     assert by_class["golffield"] == "golf course"
     assert by_class["Expressway-Service-area"] == "expressway service area"
-    assert by_class["groundtrackfield"] == "ground track field"
-    assert by_class["ship"] == "ship"
     assert all(name == name.lower() and "-" not in name for name in by_class.values())
+    for name, prompt in by_class.items():
+        assert canonical_class(name) == canonical_class(prompt) == canonical_class(name.upper()) == name
     assert prompt_names(["GolfField", "solar_panel-array", "plane"]) == ["golf course", "solar panel array", "plane"]
     assert prompt_names([]) == []
 
@@ -86,71 +64,69 @@ def test_prompt_names():
     ("written", "canonical"),
     [
         ("golf course", "golffield"),
-        ("golf field", "golffield"),
         ("Golf_Field", "golffield"),
-        ("expressway toll station", "Expressway-toll-station"),
         ("EXPRESSWAY-TOLL-STATION", "Expressway-toll-station"),
         ("toll station", "Expressway-toll-station"),
         ("Expressway-Service-Area", "Expressway-Service-area"),
         ("harbour", "harbor"),
-        ("Train Station", "trainstation"),
         ("plane", "airplane"),
-        ("wind mill", "windmill"),
-        ("ground track field", "groundtrackfield"),
-        ("storage_tank", "storagetank"),
     ],
 )
 def test_known_error_12_class_name_that_fails_to_match_silently(written, canonical):
     assert canonical_class(written) == canonical
 
 
-def test_known_error_12_unknown_class_lists_the_nearest_names():
-    with pytest.raises(UnknownClassError, match=r"airplan'.*airplane") as error:
+def test_known_error_12_unknown_class_lists_the_nearest_names(root):
+    with pytest.raises(UnknownClassError, match=r"airplan'.*airplane"):
         canonical_class("very airplan")
-    one_line(error)
-    with pytest.raises(UnknownClassError, match="'submarine'"):
-        canonical_class("submarine")
+    rewrite(root, "11727", [("shipp yard", 1, 1, 5, 5)])
+    refused(UnknownClassError, r"11727\.xml: object 1: unknown class 'shipp yard'; .*ship", root)
 
 
-def test_every_class_and_prompt_name_is_its_own_canonical_class():
-    for name, prompt in zip(DIOR_CLASSES, prompt_names(DIOR_CLASSES), strict=True):
-        assert canonical_class(name) == canonical_class(prompt) == canonical_class(name.upper()) == name
-
-
-def test_own_class_list():
+def test_own_class_list(root):
     assert canonical_class("Solar-Panel", ["solar panel", "golf course"]) == "solar panel"
-    assert canonical_class("golffield", ["solar panel", "golf course"]) == "golf course"
     assert canonical_class("aircraft", ["plane"]) == "plane"
-    with pytest.raises(UnknownClassError):
-        canonical_class("airplane", ["ship"])
-    for same in (["ship", "Ship"], ["golffield", "golf course"]):
-        with pytest.raises(ParameterError, match="are the same"):
-            canonical_class("ship", same)
-    with pytest.raises(ParameterError, match="not a non-empty string"):
-        canonical_class("ship", ["ship", 3])
-
-
-def test_empty_class_list(root):
-    with pytest.raises(ParameterError, match="class list is empty"):
-        load_dataset(root, "test", classes=[])
+    for wrong, match in ((["golffield", "golf course"], "are the same"), (["ship", 3], "not a non-empty string")):
+        with pytest.raises(ParameterError, match=match):
+            canonical_class("ship", wrong)
+    refused(ParameterError, "class list is empty", root, classes=[])
+    rewrite(root, "11728", [("Wind Mill", 1, 1, 5, 5), ("golf course", 1, 1, 9, 9)])
+    assert load_dataset(root, "test").boxes["label"].tolist()[-2:] == ["windmill", "golffield"]
+    own = ("golf course", "WindMill", "vehicle", "expressway toll station")
+    dataset = load_dataset(root, "test", classes=own)
+    assert dataset.boxes["label"].tolist()[-3:] == ["expressway toll station", "WindMill", "golf course"]
+    assert dataset.classes == own
 
 
 # layouts and splits
 
 
+def test_the_room_does_not_import_torch():
+    code = "import sys, surgerylib.datasets; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_three_layouts_are_recognised(tmp_path, layout):
-    dataset = load_dataset(write_dataset(tmp_path / "data", layout), "test")
+    root = write_dataset(tmp_path / "data", layout)
+    dataset = load_dataset(root, "test")
     assert dataset.layout == layout
     assert dataset.describe() == f"{layout} layout, split test: 3 images, 4 boxes, 20 classes"
     assert dataset.images["image_id"].tolist() == ["11726", "11727", "11728"]
     assert dataset.images[["width", "height"]].drop_duplicates().to_numpy().tolist() == [list(SIZE_WH)]
-    assert all(Path(path).is_file() for path in dataset.images["path"])
     assert list(dataset.boxes.columns) == ["image_id", "label", "xmin", "ymin", "xmax", "ymax"]
     assert dataset.boxes.iloc[2].tolist() == ["11726", "Expressway-toll-station", 16, 20, 50, 40]
     assert dataset.boxes.dtypes[["xmin", "ymin", "xmax", "ymax"]].eq(np.float64).all()
     assert dataset.classes == DIOR_CLASSES
     assert check_images(dataset) == []
+    assert dataset_splits(root) == ["test", "train", "val"]
+    for split in ("tset", "../test", ""):
+        refused(DatasetError, "there are: test, train, val", root, split)
+    split_file(root, "test", layout).write_text("\n")
+    refused(DatasetError, "names no image", root)
+    for path in split_file(root, "test", layout).parent.iterdir():
+        path.unlink()
+    refused(DatasetError, "no split file", root)
 
 
 def test_reorganised_without_subfolders(tmp_path):
@@ -163,14 +139,32 @@ def test_reorganised_without_subfolders(tmp_path):
     assert (dataset.layout, len(dataset.images), len(dataset.boxes)) == ("reorganised", 3, 4)
 
 
-@pytest.mark.parametrize("suffix", [".jpeg", ".JPG", ".png", ".bmp", ".tif"])
+def test_missing_folder_and_unknown_layout(tmp_path):
+    refused(DatasetError, "no dataset folder", tmp_path / "nowhere")
+    refused(DatasetError, r"no dataset folder x{80}\.\.\.", Path("x" * 5000))
+    (tmp_path / "photos").mkdir()
+    text = refused(DatasetError, "holds photos", tmp_path)
+    for part in ("DIOR: ", "Horizontal Bounding Boxes", "VOC: JPEGImages/", "reorganised: images/"):
+        assert part in text
+
+
+def test_a_dataset_without_image_folders_is_read_for_its_annotations_alone(root):
+    for folder in ("JPEGImages-test", "JPEGImages-trainval"):
+        (root / folder).rename(root / f"no {folder}")
+    refused(DatasetError, "no image folder in .*; the DIOR layout is JPEGImages-trainval/", root)
+    dataset = load_dataset(root, "test", require_images=False)
+    assert (len(dataset.boxes), set(dataset.images["path"])) == (4, {""})
+    with pytest.raises(ParameterError, match="require_images"):
+        check_images(dataset)
+    rewrite(root, "11727", [], size_wh=None)
+    refused(AnnotationError, "states no image size", root, require_images=False)
+
+
+@pytest.mark.parametrize("suffix", [".jpeg", ".JPG", ".png", ".tif"])
 def test_image_suffixes(tmp_path, suffix):
-    root = write_dataset(tmp_path / "data", suffix=suffix)
-    dataset = load_dataset(root, "test")
-    assert len(dataset.images) == 3
-    assert check_images(dataset) == []
-    image = read_image(dataset.images["path"][0])
-    assert np.abs(image.astype(int) - picture("11726")).mean() < 4
+    dataset = load_dataset(write_dataset(tmp_path / "data", suffix=suffix), "test")
+    assert (len(dataset.images), check_images(dataset)) == (3, [])
+    assert np.abs(read_image(dataset.images["path"][0]).astype(int) - picture("11726")).mean() < 4
 
 
 def test_trainval_is_its_own_file_or_train_and_val(root):
@@ -192,43 +186,34 @@ def test_voc_split_file_of_one_class(root):
     assert load_dataset(root, "vehicle_test").images["image_id"].tolist() == ["11726", "11728"]
 
 
+def test_split_files_that_cannot_be(root):
+    for image_id in ("../secret", "a/b", "a\\b", "..", "C:x"):
+        split_file(root, "test").write_text(f"11726\n{image_id}\n")
+        refused(DatasetError, "bare file name", root, require_images=False)
+    for image_id in ("a\x1b[2Jb", "a\u202eb"):
+        split_file(root, "test").write_text(f"11726\n{image_id}\n", encoding="utf-8")
+        assert refused(DatasetError, "cannot be shown", root, on_bad_image="skip").isprintable()
+    split_file(root, "test").write_bytes(b"\xff\xfe\x00\x81")
+    refused(DatasetError, "UTF-8", root)
+    split_file(root, "test").unlink()
+    os.mkfifo(split_file(root, "test"))
+    refused(DatasetError, "is no file", root)
+
+
 def test_limit_takes_the_first_of_the_split(root):
     assert load_dataset(root, "test", limit=2).images["image_id"].tolist() == ["11726", "11727"]
     assert len(load_dataset(root, "test", limit=99).images) == 3
     for limit in (0, -1, 2.5, "3", True):
-        with pytest.raises(ParameterError, match="limit") as error:
-            load_dataset(root, "test", limit=limit)
-        one_line(error)
+        refused(ParameterError, "limit", root, limit=limit)
 
 
 def test_split_without_any_box(root):
     split_file(root, "empty").write_text("11727\n")
     dataset = load_dataset(root, "empty")
     assert dataset.boxes.empty
-    assert dataset.boxes["xmin"].dtype == np.float64
-    assert dataset.boxes["label"].dtype == load_dataset(root, "test").boxes["label"].dtype
+    assert dataset.boxes.dtypes.equals(load_dataset(root, "test").boxes.dtypes)
+    assert dataset.repairs.dtypes.equals(load_dataset(root, "test").repairs.dtypes)
     assert len(dataset.fingerprint()) == 64
-
-
-def test_without_images(root):
-    for path in (root / "JPEGImages-test").iterdir():
-        path.unlink()
-    dataset = load_dataset(root, "test", require_images=False)
-    assert (len(dataset.boxes), set(dataset.images["path"])) == (4, {""})
-    with pytest.raises(ParameterError, match="require_images"):
-        check_images(dataset)
-    rewrite(root, "11727", [], size_wh=None)
-    with pytest.raises(AnnotationError, match="states no image size"):
-        load_dataset(root, "test", require_images=False)
-
-
-def test_names_in_xml_are_brought_to_the_class_list(root):
-    rewrite(root, "11728", [("Wind Mill", 1, 1, 5, 5), ("golf course", 1, 1, 9, 9)])
-    assert load_dataset(root, "test").boxes["label"].tolist()[-2:] == ["windmill", "golffield"]
-    own = ("golf course", "WindMill", "vehicle", "expressway toll station")
-    dataset = load_dataset(root, "test", classes=own)
-    assert dataset.boxes["label"].tolist()[-3:] == ["expressway toll station", "WindMill", "golf course"]
-    assert dataset.classes == own
 
 
 # what is mended, and counted
@@ -265,9 +250,9 @@ def test_sample_keeps_the_order_of_the_split(tmp_path):
     assert ids == dataset.sample(10, seed=3).images["image_id"].tolist()
     assert ids != dataset.sample(10, seed=4).images["image_id"].tolist()
     assert all(dataset.sample(n) is dataset for n in (None, 0, 40, 99))
-    for n in (-1, 1.5):
-        with pytest.raises(ParameterError, match="number of images"):
-            dataset.sample(n)
+    for n, seed, match in ((-1, 0, "number of images"), (1.5, 0, "number of images"), (3, -1, "seed")):
+        with pytest.raises(ParameterError, match=match):
+            dataset.sample(n, seed)
 
 
 def test_fingerprint_knows_the_content_but_not_the_place(root, tmp_path):
@@ -278,87 +263,7 @@ def test_fingerprint_knows_the_content_but_not_the_place(root, tmp_path):
     assert load_dataset(root, "test").fingerprint() != here
 
 
-# one clear line for each bad input
-
-
-def test_missing_folder_and_unknown_layout(tmp_path):
-    with pytest.raises(DatasetError, match="no dataset folder") as error:
-        load_dataset(tmp_path / "nowhere", "test")
-    one_line(error)
-    (tmp_path / "photos").mkdir()
-    with pytest.raises(DatasetError, match="holds photos") as error:
-        load_dataset(tmp_path, "test")
-    text = one_line(error)
-    assert all(
-        part in text for part in ("DIOR: ", "Horizontal Bounding Boxes", "VOC: JPEGImages/", "reorganised: images/")
-    )
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_missing_split_lists_those_there_are(tmp_path, layout):
-    root = write_dataset(tmp_path / "data", layout)
-    for split in ("tset", "../test", ""):
-        with pytest.raises(DatasetError, match="there are: test, train, val") as error:
-            load_dataset(root, split)
-        one_line(error)
-    split_file(root, "test", layout).write_text("\n")
-    with pytest.raises(DatasetError, match="names no image"):
-        load_dataset(root, "test")
-
-
-def test_split_naming_an_image_that_is_not_there(root):
-    image_file(root, "test", "11727").unlink()
-    with pytest.raises(DatasetError, match=r"names 1 image not in .*: 11727;") as error:
-        load_dataset(root, "test")
-    one_line(error)
-
-
-def test_split_naming_an_image_without_annotation(root):
-    (annotation_dir(root) / "11727.xml").unlink()
-    with pytest.raises(AnnotationError, match=r"no annotation file .*11727\.xml") as error:
-        load_dataset(root, "test")
-    one_line(error)
-
-
-@pytest.mark.parametrize("image_id", ["../secret", "a/b", "a\\b", ".."])
-def test_split_with_a_path_for_an_id_is_refused(root, image_id):
-    split_file(root, "test").write_text(f"{image_id}\n")
-    with pytest.raises(DatasetError, match="bare file name") as error:
-        load_dataset(root, "test", require_images=False)
-    one_line(error)
-
-
-def test_split_file_that_is_no_text(root):
-    split_file(root, "test").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(DatasetError, match="UTF-8") as error:
-        load_dataset(root, "test")
-    one_line(error)
-
-
-def test_image_that_is_there_twice(root):
-    image_file(root, "test", "11727", suffix=".png").write_bytes(b"")
-    with pytest.raises(DatasetError, match="there twice"):
-        load_dataset(root, "test")
-
-
-def test_size_written_with_a_decimal_point(root):
-    path = next(annotation_dir(root).glob("*.xml"))
-    text = path.read_text()
-    width = re.search(r"<width>(\d+)</width>", text)[1]
-    path.write_text(text.replace(f"<width>{width}</width>", f"<width>{width}.0</width>"))
-    assert read_annotation(path).size_wh[0] == int(width)
-    path.write_text(text.replace(f"<width>{width}</width>", f"<width>{width}.5</width>"))
-    with pytest.raises(AnnotationError, match="whole numbers"):
-        read_annotation(path)
-
-
-def test_image_that_is_not_of_the_stated_size(root):
-    rewrite(root, "11727", [], size_wh=(48, 64))
-    with pytest.raises(DatasetError, match=r"11727\.xml states 48x64 .*11727\.jpg has 64x48") as error:
-        load_dataset(root, "test")
-    one_line(error)
-    rewrite(root, "11727", [], size_wh=(0, 0))  # some tools write 0 for unknown
-    assert len(load_dataset(root, "test").images) == 3
+# annotations
 
 
 BOMB = (
@@ -385,26 +290,24 @@ BOMB = (
         (annotation_xml("x", [("ship", 1, 9, 2, 2)]), "ymin <= ymax"),
         (annotation_xml("x", [("ship", "1_0", 1, 20, 2)]), "'1_0'"),
         (annotation_xml("x", [], size_wh=("wide", 3)), "whole numbers"),
-        (annotation_xml("x", [], size_wh=("6_4", 48)), "whole numbers"),
+        (annotation_xml("x", [], size_wh=("64.5", 48)), "whole numbers"),
         (annotation_xml("x", [], size_wh=("1e300", 48)), "'1e300' x '48'; both must be whole numbers"),
         (annotation_xml("x", [], size_wh=("nan", "inf")), "whole numbers"),
+        (annotation_xml("x", [], size_wh=(48, 64)), r"states 48x64 .*11727\.jpg has 64x48"),
         ('<annotation xmlns="of&#10;two lines"/>', "of two lines"),
     ],
 )
 def test_annotation_that_cannot_be(root, xml, message):
-    path = annotation_dir(root) / "11727.xml"
-    path.write_text(xml)
-    for read in (lambda: read_annotation(path), lambda: load_dataset(root, "test")):
-        with pytest.raises(AnnotationError, match=message) as error:
-            read()
-        assert "11727.xml" in one_line(error)
+    (annotation_dir(root) / "11727.xml").write_text(xml)
+    assert "11727.xml" in refused(AnnotationError, message, root)
 
 
-def test_annotation_with_a_class_nobody_knows(root):
-    rewrite(root, "11727", [("shipp yard", 1, 1, 5, 5)])
-    with pytest.raises(UnknownClassError, match=r"11727\.xml: object 1: unknown class 'shipp yard'; .*ship") as error:
-        load_dataset(root, "test")
-    one_line(error)
+def test_sizes_as_tools_write_them(root):
+    rewrite(root, "11727", [], size_wh=("64.0", 48))
+    assert read_annotation(annotation_dir(root) / "11727.xml").size_wh == SIZE_WH
+    for unknown in ((0, 0), None):
+        rewrite(root, "11727", [], size_wh=unknown)
+        assert load_dataset(root, "test").images["width"].tolist() == [64, 64, 64]
 
 
 # images
@@ -416,74 +319,30 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
     return buffer.getvalue()
 
 
-def gradient(size_wh=(64, 48)) -> Image.Image:
-    """Smooth, so that JPEG keeps it within a few grey values."""
-    x, y = np.meshgrid(np.linspace(0, 255, size_wh[0]), np.linspace(0, 255, size_wh[1]))
-    return Image.fromarray(np.stack([x, y, 255 - x], axis=2).astype(np.uint8))
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF"])
-def test_read_image_is_rgb_uint8(tmp_path, kind):
-    path = tmp_path / "image"
-    path.write_bytes(encoded(gradient(), kind))
-    image = read_image(path)
-    assert (image.shape, image.dtype) == ((48, 64, 3), np.uint8)
-    assert np.abs(image.astype(int) - np.asarray(gradient())).mean() < (3 if kind == "JPEG" else 1e-9)
-    image[:] = 0  # the caller's own
-
-
-@pytest.mark.parametrize(
-    ("mode", "kind"),
-    [("L", "JPEG"), ("CMYK", "JPEG"), ("L", "PNG"), ("P", "PNG"), ("RGBA", "PNG"), ("LA", "PNG"), ("1", "PNG")],
-)
-def test_read_image_of_other_colour_modes(tmp_path, mode, kind):
-    path = tmp_path / "image"
-    source = gradient().convert(mode)
-    path.write_bytes(encoded(source, kind))
-    image = read_image(path)
-    assert (image.shape, image.dtype) == ((48, 64, 3), np.uint8)
-    assert np.abs(image.astype(int) - np.asarray(source.convert("RGB"))).mean() < 4
-
-
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_read_image_of_16_bits(tmp_path, kind):
-    path = tmp_path / "image"
-    grey = np.asarray(gradient().convert("L"))
-    path.write_bytes(encoded(Image.fromarray(grey.astype(np.uint16) * 257), kind))
-    assert np.array_equal(read_image(path), np.repeat(grey[:, :, None], 3, axis=2))
-
-
-def test_exif_orientation_is_not_applied(tmp_path):
-    path = tmp_path / "image.jpg"
-    exif = Image.Exif()
-    exif[274] = 6  # quarter turn
-    path.write_bytes(encoded(gradient(), "JPEG", exif=exif))
-    assert read_image(path).shape == (48, 64, 3)
+def noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
 
 
 @pytest.mark.parametrize(
     ("kind", "options"), [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("BMP", {}), ("TIFF", {})]
 )
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
-def test_truncated_image_is_an_error(root, kind, options, share):
-    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    data = encoded(Image.fromarray(noise), kind, **options)
+def test_truncated_image_is_an_error(root, kind, options):
+    data = encoded(noise(), kind, **options)
     dataset = load_dataset(root, "test")
     path = Path(dataset.images["path"][1])
     path.write_bytes(data)
     assert check_images(dataset) == []
-    path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(ImageReadError) as error:
-        read_image(path)
-    assert path.name in one_line(error)
-    [(image_id, reason)] = check_images(dataset)
-    assert image_id == "11727"
-    assert path.name in reason
+    for share in (0.3, 0.6, 0.9):
+        path.write_bytes(data[: int(len(data) * share)])
+        with pytest.raises(ImageReadError, match=path.name):
+            read_image(path)
+        [(image_id, reason)] = check_images(dataset)
+        assert image_id == "11727"
+        assert path.name in reason
 
 
 def test_jpeg_cut_just_before_its_end(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    data = encoded(Image.fromarray(noise), "JPEG")
+    data = encoded(noise(), "JPEG")
     path = tmp_path / "image.jpg"
     path.write_bytes(data[:-20])
     with pytest.raises(ImageReadError, match="truncated"):
@@ -492,51 +351,26 @@ def test_jpeg_cut_just_before_its_end(tmp_path):
     assert read_image(path).shape == (48, 64, 3)
 
 
-def test_files_that_are_no_images(root):
-    dataset = load_dataset(root, "test")
-    paths = [Path(path) for path in dataset.images["path"]]
-    paths[0].write_bytes(b"")
-    paths[1].write_text("<html>not found</html>")
-    paths[2].unlink()
-    messages = ["empty", "not an image", "no image file"]
-    for path, message in zip(paths, messages, strict=True):
-        with pytest.raises(ImageReadError, match=message) as error:
-            read_image(path)
-        one_line(error)
-    reasons = check_images(dataset)
-    assert [image_id for image_id, _ in reasons] == dataset.images["image_id"].tolist()
-    assert all(message in reason for (_, reason), message in zip(reasons, messages, strict=True))
-    with pytest.raises(DatasetError):
-        load_dataset(root, "test")
-
-
 def test_image_replaced_after_loading(root):
     dataset = load_dataset(root, "test")
-    Path(dataset.images["path"][0]).write_bytes(encoded(gradient((32, 32)), "JPEG"))
+    Path(dataset.images["path"][0]).write_bytes(encoded(noise().resize((32, 32)), "JPEG"))
     [(image_id, reason)] = check_images(dataset)
     assert image_id == "11726"
     assert "32x32" in reason
 
 
-# the real files
+def test_pixels_of_unknown_range_are_refused(tmp_path):
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "image.tif")
+    with pytest.raises(ImageReadError, match="no known range"):
+        read_image(tmp_path / "image.tif")
 
 
 @pytest.mark.skipif("SURGERYLIB_DIOR" not in os.environ, reason="set SURGERYLIB_DIOR to a folder in DIOR's layout")
 def test_all_real_annotations():
-    started = time.perf_counter()
     splits = [
         load_dataset(os.environ["SURGERYLIB_DIOR"], split, require_images=False) for split in ("trainval", "test")
     ]
-    seconds = time.perf_counter() - started
     assert sum(len(dataset.images) for dataset in splits) == 23_463
     assert sum(len(dataset.boxes) + dataset.n_dropped for dataset in splits) == 192_518
     assert sum(dataset.n_dropped for dataset in splits) == 6
     assert sum(dataset.n_clipped for dataset in splits) == 1
-    assert seconds < 12
-
-
-def test_splits_of_the_helper_hold_what_they_say(root):
-    for split, images in SPLITS.items():
-        dataset = load_dataset(root, split)
-        assert dataset.images["image_id"].tolist() == list(images)
-        assert len(dataset.boxes) == sum(map(len, images.values()))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from surgerylib.boxes import extract_boxes
-from surgerylib.datasets.dataset import load_dataset, read_image
+from surgerylib.datasets import load_dataset, read_image
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine import store as store_module
 from surgerylib.engine.evaluate import DETECTION_COLUMNS, DetectionSettings, detect, image_heatmaps

@@ -15,7 +15,7 @@ from adapted_scenes import write_adapter, write_adapters
 from PIL import Image
 
 from surgerylib.boxes import box_iou, extract_boxes
-from surgerylib.datasets.images import decode_image
+from surgerylib.datasets import decode_image
 from surgerylib.engine.adapters import load_adapters
 from surgerylib.errors import ImageReadError, ParameterError
 from surgerylib.explorer.app import drawing as view

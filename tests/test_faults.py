@@ -29,7 +29,7 @@ from disturbed import (
 )
 from nbformat.v4 import new_output
 
-from surgerylib.datasets.dataset import load_dataset
+from surgerylib.datasets import load_dataset
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import OutputError

@@ -16,7 +16,7 @@ import torch
 from tiny_models import write_model
 
 from surgerylib.clip import load_clip
-from surgerylib.datasets.dataset import Dataset, load_dataset, read_image
+from surgerylib.datasets import Dataset, load_dataset, read_image
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine import features as features_module
 from surgerylib.engine.caches import FeatureCache
@@ -207,7 +207,7 @@ import os, signal, sys, time
 from pathlib import Path
 from surgerylib.engine import features
 from surgerylib.clip import load_clip
-from surgerylib.datasets.dataset import load_dataset
+from surgerylib.datasets import load_dataset
 features.SHARD_IMAGES = 3
 clip = load_clip(f"local-dir:{sys.argv[1]}", sys.argv[1] + "/model.safetensors", device="cpu", depth=3)
 encode, calls = clip.encode_image, []

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from surgerylib.datasets.dataset import load_dataset
+from surgerylib.datasets import load_dataset
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine import training as training_module
 from surgerylib.engine.feature_batches import BatchReader

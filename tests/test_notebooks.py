@@ -14,7 +14,7 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 
-from surgerylib.datasets.dataset import load_dataset
+from surgerylib.datasets import load_dataset
 from surgerylib.errors import CheckpointError, DatasetError, ParameterError, TrainingError
 from surgerylib.figures import maps as plots
 from surgerylib.heatmaps import HEATMAP_KINDS

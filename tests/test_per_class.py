@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from surgerylib.datasets.dataset import Dataset
+from surgerylib.datasets import Dataset
 from surgerylib.figures import per_class as per_class_plots
 from surgerylib.heatmaps import Setting
 from surgerylib.metrics import average_precision

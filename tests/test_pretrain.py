@@ -12,7 +12,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from surgerylib.clip import load_clip, open_clip
-from surgerylib.datasets.dataset import DIOR_CLASSES, PROMPT_TEMPLATES, prompt_names
 from surgerylib.embedded import crops as scene_crops
 from surgerylib.embedded import pretrain
 from surgerylib.embedded.crops import ScenePool, render_pool, sample_crops
@@ -30,6 +29,7 @@ from surgerylib.embedded.pretrain import (
 )
 from surgerylib.embedded.scenes import Scene, render_scene, write_scenes
 from surgerylib.errors import OutputError, ParameterError
+from surgerylib.words import DIOR_CLASSES, PROMPT_TEMPLATES, prompt_names
 
 SHIP, DAM = DIOR_CLASSES.index("ship"), DIOR_CLASSES.index("dam")
 TINY = Settings(steps=3, scenes=24, batch=4, warmup=1)

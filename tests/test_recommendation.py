@@ -251,7 +251,7 @@ def test_the_file_of_results_is_plain_json(confirmed):
 
 
 def test_quality_of_a_store_is_image_quality_of_its_maps(tiny, tmp_path):
-    from surgerylib.datasets.dataset import load_dataset
+    from surgerylib.datasets import load_dataset
     from surgerylib.embedded.scenes import write_scenes
     from surgerylib.engine.store import HeatmapStore
 

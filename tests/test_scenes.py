@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from defusedxml.ElementTree import parse
 
-from surgerylib.datasets.dataset import DIOR_CLASSES, load_dataset
+from surgerylib.datasets import load_dataset
 from surgerylib.embedded import scenes
 from surgerylib.embedded.canvas import Canvas, Frame
 from surgerylib.embedded.objects import DRAWERS
 from surgerylib.embedded.scenes import CLASSES, STREAMS, render_scene, scene_rng, write_scenes
 from surgerylib.errors import OutputError, ParameterError
 from surgerylib.files import aside_prefix
+from surgerylib.words import DIOR_CLASSES
 
 SMALL = {"num_train": 3, "num_val": 1, "num_test": 2, "size": 128}
 

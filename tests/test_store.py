@@ -21,7 +21,7 @@ from tiny_models import write_model
 
 from surgerylib.boxes import extract_many
 from surgerylib.clip import ImageTokens, load_clip
-from surgerylib.datasets.dataset import load_dataset, read_image
+from surgerylib.datasets import load_dataset, read_image
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine import image_shards as image_shards_module
 from surgerylib.engine import map_shards as map_shards_module
@@ -45,7 +45,7 @@ from pathlib import Path
 from surgerylib import files
 from surgerylib.engine import store
 from surgerylib.clip import load_clip
-from surgerylib.datasets.dataset import load_dataset
+from surgerylib.datasets import load_dataset
 
 model, data, cache, place = sys.argv[1:]
 store.SHARD_IMAGES = {SHARD_IMAGES}

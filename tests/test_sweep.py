@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from surgerylib.boxes import extract_boxes
-from surgerylib.datasets.dataset import load_dataset
+from surgerylib.datasets import load_dataset
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine.evaluate import DetectionSettings, detect
 from surgerylib.engine.finding import boxes_of, detections_frame

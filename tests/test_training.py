@@ -20,7 +20,7 @@ import torch
 from tiny_models import write_model
 
 from surgerylib.clip import load_clip
-from surgerylib.datasets.dataset import Dataset, load_dataset
+from surgerylib.datasets import Dataset, load_dataset
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine import training as training_module
 from surgerylib.engine.caches import FeatureCache
@@ -207,7 +207,7 @@ import os, signal, sys
 import torch
 from surgerylib import files
 from surgerylib.clip import load_clip
-from surgerylib.datasets.dataset import load_dataset
+from surgerylib.datasets import load_dataset
 from surgerylib.engine.features import FeatureCache
 from surgerylib.engine.localizer_training import LocalizerSettings, train_localizer
 from surgerylib.engine.training import Schedule

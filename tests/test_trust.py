@@ -14,7 +14,7 @@ from bs4 import BeautifulSoup
 from dior_folders import annotation_dir, image_file, split_file
 
 from surgerylib.clip import load_clip
-from surgerylib.datasets.dataset import load_dataset
+from surgerylib.datasets import load_dataset
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine.evaluate import DetectionSettings, detect
 from surgerylib.engine.store import HeatmapStore

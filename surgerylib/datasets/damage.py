@@ -12,22 +12,18 @@ import hashlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 from tqdm import tqdm
 
 from ..checks import worker_count
-from ..errors import AnnotationError, DatasetError, ImageReadError, OutputError, ParameterError
+from ..errors import AnnotationError, ImageReadError, OutputError, ParameterError
 from ..files import atomic_write
 from ..identities import short_hash
 from ..versions import versions
+from .dataset import Dataset, skipped_frame
 from .images import check_decodes, image_size
-
-if TYPE_CHECKING:
-    from .dataset import Dataset
 
 ON_BAD_IMAGE = ("error", "skip")
 MEMORY = "checked_images.json"  # in a cache folder: keys of the files that were found sound
@@ -44,10 +40,15 @@ def check_on_bad_image(value: object) -> str:
 
 
 class SkippedImages:
-    """Collects the images that are left out while a dataset is read; under `error` the first one is raised."""
+    """Collects the images that are left out while a dataset is read; under `error` the first one is raised.
+
+    Attributes:
+        stops: whether it is raised.
+    """
 
     def __init__(self, root: Path, on_bad_image: str) -> None:
-        self._root, self._raises = root, check_on_bad_image(on_bad_image) == "error"
+        self.stops = check_on_bad_image(on_bad_image) == "error"
+        self._root = root
         self._rows: list[tuple[str, str, int | None, int]] = []
 
     def take(self, error: ImageReadError | AnnotationError, image_id: str, position: int, n_boxes: int | None) -> None:
@@ -59,19 +60,13 @@ class SkippedImages:
             position: its place in the split.
             n_boxes: how many boxes it has; None where that is not known.
         """
-        if self._raises:
+        if self.stops:
             raise error
         self._rows.append((image_id, _reason(error, self._root), n_boxes, position))
 
     def frame(self) -> pd.DataFrame:
-        """image_id, reason, n_boxes (<NA> where the annotation cannot be read), position in the split."""
+        """`Dataset.skipped` of what was noted."""
         return skipped_frame(self._rows)
-
-
-def skipped_frame(rows: list[tuple[str, str, int | None, int]]) -> pd.DataFrame:
-    """`Dataset.skipped` of rows (image_id, reason, n_boxes, position)."""
-    frame = pd.DataFrame(rows, columns=["image_id", "reason", "n_boxes", "position"])
-    return frame.astype({"image_id": "str", "reason": "str", "n_boxes": "Int64", "position": "int64"})
 
 
 def _reason(error: Exception, root: Path) -> str:
@@ -154,21 +149,7 @@ def _without(dataset: Dataset, problems: dict[str, str]) -> Dataset:
         if is_damaged
     ]
     skipped = pd.concat([dataset.skipped, skipped_frame(rows)]).sort_values("position", ignore_index=True)
-    check_any_left(dataset.split, len(dataset.images) - len(rows), skipped)
-    boxes, repairs = (
-        frame[~frame["image_id"].isin(problems)].reset_index(drop=True) for frame in (dataset.boxes, dataset.repairs)
-    )
-    images = dataset.images[~damaged].reset_index(drop=True)
-    return replace(dataset, images=images, boxes=boxes, repairs=repairs, skipped=skipped)
-
-
-def check_any_left(split: str, n_images: int, skipped: pd.DataFrame) -> None:
-    """Raise a `DatasetError` where every image is damaged."""
-    if n_images == 0:
-        raise DatasetError(
-            f"all {len(skipped):,} images of split {split!r} are damaged, so there is nothing to work on; "
-            f"{skipped['image_id'].iloc[0]!r}: {skipped['reason'].iloc[0]}"
-        )
+    return dataset.of_images(~damaged.to_numpy(), skipped)
 
 
 def files_sha256(dataset: Dataset) -> str:
@@ -193,14 +174,17 @@ def _remembered_check(dataset: Dataset, memory_dir: str | Path | None) -> list[t
 
     Damage is not remembered: it may have been the disk's for a moment, and be mended by now.
     """
-    if memory_dir is None or not len(dataset.images):
+    if memory_dir is None or dataset.images.empty:
         return check_images(dataset)
     path = Path(memory_dir) / MEMORY
     try:
         key = short_hash(str(dataset.root.resolve()), files_sha256(dataset), versions())
     except ImageReadError:  # gone since the dataset was read: the check says which
         return check_images(dataset)
-    known = _memory(path)
+    try:
+        known = {str(key) for key in json.loads(path.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError):  # none yet, or not as it was written: the images are looked at again
+        known = set()
     if key in known:
         return []
     problems = check_images(dataset)
@@ -208,11 +192,3 @@ def _remembered_check(dataset: Dataset, memory_dir: str | Path | None) -> list[t
         with contextlib.suppress(OutputError):  # what needs the folder will say so
             atomic_write(path, json.dumps(sorted({*known, key}), indent=1))
     return problems
-
-
-def _memory(path: Path) -> set[str]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {key for key in found if isinstance(key, str)} if isinstance(found, list) else set()
-    except (OSError, ValueError):
-        return set()  # none yet, or not as it was written: the images are looked at again

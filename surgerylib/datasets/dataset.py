@@ -1,50 +1,52 @@
-"""Reading a detection dataset from disk: class names, splits, annotations and images.
-
-Every image that leaves this module is uint8 RGB [H, W, 3] with the pixels as stored (no EXIF rotation); every box is
-float xyxy in pixels of that image, width = xmax - xmin.
-"""
+"""One split of a detection dataset, and what is asked of it."""
 
 from __future__ import annotations
 
 import hashlib
-import operator
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from pandas.api.extensions import ExtensionArray
-from tqdm import tqdm
 
-from ..errors import ParameterError
-from ..words import DIOR_CLASSES, PROMPT_TEMPLATES, canonical_class, check_classes, prompt_names
-from .damage import SkippedImages, check_any_left, check_images, skipped_frame, sound
-from .images import read_image
-from .layouts import recognise
-from .reading import SplitReading, read_split
-from .remembered_reading import reading_memory
-from .voc import Annotation, read_annotation
-
-__all__ = [
-    "DIOR_CLASSES",
-    "PROMPT_TEMPLATES",
-    "Annotation",
-    "Dataset",
-    "canonical_class",
-    "check_disjoint",
-    "check_have_boxes",
-    "check_images",
-    "dataset_splits",
-    "load_dataset",
-    "prompt_names",
-    "read_annotation",
-    "read_image",
-]
+from ..checks import whole_number
+from ..errors import DatasetError, ParameterError
+from ..words import canonical_class
 
 _KEY_DIGITS = 12
+
+
+class Reading(NamedTuple):
+    """What the reader of a format finds in a split; `load_dataset` makes a `Dataset` of it.
+
+    Attributes:
+        layout: of the folders, as it is shown to people.
+        images: image_id, path, width, height: those that are not damaged, in the order of the split.
+        boxes: image_id, label, xmin, ymin, xmax, ymax as written: neither clipped nor dropped.
+        n_repeated: ids that the split named again.
+    """
+
+    layout: str
+    images: pd.DataFrame
+    boxes: pd.DataFrame
+    n_repeated: int
+
+
+def skipped_frame(rows: Sequence[tuple[str, str, int | None, int]] = ()) -> pd.DataFrame:
+    """`Dataset.skipped` of rows (image_id, reason, n_boxes, position)."""
+    frame = pd.DataFrame(list(rows), columns=["image_id", "reason", "n_boxes", "position"])
+    return frame.astype({"image_id": "str", "reason": "str", "n_boxes": "Int64", "position": "int64"})
+
+
+def check_any_left(split: str, images: pd.DataFrame, skipped: pd.DataFrame) -> None:
+    """Raise a `DatasetError` where every image is damaged."""
+    if images.empty:
+        raise DatasetError(
+            f"all {len(skipped):,} images of split {split!r} are damaged, so there is nothing to work on; "
+            f"{skipped['image_id'].iloc[0]!r}: {skipped['reason'].iloc[0]}"
+        )
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Dataset:
     classes: tuple[str, ...]
     repairs: pd.DataFrame
     n_repeated: int = 0
-    skipped: pd.DataFrame = field(default_factory=lambda: skipped_frame([]))
+    skipped: pd.DataFrame = field(default_factory=skipped_frame)
 
     @property
     def positions(self) -> np.ndarray:
@@ -109,16 +111,18 @@ class Dataset:
     def describe(self) -> str:
         """One line: layout, split, sizes and what was mended."""
         text = (
-            f"{self.layout} layout, split {self.split}: {_count(len(self.images), 'image')}, "
-            f"{_count(len(self.boxes), 'box')}, {_count(len(self.classes), 'class')}"
+            f"{self.layout} layout, split {self.split}: {self.count_images()}, {_count(len(self.boxes), 'box')}, "
+            f"{_count(len(self.classes), 'class')}"
         )
-        repairs = []
-        if self.n_clipped:
-            repairs.append(f"{_count(self.n_clipped, 'box')} clipped")
-        if self.n_dropped:
-            repairs.append(f"{_count(self.n_dropped, 'box')} dropped (no area)")
-        if self.n_repeated:
-            repairs.append(f"{_count(self.n_repeated, 'repeated id')} dropped")
+        repairs = [
+            f"{_count(n, noun)} {what}"
+            for n, noun, what in (
+                (self.n_clipped, "box", "clipped"),
+                (self.n_dropped, "box", "dropped (no area)"),
+                (self.n_repeated, "repeated id", "dropped"),
+            )
+            if n
+        ]
         if len(self.skipped):
             repairs.append(f"{self.count_skipped()} skipped")
         return "; ".join([text, ", ".join(repairs)]) if repairs else text
@@ -134,19 +138,27 @@ class Dataset:
         """
         if n is None:
             return self
-        n = _whole_number("number of images", n, at_least=0)
+        n = whole_number("number of images", n, 0)
         n_all = len(self.images) + len(self.skipped)
         if n == 0 or n >= n_all:
             return self
-        seed = _whole_number("seed", seed, at_least=0)
-        chosen = np.sort(np.random.default_rng(seed).choice(n_all, size=n, replace=False))
-        images = self.images[np.isin(self.positions, chosen)].reset_index(drop=True)
+        rng = np.random.default_rng(whole_number("seed", seed, 0))
+        chosen = np.sort(rng.choice(n_all, size=n, replace=False))
         skipped = self.skipped[self.skipped["position"].isin(chosen)].reset_index(drop=True)
         skipped["position"] = np.searchsorted(chosen, skipped["position"].to_numpy())
-        check_any_left(self.split, len(images), skipped)
-        ids = set(images["image_id"])
+        return self.of_images(np.isin(self.positions, chosen), skipped)
+
+    def of_images(self, kept: np.ndarray, skipped: pd.DataFrame) -> Dataset:
+        """The images where `kept` (bool [n]) is set, with their boxes; `skipped` lists what else there would be.
+
+        Raises:
+            DatasetError: no image is left.
+        """
+        images = self.images[kept].reset_index(drop=True)
+        check_any_left(self.split, images, skipped)
         boxes, repairs = (
-            frame[frame["image_id"].isin(ids)].reset_index(drop=True) for frame in (self.boxes, self.repairs)
+            frame[frame["image_id"].isin(images["image_id"])].reset_index(drop=True)
+            for frame in (self.boxes, self.repairs)
         )
         return replace(self, images=images, boxes=boxes, repairs=repairs, skipped=skipped)
 
@@ -184,132 +196,6 @@ class Dataset:
 def _count(n: int, noun: str) -> str:
     plural = noun + ("es" if noun.endswith(("x", "s")) else "s")
     return f"{n:,} {noun if n == 1 else plural}"
-
-
-def _whole_number(what: str, value: int, at_least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = at_least - 1
-    if isinstance(value, bool) or number < at_least:
-        raise ParameterError(f"{what} is {value!r}; it must be a whole number of at least {at_least}")
-    return number
-
-
-def load_dataset(
-    root: str | os.PathLike[str],
-    split: str,
-    *,
-    limit: int | None = None,
-    classes: Sequence[str] = DIOR_CLASSES,
-    require_images: bool = True,
-    on_bad_image: str = "error",
-    decode: bool | None = None,
-    progress: type[tqdm] = tqdm,
-    cache_dir: str | os.PathLike[str] | None = None,
-) -> Dataset:
-    """Reads one split of a dataset in DIOR's, plain VOC's or the reorganised layout, recognised from the folders.
-
-    Boxes beyond the image are clipped and boxes without area inside it dropped; both are counted in the result, as are
-    ids that a split file repeats. VOC's `difficult` flag is not looked at. Images are not decoded, only their headers
-    are read, unless `decode` says so: `damage.sound` does it later, of a sample for one.
-
-    Args:
-        root: the dataset folder.
-        split: 'train', 'val', 'test', 'trainval' (its own file, else train and val together) or any other split file.
-        limit: only the first so many images of the split.
-        classes: the class list; names in the files are brought to its spelling.
-        require_images: False reads annotations alone: `path` stays empty and the sizes are those the XML states.
-        on_bad_image: `error` raises the first damaged image, `skip` leaves such images out (see `damage`); they are
-            listed in the result.
-        decode: decode each image to see whether it can be; None does so under `skip`, where what is left must be sound.
-        progress: tqdm, or a class of its kind that shows the progress elsewhere.
-        cache_dir: folder that remembers what was read, so that it need not be read again while no file has changed;
-            None for none. One that is not there, or cannot be written, is no error: all is read the next time.
-
-    Raises:
-        DatasetError: missing folder, unknown layout, missing or empty split, an image that isn't there, or every image
-            damaged.
-        ImageReadError: an image whose header (or, with `decode`, whose pixels) cannot be read, that is there twice, or
-            lies outside of the dataset.
-        AnnotationError: an annotation that is missing or wrong, or states a size that is not the image's.
-        UnknownClassError: an object whose class is not in `classes`.
-        ParameterError: a `limit` or class list that cannot be.
-    """
-    root = Path(root)
-    if limit is not None:
-        limit = _whole_number("limit", limit, at_least=1)
-    classes = tuple(classes)
-    if not classes:
-        raise ParameterError("the class list is empty; name at least one class")
-    check_classes(classes)
-    folder = recognise(root)
-    all_ids = folder.ids(split)
-    ids = list(dict.fromkeys(all_ids))[:limit]
-    skipped = SkippedImages(root, on_bad_image)
-    files = folder.image_files(split) if require_images else None
-    if files is not None and on_bad_image == "error":
-        files.check_all_there(ids)
-
-    memory = None if cache_dir is None else reading_memory(cache_dir, folder, split, limit, ids, classes, files)
-    reading = None if memory is None else memory.recall()
-    if reading is None:
-        bar = progress(ids, desc=f"reading {split}", delay=2, leave=False)
-        reading = read_split(folder, bar, classes, files, skipped)
-        if memory is not None and len(reading.image_ids) == len(ids):  # damage is not remembered
-            memory.remember(reading)
-    left_out = skipped.frame()
-    check_any_left(split, len(reading.image_ids), left_out)
-    images = pd.DataFrame({"image_id": reading.image_ids, "path": reading.paths}, dtype="str")
-    images["width"], images["height"] = reading.sizes_wh.T
-    boxes, repairs = _mend_boxes(images, reading, classes)
-    dataset = Dataset(
-        name=root.resolve().name,
-        root=root,
-        split=split,
-        layout=folder.layout,
-        images=images,
-        boxes=boxes,
-        classes=classes,
-        repairs=repairs,
-        n_repeated=len(all_ids) - len(set(all_ids)),
-        skipped=left_out,
-    )
-    if decode is None:
-        decode = require_images and on_bad_image == "skip"
-    return sound(dataset, on_bad_image) if decode else dataset
-
-
-def dataset_splits(root: str | os.PathLike[str]) -> list[str]:
-    """The splits that a dataset folder has files for, in the order of their names.
-
-    Raises:
-        DatasetError: missing folder, unknown layout, or no split file.
-    """
-    return recognise(root).splits()
-
-
-def _mend_boxes(
-    images: pd.DataFrame, reading: SplitReading, classes: tuple[str, ...]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Clips to the image and drops what has no area left; returns the boxes frame and the repairs frame."""
-    row = np.repeat(np.arange(len(images)), reading.n_boxes)
-    limits = np.repeat(np.tile(reading.sizes_wh, 2).astype(np.float64), reading.n_boxes, axis=0)
-    boxes_xyxy = np.clip(reading.boxes_xyxy, 0.0, limits)
-    xmin, ymin, xmax, ymax = boxes_xyxy.T
-    dropped = (xmax <= xmin) | (ymax <= ymin)
-    mended = dropped.copy()
-    for side, as_written in zip(boxes_xyxy.T, reading.boxes_xyxy.T, strict=True):
-        mended |= side != as_written
-    ids, names = images["image_id"].array, pd.array(classes, dtype="str")
-
-    def columns(chosen: np.ndarray) -> dict[str, ExtensionArray]:
-        return {"image_id": ids.take(row[chosen]), "label": names.take(reading.labels[chosen])}
-
-    kept = np.flatnonzero(~dropped)
-    boxes = columns(kept) | dict(zip(("xmin", "ymin", "xmax", "ymax"), boxes_xyxy[kept].T, strict=True))
-    what = pd.array(np.where(dropped[mended], "dropped", "clipped"), dtype="str")
-    return pd.DataFrame(boxes), pd.DataFrame(columns(np.flatnonzero(mended)) | {"repair": what})
 
 
 def check_disjoint(reported: Dataset, chosen_on: Dataset) -> None:

@@ -45,11 +45,7 @@ def check_decodes(path: str | os.PathLike[str]) -> None:
     Raises:
         ImageReadError: as `read_image`.
     """
-    try:
-        _check_is_file(path)
-        _decoded(Path(path).read_bytes(), reduced=True)
-    except _READ_ERRORS as error:
-        raise _unreadable(path, error) from None
+    _decoded_file(path, reduced=True)
 
 
 def _check_is_file(path: str | os.PathLike[str]) -> None:
@@ -94,11 +90,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         ImageReadError: the file is missing, empty, truncated, too large or not an image.
     """
-    try:
-        _check_is_file(path)
-        return _decoded(Path(path).read_bytes())
-    except _READ_ERRORS as error:
-        raise _unreadable(path, error) from None
+    return _decoded_file(path)
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
@@ -118,6 +110,14 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
         raise ImageReadError(
             f"{name} cannot be read as an image ({', '.join(_FORMATS)}): {reason}; choose another file"
         ) from None
+
+
+def _decoded_file(path: str | os.PathLike[str], *, reduced: bool = False) -> np.ndarray:
+    try:
+        _check_is_file(path)
+        return _decoded(Path(path).read_bytes(), reduced=reduced)
+    except _READ_ERRORS as error:
+        raise _unreadable(path, error) from None
 
 
 def _decoded(data: bytes, *, reduced: bool = False) -> np.ndarray:

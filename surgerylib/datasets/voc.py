@@ -1,25 +1,30 @@
-"""Reading one VOC-style XML file: what may declare entities goes to defusedxml, and whatever is wrong is one error."""
+"""The reader of VOC's XML: one file, and a split of a folder of them. Whatever is wrong in a file is one error."""
 
 from __future__ import annotations
 
 import math
 import os
-import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
-from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, ParseError
 
-from defusedxml import ElementTree as DefusedElementTree
+import pandas as pd
+from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
+from tqdm import tqdm
 
-from ..errors import AnnotationError, UnknownClassError
-from ..files import Stamp, stamp
+from ..errors import AnnotationError, ImageReadError, UnknownClassError
 from ..words import DIOR_CLASSES, canonical_class
+from .damage import SkippedImages
+from .dataset import Reading
+from .images import image_size
+from .layouts import recognise
 
-_MOST_NUMBERS = 2**16  # that are remembered: images have fewer whole pixels on a side
 _LONGEST_SIDE = 2**31 - 1  # of an image in pixels; no format that is read can state more
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_canonical_class = lru_cache(maxsize=1024)(canonical_class)  # the same few names stand in all files
 
 
 class Annotation(NamedTuple):
@@ -42,167 +47,143 @@ def read_annotation(path: str | os.PathLike[str], classes: Sequence[str] = DIOR_
             numbers or with xmax < xmin or ymax < ymin.
         UnknownClassError: an object's name is not in `classes`.
     """
-    return AnnotationReader(classes).read(str(Path(path)))
+    path, classes = Path(path), tuple(classes)
+    root = _root(path)
+    labels, boxes = [], []
+    for number, item in enumerate(root.findall("object"), start=1):
+        where, name = f"{path}: object {number}", (item.findtext("name") or "").strip()
+        if not name:
+            raise AnnotationError(f"{where} has no <name>; add it or remove the object")
+        try:
+            labels.append(_canonical_class(name, classes))
+        except UnknownClassError as error:
+            raise UnknownClassError(f"{where}: {error}") from None
+        boxes.append(_box(f"{where} ({name})", item.find("bndbox")))
+    return Annotation(_stated_size(path, root), labels, boxes)
 
 
-class AnnotationReader:
-    """`read_annotation` for many files of one class list: what names and numbers mean is looked up once.
+def read_split(
+    root: Path,
+    split: str,
+    classes: Sequence[str],
+    damaged: SkippedImages,
+    *,
+    limit: int | None,
+    require_images: bool,
+    progress: type[tqdm],
+) -> Reading:
+    """Reads the annotations of a split in one of the layouts, and the headers of its image files.
 
     Args:
-        classes: names in the files are brought to this list's spelling.
-        check_link: is called with what may be a link, before it is followed, and raises where it must not be.
-
-    Attributes:
-        stamps: `files.stamp` of each file, before it was read.
+        damaged: takes note of a damaged image, or raises.
+        root, split, classes, limit, require_images, progress: as in `load_dataset`, which says what is raised too.
     """
-
-    def __init__(self, classes: Sequence[str], check_link: Callable[[Path], None] | None = None) -> None:
-        self.stamps: list[Stamp] = []
-        self._classes, self._check_link = tuple(classes), check_link
-        self._label_of: dict[str, str] = {}  # name as written -> label
-        self._number_of = _Numbers()
-        self._size_of: dict[tuple[str | None, ...], tuple[int, int] | None] = {(None, None): None}
-
-    def read(self, path: str) -> Annotation:
-        """What the file says; raises as `read_annotation` does, and what `check_link` raises."""
-        root = self._root(path)
-        labels: list[str] = []
-        boxes = []
-        for item in root.findall("object"):
-            name = item.findtext("name")
-            label = self._label_of.get(name)
-            labels.append(self._label(path, len(labels) + 1, name) if label is None else label)
-            boxes.append(self._box(path, len(labels), name, item.find("bndbox")))
-        return Annotation(self._stated_size(path, root), labels, boxes)
-
-    def _root(self, path: str) -> Element:
+    folder = recognise(root)
+    all_ids = folder.ids(split)
+    ids = list(dict.fromkeys(all_ids))
+    files = folder.image_files(split) if require_images else None
+    if files is not None and damaged.stops:
+        files.check_all_there(ids[:limit])
+    images, boxes = [], []
+    for position, image_id in enumerate(progress(ids[:limit], desc=f"reading {split}", delay=2, leave=False)):
+        annotation, path = None, ""
+        xml_path = folder.annotation_dir / f"{image_id}.xml"
         try:
-            status = os.lstat(path)
-            self.stamps.append(stamp(status))
-            if not stat.S_ISREG(status.st_mode):
-                self._check_no_file(Path(path))
-            root = _parse(_read_bytes(path, status.st_size))
-        except FileNotFoundError:
-            raise AnnotationError(f"no annotation file {path}; add it or take the image out of the split") from None
-        except OSError as error:
-            raise AnnotationError(
-                f"{path} cannot be read: {error.strerror}; check the file and its permissions"
-            ) from None
-        except DefusedXmlException as error:
-            raise AnnotationError(
-                f"{path} declares XML entities ({type(error).__name__}); refused, as they can blow up: "
-                "remove the DOCTYPE"
-            ) from None
-        except (ParseError, ValueError, LookupError) as error:
-            raise AnnotationError(f"{path} is not well-formed XML ({error}); write the file again") from None
-        if root.tag != "annotation":
-            raise AnnotationError(
-                f"{path} starts with <{root.tag}>, not with VOC's <annotation>; check what file it is"
-            )
-        return root
-
-    def _check_no_file(self, path: Path) -> None:
-        """Raise an `AnnotationError` for what is neither a file nor a link to one."""
-        if self._check_link is not None:
-            self._check_link(path)
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise AnnotationError(f"{path} is no file; put the annotation in its place")
-
-    def _label(self, path: str, number: int, written: str | None) -> str:
-        """The label of a name that was not seen before."""
-        name = (written or "").strip()
-        if not name:
-            raise AnnotationError(f"{path}: object {number} has no <name>; add it or remove the object")
-        try:
-            return self._label_of.setdefault(written, canonical_class(name, self._classes))
-        except UnknownClassError as error:
-            raise UnknownClassError(f"{path}: object {number}: {error}") from None
-
-    def _box(self, path: str, number: int, name: str, box: Element | None) -> tuple[float, float, float, float]:
-        """The numbers of an object's box, checked."""
-        if box is None:
-            raise AnnotationError(
-                f"{path}: object {number} ({name.strip()}) has no <bndbox>; only horizontal boxes are read: add one or "
-                "remove the object"
-            )
-        find, number_of = box.findtext, self._number_of
-        try:
-            xmin, ymin = number_of[find("xmin")], number_of[find("ymin")]
-            xmax, ymax = number_of[find("xmax")], number_of[find("ymax")]
-        except (TypeError, ValueError):
-            xmin = ymin = xmax = ymax = math.nan
-        if not math.isfinite(xmin + ymin + xmax + ymax):
-            texts = [find(tag) for tag in ("xmin", "ymin", "xmax", "ymax")]
-            raise AnnotationError(
-                f"{path}: object {number} ({name.strip()}) has xmin, ymin, xmax, ymax = {texts}; each must be a "
-                "number: mend the file"
-            )
-        if xmax < xmin or ymax < ymin:
-            raise AnnotationError(
-                f"{path}: object {number} ({name.strip()}) has xmin {xmin:g}, xmax {xmax:g}, ymin {ymin:g}, "
-                f"ymax {ymax:g}; a box needs xmin <= xmax and ymin <= ymax: swap them or remove the object"
-            )
-        return xmin, ymin, xmax, ymax
-
-    def _stated_size(self, path: str, root: Element) -> tuple[int, int] | None:
-        """(width, height) that the file states; None where it states none, or that it is unknown."""
-        sizes = root.findall("size")
-        texts = _first(sizes, "width"), _first(sizes, "height")
-        if texts in self._size_of:
-            return self._size_of[texts]
-        try:
-            width, height = [self._number_of[text] for text in texts]
-            if not (width.is_integer() and height.is_integer()) or max(width, height) > _LONGEST_SIDE:
-                raise ValueError("a fraction of a pixel, or more than an image can have")
-        except (TypeError, ValueError):
-            raise AnnotationError(
-                f"{path} states the size {texts[0]!r} x {texts[1]!r}; both must be whole numbers of pixels"
-            ) from None
-        # some annotation tools write 0 x 0 for "unknown"
-        size_wh = (int(width), int(height)) if width > 0 and height > 0 else None
-        return self._size_of.setdefault(texts, size_wh)
+            folder.check_link(xml_path, AnnotationError)
+            annotation = read_annotation(xml_path, classes)
+            size_wh = annotation.size_wh
+            if files is not None:
+                path = files.path(image_id)
+                size_wh = image_size(path)
+            _check_size(xml_path, annotation, path, size_wh)
+        except (ImageReadError, AnnotationError) as error:
+            damaged.take(error, image_id, position, None if annotation is None else len(annotation.labels))
+            continue
+        images.append((image_id, path, *size_wh))
+        boxes += [(image_id, label, *box) for label, box in zip(annotation.labels, annotation.boxes_xyxy, strict=True)]
+    return Reading(
+        folder.layout.name,
+        _frame(images, image_id="str", path="str", width="int64", height="int64"),
+        _frame(boxes, image_id="str", label="str", **dict.fromkeys(_CORNERS, "float64")),
+        len(all_ids) - len(ids),
+    )
 
 
-class _Numbers(dict):
-    """Text -> the number that it says: the same few hundred stand in all files, and `float` takes longer than this."""
-
-    def __missing__(self, text: str | None) -> float:
-        if text is not None and "_" in text:  # Python alone would take 1_0, and read it as 10
-            raise ValueError(f"{text!r} is no number")
-        number = float(text)
-        if len(self) < _MOST_NUMBERS:
-            self[text] = number
-        return number
+def _frame(rows: list[tuple], **dtypes: str) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes)
 
 
-def _first(parents: Sequence[Element], tag: str) -> str | None:
-    """The text of the first child of this name in any of them."""
-    for parent in parents:
-        text = parent.findtext(tag)
-        if text is not None:
-            return text
-    return None
+def _check_size(xml_path: Path, annotation: Annotation, path: str, size_wh: tuple[int, int] | None) -> None:
+    """Raise an `AnnotationError` where the size is unknown, or is not the one that the boxes were drawn on."""
+    if size_wh is None:
+        raise AnnotationError(f"{xml_path} states no image size, and images are not read; add <size> to the file")
+    if annotation.size_wh not in (None, size_wh):
+        raise AnnotationError(
+            f"{xml_path} states {annotation.size_wh[0]}x{annotation.size_wh[1]} pixels but {path} has "
+            f"{size_wh[0]}x{size_wh[1]}; the boxes would be wrong: restore the image the boxes were drawn on"
+        )
 
 
-def _read_bytes(path: str, size: int) -> bytes:
-    """What a file of about this size holds; a file object for each of many small files would take longer."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+def _root(path: Path) -> Element:
     try:
-        data = os.read(descriptor, size + 1)
-    finally:
-        os.close(descriptor)
-    # another size than was said: it has changed since, or the size was that of a link
-    return data if len(data) == size else Path(path).read_bytes()
+        if not path.is_file() and path.exists():  # a pipe would be waited for
+            raise AnnotationError(f"{path} is no file; put the annotation in its place")
+        root = ElementTree.fromstring(path.read_bytes())
+    except FileNotFoundError:
+        raise AnnotationError(f"no annotation file {path}; add it or take the image out of the split") from None
+    except OSError as error:
+        raise AnnotationError(f"{path} cannot be read: {error.strerror}; check the file and its permissions") from None
+    except DefusedXmlException as error:
+        raise AnnotationError(
+            f"{path} declares XML entities ({type(error).__name__}); refused, as they can blow up: remove the DOCTYPE"
+        ) from None
+    except (ParseError, ValueError, LookupError) as error:
+        raise AnnotationError(f"{path} is not well-formed XML ({error}); write the file again") from None
+    if root.tag != "annotation":
+        raise AnnotationError(f"{path} starts with <{root.tag}>, not with VOC's <annotation>; check what file it is")
+    return root
 
 
-def _parse(data: bytes) -> Element:
-    """The tree of an XML file; entities are refused.
+def _box(what: str, box: Element | None) -> tuple[float, float, float, float]:
+    """The numbers of an object's box, checked; `what` names the object."""
+    if box is None:
+        raise AnnotationError(f"{what} has no <bndbox>; only horizontal boxes are read: add one or remove the object")
+    texts = [box.findtext(corner) for corner in _CORNERS]
+    try:
+        xmin, ymin, xmax, ymax = map(_number, texts)
+    except ValueError:
+        raise AnnotationError(
+            f"{what} has xmin, ymin, xmax, ymax = {texts}; each must be a number: mend the file"
+        ) from None
+    if xmax < xmin or ymax < ymin:
+        raise AnnotationError(
+            f"{what} has xmin {xmin:g}, xmax {xmax:g}, ymin {ymin:g}, ymax {ymax:g}; a box needs xmin <= xmax and "
+            "ymin <= ymax: swap them or remove the object"
+        )
+    return xmin, ymin, xmax, ymax
 
-    defusedxml refuses them from Python, slowly; the parser in C would expand them. But they are declared in a DOCTYPE
-    alone, and every declaration begins with the bytes `<!`: expat takes no encoding, whatever a file claims, in which
-    another byte means `<` or `!`, but for UTF-16, in which each of these has a zero byte beside it. So a file without
-    `<!` and without a zero byte declares nothing, and both parsers make the same of it.
-    """
-    if b"<!" in data or b"\0" in data:
-        return DefusedElementTree.fromstring(data)
-    return ElementTree.fromstring(data)
+
+def _stated_size(path: Path, root: Element) -> tuple[int, int] | None:
+    """(width, height) that the file states; None where it states none, or that it is unknown."""
+    texts = [root.findtext(f"size/{side}") for side in ("width", "height")]
+    if texts == [None, None]:
+        return None
+    try:
+        width, height = map(_number, texts)
+        if not (width.is_integer() and height.is_integer()) or max(width, height) > _LONGEST_SIDE:
+            raise ValueError("a fraction of a pixel, or more than an image can have")
+    except ValueError:
+        raise AnnotationError(
+            f"{path} states the size {texts[0]!r} x {texts[1]!r}; both must be whole numbers of pixels"
+        ) from None
+    # some annotation tools write 0 x 0 for "unknown"
+    return (int(width), int(height)) if width > 0 and height > 0 else None
+
+
+def _number(text: str | None) -> float:
+    if text is None or "_" in text:  # Python alone would take 1_0, and read it as 10
+        raise ValueError(f"{text!r} is no number")
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text!r} is not finite")
+    return number

@@ -30,10 +30,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..clip import SurgeryCLIP, interpolate_positions, load_clip, open_clip
-from ..datasets.dataset import DIOR_CLASSES, PROMPT_TEMPLATES, load_dataset, prompt_names, read_image
+from ..datasets import load_dataset, read_image
 from ..errors import ParameterError, SurgeryError
 from ..files import atomic_write
 from ..locations import EMBEDDED_MODEL
+from ..words import DIOR_CLASSES, PROMPT_TEMPLATES, prompt_names
 from .crops import IMAGE_SIZE, ScenePool, render_pool, sample_crops
 from .scenes import VERSION as SCENES_VERSION
 from .scenes import Scene, render_scene, scene_rng

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..adapter import HeatmapAdapter, clip_and_tokens, save_adapter, untrained_adapter
 from ..checks import as_floats, as_whole_numbers
-from ..datasets.dataset import check_disjoint
+from ..datasets import check_disjoint
 from ..errors import CacheError, ParameterError, TrainingError
 from ..heatmaps import KIND_PATHS, check_kinds
 from ..identities import differences, short_hash

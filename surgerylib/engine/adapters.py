@@ -9,7 +9,7 @@ from typing import Any
 
 from ..adapter import HeatmapAdapter, clip_and_tokens, load_adapter
 from ..clip import SurgeryCLIP
-from ..datasets.dataset import Dataset, flattered_by
+from ..datasets import Dataset, flattered_by
 from ..errors import CheckpointError
 from ..files import file_sha256
 from ..heatmaps import KIND_PATHS, Setting

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..boxes import patch_coverage
 from ..checks import whole_number
 from ..clip import SurgeryCLIP
-from ..datasets.dataset import Dataset
+from ..datasets import Dataset
 from ..frames import BOX_COLUMNS
 from ..heatmaps import PATHS, Setting
 from ..words import PROMPT_TEMPLATES

@@ -22,7 +22,7 @@ from annotated_types import Ge
 from pydantic import BeforeValidator
 from tqdm import tqdm
 
-from ..datasets.dataset import Dataset
+from ..datasets import Dataset
 from ..errors import CacheError, checked
 from ..files import atomic_write
 from ..frames import BOX_COLUMNS, check_interpolation, checked_thresholds

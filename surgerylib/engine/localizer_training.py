@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checks import as_floats, as_whole_numbers
-from ..datasets.dataset import check_disjoint, check_have_boxes
+from ..datasets import check_disjoint, check_have_boxes
 from ..errors import CacheError, ParameterError, TrainingError
 from ..identities import differences, short_hash
 from ..localizer import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from ..datasets.dataset import Dataset
+from ..datasets import Dataset
 from ..frames import BOX_COLUMNS
 from ..matching import overlapping_pairs
 from .finding import Boxes

@@ -23,9 +23,7 @@ from tqdm import tqdm
 
 from ..checks import whole_number, worker_count
 from ..clip import SurgeryCLIP
-from ..datasets.damage import files_sha256
-from ..datasets.dataset import Dataset
-from ..datasets.images import read_image
+from ..datasets import Dataset, files_sha256, read_image
 from ..errors import CacheError, CheckpointError, OutputError, ParameterError
 from ..files import atomic_write, file_sha256, only_process, remove_parts, written_aside
 from ..heatmaps import Setting, maps_of

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..datasets.dataset import Dataset
-from ..datasets.images import read_image
+from ..datasets import Dataset, read_image
 from ..errors import ParameterError
 from ..frames import BOX_COLUMNS
 from .view_model import Subject

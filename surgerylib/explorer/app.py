@@ -17,8 +17,7 @@ import ipywidgets as widgets
 from IPython.display import display
 
 from ..clip import load_clip
-from ..datasets.dataset import Dataset, dataset_splits, load_dataset
-from ..datasets.images import decode_image, read_image
+from ..datasets import Dataset, dataset_splits, decode_image, load_dataset, read_image
 from ..embedded.scenes import write_scenes
 from ..engine.adapters import load_adapters
 from ..errors import ParameterError, SurgeryError

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..datasets.dataset import Dataset
+from ..datasets import Dataset
 from ..engine.adapters import TrainedAdapter
 from ..engine.evaluate import evaluate
 from ..engine.finding import Boxes

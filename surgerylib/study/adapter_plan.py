@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..clip import SurgeryCLIP
-from ..datasets.dataset import Dataset
+from ..datasets import Dataset
 from ..engine.adapter_training import LOSSES, AdapterSettings, AdapterTask, train_adapter, training_folder
 from ..engine.caches import TokenCache
 from ..engine.side_by_side import Job, fit_side_by_side

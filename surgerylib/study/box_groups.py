@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from ..datasets.dataset import Dataset
+from ..datasets import Dataset
 from ..engine.localization import SHARES, localization_summary
 from ..engine.measures import truth_codes
 from ..frames import BOX_COLUMNS

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from ..datasets.dataset import Dataset
+from ..datasets import Dataset
 from ..engine.measures import present_pairs, truth_codes
 from ..frames import BOX_COLUMNS
 from ..heatmaps import PATHS, Setting, maps_of

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..boxes import extract_many
-from ..datasets.dataset import read_image
+from ..datasets import read_image
 from ..engine.store import HeatmapStore
 from ..frames import BOX_COLUMNS
 from ..heatmaps import Setting

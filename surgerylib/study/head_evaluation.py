@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from ..clip import SurgeryCLIP
-from ..datasets.dataset import Dataset, flattered_by
+from ..datasets import Dataset, flattered_by
 from ..engine.caches import FeatureCache
 from ..engine.feature_batches import BatchReader
 from ..engine.localizer_training import METHODS, localize, predict, with_untrained

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..clip import SurgeryCLIP
-from ..datasets.dataset import Dataset
+from ..datasets import Dataset
 from ..engine.caches import FeatureCache
 from ..engine.localizer_training import LocalizerSettings, LocalizerTask, train_localizer
 from ..engine.training import Schedule, Training

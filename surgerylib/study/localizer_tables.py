@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ..clip import SurgeryCLIP
-from ..datasets.dataset import Dataset
+from ..datasets import Dataset
 from ..engine.caches import FeatureCache
 from ..engine.localization import BASELINES, localization_difference
 from ..engine.localizer_training import METHODS, UNTRAINED, LocalizerTask, summarise

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..datasets.dataset import Dataset
+from ..datasets import Dataset
 from ..engine.measures import truth_codes
 from ..frames import BOX_COLUMNS
 from ..heatmaps import Setting

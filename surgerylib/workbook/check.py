@@ -25,7 +25,7 @@ from .parameters import (
 )
 
 if TYPE_CHECKING:
-    from ..datasets.dataset import Dataset
+    from ..datasets import Dataset
 
 # parameters that count something -> the least they may be
 _WHOLE_NUMBERS = {
@@ -101,7 +101,7 @@ def check_values(settings: Mapping[str, Any]) -> None:
     Raises:
         ParameterError: Names the parameter, the value seen and what it may be.
     """
-    from ..datasets.damage import check_on_bad_image
+    from ..datasets import check_on_bad_image
     from ..engine.evaluate import Options
     from ..heatmaps import Setting, check_kinds, chosen_kind
 
@@ -234,8 +234,7 @@ def check_output(out_dir: Path) -> None:
 
 
 def _check_dataset(settings: Mapping[str, Any], root: Path) -> list[str]:
-    from ..datasets import dataset as datasets
-    from ..datasets.damage import sound
+    from ..datasets import check_disjoint, load_dataset, sound
 
     policy = settings.get("on_bad_image", "error")
     folder, embedded = dataset_folder(settings["dataset"], root)
@@ -243,12 +242,12 @@ def _check_dataset(settings: Mapping[str, Any], root: Path) -> list[str]:
         return [f"dataset: the embedded scenes are not in {folder} yet; the first run draws them"]
     wanted = {"split": "num_images", "choose_split": "num_choice_images", "train_split": "num_train_images"}
     whole = {
-        name: datasets.load_dataset(folder, settings.get(name, "test"), on_bad_image=policy, decode=False)
+        name: load_dataset(folder, settings.get(name, "test"), on_bad_image=policy, decode=False)
         for name in wanted
         if name == "split" or settings.get(name)
     }
     for one, other in combinations(whole.values(), 2):
-        datasets.check_disjoint(one, other)
+        check_disjoint(one, other)
     # each image decoded: what can't be read is found here, and not in the middle of the night
     parts = [sound(whole[name].sample(settings.get(wanted[name]), settings.get("seed", 0)), policy) for name in whole]
     if "train_split" in whole:
@@ -262,7 +261,7 @@ def _check_dataset(settings: Mapping[str, Any], root: Path) -> list[str]:
 
 def _check_to_learn_from(parts: Mapping[str, Dataset], settings: Mapping[str, Any]) -> None:
     """The images to train and to choose on must have boxes of the classes that are trained on, at every stage."""
-    from ..datasets.dataset import check_have_boxes
+    from ..datasets import check_have_boxes
     from ..study.adapter_plan import BOTH, AdapterPlan, check_stage
 
     train, seen = parts["train_split"], settings.get("seen_classes")

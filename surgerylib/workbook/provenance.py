@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from ..clip import SurgeryCLIP
-from ..datasets.dataset import Dataset
+from ..datasets import Dataset
 from ..versions import library_sha256, versions
 
 

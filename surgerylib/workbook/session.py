@@ -13,8 +13,7 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 from ..clip import SurgeryCLIP, load_clip
-from ..datasets.damage import sound
-from ..datasets.dataset import Dataset, check_disjoint, load_dataset
+from ..datasets import Dataset, check_disjoint, load_dataset, sound
 from ..embedded.scenes import write_scenes
 from ..errors import OutputError
 from ..locations import PROJECT_ROOT, checkpoint_file, dataset_folder
@@ -62,7 +61,7 @@ class Session:
             ParameterError: the two splits share an image.
             ImageReadError, AnnotationError: a damaged image, unless the session skips them.
         """
-        other = load_dataset(self.source, split, on_bad_image=self.on_bad_image, decode=False, cache_dir=self.cache_dir)
+        other = load_dataset(self.source, split, on_bad_image=self.on_bad_image, decode=False)
         check_disjoint(self.whole_split, other)  # samples of the two may miss what they share
         other = sound(other.sample(num_images, self.seed), self.on_bad_image, memory_dir=self.cache_dir)
         print(f"{purpose}: {other.describe()}")
@@ -160,7 +159,7 @@ def open_session(
         depth: as in `load_clip`.
         device: as in `load_clip`.
         seed: of the sample, and of the resamples later.
-        cache_dir: folder for computed heatmaps, and for what was read of the dataset; None takes `cache` in `out_dir`.
+        cache_dir: folder for what is computed; None takes `cache` in `out_dir`.
         on_bad_image: `error` stops at a damaged image before the work begins, `skip` leaves such images out.
 
     Raises:
@@ -172,7 +171,7 @@ def open_session(
         write_scenes(source)
     folder = PROJECT_ROOT / out_dir
     cache = PROJECT_ROOT / cache_dir if cache_dir else folder / "cache"
-    whole = load_dataset(source, split, on_bad_image=on_bad_image, decode=False, cache_dir=cache)
+    whole = load_dataset(source, split, on_bad_image=on_bad_image, decode=False)
     data = sound(whole.sample(num_images, seed), on_bad_image, memory_dir=cache)
     clip = load_clip(
         model, checkpoint_file(checkpoint) or checkpoint, device=device, image_size=image_size, depth=depth

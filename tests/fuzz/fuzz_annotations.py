@@ -16,7 +16,7 @@ import atheris
 
 # of what they import, pandas and the like stay as they are
 with atheris.instrument_imports(include=["surgerylib", "defusedxml", "xml.etree"]):
-    import surgerylib.datasets.dataset  # noqa: F401
+    import surgerylib.datasets  # noqa: F401
 
 from voc_target import check_annotation, make_dataset
 

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from encodings.aliases import aliases
 from pathlib import Path
-from unittest.mock import patch
-from xml.etree.ElementTree import Element, ParseError
 from xml.sax.saxutils import escape, quoteattr
 
 import pytest
-from defusedxml import ElementTree as DefusedElementTree
-from defusedxml.common import DefusedXmlException
 from hypothesis import example, given
 from hypothesis import strategies as st
 from profiles import fuzz
 from voc_target import check_annotation, make_dataset, one_line
 
-from surgerylib.datasets.dataset import voc as annotations
-from surgerylib.datasets.voc import read_annotation
+from surgerylib.datasets import read_annotation
 from surgerylib.errors import DatasetError
 from surgerylib.words import DIOR_CLASSES
 
@@ -48,13 +42,13 @@ def test_the_corpus_holds_files_that_are_read_and_files_that_are_refused(root):
 # ------------------------------------------------------------------------------------------------------ any bytes
 
 
-@fuzz(100)
+@fuzz(40)
 @given(data=st.binary(max_size=80))
 def test_any_bytes(root, data):
     check_annotation(data, root)
 
 
-@fuzz(100)
+@fuzz(40)
 @given(text=st.text(max_size=60), encoding=st.sampled_from(["utf-8", "utf-16", "latin-1", "utf-32", "cp037"]))
 def test_any_text_inside_the_root(root, text, encoding):
     check_annotation(f"<annotation>{text}</annotation>".encode(encoding, "replace"), root)
@@ -95,13 +89,13 @@ def element(children: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 TREES = st.recursive(st.one_of(TEXTS, ODDITIES), element, max_leaves=20)
 
 
-@fuzz(200)
+@fuzz(60)
 @given(inside=st.lists(TREES, max_size=4).map("".join))
 def test_any_tree(root, inside):
     check_annotation(f"<annotation>{inside}</annotation>".encode("utf-8", "replace"), root)
 
 
-@fuzz(150)
+@fuzz(60)
 @given(
     st.sampled_from(["xmin", "ymin", "xmax", "ymax", "width", "height", "name"]),
     st.one_of(st.sampled_from(NUMBERS), st.text(max_size=8).map(escape), TREES),
@@ -114,7 +108,7 @@ def test_any_text_for_one_value(root, tag, text):
     check_annotation(f"<annotation><size>{size}</size>{object_}</annotation>".encode("utf-8", "replace"), root)
 
 
-@fuzz(75)
+@fuzz(40)
 @given(st.sampled_from(CORPUS).map(Path.read_bytes), st.data())
 def test_a_file_with_a_piece_changed(root, content, data):
     at, length = data.draw(st.integers(0, len(content))), data.draw(st.integers(0, 20))
@@ -157,7 +151,7 @@ def files(draw) -> tuple[tuple, str]:
     return (size_wh, labels, found), text
 
 
-@fuzz(125)
+@fuzz(60)
 @given(file=files(), encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "latin-1", "us-ascii", "cp1252"]))
 def test_what_was_written_is_read_back(root, file, encoding):
     expected, text = file
@@ -168,7 +162,7 @@ def test_what_was_written_is_read_back(root, file, encoding):
     assert tuple(annotation) == expected
 
 
-@fuzz(75)
+@fuzz(40)
 @given(
     st.lists(st.tuples(*[st.floats(-50, 150)] * 4), max_size=4),
     st.tuples(st.integers(1, 100), st.integers(1, 100)),
@@ -231,11 +225,6 @@ def test_a_document_type_elsewhere_is_not_fetched(root, monkeypatch, doctype):
     assert annotation == (None, [], [])
 
 
-def test_what_a_document_type_lists_changes_nothing(root):
-    listed = '<!DOCTYPE annotation [<!ATTLIST object name CDATA "ship"><!ELEMENT annotation ANY>]><annotation/>'
-    assert check_annotation(listed.encode(), root) == (None, [], [])
-
-
 def test_deep_and_wide_trees_are_read_in_bounded_time(root):
     deep = "<annotation>" + "<part>" * 100_000 + "</part>" * 100_000 + "</annotation>"
     wide = "<annotation>" + "<part/>" * 100_000 + "</annotation>"
@@ -268,7 +257,7 @@ def test_comments_and_instructions_inside_a_number_are_not_part_of_it(root):
     assert annotation.boxes_xyxy == [(12, 3, 40, 50)]
 
 
-@fuzz(50)
+@fuzz(40)
 @given(value=st.floats(allow_nan=False, allow_infinity=False))
 @example(value=1.7e308)
 @example(value=5e-324)
@@ -282,89 +271,13 @@ def test_any_finite_coordinate(root, value):
         assert annotation.boxes_xyxy == [(value, 0, max(value, 1.0), 9)]
 
 
-# ------------------------------------------------------------------- two parsers: one in C, and defusedxml's in Python
-
-
-def told(parse: Callable[[bytes], Element], content: bytes) -> list[tuple] | str:
-    """All that a parser makes of a file: its elements, or what it is refused with."""
-    try:
-        elements = parse(content).iter()
-    except (DefusedXmlException, ParseError, ValueError, LookupError) as error:
-        return f"{type(error).__name__}: {error}"
-    return [(e.tag, e.attrib, e.text, e.tail, len(e)) for e in elements]
-
-
-def said(root: Path, content: bytes) -> annotations.Annotation | str:
-    path = root / "either_way.xml"
-    path.write_bytes(content)
-    try:
-        return read_annotation(path)
-    except DatasetError as error:
-        return f"{type(error).__name__}: {error}"
-
-
-def check_both_parsers(root: Path, content: bytes) -> None:
-    assert told(annotations._parse, content) == told(DefusedElementTree.fromstring, content)
-    quickly = said(root, content)
-    with patch.object(annotations, "_parse", DefusedElementTree.fromstring):
-        assert said(root, content) == quickly
-
-
-CODECS = sorted(set(aliases.values()) | {"idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined"})
-PIECES = st.sampled_from(
-    [b"<!DOCTYPE a [", b"<!ENTITY l 'x'>", b"]>", b"&l;", b"&#95;", b"<!--", b"-->", b"<![CDATA[", b"]]>", b"<?pi ?>",
-     b"<", b"!", b"\0", b"\xef\xbb\xbf", b"\xff\xfe", b"<\0!\0", b"+ADw-!DOCTYPE", b"\x85", b"\xa0", b"1_0", b" a='1'"]
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
-def test_both_parsers_make_the_same_of_what_the_fuzzer_found(root, path):
-    check_both_parsers(root, path.read_bytes())
-
-
-@fuzz(150)
-@given(content=st.sampled_from(CORPUS).map(Path.read_bytes), changes=st.lists(st.tuples(PIECES, st.floats(0, 1))))
-def test_both_parsers_make_the_same_of_a_changed_file(root, content, changes):
-    for piece, share in changes:
-        at = round(share * len(content))
-        content = content[:at] + piece + content[at + len(piece) :]
-    check_both_parsers(root, content)
-
-
-@fuzz(150)
-@given(inside=st.lists(TREES, max_size=4).map("".join), encoding=st.sampled_from([*CODECS, "klingon"]), data=st.data())
-def test_both_parsers_make_the_same_of_any_tree_in_any_encoding(root, inside, encoding, data):
-    text = f'<?xml version="1.0" encoding="{encoding}"?><annotation>{inside}</annotation>'
-    written_in = data.draw(st.sampled_from([encoding, "utf-8"]))
-    try:
-        content = text.encode(written_in, "replace")
-    except (LookupError, ValueError):
-        content = text.encode("utf-8", "replace")
-    check_both_parsers(root, content)
-
-
-@pytest.mark.parametrize("encoding", CODECS)
-def test_no_encoding_hides_a_declaration(encoding):
-    """What goes to the parser in C has neither `<!` nor a zero byte: there an entity must not come to be."""
-    for name in ("bomb", "file", "not_used"):
-        for head in ("", f'<?xml version="1.0" encoding="{encoding}"?>'):
-            try:
-                body = DECLARATIONS[name].encode(encoding, "replace")
-                contents = [body, head.encode() + body, head.encode(encoding, "replace") + body]
-            except (LookupError, ValueError):  # no encoding of text
-                continue
-            for content in contents:
-                if b"<!" not in content and b"\0" not in content:
-                    assert isinstance(told(annotations._parse, content), str)
-                assert told(annotations._parse, content) == told(DefusedElementTree.fromstring, content)
-
-
-@pytest.mark.parametrize("encoding", CODECS)
-def test_no_encoding_has_another_byte_for_the_start_of_a_declaration(encoding):
-    """Each byte in the places of `<` and `!`, in a file that claims to be in this encoding."""
-    head = f'<?xml version="1.0" encoding="{encoding}"?>'.encode()
-    for byte in (bytes([code]) for code in range(1, 256)):
-        for start in (byte + b"!", b"<" + byte):
-            if start != b"<!":
-                content = head + start + b'DOCTYPE a [<!ENTITY l "x">]><a>&l;</a>'.replace(b"<!", start)
-                assert isinstance(told(annotations._parse, content), str)
+@pytest.mark.parametrize("encoding", sorted(set(aliases.values()) | {"idna", "unicode_escape", "undefined"}))
+def test_no_encoding_hides_a_declaration(root, encoding):
+    for head in ("", f'<?xml version="1.0" encoding="{encoding}"?>'):
+        try:
+            body = DECLARATIONS["file"].encode(encoding, "replace")
+            contents = [head.encode() + body, head.encode(encoding, "replace") + body]
+        except (LookupError, ValueError):  # no encoding of text
+            continue
+        for content in contents:
+            assert check_annotation(content, root) is None

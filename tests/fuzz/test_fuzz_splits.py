@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from profiles import fuzz
 from voc_target import IMAGE_ID, one_line
 
-from surgerylib.datasets.dataset import load_dataset
+from surgerylib.datasets import load_dataset
 from surgerylib.errors import DatasetError
 
 ANNOTATION = "<annotation><size><width>8</width><height>6</height></size></annotation>"
@@ -46,7 +46,7 @@ def annotate(root: Path, ids: list[str]) -> None:
         (root / "Annotations" / f"{image_id}.xml").write_text(ANNOTATION)
 
 
-@fuzz(150)
+@fuzz(50)
 @given(
     content=st.one_of(
         st.binary(max_size=60), st.text(max_size=40).map(lambda text: text.encode("utf-8", "surrogatepass"))
@@ -79,7 +79,7 @@ def test_any_bytes(root, content):
             assert inside.parent == (root / "Annotations").resolve()
 
 
-@fuzz(100)
+@fuzz(40)
 @given(
     folders=st.lists(st.sampled_from(["..", ".", "", "etc", "JPEGImages", "C:"]), min_size=1, max_size=3),
     separator=st.sampled_from(["/", "\\"]),
@@ -95,7 +95,7 @@ def test_a_path_for_an_id_is_refused(root, folders, separator, image_id, flag, e
     assert "'" in found or '"' in found  # shown as text, quoted
 
 
-@fuzz(75)
+@fuzz(40)
 @given(
     ids=st.lists(IDS.filter(lambda text: len(text.encode()) < 100 and text not in (".", "..")), min_size=1, max_size=6),
     end=st.sampled_from(["\n", "\r\n", "\r", "\n\n", " \n\t\n", "\r\n\r\n"]),
@@ -110,7 +110,7 @@ def test_ids_are_read_back_whatever_the_editor_made_of_the_lines(root, ids, end,
     assert found == list(dict.fromkeys(ids))
 
 
-@fuzz(50)
+@fuzz(30)
 @given(
     flags=st.lists(
         st.tuples(st.sampled_from([IMAGE_ID, "00002", "a b"]), st.sampled_from(["1", "0", "-1"])), max_size=5
@@ -126,7 +126,7 @@ def test_the_flags_of_one_class_leave_out_the_images_without_it(root, flags):
         assert "names no image" in found
 
 
-@fuzz(75)
+@fuzz(40)
 @given(
     split=st.one_of(
         st.text(max_size=12), st.sampled_from(["../test", "/etc/passwd", "..", "", ".", "test\0", "~", "t*"])

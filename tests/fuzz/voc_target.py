@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from surgerylib.datasets.dataset import DIOR_CLASSES, Dataset, load_dataset
+from surgerylib.datasets import Dataset, load_dataset
 from surgerylib.datasets.voc import Annotation, read_annotation
 from surgerylib.errors import AnnotationError, SurgeryError
+from surgerylib.words import DIOR_CLASSES
 
 IMAGE_ID = "00001"
 _ANNOTATIONS = "Annotations/Horizontal Bounding Boxes"
