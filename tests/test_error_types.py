@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_metrics import BOX, detection_frame, random_frames, slow_iou, truth_frame
 
-from surgerylib.curves import INTERPOLATIONS
 from surgerylib.errors import ParameterError
-from surgerylib.frames import evaluate
 from surgerylib.kinds import ERROR_TYPES
+from surgerylib.matching import INTERPOLATIONS, match
 from surgerylib.metrics import average_precision, mean_average_precision
 from surgerylib.study.error_types import (
     FATES,
@@ -539,7 +538,7 @@ def test_types_are_exclusive_and_exhaustive(seed, interpolation):
         errors = detection_errors(detections, truth, foreground_iou=f, interpolation=interpolation)
         is_tp = errors.of_detection == ""
         assert set(errors.of_detection[~is_tp]) <= set(ERROR_TYPES[:5])
-        assert is_tp.sum() == evaluate(detections, truth, [f], interpolation, None, None).is_tp.sum()
+        assert is_tp.sum() == match(detections, truth, [f], interpolation).is_tp.sum()
         assert is_tp.sum() == errors.found.sum()
         means_a_box = np.isin(errors.of_detection, ["classification", "localisation"])
         np.testing.assert_array_equal(errors.truth_row >= 0, means_a_box)

@@ -35,8 +35,8 @@ from surgerylib.explorer.view_model import (
     words_of,
 )
 from surgerylib.extraction import BoxSettings
-from surgerylib.frames import BOX_COLUMNS
 from surgerylib.heatmaps import heatmaps
+from surgerylib.matching import BOX_COLUMNS
 from surgerylib.words import DIOR_CLASSES, prompt_names
 from surgerylib.workbook.check import check
 

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgerylib.curves import weighted_average_precision
 from surgerylib.errors import ParameterError
 from surgerylib.intervals import half_samples
 from surgerylib.metrics import (
@@ -21,6 +20,7 @@ from surgerylib.metrics import (
     bootstrap_map,
     mean_average_precision,
     paired_difference,
+    weighted_average_precision,
 )
 
 BOX = ["xmin", "ymin", "xmax", "ymax"]

@@ -11,8 +11,8 @@ import pandas as pd
 
 from ..checks import worker_count
 from ..datasets.dataset import Dataset
-from ..frames import BOX_COLUMNS
 from ..kinds import PROTOCOLS
+from ..matching import BOX_COLUMNS
 from ..metrics import BootstrapResult, bootstrap_map
 from .map_shards import BoxTable
 from .measures import measure_boxes, present_pairs, truth_codes

@@ -21,8 +21,8 @@ from ..clip import SurgeryCLIP
 from ..datasets.dataset import Dataset, read_image
 from ..errors import CacheError, CheckpointError
 from ..files import atomic_write
-from ..frames import BOX_COLUMNS
 from ..heatmaps import heatmaps
+from ..matching import BOX_COLUMNS
 from ..words import PROMPT_TEMPLATES, prompt_names
 from .image_shards import ImageShards
 from .map_shards import MapSource, check_classes_suffice, open_shard

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..boxes import patch_coverage
 from ..clip import SurgeryCLIP
 from ..datasets.dataset import Dataset, read_image
-from ..frames import BOX_COLUMNS
+from ..matching import BOX_COLUMNS
 from .image_shards import ImageShards
 from .map_shards import PATHS
 from .measures import truth_codes

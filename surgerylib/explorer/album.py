@@ -10,7 +10,7 @@ import pandas as pd
 from ..datasets.dataset import Dataset
 from ..datasets.images import read_image
 from ..errors import ParameterError
-from ..frames import BOX_COLUMNS
+from ..matching import BOX_COLUMNS
 from .view_model import Subject
 
 

@@ -23,8 +23,8 @@ from ..engine.map_shards import MapSource
 from ..engine.settings import Setting
 from ..errors import ParameterError, UnknownClassError, nearest
 from ..extraction import BoxSettings, extract_many, floored_level, resize_map, threshold_levels, threshold_mask
-from ..frames import BOX_COLUMNS
 from ..heatmaps import heatmaps
+from ..matching import BOX_COLUMNS
 from ..words import DIOR_CLASSES, canonical_class, prompt_names
 
 AS_NAMED, EVERY_BOX = "as named", "every box"  # what boxes are held against, beside a class

@@ -13,8 +13,8 @@ from matplotlib.patches import Patch
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from ..frames import BOX_COLUMNS
 from ..kinds import METHOD_NAMES
+from ..matching import BOX_COLUMNS
 from .maps import (
     DARK,
     GREY,

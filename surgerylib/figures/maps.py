@@ -39,8 +39,8 @@ from ..extraction import (
     threshold_mask,
 )
 from ..files import atomic_write
-from ..frames import BOX_COLUMNS
 from ..kinds import KIND_PREFERENCE
+from ..matching import BOX_COLUMNS
 from .style import SMALLEST, styled
 
 KIND_COLOURS = {"standard": "#0072B2", "vv_qk": "#56B4E9", "vv_vv": "#E69F00", "vv_mixed": "#D55E00"}

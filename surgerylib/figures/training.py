@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..frames import BOX_COLUMNS
 from ..kinds import METHOD_NAMES
+from ..matching import BOX_COLUMNS
 from .maps import (
     DARK,
     GREY,

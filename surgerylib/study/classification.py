@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ..datasets.dataset import Dataset
 from ..engine.map_shards import PATHS, MapSource, maps_of
 from ..engine.measures import present_pairs, truth_codes
-from ..frames import BOX_COLUMNS
+from ..matching import BOX_COLUMNS
 from ..metrics import BootstrapResult, bootstrap_map
 from .responses import accuracy_summary, box_responses, confusion_matrix, response_ranks
 

@@ -12,8 +12,8 @@ from ..datasets.dataset import read_image
 from ..engine.settings import Setting
 from ..engine.store import HeatmapStore
 from ..extraction import extract_many
-from ..frames import BOX_COLUMNS
 from ..kinds import ALL, SEEN, UNSEEN
+from ..matching import BOX_COLUMNS
 
 
 def example_pairs(ground_truth: pd.DataFrame, image_ids: Sequence[str], count: int) -> list[tuple[str, str]]:

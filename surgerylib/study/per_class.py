@@ -13,10 +13,9 @@ import pandas as pd
 from ..datasets.dataset import Dataset
 from ..engine.map_shards import MapSource
 from ..engine.measures import truth_codes
-from ..frames import BOX_COLUMNS
 from ..intervals import basic_interval, resampled_means, share_interval
 from ..kinds import ERROR_TYPES
-from ..matching import overlapping_pairs
+from ..matching import BOX_COLUMNS, overlapping_pairs
 from .classification import Classification
 from .error_types import FATES, ErrorTypes, fates_by_class
 from .evaluation_tables import main_confusions

@@ -26,8 +26,8 @@ from ..engine.settings import Setting, threshold_text
 from ..engine.store import HeatmapStore
 from ..errors import CacheError, ParameterError
 from ..files import atomic_write
-from ..frames import check_interpolation, checked_thresholds
 from ..kinds import KIND_PREFERENCE
+from ..matching import check_interpolation, checked_thresholds
 from ..metrics import IOU_THRESHOLDS, BootstrapResult, paired_difference
 from ..versions import source_sha256
 from .summary import PROTOCOLS
@@ -37,9 +37,7 @@ _CODE = (
     "engine.adapted_store",
     "adapter",
     "engine.box_evaluation",
-    "curves",
     "extraction",
-    "frames",
     "intervals",
     "kinds",
     "engine.map_shards",

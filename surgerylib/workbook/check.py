@@ -108,8 +108,8 @@ def check_values(settings: Mapping[str, Any]) -> None:
     from ..datasets.damage import check_on_bad_image
     from ..engine.settings import chosen_kind
     from ..extraction import check_box_score, check_floor, check_nms_iou, check_percentile
-    from ..frames import check_interpolation, checked_thresholds
     from ..kinds import check_kinds, check_similarity
+    from ..matching import check_interpolation, checked_thresholds
 
     def check_adapter_floor(floor: float) -> None:
         try:
