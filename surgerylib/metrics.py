@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,8 +22,7 @@ from .intervals import degrees_of_freedom, half_samples, jackknife_interval, num
 from .matching import BOX_COLUMNS, Matches, check_names, match
 
 IOU_THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
-# numbers of half-samples that are worked on at a time, per thread: few enough for the cache, and enough that threads
-# don't wait for each other's interpreter lock
+# numbers worked on at a time, per thread: few enough for the cache, enough that threads don't wait for each other
 _BLOCK = 1 << 19
 
 
@@ -66,7 +64,7 @@ def average_precision(
         ParameterError: a column is missing, a score or box is not a finite number, an argument is out of range.
     """
     run = match(detections, ground_truth, iou_thresholds, interpolation, max_detections, classes)
-    ap = _point_estimate(run, interpolation)
+    ap = _ap_of_parts(run, np.ones((1, len(run.images)), dtype=bool), interpolation)[0, 0]
     return _class_frame(
         run.classes,
         run.iou_thresholds,
@@ -191,7 +189,7 @@ class BootstrapResult:
             ap_samples=ap_samples,
             map=_mean_over_classes(ap),
             map_samples=_mean_over_classes(ap_samples),
-            data_hash=_digest([self.data_hash, *classes]).hexdigest(),
+            data_hash=hashlib.sha256(repr((self.data_hash, classes)).encode()).hexdigest(),
         )
 
     def _columns(
@@ -236,12 +234,12 @@ def bootstrap_map(
     run = run._replace(
         images=ids, image_of_detection=place[run.image_of_detection], image_of_truth=place[run.image_of_truth]
     )
-    by_image = np.zeros((len(ids), len(run.classes)))
-    np.add.at(by_image, (run.image_of_truth, run.class_of_truth), 1)
-    class_images = (by_image > 0).sum(axis=0)
-    first_halves = half_samples(len(ids), -(-n_resamples // 2), seed)
-    ap = _point_estimate(run, interpolation)
-    ap_samples = _of_halves(run, first_halves, by_image, interpolation)[:n_resamples]
+    with_boxes = np.unique(run.class_of_truth * len(ids) + run.image_of_truth)
+    class_images = np.bincount(with_boxes // max(len(ids), 1), minlength=len(run.classes))
+    all_images = np.ones((1, len(ids)), dtype=bool)
+    parts = np.vstack([all_images, half_samples(len(ids), -(-n_resamples // 2), seed)])
+    of_parts = _ap_of_parts(run, parts, interpolation)
+    ap, ap_samples = of_parts[0, 0], np.concatenate(of_parts[:, 1:])[:n_resamples]
     return BootstrapResult(
         classes=run.classes,
         iou_thresholds=tuple(run.iou_thresholds.tolist()),
@@ -306,71 +304,52 @@ def _checked_ids(image_ids: Iterable[str], used: pd.Index) -> pd.Index:
     return ids.sort_values()
 
 
-class _ClassCurves(NamedTuple):
-    """Precision-recall curves of one class, kept where its true positives are: between them precision only falls."""
+def _ap_of_parts(run: Matches, parts: np.ndarray, interpolation: str) -> np.ndarray:
+    """AP on P parts of the images, bool [P, I], and on the images that each leaves: [2, P, C, T]."""
+    by_image = np.zeros((len(run.images), len(run.classes)))
+    np.add.at(by_image, (run.image_of_truth, run.class_of_truth), 1)
+    in_part = np.rint(parts.astype(np.float64) @ by_image).astype(np.int64)
+    n_truth = np.stack([in_part, run.n_ground_truth - in_part])  # [2, P, C]
+    ap = np.empty((*n_truth.shape, len(run.iou_thresholds)))
 
-    images: np.ndarray  # [n] image codes of the class's detections, the best score first
-    places: np.ndarray  # [F] where the true positives stand among them: threshold by threshold, best score first
-    bounds: np.ndarray  # [T + 1]: threshold t has places[bounds[t]:bounds[t + 1]]
+    def work(c: int, images: np.ndarray, places: np.ndarray, bounds: np.ndarray, block: slice) -> None:
+        is_held = np.take(parts[block], images, axis=1)  # [P, n]
+        # how many detections of the part stand here or above; that tells how many of the others do
+        rank = np.take(np.cumsum(is_held, axis=1, dtype=np.uint32), places, axis=1)  # [P, F]
+        is_held = np.take(is_held, places, axis=1)
+        for side, true, its_rank in ((0, is_held, rank), (1, ~is_held, places + 1 - rank)):
+            ap[side, block, c] = _class_ap(true, its_rank, bounds, n_truth[side, block, c], interpolation)
 
-
-def _class_curves(run: Matches) -> Iterator[_ClassCurves]:
-    for low, high in pairwise(run.class_bounds):
-        threshold_index, places = np.nonzero(run.is_tp[:, low:high])
-        bounds = np.searchsorted(threshold_index, np.arange(len(run.is_tp) + 1))
-        yield _ClassCurves(run.image_of_detection[low:high], places, bounds)
-
-
-def _point_estimate(run: Matches, interpolation: str) -> np.ndarray:
-    """AP on all images: [C, T]."""
-    ap = np.empty((len(run.classes), len(run.iou_thresholds)))
-    for c, curves in enumerate(_class_curves(run)):
-        every = np.ones((1, len(curves.places)), dtype=bool)
-        ap[c] = _subset_ap(curves, every, curves.places[None] + 1, run.n_ground_truth[[c]], interpolation)
+    # numpy lets go of the interpreter lock in these array operations
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        running = []
+        for c, (low, high) in enumerate(pairwise(run.class_bounds)):
+            # between two true positives precision only falls: their places are enough
+            threshold_index, places = np.nonzero(run.is_tp[:, low:high])
+            bounds = np.searchsorted(threshold_index, np.arange(len(run.is_tp) + 1))
+            step = max(1, _BLOCK // max(1, len(places), high - low))
+            for block in (slice(start, start + step) for start in range(0, len(parts), step)):
+                running.append(pool.submit(work, c, run.image_of_detection[low:high], places, bounds, block))
+    for task in running:
+        task.result()
     return ap
 
 
-def _of_halves(run: Matches, first_halves: np.ndarray, by_image: np.ndarray, interpolation: str) -> np.ndarray:
-    """AP on P halves of the images, bool [P, I], then on the other halves: [2 P, C, T]; boxes `by_image` [I, C]."""
-    in_first = np.rint(first_halves.astype(np.float64) @ by_image).astype(np.int64)  # whole numbers, far below 2^53
-    n_truth = np.stack([in_first, run.n_ground_truth - in_first])  # [2, P, C]
-    samples = np.full((*n_truth.shape, len(run.iou_thresholds)), np.nan)
-    all_curves = list(_class_curves(run))
-
-    def work(task: tuple[int, slice]) -> None:
-        c, block = task
-        curves = all_curves[c]
-        is_held = np.take(first_halves[block], curves.images, axis=1)  # [P, n]
-        # how many detections of the first half stand here or above; where they do tells where the others do
-        rank = np.take(np.cumsum(is_held, axis=1, dtype=np.uint32), curves.places, axis=1)
-        is_held = np.take(is_held, curves.places, axis=1)
-        other_rank = (curves.places + 1).astype(np.uint32) - rank
-        samples[0, block, c] = _subset_ap(curves, is_held, rank, n_truth[0, block, c], interpolation)
-        samples[1, block, c] = _subset_ap(curves, ~is_held, other_rank, n_truth[1, block, c], interpolation)
-
-    tasks = []
-    for c in np.flatnonzero(run.n_ground_truth):
-        step = max(1, _BLOCK // max(1, len(all_curves[c].places), len(all_curves[c].images)))
-        tasks += [(c, slice(start, start + step)) for start in range(0, len(first_halves), step)]
-    # numpy lets go of the interpreter lock in these array operations
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(work, tasks))
-    return samples.reshape(-1, *samples.shape[2:])
-
-
-def _subset_ap(
-    curves: _ClassCurves, is_held: np.ndarray, rank: np.ndarray, n_truth: np.ndarray, interpolation: str
+def _class_ap(
+    is_held: np.ndarray, rank: np.ndarray, bounds: np.ndarray, n_truth: np.ndarray, interpolation: str
 ) -> np.ndarray:
     """AP of one class on S sets of images: [S, T], NaN where a set has no ground truth.
 
     Args:
-        curves: on all images.
-        is_held: bool [S, F], the true positives that are in each set; `rank`: [S, F] theirs there.
+        is_held: bool [S, F], which of the true positives on all images, threshold by threshold, best score first.
+        rank: [S, F] theirs in each set.
+        bounds: [T + 1]: threshold t has true positives bounds[t] to bounds[t + 1].
         n_truth: [S] boxes of the class in each set.
+        interpolation: one of `matching.INTERPOLATIONS`.
     """
     # the curves of all sets lie end to end: curve (s, t) is [start, end) of what is held
     held = np.flatnonzero(is_held)
-    offsets = np.searchsorted(held, np.arange(len(is_held))[:, None] * len(curves.places) + curves.bounds)  # [S, T + 1]
+    offsets = np.searchsorted(held, np.arange(len(is_held))[:, None] * is_held.shape[1] + bounds)  # [S, T + 1]
     start, end = offsets[:, :-1], offsets[:, 1:]
     precision = np.arange(1.0, len(held) + 2)
     precision[:-1] -= np.repeat(start.ravel().astype(np.float64), (end - start).ravel())
@@ -378,12 +357,12 @@ def _subset_ap(
     precision[-1] = 0  # which an end can point at
     if interpolation == "area":
         envelope = np.zeros(is_held.shape)
-        envelope[is_held] = precision[:-1]
+        np.put(envelope, held, precision[:-1])
         # a running maximum from the end; a step of 2 a threshold keeps it from one curve to the next (and costs the
         # last bits: within 1e-14)
-        step = np.repeat(2.0 * np.arange(len(curves.bounds) - 1)[::-1], np.diff(curves.bounds))
+        step = np.repeat(2.0 * np.arange(len(bounds) - 1)[::-1], np.diff(bounds))
         envelope = np.maximum.accumulate((envelope + step)[:, ::-1], axis=1)[:, ::-1] - step
-        shares = np.append(envelope[is_held], 0.0)
+        shares = np.append(np.take(envelope, held), 0.0)
         area = np.where(end > start, np.add.reduceat(shares, start.ravel()).reshape(start.shape), 0.0)
         ap = area / np.maximum(n_truth, 1)[:, None]
     else:
@@ -428,10 +407,6 @@ def _class_frame(classes: Sequence[str], iou_thresholds: Sequence[float], **colu
 def _data_hash(ids: pd.Index, ground_truth: pd.DataFrame) -> str:
     """sha256 of the image ids and boxes, whatever their order."""
     rows = pd.util.hash_pandas_object(ground_truth[["image_id", "label", *BOX_COLUMNS]], index=False, categorize=True)
-    digest = _digest(ids)
+    digest = hashlib.sha256("\0".join(map(str, ids)).encode())
     digest.update(np.sort(rows.to_numpy()).tobytes())
     return digest.hexdigest()
-
-
-def _digest(names: Iterable) -> hashlib._Hash:
-    return hashlib.sha256("\0".join(map(str, names)).encode())
