@@ -86,17 +86,18 @@ def mean_average_precision(average_precisions: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class BootstrapResult:
-    """Average precision, or its difference between two results, with 95 % intervals over images.
+    """Average precision, or its difference between two results: R half-samples, C classes, T thresholds.
 
-    Intervals (`intervals.jackknife_interval`) say within what the mean over other sets of as many images would lie.
-    Average precision of few images reads high against that of very many: `bias_note`.
+    The 95 % intervals (`intervals.jackknife_interval`) are for what other sets of as many images give on average; very
+    many images give less: `bias_note`. A class with boxes in fewer than two images has none; that of a class with AP
+    exactly 0 or 1 is a point, which says nothing.
 
-    A class with boxes in fewer than two images has no interval. One with AP exactly 0 or 1 is that in every half-sample
-    too: its interval is a point, which says nothing.
+    Simulated (tests/slow/test_interval_coverage.py) for 50 to 500 images, 3 and 20 classes, 300 sets of each, they held
+    mAP of 0.05 to 0.8 in 92 to 98 % of the sets, and paired differences in 92 to 100 %. Less often:
 
-    COVERAGE
-
-    R half-samples, C classes, T thresholds.
+    - `11point`, 3 classes, mAP below 0.12, where the level at recall 0 hangs on the first detections: 86 to 95 %, and
+      78 to 92 % below 0.05; differences there in 87 to 99 %. `area` in the same place: 91 to 97 %.
+    - 50 images, mAP above 0.8: 86 to 95 %.
 
     Attributes:
         classes: [C] names; a class without ground truth has NaN throughout.
@@ -145,13 +146,11 @@ class BootstrapResult:
         return tuple(float(end) for end in list(columns.values())[:3])
 
     def bias_note(self) -> str:
-        """One sentence where mAP of so few images reads high by more than half its interval's width; else empty.
+        """One sentence where half-samples read high by more than half an interval's width; else (and of a difference) "".
 
-        The half-samples' excess is what is left of that bias where it falls as 1 / images, and less where it falls
-        more slowly. Of a difference, of which most of it cancels out, there is none.
+        Their excess is what is left of the bias if it falls as 1 / images, and less if it falls more slowly.
         """
-        table = self.summary()
-        known = ~np.isnan(self.map_samples)
+        table, known = self.summary(), ~np.isnan(self.map_samples)
         excess = self.map_samples.sum(axis=0, where=known) / np.maximum(known.sum(axis=0), 1) - self.map
         beyond = np.where(excess > (table["high"] - table["low"]) / 2, excess, 0)
         if self.is_difference or not beyond.any():
@@ -165,8 +164,8 @@ class BootstrapResult:
 
     def without_classes(self) -> BootstrapResult:
         """The same without the figures of single classes, whose samples take twenty times the memory of the rest."""
-        ap, ap_samples = self.ap[:0], np.empty((len(self.map_samples), 0, len(self.iou_thresholds)))
-        return replace(self, classes=(), class_images=self.class_images[:0], ap=ap, ap_samples=ap_samples)
+        ap_samples = self.ap_samples[:, :0].copy()  # which a view would keep
+        return replace(self, classes=(), class_images=self.class_images[:0], ap=self.ap[:0], ap_samples=ap_samples)
 
     def of_classes(self, labels: Sequence[str]) -> BootstrapResult:
         """The same of some classes alone: the mean over them, in the same half-samples.
@@ -174,8 +173,7 @@ class BootstrapResult:
         Raises:
             ParameterError: a class that was not evaluated, or whose figures were left out (`without_classes`).
         """
-        strangers = [label for label in labels if label not in self.classes]
-        if strangers:
+        if strangers := [label for label in labels if label not in self.classes]:
             known = ", ".join(map(str, self.classes))
             raise ParameterError(f"there are no figures of {strangers[0]!r}, only of {known}; name those")
         rows = [place for place, label in enumerate(self.classes) if label in set(labels)]
@@ -236,8 +234,7 @@ def bootstrap_map(
     )
     with_boxes = np.unique(run.class_of_truth * len(ids) + run.image_of_truth)
     class_images = np.bincount(with_boxes // max(len(ids), 1), minlength=len(run.classes))
-    all_images = np.ones((1, len(ids)), dtype=bool)
-    parts = np.vstack([all_images, half_samples(len(ids), -(-n_resamples // 2), seed)])
+    parts = np.vstack([np.ones(len(ids), dtype=bool), half_samples(len(ids), -(-n_resamples // 2), seed)])
     of_parts = _ap_of_parts(run, parts, interpolation)
     ap, ap_samples = of_parts[0, 0], np.concatenate(of_parts[:, 1:])[:n_resamples]
     return BootstrapResult(
@@ -257,9 +254,7 @@ def bootstrap_map(
 
 
 def paired_difference(result_a: BootstrapResult, result_b: BootstrapResult) -> BootstrapResult:
-    """`result_a` minus `result_b`, half-sample by half-sample: the images' own difficulty cancels out.
-
-    Of the classes those of both are kept.
+    """`result_a` minus `result_b`, of classes in both, by half-samples: the images' own difficulty cancels out.
 
     Raises:
         ParameterError: the two differ in images, ground truth, thresholds, interpolation, seed or half-samples.
@@ -297,10 +292,8 @@ def _checked_ids(image_ids: Iterable[str], used: pd.Index) -> pd.Index:
         raise ParameterError(f"image_ids names {ids[ids.duplicated()][0]!r} twice; give every image once")
     strangers = used.difference(ids, sort=False)
     if len(strangers):
-        raise ParameterError(
-            f"{len(strangers)} images with detections or boxes are not in image_ids, {strangers[0]!r} for one; "
-            "give all images that were evaluated"
-        )
+        what = f"{len(strangers)} images with detections or boxes are not in image_ids, {strangers[0]!r} for one"
+        raise ParameterError(f"{what}; give all images that were evaluated")
     return ids.sort_values()
 
 
@@ -340,12 +333,8 @@ def _class_ap(
 ) -> np.ndarray:
     """AP of one class on S sets of images: [S, T], NaN where a set has no ground truth.
 
-    Args:
-        is_held: bool [S, F], which of the true positives on all images, threshold by threshold, best score first.
-        rank: [S, F] theirs in each set.
-        bounds: [T + 1]: threshold t has true positives bounds[t] to bounds[t + 1].
-        n_truth: [S] boxes of the class in each set.
-        interpolation: one of `matching.INTERPOLATIONS`.
+    Of the true positives on all images, threshold by threshold (`bounds` [T + 1]), best score first: `is_held` [S, F]
+    says which are in a set, `rank` [S, F] where they stand there. `n_truth` [S] boxes are in a set.
     """
     # the curves of all sets lie end to end: curve (s, t) is [start, end) of what is held
     held = np.flatnonzero(is_held)
@@ -358,8 +347,7 @@ def _class_ap(
     if interpolation == "area":
         envelope = np.zeros(is_held.shape)
         np.put(envelope, held, precision[:-1])
-        # a running maximum from the end; a step of 2 a threshold keeps it from one curve to the next (and costs the
-        # last bits: within 1e-14)
+        # a running maximum from the end; a step of 2 keeps it from one curve to the next, and costs the last bits
         step = np.repeat(2.0 * np.arange(len(bounds) - 1)[::-1], np.diff(bounds))
         envelope = np.maximum.accumulate((envelope + step)[:, ::-1], axis=1)[:, ::-1] - step
         shares = np.append(np.take(envelope, held), 0.0)
