@@ -29,8 +29,8 @@ from surgerylib.engine.measures import truth_codes
 from surgerylib.figures import evaluation as evaluation_plots
 from surgerylib.figures import maps as plots
 from surgerylib.figures import per_class as per_class_plots
-from surgerylib.frames import BOX_COLUMNS
 from surgerylib.heatmaps import Setting
+from surgerylib.matching import BOX_COLUMNS
 from surgerylib.metrics import IOU_THRESHOLDS, average_precision
 from surgerylib.study import evaluation_tables, head_evaluation, localizer_tables, per_class, per_class_tables
 from surgerylib.study.box_groups import box_groups

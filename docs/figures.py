@@ -29,10 +29,10 @@ from surgerylib.errors import SurgeryError
 from surgerylib.figures import maps as plots
 from surgerylib.figures.maps import PEAK, PREDICTION, TRUTH, draw_boxes, new_figure, photo_axis, styled
 from surgerylib.files import atomic_write
-from surgerylib.frames import BOX_COLUMNS
 from surgerylib.heatmaps import heatmaps
 from surgerylib.locations import PROJECT_ROOT
 from surgerylib.losses import assign_cells
+from surgerylib.matching import BOX_COLUMNS
 from surgerylib.study.error_types import detection_errors
 from surgerylib.study.head_evaluation import load_head
 from surgerylib.study.verdict import ABOVE, BELOW, outcome

@@ -1,13 +1,7 @@
-"""95 % intervals over images: of average precision, of means, and of shares.
+"""95 % intervals over images: what other sets of as many images would give; and how a number and they are written.
 
-Average precision on few images is too high, by several standard errors of a mean over many classes: best precisions
-are maxima over noise. Drawing with replacement adds to that (copies of an image rank side by side) without telling how
-much; a half-sample without replacement is what half as many images would have given. Its excess over the whole set
-shows how fast the bias falls, and its variance given the whole set is that of the whole set's mean (the half-sample
-replication of surveys: McCarthy 1969; as the delete-half jackknife: Shao and Wu 1989): `half_samples`, `interval`.
-
-Means and shares have no such bias. Theirs come from the bootstrap: `resampled_means`, `basic_interval`,
-`share_interval`.
+Of average precision and its differences: `half_samples` and `jackknife_interval`. Of means: the bootstrap,
+`resampled_means` and `basic_interval`. Of shares: Wilson's, with the bootstrap's spread, `share_interval`.
 """
 
 from __future__ import annotations
@@ -17,48 +11,29 @@ from functools import lru_cache
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
 from .errors import ParameterError
 
-_NORMAL = 1.959964  # the 97.5 % quantile
-# a bias that falls as n^(-2/3), as the maxima of a noisy falling curve do, is this many times the half-samples' excess
-_BIAS_FACTOR = 1 / (2 ** (2 / 3) - 1)
-# flat precision curves make it n^(-1/2) (factor 2.4), steep ones n^-1 (factor 1): standard deviation of the factor
-_BIAS_DOUBT = 0.3
-# the value with the bias taken off varies more than the plain one (measured: 1.05 to 1.17 times), for the bias is the
-# less the higher the value
-_SPREAD_FACTOR = 1.1
+
+def student(degrees: np.ndarray | float) -> np.ndarray:
+    """The 97.5 % quantile of Student's t; NaN for 0 degrees of freedom."""
+    return stdtrit(np.asarray(degrees, dtype=np.float64), 0.975)
 
 
 @lru_cache(maxsize=2)  # a sweep asks for the same hundreds of times
-def half_samples(n_images: int, n_resamples: int, seed: int) -> np.ndarray:
-    """Which images each resample holds, 0 or 1: uint8 [n_resamples, n_images].
-
-    Two resamples in a row share the images between them: whatever is linear in the images cancels in their mean, and
-    the bias shows with little noise.
-    """
+def half_samples(n_images: int, n_halves: int, seed: int) -> np.ndarray:
+    """Which images are in each random half of the images: bool [n_halves, n_images]; the others are a half too."""
     rng = np.random.default_rng(seed)
-    weights = np.zeros((n_resamples, n_images), dtype=np.uint8)
-    for first in range(0, n_resamples, 2):
-        held = rng.permutation(n_images)[: n_images // 2]
-        weights[first, held] = 1
-        weights[first + 1 : first + 2] = 1 - weights[first]
-    weights.flags.writeable = False
-    return weights
-
-
-def keep_mean_at_zero(samples: np.ndarray, samples_at_zero: np.ndarray, at_zero: np.ndarray) -> np.ndarray:
-    """`samples` [R, ...] with their part `samples_at_zero` [R, ...] moved to the mean `at_zero` [...].
-
-    The 11-point rule's level at recall 0 takes the best precision there is, often after one or two detections: it does
-    not settle as images are added, so what half-samples have more or less of it is noise, not a bias to take off.
-    """
-    known = ~np.isnan(samples)
-    return samples - (samples_at_zero.sum(axis=0, where=known) / np.maximum(known.sum(axis=0), 1) - at_zero)
+    held = np.zeros((n_halves, n_images), dtype=bool)
+    for row in held:
+        row[rng.permutation(n_images)[: n_images // 2]] = True
+    held.flags.writeable = False
+    return held
 
 
 def degrees_of_freedom(class_images: np.ndarray) -> float:
-    """Satterthwaite's degrees of freedom of the spread of a mean over classes.
+    """Satterthwaite's (1946) degrees of freedom of the spread of a mean over classes.
 
     A class with boxes in m images tells its own spread with m - 1 degrees of freedom, and its variance is taken to go
     as 1 / m: a few rare classes that make up most of the variance leave few degrees for the mean.
@@ -71,54 +46,33 @@ def degrees_of_freedom(class_images: np.ndarray) -> float:
     """
     known = np.asarray(class_images, dtype=np.float64)
     known = known[known > 0]
-    each = np.maximum(known - 1, 1)
     if not (known > 1).any():
         return 0.0
-    return float((1 / known).sum() ** 2 / (1 / (known**2 * each)).sum())
+    return float((1 / known).sum() ** 2 / (1 / (known**2 * np.maximum(known - 1, 1))).sum())
 
 
-def interval(
-    point: np.ndarray, samples: np.ndarray, degrees: np.ndarray | float, n_images: int, *, proportion: bool
+def jackknife_interval(
+    value: np.ndarray, samples: np.ndarray, degrees: np.ndarray | float, *, least: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Low and high ends of the 95 % interval: bias taken off, never without `point` itself.
+    """Ends of `value` ± Student's t times the standard deviation over half-samples, inside [`least`, 1].
+
+    Given the whole set, the variance over half-samples without replacement is that of a mean over the whole set
+    (delete-half jackknife: Shao and Wu 1989, A General Theory for Jackknife Variance Estimation). Copies of an image,
+    as the bootstrap draws them, would rank side by side and distort a ranking.
 
     Args:
-        point: [...] the value on all images.
-        samples: [R, ...] the value in each half-sample; NaN ones are left out.
-        degrees: [...] or one number, of freedom of their spread: `degrees_of_freedom`; no interval where it is 0.
-        n_images: with fewer than two there is nothing to resample, and no interval.
-        proportion: a value in [0, 1], whose variance falls towards both ends as p (1 - p); the interval holds the p
-            that `point` is compatible with (Wilson 1927). Otherwise a difference of two such values, and symmetric.
+        value: [...] on all images.
+        samples: [R, ...] in each half-sample; NaN ones are left out.
+        degrees: [...] or one number, of freedom of their spread; without one there is no interval.
+        least: 0 for average precision, -1 for differences of it.
 
     Returns:
         low, high, each [...]; NaN where there is no interval.
     """
-    nothing = np.isnan(samples).all(axis=0) | (n_images < 2) | (np.asarray(degrees) == 0)
-    samples = np.where(nothing, 0.0, samples)
-    degrees = np.maximum(degrees, 1)
-    excess = np.nanmean(samples, axis=0) - point
-    centre = point - _BIAS_FACTOR * excess
-    spread = _SPREAD_FACTOR * _student(degrees) * np.nanstd(samples, axis=0)
-    doubt = _NORMAL * _BIAS_DOUBT * excess
-    if proportion:
-        centre = np.clip(centre, 0, 1)
-        # the ends solve (centre - p)^2 = ratio p (1 - p) + doubt^2
-        variance = point * (1 - point)
-        ratio = np.divide(spread**2, variance, out=np.zeros_like(variance), where=variance > 0)
-        root = np.sqrt(ratio**2 + 4 * ratio * centre * (1 - centre) + 4 * doubt**2 * (1 + ratio))
-        low, high = (2 * centre + ratio - root) / (2 + 2 * ratio), (2 * centre + ratio + root) / (2 + 2 * ratio)
-    else:
-        half_width = np.sqrt(spread**2 + doubt**2)
-        low, high = centre - half_width, centre + half_width
-    least = 0 if proportion else -1
-    low, high = np.clip(np.minimum(low, point), least, 1), np.clip(np.maximum(high, point), least, 1)
-    return np.where(nothing, np.nan, low), np.where(nothing, np.nan, high)
-
-
-def _student(degrees: np.ndarray | float) -> np.ndarray | float:
-    """97.5 % quantile of Student's t (Wallace 1959): 4 % too wide at 2 degrees of freedom, 1 % from 3 on."""
-    corrected = _NORMAL * (1 + 2 / (8 * degrees + 1))
-    return np.sqrt(degrees * np.expm1(corrected**2 / degrees))
+    nothing = np.isnan(samples).all(axis=0) | (np.asarray(degrees) == 0)
+    half_width = student(degrees) * np.nanstd(np.where(nothing, 0.0, samples), axis=0)
+    ends = [np.where(nothing, np.nan, np.clip(end, least, 1)) for end in (value - half_width, value + half_width)]
+    return ends[0], ends[1]
 
 
 def bootstrap_weights(n_images: int, n_resamples: int, seed: int) -> np.ndarray:
@@ -131,7 +85,7 @@ def bootstrap_weights(n_images: int, n_resamples: int, seed: int) -> np.ndarray:
 
 
 def basic_interval(point: np.ndarray, samples: np.ndarray, n_images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Basic 95 % interval [2 x - q(97.5 %), 2 x - q(2.5 %)] of bootstrap quantiles q, widened to hold x itself.
+    """Basic 95 % interval [2 x - q(97.5 %), 2 x - q(2.5 %)] of bootstrap quantiles q.
 
     For means and ratios of sums over images, which duplicates of an image do not bias (Davison and Hinkley 1997,
     Bootstrap Methods and their Application, section 5.2). Few images widen it as Student's t does, and by the
@@ -148,8 +102,8 @@ def basic_interval(point: np.ndarray, samples: np.ndarray, n_images: int) -> tup
     nothing = np.isnan(samples).all(axis=0) | (n_images < 2)
     low, high = np.nanquantile(np.where(nothing, 0.0, samples), [0.025, 0.975], axis=0)
     others = np.maximum(np.asarray(n_images) - 1, 1)
-    wider = _student(others) / _NORMAL * np.sqrt((others + 1) / others)
-    low, high = np.minimum(point - wider * (high - point), point), np.maximum(point + wider * (point - low), point)
+    wider = student(others) / student(np.inf) * np.sqrt((others + 1) / others)
+    low, high = point - wider * (high - point), point + wider * (point - low)
     return np.where(nothing, np.nan, low), np.where(nothing, np.nan, high)
 
 
@@ -178,10 +132,10 @@ def share_interval(
     binomial = share * (1 - share)
     known = (binomial > 0) & (variance > 0)
     worth = np.divide(binomial, variance, out=np.full(point.shape, float(max(n_images, 1))), where=known)
-    ratio = _student(max(n_images - 1, 1)) ** 2 / np.clip(worth, 1, np.maximum(n_rows, 1))
+    ratio = student(max(n_images - 1, 1)) ** 2 / np.clip(worth, 1, np.maximum(n_rows, 1))
     half_width = np.sqrt(ratio * (binomial + ratio / 4)) / (1 + ratio)
     centre = (share + ratio / 2) / (1 + ratio)
-    low, high = np.minimum(centre - half_width, share), np.maximum(centre + half_width, share)
+    low, high = np.clip(centre - half_width, 0, 1), np.clip(centre + half_width, 0, 1)
     return np.where(nothing, np.nan, low), np.where(nothing, np.nan, high)
 
 

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_metrics import BOX, detection_frame, random_frames, slow_iou, truth_frame
 
-from surgerylib.curves import INTERPOLATIONS
 from surgerylib.errors import ParameterError
-from surgerylib.frames import evaluate
+from surgerylib.matching import INTERPOLATIONS
 from surgerylib.metrics import average_precision, mean_average_precision
 from surgerylib.study.error_types import (
     FATES,

@@ -32,8 +32,8 @@ from surgerylib.explorer.view_model import (
     phrases,
     words_of,
 )
-from surgerylib.frames import BOX_COLUMNS
 from surgerylib.heatmaps import Setting, heatmaps
+from surgerylib.matching import BOX_COLUMNS
 from surgerylib.words import DIOR_CLASSES, prompt_names
 from surgerylib.workbook.check import check
 

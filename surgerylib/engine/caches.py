@@ -14,8 +14,8 @@ from ..boxes import patch_coverage
 from ..checks import whole_number
 from ..clip import SurgeryCLIP
 from ..datasets import Dataset
-from ..frames import BOX_COLUMNS
 from ..heatmaps import PATHS, Setting
+from ..matching import BOX_COLUMNS
 from ..words import PROMPT_TEMPLATES
 from .measures import truth_codes
 from .recipes import features, patch_tokens

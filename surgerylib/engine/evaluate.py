@@ -25,8 +25,8 @@ from tqdm import tqdm
 from ..datasets import Dataset
 from ..errors import CacheError, checked
 from ..files import atomic_write
-from ..frames import BOX_COLUMNS, check_interpolation, checked_thresholds
 from ..heatmaps import KIND_PREFERENCE, Setting, check_classes_suffice
+from ..matching import BOX_COLUMNS, check_interpolation, checked_thresholds
 from ..metrics import IOU_THRESHOLDS, BootstrapResult, bootstrap_map, paired_difference
 from ..words import PROTOCOLS
 from .finding import NO_BOXES, Boxes, Cut, find_boxes, maps_from

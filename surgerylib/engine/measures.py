@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ..datasets import Dataset
-from ..frames import BOX_COLUMNS
-from ..matching import overlapping_pairs
+from ..matching import BOX_COLUMNS, overlapping_pairs
 from .finding import Boxes
 
 MEASURES = (

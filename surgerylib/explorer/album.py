@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..datasets import Dataset, read_image
 from ..errors import ParameterError
-from ..frames import BOX_COLUMNS
+from ..matching import BOX_COLUMNS
 from .view_model import Subject
 
 

@@ -25,7 +25,7 @@ from ..figures.maps import (
     photo_axis,
     styled,
 )
-from ..frames import BOX_COLUMNS
+from ..matching import BOX_COLUMNS
 from .view_model import Answer, Question, Shown
 
 _LONGEST_SIDE = 800  # pixels of a picture in the browser: a panel is smaller

@@ -20,8 +20,8 @@ from ..boxes import box_iou, extract_many, floored_level, resize_map, threshold_
 from ..clip import ImageTokens, SurgeryCLIP
 from ..engine.adapters import TrainedAdapter
 from ..errors import ParameterError, UnknownClassError, nearest
-from ..frames import BOX_COLUMNS
 from ..heatmaps import Setting, heatmaps
+from ..matching import BOX_COLUMNS
 from ..words import DIOR_CLASSES, canonical_class, prompt_names
 
 AS_NAMED, EVERY_BOX = "as named", "every box"  # what boxes are held against, beside a class

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from ..frames import BOX_COLUMNS
+from ..matching import BOX_COLUMNS
 from ..words import METHOD_NAMES
 from .maps import (
     DARK,

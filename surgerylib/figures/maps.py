@@ -37,8 +37,8 @@ from ..boxes import (
     threshold_mask,
 )
 from ..files import atomic_write
-from ..frames import BOX_COLUMNS
 from ..heatmaps import KIND_PREFERENCE, SCORE_NAMES, Setting
+from ..matching import BOX_COLUMNS
 from .style import SMALLEST, styled
 
 KIND_COLOURS = {"standard": "#0072B2", "vv_qk": "#56B4E9", "vv_vv": "#E69F00", "vv_mixed": "#D55E00"}

@@ -20,9 +20,9 @@ from matplotlib.ticker import NullLocator
 from seaborn.utils import relative_luminance
 
 from ..boxes import extract_many, floored_level, resize_map, threshold_levels, threshold_mask
-from ..frames import BOX_COLUMNS
 from ..heatmaps import Setting
 from ..intervals import interval_text, number
+from ..matching import BOX_COLUMNS
 from . import maps as plots
 
 _ROW = 0.075  # of a panel's height: a line of text

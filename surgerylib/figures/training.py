@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..frames import BOX_COLUMNS
+from ..matching import BOX_COLUMNS
 from ..words import METHOD_NAMES
 from .maps import (
     DARK,

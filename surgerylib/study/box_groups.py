@@ -11,7 +11,7 @@ import pandas as pd
 from ..datasets import Dataset
 from ..engine.localization import SHARES, localization_summary
 from ..engine.measures import truth_codes
-from ..frames import BOX_COLUMNS
+from ..matching import BOX_COLUMNS
 
 # by area in pixels of the original image, as COCO does
 SIZE_LIMITS = {"small": 32**2, "medium": 96**2, "large": math.inf}

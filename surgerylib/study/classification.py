@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from ..datasets import Dataset
 from ..engine.measures import present_pairs, truth_codes
-from ..frames import BOX_COLUMNS
 from ..heatmaps import PATHS, Setting, maps_of
+from ..matching import BOX_COLUMNS
 from ..metrics import BootstrapResult, bootstrap_map
 from .responses import accuracy_summary, box_responses, confusion_matrix, response_ranks
 

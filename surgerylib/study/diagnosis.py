@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from ..engine.parallel import in_processes
-from ..frames import BOX_COLUMNS
 from ..heatmaps import Setting
 from ..intervals import number, with_interval
+from ..matching import BOX_COLUMNS
 from .quality import PairQuality, image_quality, quality_difference, quality_frame, quality_summary
 
 if TYPE_CHECKING:  # a worker process has no need of torch

@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import ParameterError
-from ..frames import BOX_COLUMNS, checked_thresholds, evaluate
-from ..matching import overlapping_pairs
+from ..matching import BOX_COLUMNS, checked_thresholds, match, overlapping_pairs
 from ..metrics import average_precision
 from ..words import ERROR_TYPES
 
@@ -78,14 +77,14 @@ def detection_errors(
         ground_truth: frame with image_id, label, xmin, ymin, xmax, ymax.
         foreground_iou: f, in (0, 1].
         background_iou: b, in [0, f); None takes f / 5, the original's 0.1 at 0.5.
-        interpolation: one of `curves.INTERPOLATIONS`; here it decides the matching.
+        interpolation: one of `matching.INTERPOLATIONS`; here it decides the matching.
         max_detections: as in `average_precision`.
 
     Raises:
         ParameterError: as `average_precision`; an IoU is out of range.
     """
     foreground, background = _checked_pair(foreground_iou, background_iou)
-    run = evaluate(detections, ground_truth, (foreground,), interpolation, max_detections, None)
+    run = match(detections, ground_truth, (foreground,), interpolation, max_detections)
     all_labels = pd.Index(run.classes).get_indexer(detections["label"])
     rows = _evaluated_rows(detections, all_labels, max_detections)
     is_tp, label, n_truth = run.is_tp[0], all_labels[rows], len(ground_truth)

@@ -11,8 +11,8 @@ import pandas as pd
 from ..boxes import extract_many
 from ..datasets import read_image
 from ..engine.store import HeatmapStore
-from ..frames import BOX_COLUMNS
 from ..heatmaps import Setting
+from ..matching import BOX_COLUMNS
 from ..words import ALL, SEEN, UNSEEN
 
 

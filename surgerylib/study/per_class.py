@@ -12,10 +12,9 @@ import pandas as pd
 
 from ..datasets import Dataset
 from ..engine.measures import truth_codes
-from ..frames import BOX_COLUMNS
 from ..heatmaps import Setting
 from ..intervals import basic_interval, resampled_means, share_interval
-from ..matching import overlapping_pairs
+from ..matching import BOX_COLUMNS, overlapping_pairs
 from ..words import ERROR_TYPES
 from .classification import Classification
 from .error_types import FATES, ErrorTypes, fates_by_class

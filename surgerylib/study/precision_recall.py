@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from ..frames import evaluate
+from ..matching import match
 
 
 def precision_recall(
@@ -37,8 +37,8 @@ def precision_recall(
     Raises:
         ParameterError: as `average_precision`.
     """
-    run = evaluate(detections, ground_truth, (iou_threshold,), interpolation, None, classes)
-    # `evaluate` sorts by class, then by score, the frame's order among equals
+    run = match(detections, ground_truth, (iou_threshold,), interpolation, classes=classes)
+    # `match` sorts by class, then by score, the frame's order among equals
     scores = detections["score"].to_numpy(np.float64)
     place = pd.Index(run.classes).get_indexer(detections["label"])
     ranked = scores[np.lexsort((np.arange(len(scores)), -scores, place))]

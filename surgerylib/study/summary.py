@@ -14,8 +14,8 @@ from ..words import PROTOCOLS
 FEW_IMAGES = 50
 # stands under every table of intervals: the reader of a page alone has no other place to learn it
 INTERVAL_NOTE = (
-    "Average precision on few images is biased upward; the intervals have this bias taken off, so a value may stand at "
-    "the upper end of its own."
+    "An interval says what other sets of as many images would give on average; average precision of few images reads "
+    "high against that of very many."
 )
 
 

@@ -22,9 +22,9 @@ import pandas as pd
 from ..engine.localization import localization_difference
 from ..errors import OutputError, ParameterError, ResultsError
 from ..files import atomic_write, file_sha256
-from ..frames import BOX_COLUMNS
 from ..heatmaps import HEATMAP_KINDS
 from ..locations import PROJECT_ROOT
+from ..matching import BOX_COLUMNS
 from ..metrics import BootstrapResult, bootstrap_map, paired_difference
 from ..study.localizer_tables import FIGURES, plain_rows
 from ..study.summary import INTERVAL_NOTE, average_precision_text, present_only

@@ -15,8 +15,8 @@ from profiles import fuzz
 from voc_target import one_line
 
 from surgerylib.errors import ParameterError, SurgeryError
+from surgerylib.matching import INTERPOLATIONS
 from surgerylib.metrics import (
-    INTERPOLATIONS,
     average_precision,
     bootstrap_map,
     mean_average_precision,
@@ -81,7 +81,7 @@ def test_average_precision_of_any_frames(interpolation, pair, most):
     assert result["ap"].isna().tolist() == (~with_truth).tolist()
     assert result.loc[with_truth, "ap"].between(0, 1).all()
     assert (result.loc[with_truth & (result["n_detections"] == 0), "ap"] == 0).all()
-    assert result.groupby("iou_threshold")[["n_ground_truth", "n_detections"]].sum().iloc[0, 0] == len(truth)
+    assert result.groupby("iou_threshold")["n_ground_truth"].sum().iloc[0] == len(truth)
     means = mean_average_precision(result)
     assert means["map"].isna().all() == (not with_truth.any())
     if interpolation != "coco101" and with_truth.any():  # a higher threshold finds less
@@ -90,31 +90,27 @@ def test_average_precision_of_any_frames(interpolation, pair, most):
 
 @WITH_EACH
 @fuzz(25)
-@given(pair=frames(), seed=st.integers(0, 99))
-def test_the_order_of_the_detections_changes_nothing(interpolation, pair, seed):
-    detections, truth = pair
-    shuffled = detections.sample(frac=1, random_state=seed)
-    assert identical(ap_of(shuffled, truth, interpolation), ap_of(detections, truth, interpolation))
-    other_columns = shuffled[shuffled.columns[::-1]].assign(more="text")
-    assert identical(ap_of(other_columns, truth, interpolation), ap_of(detections, truth, interpolation))
-
-
-@WITH_EACH
-@fuzz(25)
-@given(pair=frames(), power=st.integers(-3, 3), factor=st.sampled_from([0.5, 2.0, 1024.0]))
-def test_names_units_and_the_scale_of_scores_change_nothing(interpolation, pair, power, factor):
+@given(pair=frames(), seed=st.integers(0, 99), power=st.integers(-3, 3), factor=st.sampled_from([0.5, 2.0, 1024.0]))
+def test_order_types_names_and_units_change_nothing(interpolation, pair, seed, power, factor):
     detections, truth = pair
     expected = ap_of(detections, truth, interpolation)
+    shuffled = detections.sample(frac=1, random_state=seed)
+    shuffled = shuffled[shuffled.columns[::-1]].assign(more="text")
+    assert identical(ap_of(shuffled, truth, interpolation), expected)
     names = dict(zip(IMAGES, [9, 3, 7], strict=True))
     other = [frame.assign(image_id=frame["image_id"].map(names).astype("int64")) for frame in pair]
     for frame in other:
         frame[BOX] *= 2.0**power
     other[0]["score"] *= factor
-    assert identical(ap_of(*other, interpolation), expected)
-    categories = [frame.astype({"image_id": "category", "label": "category"}) for frame in pair]
-    assert identical(ap_of(*categories, interpolation), expected)
-    objects = [frame.astype(object) for frame in pair]
-    assert identical(ap_of(*objects, interpolation), expected)
+    for same in (
+        other,
+        [frame.astype({"image_id": "category", "label": "category"}) for frame in pair],
+        [frame.astype(object) for frame in pair],
+    ):
+        before = [frame.copy() for frame in same]
+        assert identical(ap_of(*same, interpolation), expected)
+        for frame, was in zip(same, before, strict=True):
+            pd.testing.assert_frame_equal(frame, was)
 
 
 @WITH_EACH
@@ -198,9 +194,8 @@ def both(change) -> list[str | None]:
     return [outcome(change(FRAME.copy()), truth), outcome(FRAME, change(truth.copy()))]
 
 
-@pytest.mark.parametrize("column", COLUMNS["detections"])
-@fuzz(25)
-@given(cell=CELLS, row=st.integers(0, 2))
+@fuzz(60)
+@given(column=st.sampled_from(COLUMNS["detections"]), cell=CELLS, row=st.integers(0, 2))
 def test_any_cell_of_any_column(column, cell, row):
     def change(frame: pd.DataFrame) -> pd.DataFrame:
         if column not in frame.columns:
@@ -217,9 +212,8 @@ def test_any_cell_of_any_column(column, cell, row):
         )
 
 
-@pytest.mark.parametrize("column", COLUMNS["detections"])
-@fuzz(10)
-@given(dtype=DTYPES)
+@fuzz(40)
+@given(column=st.sampled_from(COLUMNS["detections"]), dtype=DTYPES)
 def test_any_type_of_any_column(column, dtype):
     def change(frame: pd.DataFrame) -> pd.DataFrame:
         try:
@@ -230,7 +224,6 @@ def test_any_type_of_any_column(column, dtype):
     both(change)
 
 
-@pytest.mark.parametrize("name", COLUMNS["detections"])
 @pytest.mark.parametrize(
     "change",
     [
@@ -243,11 +236,11 @@ def test_any_type_of_any_column(column, dtype):
     ],
     ids=["dropped", "renamed", "tuple", "twice", "turned", "index"],
 )
-def test_a_column_that_is_not_there_once(name, change):
-    messages = both(lambda frame: change(frame, name))
-    assert messages[0] is not None
-    assert "detections" in messages[0]
-    assert messages[1] is not None or name == "score"
+def test_a_column_that_is_not_there_once(change):
+    for name in COLUMNS["detections"]:
+        messages = both(lambda frame, name=name: change(frame, name))
+        assert "detections" in messages[0]
+        assert messages[1] is not None or name == "score"
 
 
 @pytest.mark.parametrize("wrong", [None, [], {}, "frame", 3, np.zeros((2, 7)), pd.Series([1.0]), pd.DataFrame(),
@@ -270,16 +263,6 @@ def test_a_reversed_box(axis, row, by):
     for message, name in zip(both(change), COLUMNS, strict=True):
         assert f"{name} row {row}" in message
         assert "xmin <= xmax and ymin <= ymax" in message
-
-
-@fuzz(25)
-@given(st.sampled_from(BOX), st.integers(0, 2), st.sampled_from([1e150, 1e200, 1.7e308]))
-def test_coordinates_whose_area_is_no_number(column, row, size):
-    def change(frame: pd.DataFrame) -> pd.DataFrame:
-        frame.loc[row, column] = size if column in ("xmax", "ymax") else -size
-        return frame
-
-    both(change)
 
 
 ANYTHING = st.one_of(
