@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from ..datasets.dataset import DIOR_CLASSES
+from ..words import DIOR_CLASSES
 from .scenes import Scene, render_scene, scene_rng
 
 IMAGE_SIZE = 224

@@ -22,10 +22,8 @@ from ..errors import OutputError, ParameterError
 from ..files import aside_prefix, is_abandoned
 from .ground import finish
 from .layout import Composer
-from .rules import CLASSES
 
-__all__ = ["CLASSES", "STREAMS", "VERSION", "Scene", "render_scene", "scene_rng", "write_scenes"]
-
+GENERATOR = "surgerylib.scenes"  # in the manifest, wherever this module stands, so that drawn folders stay valid
 VERSION = 1  # raise when the same seed no longer gives the same scenes
 STREAMS = {"train": 0, "val": 1, "test": 2, "pretrain": 3, "pretrain_check": 4}
 MANIFEST = "scenes.json"
@@ -98,7 +96,7 @@ def write_scenes(
         raise ParameterError(f"the number of images cannot be negative, got {counts}; give 0 for an empty split")
     if size < 64:
         raise ParameterError(f"size must be at least 64 pixels, got {size}; the default is 448")
-    manifest = {"generator": __name__, "version": VERSION, "counts": counts, "size": size, "seed": seed}
+    manifest = {"generator": GENERATOR, "version": VERSION, "counts": counts, "size": size, "seed": seed}
     found = _manifest_of(out_dir)
     if found is not None and all(found.get(key) == value for key, value in manifest.items()):
         return out_dir
@@ -141,7 +139,7 @@ def _manifest_of(folder: Path) -> dict | None:
             manifest = json.loads((folder / MANIFEST).read_text())
         except ValueError:
             manifest = None
-        if isinstance(manifest, dict) and manifest.get("generator") == __name__:
+        if isinstance(manifest, dict) and manifest.get("generator") == GENERATOR:
             return manifest
     raise OutputError(f"{folder} holds files that are not generated scenes: choose another folder or empty this one")
 
