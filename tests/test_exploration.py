@@ -20,7 +20,7 @@ from surgerylib.engine.adapted_store import load_adapters
 from surgerylib.engine.map_shards import MapSource
 from surgerylib.engine.settings import Setting
 from surgerylib.errors import ImageReadError, ParameterError
-from surgerylib.explorer.app import drawing as view
+from surgerylib.explorer import drawing as view
 from surgerylib.explorer.export import Origin, python_call, setting_yaml
 from surgerylib.explorer.view_model import (
     AS_NAMED,
@@ -57,7 +57,7 @@ def subject() -> Subject:
 
 @pytest.fixture
 def exploration(tiny, subject) -> Exploration:
-    exploration = Exploration(tiny, DIOR_CLASSES)
+    exploration = Exploration(tiny)
     exploration.show(subject, look(tiny, subject.image))
     return exploration
 
@@ -161,7 +161,7 @@ def test_a_question_that_cannot_be_answered_says_why(exploration, question, mess
 
 
 def test_an_image_without_ground_truth_and_a_map_without_boxes(tiny, subject):
-    exploration = Exploration(tiny, DIOR_CLASSES)
+    exploration = Exploration(tiny)
     bare = subject._replace(truth=subject.truth.iloc[:0])
     exploration.show(bare, look(tiny, bare.image))
     question = Question(("ship",), "ship", setting=Setting(boxes=BoxSettings(floor=1e6)))
@@ -188,7 +188,7 @@ def test_the_outline_encloses_the_boxes():
 
 def test_an_adapter_answers_in_logits(tiny, subject, tmp_path):
     adapters = load_adapters(write_adapters(tmp_path / "adapters", tiny), tiny)
-    exploration = Exploration(tiny, DIOR_CLASSES, adapters)
+    exploration = Exploration(tiny, adapters)
     exploration.show(subject, look(tiny, subject.image))
     question = Question(DIOR_CLASSES, "ship", ("standard", "vv_mixed"), adapted=True)
     tokens = tiny.encode_image(tiny.preprocess(subject.image)[None], 3)
@@ -245,7 +245,7 @@ def test_the_patch_table_is_in_order_of_similarity(exploration):
     assert html.index('class="shown"') < html.index(">dam<")
 
 
-ORIGIN = Origin("embedded", "test", "embedded", None, 6)
+ORIGIN = Origin()
 
 
 def test_the_setting_is_a_configuration_of_the_workbook(exploration, tmp_path):
@@ -274,12 +274,14 @@ def test_the_python_call_gives_the_same_boxes(tiny, tiny_folder, tmp_path, subje
     picture = tmp_path / "it's.png"
     cv2.imwrite(str(picture), subject.image[..., ::-1])
     folder = write_adapters(tmp_path / "adapters", tiny)
-    exploration = Exploration(tiny, DIOR_CLASSES, load_adapters(folder, tiny))
+    exploration = Exploration(tiny, load_adapters(folder, tiny))
     exploration.show(subject._replace(path=str(picture)), look(tiny, subject.image, 48))
     similarity = "cosine" if adapted else "surgery"
     setting = Setting(MapSource("vv_mixed", similarity, 3), BoxSettings(percentile=70.0, min_side=3, score="max"))
     question = Question(("golffield", "a “red” 'roof'"), "golffield", ("standard", "vv_mixed"), setting, adapted)
-    origin = Origin("x", "test", f"local-dir:{tiny_folder}", str(tiny_folder / "model.safetensors"), 3, str(folder), 48)
+    origin = Origin(
+        "x", "test", f"local-dir:{tiny_folder}", str(tiny_folder / "model.safetensors"), 48, 3, "auto", str(folder)
+    )
     names: dict = {}
     shown = exploration.ask(question)
     exec(python_call(origin, shown, exploration), names)
@@ -300,7 +302,7 @@ def test_adapters_of_different_depths_are_called_with_their_own(tiny, tiny_folde
     exploration.show(subject._replace(path=str(picture)), look(tiny, subject.image))
     shown = exploration.ask(Question(DIOR_CLASSES, "ship", ("standard", "vv_mixed"), adapted=True))
     weights = str(tiny_folder / "model.safetensors")
-    origin = Origin("x", "test", f"local-dir:{tiny_folder}", weights, 3, str(folder), device="cpu")
+    origin = Origin("x", "test", f"local-dir:{tiny_folder}", weights, None, 3, "cpu", str(folder))
     names: dict = {}
     exec(python_call(origin, shown, exploration), names)
     np.testing.assert_allclose(names["boxes"], shown.answers[-1].boxes, rtol=1e-4, atol=1e-3)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.errors import ParameterError
-from surgerylib.explorer.app import Explorer
+from surgerylib.explorer import Explorer
 from surgerylib.explorer.controls import ALL_KINDS, ANY_CLASS
 from surgerylib.explorer.work import Work
 from surgerylib.kinds import HEATMAP_KINDS

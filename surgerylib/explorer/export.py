@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import Annotated
 
 import yaml
+from pydantic import Field
 
-from ..checks import whole_number
-from ..errors import ParameterError
+from ..errors import checked
 from ..extraction import BoxSettings
-from ..locations import checkpoint_file
+from ..locations import EMBEDDED, checkpoint_file
 from .view_model import Exploration, Shown, words_of
 
 
-@dataclass(frozen=True)
+@checked
 class Origin:
-    """Model and data by the names of the notebooks' parameters; plain values.
+    """Model and data by the names of the notebooks' parameters; `image_size` None is the model's own."""
 
-    Attributes:
-        dataset, split, model, checkpoint, depth, adapter, device: as there.
-        image_size: None for the model's own.
-    """
-
-    dataset: str
-    split: str
-    model: str
-    checkpoint: str | None
-    depth: int
-    adapter: str | None = None
-    image_size: int | None = None
+    dataset: str = EMBEDDED
+    split: str = "test"
+    model: str = EMBEDDED
+    checkpoint: str | None = None
+    image_size: Annotated[int, Field(ge=1)] | None = None
+    depth: int = 6
     device: str = "auto"
-
-    def check(self) -> None:
-        """Raise a `ParameterError` unless each value is of its kind."""
-        for name in ("dataset", "split", "model", "checkpoint", "adapter"):
-            value = getattr(self, name)
-            if not isinstance(value, str) and not (value is None and name in ("checkpoint", "adapter")):
-                raise ParameterError(f"{name} must be text, not {value!r}; change it and run the cell again")
-        if self.image_size is not None:
-            whole_number("image_size", self.image_size)
-
-    def parameters(self) -> dict[str, Any]:
-        """The parameters of every notebook."""
-        names = ("dataset", "split", "model", "checkpoint", "image_size", "depth", "device")
-        return {name: getattr(self, name) for name in names}
+    adapter: str | None = None
 
 
 def setting_yaml(origin: Origin, shown: Shown) -> str:
@@ -55,9 +36,9 @@ def setting_yaml(origin: Origin, shown: Shown) -> str:
     question, subject = shown.question, shown.subject
     setting = question.of_kind(question.kinds[-1])
     several = {"kinds": list(question.kinds)} if len(question.kinds) > 1 else {}
-    values = {**origin.parameters(), **several, **setting.parameters(), "adapter": None}
+    values = {**asdict(origin), **several, **setting.parameters(), "adapter": None}
     if question.adapted:  # the workbook shows adapted maps beside the others, under a floor of their own
-        values |= {"adapter": origin.adapter, "adapter_floor": setting.boxes.floor, "floor": None}
+        values |= {"adapter": origin.adapter, "adapter_floor": values["floor"], "floor": None}
     lines = [
         f"# {setting.describe()}" + (", maps through the trained adapter" if question.adapted else ""),
         f"# seen on {subject.path or subject.name}, asked for {question.shown!r} among {len(question.asked)}",

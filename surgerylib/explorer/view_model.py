@@ -19,7 +19,6 @@ from torch import Tensor
 from ..boxes import box_iou
 from ..clip import ImageTokens, SurgeryCLIP
 from ..engine.adapted_store import TrainedAdapter
-from ..engine.map_shards import MapSource
 from ..engine.settings import Setting
 from ..errors import ParameterError, UnknownClassError, nearest
 from ..extraction import BoxSettings, extract_many, floored_level, resize_map, threshold_levels, threshold_mask
@@ -28,6 +27,8 @@ from ..heatmaps import heatmaps
 from ..words import DIOR_CLASSES, canonical_class, prompt_names
 
 AS_NAMED, EVERY_BOX = "as named", "every box"  # what boxes are held against, beside a class
+_SIDES = {side: pd.Series(dtype="float64") for side in BOX_COLUMNS}
+NO_TRUTH = pd.DataFrame({"label": pd.Series(dtype="str"), **_SIDES})
 
 
 class Subject(NamedTuple):
@@ -43,7 +44,7 @@ class Subject(NamedTuple):
     name: str
     path: str
     image: np.ndarray
-    truth: pd.DataFrame
+    truth: pd.DataFrame = NO_TRUTH
 
     @property
     def size_wh(self) -> tuple[int, int]:
@@ -70,12 +71,7 @@ class Look(NamedTuple):
         return self.tokens.grid
 
     def attended(self, path: str, patch: tuple[int, int]) -> np.ndarray:
-        """Where a patch attends: [h, w], what is left to 1 goes to the CLS token.
-
-        Args:
-            path: `qk` or `vv`.
-            patch: (row, column).
-        """
+        """Where the patch (row, column) attends on `qk` or `vv`: [h, w], what is left to 1 goes to the CLS token."""
         row, column = patch
         return self.attention[path][1 + row * self.grid[1] + column, 1:].reshape(self.grid)
 
@@ -152,13 +148,7 @@ class Shown(NamedTuple):
 
 
 def look(clip: SurgeryCLIP, image: np.ndarray, image_size: int | None = None) -> Look:
-    """One forward: both paths, all layers, the last block's attention.
-
-    Args:
-        clip: the frozen model.
-        image: uint8 RGB [H, W, 3].
-        image_size: as in `SurgeryCLIP.preprocess`.
-    """
+    """One forward of uint8 RGB [H, W, 3]: both paths, all layers, the last block's attention."""
     tokens = clip.encode_image(clip.preprocess(image, image_size)[None], clip.depth, return_attention=True)
     weights = {"qk": tokens.qk_attention, "vv": tokens.vv_attention}
     attention = {path: of_heads[0].mean(dim=0).cpu().numpy() for path, of_heads in weights.items()}
@@ -167,17 +157,11 @@ def look(clip: SurgeryCLIP, image: np.ndarray, image_size: int | None = None) ->
 
 
 def phrases(text: str) -> tuple[str, ...]:
-    """What somebody typed, taken apart at commas: each phrase once, in order.
-
-    Raises:
-        ParameterError: nothing is left.
-    """
+    """What somebody typed, taken apart at commas: each phrase once, in order; an error where nothing is left."""
     readable = "".join(character if character.isprintable() else " " for character in text.replace("\n", ","))
     found = tuple(dict.fromkeys(filter(None, (" ".join(part.split()) for part in readable.split(",")))))
     if not found:
-        raise ParameterError(
-            f"no own words in {text!r}: type what to look for, several phrases with commas between them"
-        )
+        raise ParameterError(f"no own words in {text!r}: type what to look for, phrases with commas between them")
     return found
 
 
@@ -188,13 +172,7 @@ def words_of(asked: Sequence[str], classes: Sequence[str]) -> list[str]:
 
 
 def held_against(question: Question, truth: pd.DataFrame, classes: Sequence[str]) -> tuple[pd.DataFrame, str]:
-    """The ground truth boxes that boxes are compared with, and in words which these are.
-
-    Args:
-        question: `held_against` and `shown` count.
-        truth: of the image.
-        classes: the data set's.
-    """
+    """Of an image's ground truth the boxes that boxes are compared with, and in words which these are."""
     wanted = question.held_against
     if wanted == AS_NAMED:
         try:
@@ -216,13 +194,10 @@ class Exploration:
         subject, seen: the image looked at, and what the model saw of it; None before the first.
     """
 
-    def __init__(
-        self, clip: SurgeryCLIP, classes: Sequence[str] = DIOR_CLASSES,
-        adapters: Mapping[str, TrainedAdapter] | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, clip: SurgeryCLIP, adapters: Mapping[str, TrainedAdapter] | None = None) -> None:
         self.clip = clip
-        self.classes = tuple(classes)
         self.adapters = dict(adapters or {})
+        self.classes = DIOR_CLASSES
         self.subject: Subject | None = None
         self.seen: Look | None = None
         self._text: dict[str, Tensor] = {}  # words -> [D]
@@ -242,28 +217,14 @@ class Exploration:
         """Take another image, of which `look` has already been made."""
         self.subject, self.seen, self._maps = subject, seen, {}
 
-    def source(self, question: Question, kind: str) -> MapSource:
-        """The map of a kind that the question asks for.
-
-        Raises:
-            ParameterError: there is no adapter for this kind.
-        """
-        if not question.adapted:
-            return replace(question.setting.source, kind=kind, adapter=None)
-        if kind not in self.adapters:
-            have = ", ".join(self.adapters) or "none"
-            raise ParameterError(
-                f"no trained adapter for {kind} (there are: {have}); choose another kind, or switch off"
-            )
-        return self.adapters[kind].source(kind)
-
     def maps(self, question: Question, kind: str) -> np.ndarray:
-        """float32 [C, h, w] of all that is asked; kept until the next image.
-
-        Raises:
-            ParameterError: `surgery` with one phrase, an adapter that is missing, too many layers.
-        """
-        source = self.source(question, kind)
+        """float32 [C, h, w] of all that is asked; kept until the next image."""
+        source = question.of_kind(kind).source
+        if question.adapted:
+            if kind not in self.adapters:
+                have = ", ".join(self.adapters) or "none"
+                raise ParameterError(f"no trained adapter for {kind} (have: {have}); take another kind, or switch off")
+            source = self.adapters[kind].source(kind)
         key = (source.key, question.asked)
         if key not in self._maps:
             tokens, layers = self.seen.tokens, source.last_layers
@@ -274,20 +235,16 @@ class Exploration:
                     f"surgery similarity compares phrases, and {question.asked[0]!r} is alone: add another, ask for "
                     "the classes too, or choose cosine"
                 )
-            options = {"similarity": source.similarity}
-            if source.adapter is not None:
-                options["adapter"] = self.adapters[kind].model
+            adapter = self.adapters[kind].model if question.adapted else None
             with torch.no_grad():
-                found = heatmaps(tokens.last(layers), self.text(question.asked), kind, **options)
+                found = heatmaps(
+                    tokens.last(layers), self.text(question.asked), kind, similarity=source.similarity, adapter=adapter
+                )
             self._maps[key] = found[0].float().cpu().numpy()
         return self._maps[key]
 
     def ask(self, question: Question) -> Shown:
-        """An answer of each kind to a question about the present image.
-
-        Raises:
-            ParameterError: as in `maps`; nothing, or something else, is shown.
-        """
+        """An answer of each kind to a question about the present image; an error where there cannot be one."""
         if question.shown not in question.asked:
             raise ParameterError(
                 f"{question.shown!r} is not asked for; nearest: {nearest(question.shown, question.asked)}"
@@ -307,16 +264,11 @@ class Exploration:
 def mask_outline(heatmap: np.ndarray, settings: BoxSettings) -> tuple[list[np.ndarray], float]:
     """The outline of the mask that boxes enclose (of several thresholds: the lowest), and the raw value at its edge.
 
-    Args:
-        heatmap: [h, w].
-        settings: of the extraction.
-
     Returns:
         closed lines [P, 2], x and y in 0..1 of the image; none for a constant map.
     """
     resized = resize_map(heatmap, settings.working_size)
-    level = min(threshold_levels(resized, settings.thresholds).values())
-    level = floored_level(level, settings.floor)
+    level = floored_level(min(threshold_levels(resized, settings.thresholds).values()), settings.floor)
     if resized.min() == resized.max():
         return [], level
     contours, _ = cv2.findContours(threshold_mask(resized, level), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_TC89_L1)

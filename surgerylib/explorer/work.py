@@ -40,14 +40,9 @@ class Work:
         self._pending = 0
 
     def begin(
-        self,
-        doing: str,
-        compute: Callable[[], Any],
-        then: Callable[[Any], None],
-        *,
-        kind: str,
+        self, doing: str, compute: Callable[[], Any], then: Callable[[Any], None], *, kind: str,
         finally_: Callable[[], None] = lambda: None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Compute in the background, then go on with the result under the lock.
 
         Args:
@@ -92,11 +87,7 @@ class Work:
         self.busy.layout.visibility = "visible"
 
     def wait(self, timeout: float) -> None:
-        """Until nothing runs in the background.
-
-        Raises:
-            TimeoutError: something does, after so many seconds.
-        """
+        """Until nothing runs in the background; a `TimeoutError` after so many seconds."""
         while (job := self._job) is not None:
             job.result(timeout)
             if job is self._job:
@@ -111,9 +102,8 @@ class Work:
             self.say(str(error), error=True)
         except Exception as error:  # a bug of ours: one line too, and the rest for whoever reports it
             self.traceback = traceback.format_exc()
-            self.say(
-                f"a bug of the workbook ({type(error).__name__}: {error}); report explorer.work.traceback", error=True
-            )
+            what = f"{type(error).__name__}: {error}"
+            self.say(f"a bug of the workbook ({what}); report explorer.work.traceback", error=True)
 
     def say(self, text: str, *, error: bool = False) -> None:
         """Set the line; an empty text takes it away."""
