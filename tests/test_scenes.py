@@ -46,16 +46,6 @@ def test_a_version_of_the_scenes_draws_them_bit_for_bit(stream, index, size, dig
     assert hashlib.sha256(drawn).hexdigest() == digest
 
 
-def test_threads_do_not_change_a_scene():
-    threads = cv2.getNumThreads()
-    try:
-        cv2.setNumThreads(1)
-        alone = render_scene(3, 448).image.tobytes()
-    finally:
-        cv2.setNumThreads(threads)
-    assert render_scene(3, 448).image.tobytes() == alone
-
-
 def test_scenes_hold_every_class_in_boxes_that_lie_inside_and_are_no_slivers():
     drawn = [render_scene(scene_rng(5, "train", index), 160) for index in range(40)]
     assert {label for scene in drawn for label in scene.labels} == set(CLASSES) == set(DIOR_CLASSES)

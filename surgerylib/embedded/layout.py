@@ -23,23 +23,17 @@ MIN_VISIBLE = 0.5
 
 
 class Composer:
-    """One scene in the making.
-
-    Attributes:
-        canvas: what is drawn so far.
-        occupied: uint8 [112, 112], bits of what stands where.
-        boxes, labels: the objects so far; boxes are xyxy pixels, tight and clipped to the image.
-    """
+    """One scene in the making."""
 
     def __init__(self, rng: np.random.Generator, size: int) -> None:
         self.rng, self.size = rng, size
         direction, slant = rng.uniform(0, 2 * math.pi), rng.uniform(0.35, 1.1)
         sun = (slant * math.cos(direction), slant * math.sin(direction))
         self.canvas = Canvas(size, sun, shade=rng.uniform(0.42, 0.66))
-        self.occupied = np.zeros((CELLS, CELLS), np.uint8)
+        self.occupied = np.zeros((CELLS, CELLS), np.uint8)  # bits of what stands where
         self.zoom = rng.uniform(0.85, 1.15)
         self.roads: list[tuple[np.ndarray, float]] = []
-        self.boxes: list[tuple[float, float, float, float]] = []
+        self.boxes: list[tuple[float, float, float, float]] = []  # xyxy pixels, tight and clipped to the image
         self.labels: list[str] = []
         self.lean = rng.uniform(0, 2 * math.pi)  # where tall things lean in a slanted view
         self.ground = lay_ground(self.canvas, rng)

@@ -21,19 +21,11 @@ _HINT = (
 
 
 class Stage:
-    """Panels of the photograph, of each kind's map and of the last block's attention, and two tables.
-
-    Attributes:
-        widget: all of it.
-        photo, maps, attention: panels of the photograph, of up to four kinds, and of the `qk` and `vv` attention.
-        panels, looks: boxes of those shown.
-        truths, patches: tables, HTML.
-        patch: (row, column) pointed at; None before the first.
-    """
+    """Panels of the photograph, of each kind's map and of the last block's attention, and two tables."""
 
     def __init__(self, opacity: widgets.FloatSlider, on_point: Callable[[dict], None]) -> None:
         """`opacity` is of the overlays; `on_point` gets the change when a panel's patch is pointed at or pinned."""
-        self.patch: Patch = None
+        self.patch: Patch = None  # (row, column) pointed at
         self._grid = (0, 0)
         self.photo = Panel(title="image and ground truth")
         self.maps = [Panel() for _ in HEATMAP_KINDS]

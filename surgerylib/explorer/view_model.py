@@ -32,19 +32,12 @@ NO_TRUTH = pd.DataFrame({"label": pd.Series(dtype="str"), **_SIDES})
 
 
 class Subject(NamedTuple):
-    """An image to look at.
+    """An image to look at."""
 
-    Attributes:
-        name: its id, or the file's name.
-        path: where it lies; empty for one that was uploaded.
-        image: uint8 RGB [H, W, 3].
-        truth: ground truth boxes (label, xmin, ymin, xmax, ymax in pixels); no rows where there are none.
-    """
-
-    name: str
-    path: str
-    image: np.ndarray
-    truth: pd.DataFrame = NO_TRUTH
+    name: str  # its id, or the file's name
+    path: str  # where it lies; empty for one that was uploaded
+    image: np.ndarray  # uint8 RGB [H, W, 3]
+    truth: pd.DataFrame = NO_TRUTH  # ground truth boxes: label, xmin, ymin, xmax, ymax in pixels
 
     @property
     def size_wh(self) -> tuple[int, int]:
@@ -53,17 +46,11 @@ class Subject(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What one forward gives of an image.
+    """What one forward gives of an image."""
 
-    Attributes:
-        tokens: of all layers in which the value-value path runs, one image.
-        attention: `qk` and `vv` -> [1 + N, 1 + N], the last block's weights, mean over heads; CLS first.
-        image_size: side in pixels that the image was brought to.
-    """
-
-    tokens: ImageTokens
-    attention: dict[str, np.ndarray]
-    image_size: int
+    tokens: ImageTokens  # of all layers in which the value-value path runs, one image
+    attention: dict[str, np.ndarray]  # qk, vv -> [1 + N, 1 + N], the last block's weights, mean over heads; CLS first
+    image_size: int  # side in pixels that the image was brought to
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -78,23 +65,14 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of an image.
+    """What is asked of an image."""
 
-    Attributes:
-        asked: the whole list in force, class names or phrases; under `surgery` each map depends on all of them.
-        shown: the one looked at, one of them.
-        kinds: of the maps, one or several side by side.
-        setting: from tokens to boxes; its source's kind and adapter are left to `kinds` and `adapted`.
-        adapted: whether maps go through the trained adapter of their kind.
-        held_against: a class, `AS_NAMED` (the class that `shown` names, else every box) or `EVERY_BOX`.
-    """
-
-    asked: tuple[str, ...]
-    shown: str
-    kinds: tuple[str, ...] = ("vv_mixed",)
-    setting: Setting = field(default_factory=Setting)
-    adapted: bool = False
-    held_against: str = AS_NAMED
+    asked: tuple[str, ...]  # class names or phrases; under `surgery` each map depends on all of them
+    shown: str  # the one looked at
+    kinds: tuple[str, ...] = ("vv_mixed",)  # of the maps, side by side
+    setting: Setting = field(default_factory=Setting)  # from tokens to boxes, but for kind and adapter
+    adapted: bool = False  # whether maps go through the trained adapter of their kind
+    held_against: str = AS_NAMED  # a class, `AS_NAMED` (the class that `shown` names, else every box) or `EVERY_BOX`
 
     def of_kind(self, kind: str) -> Setting:
         """The setting with this kind."""
@@ -102,25 +80,15 @@ class Question:
 
 
 class Answer(NamedTuple):
-    """What one kind says to a question.
-
-    Attributes:
-        kind: of the maps.
-        maps: float32 [C, h, w], raw, of all that is asked.
-        shown: [h, w], the one looked at.
-        boxes: float64 [K, 5], xyxy in pixels of the image and score, best first.
-        outline: of the mask that the boxes enclose, closed lines [P, 2] in 0..1 of the image.
-        threshold: raw value that a pixel had to reach.
-        overlaps: float [G, K], IoU of each ground truth box that it is held against with each box.
-    """
+    """What one kind says to a question."""
 
     kind: str
-    maps: np.ndarray
-    shown: np.ndarray
-    boxes: np.ndarray
-    outline: list[np.ndarray]
-    threshold: float
-    overlaps: np.ndarray
+    maps: np.ndarray  # float32 [C, h, w], raw, of all that is asked
+    shown: np.ndarray  # [h, w], the one looked at
+    boxes: np.ndarray  # float64 [K, 5], xyxy in pixels of the image and score, best first
+    outline: list[np.ndarray]  # of the mask that the boxes enclose, closed lines [P, 2] in 0..1 of the image
+    threshold: float  # raw value that a pixel had to reach
+    overlaps: np.ndarray  # [G, K], IoU of each ground truth box that it is held against with each box
 
     @property
     def best_ious(self) -> np.ndarray:
@@ -129,22 +97,14 @@ class Answer(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """A question about an image, answered: all that is drawn, saved and copied, so that the three agree.
-
-    Attributes:
-        subject, seen: the image, and what the model saw of it.
-        question: what was asked.
-        answers: of each kind.
-        own: the ground truth boxes that boxes are held against.
-        against: in words, which these are.
-    """
+    """A question about an image, answered: all that is drawn, saved and copied, so that the three agree."""
 
     subject: Subject
-    seen: Look
+    seen: Look  # what the model saw of it
     question: Question
-    answers: list[Answer]
-    own: pd.DataFrame
-    against: str
+    answers: list[Answer]  # of each kind
+    own: pd.DataFrame  # the ground truth boxes that boxes are held against
+    against: str  # in words, which these are
 
 
 def look(clip: SurgeryCLIP, image: np.ndarray, image_size: int | None = None) -> Look:
@@ -185,14 +145,7 @@ def held_against(question: Question, truth: pd.DataFrame, classes: Sequence[str]
 
 
 class Exploration:
-    """A CLIP, its adapters and one image after another.
-
-    Attributes:
-        clip: the frozen model.
-        adapters: kind -> trained adapter.
-        classes: the data set's class list.
-        subject, seen: the image looked at, and what the model saw of it; None before the first.
-    """
+    """A CLIP, its adapters (by kind) and one image after another: `subject`, and what was `seen` of it."""
 
     def __init__(self, clip: SurgeryCLIP, adapters: Mapping[str, TrainedAdapter] | None = None) -> None:
         self.clip = clip

@@ -18,22 +18,15 @@ from ..errors import SurgeryError
 
 
 class Work:
-    """One thread for what takes long, so that the kernel goes on answering.
-
-    Attributes:
-        busy: `progress`, a bar, and `doing`, what is being done; hidden while nothing is.
-        line: the last error, or what was done.
-        lock: held while the widget's state changes.
-        traceback: of the last error that is a bug of this package; empty while there was none.
-    """
+    """One thread for what takes long, so that the kernel goes on answering."""
 
     def __init__(self) -> None:
-        self.line = widgets.HTML()
+        self.line = widgets.HTML()  # the last error, or what was done
         self.progress = widgets.IntProgress(min=0, max=1, layout=widgets.Layout(width="110px"))
         self.doing = widgets.Label()
         self.busy = widgets.HBox([self.progress, self.doing], layout=widgets.Layout(min_height="32px"))
-        self.lock = threading.RLock()
-        self.traceback = ""
+        self.lock = threading.RLock()  # held while the widget's state changes
+        self.traceback = ""  # of the last error that is a bug of this package
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="explorer")
         self._job: Future | None = None
         self._newest: dict[str, int] = {}
