@@ -1,8 +1,7 @@
 """The embedded dataset: procedural aerial scenes with DIOR's twenty classes, written in DIOR's layout.
 
 A scene is composed from the ground up: ground, water, roads and rails with what stands on them, then free-standing
-objects, then distractors (houses, trees), then one finish for the whole image (colours, haze, blur, noise). What
-already stands is kept in a coarse occupancy mask, so that nothing overlaps that could not.
+objects, then distractors (houses, trees), then one finish for the whole image (colours, haze, blur, noise).
 """
 
 from __future__ import annotations
@@ -53,13 +52,17 @@ def render_scene(seed_or_rng: int | np.random.Generator, size: int = 448) -> Sce
     Returns:
         The image and its boxes, tight around each object without its shadow, clipped to the image.
     """
-    if size < 64:
-        raise ParameterError(f"size must be at least 64 pixels, got {size}; the default is 448")
+    _check_size(size)
     rng = seed_or_rng if isinstance(seed_or_rng, np.random.Generator) else np.random.default_rng(seed_or_rng)
     composer = Composer(rng, size)
     composer.compose()
     image = finish(composer.canvas, rng)
     return Scene(image, np.array(composer.boxes, float).reshape(-1, 4), tuple(composer.labels))
+
+
+def _check_size(size: int) -> None:
+    if size < 64:
+        raise ParameterError(f"size must be at least 64 pixels, got {size}; the default is 448")
 
 
 def write_scenes(
@@ -94,8 +97,7 @@ def write_scenes(
     counts = {"train": num_train, "val": num_val, "test": num_test}
     if min(counts.values()) < 0:
         raise ParameterError(f"the number of images cannot be negative, got {counts}; give 0 for an empty split")
-    if size < 64:
-        raise ParameterError(f"size must be at least 64 pixels, got {size}; the default is 448")
+    _check_size(size)
     manifest = {"generator": GENERATOR, "version": VERSION, "counts": counts, "size": size, "seed": seed}
     found = _manifest_of(out_dir)
     if found is not None and all(found.get(key) == value for key, value in manifest.items()):
@@ -171,8 +173,7 @@ def _write_all(root: Path, counts: dict[str, int], size: int, seed: int, progres
 def _xml(filename: str, scene: Scene) -> str:
     height, width, depth = scene.image.shape
     lines = [
-        "<annotation>",
-        f"\t<filename>{escape(filename)}</filename>",
+        f"<annotation>\n\t<filename>{escape(filename)}</filename>",
         "\t<source>\n\t\t<database>surgerylib scenes</database>\n\t</source>",
         f"\t<size>\n\t\t<width>{width}</width>\n\t\t<height>{height}</height>\n\t\t<depth>{depth}</depth>\n\t</size>",
         "\t<segmented>0</segmented>",

@@ -153,8 +153,6 @@ class Explorer:
             raise ParameterError("there is no model: wait, or mend what was wrong with it and run the cell again")
         return self._exploration
 
-    # controls -> what happens
-
     def _listen(self) -> None:
         own = self.controls
         reactions = {
@@ -195,8 +193,6 @@ class Explorer:
             yield
         finally:
             self._quiet = False
-
-    # model and data set
 
     def _load_model(self) -> Exploration:
         self._origin = origin = Origin(**self._values)
@@ -258,8 +254,6 @@ class Explorer:
     def _begin_image(self, doing: str, compute: Callable[[], Any], then: Callable[[Any], None]) -> None:
         self.work.begin(doing, compute, then, kind="image", finally_=partial(self.controls.enable, True))
 
-    # the image
-
     def _leaf(self, go: Callable[[Album], None]) -> None:
         """Go to another image of the data set."""
         if self._album is None:
@@ -299,7 +293,7 @@ class Explorer:
 
     def _look(self, name: str, position: str, subject_of: Callable[[], Subject]) -> None:
         """One forward in the background, then the answers."""
-        exploration, size = self._ready(), self.controls.chosen_size
+        exploration, size = self._ready(), self.controls.image_size.value or None
         self._wanted = (name, position, subject_of)
 
         def see() -> tuple[Subject, Look]:
@@ -315,8 +309,6 @@ class Explorer:
             self._ask()
 
         self._begin_image(f"looking at {name}", see, take)
-
-    # the question
 
     def _ask(self) -> None:
         """The list in force, or the image, may be another: offer the list, and choose what of it is shown."""
@@ -379,12 +371,12 @@ class Explorer:
             self.stage.show_patch(self._shown)
 
     def _save(self) -> None:
-        self.work.begin("saving", self._writer(), self._say_saved, kind="save")
+        def say(saved: tuple[Path, Path]) -> None:
+            picture, setting = saved
+            shown = picture.relative_to(PROJECT_ROOT) if picture.is_relative_to(PROJECT_ROOT) else picture
+            self.work.say(f"saved {shown} and {setting.name}")
 
-    def _say_saved(self, saved: tuple[Path, Path]) -> None:
-        picture, setting = saved
-        shown = picture.relative_to(PROJECT_ROOT) if picture.is_relative_to(PROJECT_ROOT) else picture
-        self.work.say(f"saved {shown} and {setting.name}")
+        self.work.begin("saving", self._writer(), say, kind="save")
 
 
 def _splits(name: str) -> list[str]:

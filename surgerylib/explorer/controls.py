@@ -57,7 +57,6 @@ class Controls:
         self.similarity = _choice("similarity", SIMILARITIES)
         self.layers = _whole("last layers", 1, 1, 6)
         self.image_size = _choice("image size", [("the model's own", 0)])
-        self._own_size = 0
         self.adapted = _check("trained adapter")
         self.adapted.disabled = not has_adapter
 
@@ -112,15 +111,10 @@ class Controls:
         """Offer what this model can do: its layers, and sizes that are multiples of its patch."""
         self.layers.max = clip.depth
         patch, own = clip.patch_size, clip.image_size
-        self._own_size, size = own, image_size or own
+        size = image_size or own
         sizes = {own, size} | {max(patch, round(factor * own / patch) * patch) for factor in _SIZE_FACTORS}
         self.image_size.options = [(f"{n} pixels, {n // patch} × {n // patch} patches", n) for n in sorted(sizes)]
         self.image_size.value = size
-
-    @property
-    def chosen_size(self) -> int | None:
-        """The image size as a parameter: None for the model's own."""
-        return None if self.image_size.value == self._own_size else self.image_size.value
 
     def take_classes(self, n_images: Mapping[str, int]) -> None:
         """Offer the images of a class, and its ground truth to hold boxes against: class -> images that hold it."""
