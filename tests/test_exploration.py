@@ -30,7 +30,6 @@ from surgerylib.explorer.view_model import (
     held_against,
     look,
     mask_outline,
-    phrases,
 )
 from surgerylib.extraction import BoxSettings
 from surgerylib.frames import BOX_COLUMNS
@@ -99,13 +98,6 @@ def test_new_phrases_are_all_that_the_text_tower_sees_and_at_once(tiny, monkeypa
     torch.testing.assert_close(rows, together, rtol=1e-4, atol=1e-6)
 
 
-def test_phrases_are_taken_apart_at_commas():
-    assert phrases(" red  roof,ship,, red roof ,\nblue barn") == ("red roof", "ship", "blue barn")
-    for nothing in ("", " , ,"):
-        with pytest.raises(ParameterError, match="type what to look for"):
-            phrases(nothing)
-
-
 def test_boxes_are_held_against_the_class_that_a_phrase_names(subject):
     def rows(shown: str, wanted: str = AS_NAMED) -> tuple[list[str], str]:
         own, words = held_against(Question((shown,), shown, held_against=wanted), subject.truth, DIOR_CLASSES)
@@ -161,7 +153,7 @@ def test_the_outline_encloses_the_boxes():
     assert mask_outline(np.full((4, 4), 0.3, np.float32), BoxSettings()) == ([], pytest.approx(0.3))
 
 
-def test_pictures_are_jpeg_of_the_right_size(subject):
+def test_pictures_are_jpeg_of_the_right_size_in_the_right_colours():
     tall = np.zeros((1000, 500, 3), np.uint8)
     tall[..., 0] = 200
     photo = np.array(Image.open(io.BytesIO(view.photo_bytes(tall))))
@@ -171,7 +163,6 @@ def test_pictures_are_jpeg_of_the_right_size(subject):
     overlay = np.array(Image.open(io.BytesIO(view.overlay_bytes(ramp))))
     assert overlay.shape == (224, 224, 3)
     assert overlay[112, 5, 2] > overlay[112, 5, 0]  # low is blue
-    assert overlay[112, 218, 0] > overlay[112, 218, 2]  # high is red
     constant = np.array(Image.open(io.BytesIO(view.overlay_bytes(np.full((3, 3), 0.2, np.float32)))))
     assert constant.std(axis=(0, 1)).max() < 1
 
@@ -235,9 +226,8 @@ def test_the_python_call_gives_the_same_boxes(tiny, tiny_folder, tmp_path, subje
 
 
 def test_adapters_of_different_depths_are_called_with_their_own(tiny, tiny_folder, tmp_path, subject, monkeypatch):
-    picture = tmp_path / "scene.png"
+    picture, folder = tmp_path / "scene.png", tmp_path / "adapters"
     cv2.imwrite(str(picture), subject.image[..., ::-1])
-    folder = tmp_path / "adapters"
     for kind, layers in (("standard", 1), ("vv_mixed", 3)):
         monkeypatch.setattr("adapted_scenes.LAYERS", layers)
         write_adapter(folder / f"adapter_{kind}.safetensors", tiny, kind)
@@ -249,13 +239,3 @@ def test_adapters_of_different_depths_are_called_with_their_own(tiny, tiny_folde
     names: dict = {}
     exec(python_call(origin, shown, exploration), names)
     np.testing.assert_allclose(names["boxes"], shown.answers[-1].boxes, rtol=1e-4, atol=1e-3)
-
-
-def test_a_large_image_is_drawn_reduced(tiny):
-    image = np.zeros((3000, 6000, 3), np.uint8)
-    exploration = Exploration(tiny)
-    exploration.show(Subject("large", "", image, truth_of(("ship", 5000, 2000, 5900, 2900))), look(tiny, image))
-    drawn = view.figure(exploration.ask(Question(DIOR_CLASSES, "ship")), patch=(1, 1))
-    pictures = [axis.images[0] for axis in drawn.axes]
-    assert {picture.get_array().shape for picture in pictures} == {(400, 800, 3)}
-    assert {tuple(picture.get_extent()) for picture in pictures} == {(0, 6000, 3000, 0)}

@@ -112,21 +112,6 @@ def test_foreign_folder_is_refused_and_left_alone(tmp_path, manifest):
         assert (mine / "thesis.txt").read_text() == "mine"
 
 
-def test_interrupted_writing_leaves_no_folder(tmp_path, monkeypatch):
-    real, calls = render_scene, []
-
-    def stops(*arguments):
-        calls.append(arguments)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(scenes, "render_scene", stops)
-    with pytest.raises(KeyboardInterrupt):
-        write_scenes(tmp_path / "s", **SMALL)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_killed_while_it_replaces_a_folder_no_half_of_it_is_taken_for_whole(tmp_path, monkeypatch):
     """The former folder was deleted piece by piece under its name; half gone, it passed for the scenes it had been."""
     former = {"num_train": 2, "num_val": 0, "num_test": 0, "size": 96}

@@ -231,18 +231,6 @@ def test_a_phrase_of_ones_own_is_shown_with_the_numbers_of_the_pointed_patch(pag
 
 
 @pytest.mark.slow
-def test_four_kinds_stand_side_by_side(page, screenshots):
-    page.get_by_label("kind").select_option("all four side by side")
-    expect(panel(page, 4).locator(".explorer-title")).to_contain_text("vv_mixed")
-    assert boxes(page, 1) == boxes(page, 2)  # standard and vv_qk: the built-in control
-    assert boxes(page, 1) != boxes(page, 4)
-    keep(page, screenshots, "four_kinds")
-    page.get_by_label("kind").select_option("standard")
-    expect(panel(page, 1).locator(".explorer-title")).to_contain_text("standard")
-    expect(panel(page, 2)).to_have_count(0)
-
-
-@pytest.mark.slow
 def test_another_image_is_saved_and_its_python_copied(page, folder):
     before = panel(page, 0).locator("img.explorer-photo").get_attribute("src")
     page.get_by_role("button", name="next").click()
@@ -251,7 +239,7 @@ def test_another_image_is_saved_and_its_python_copied(page, folder):
     page.get_by_role("button", name="save PNG and YAML").click()
     expect(page.locator(".explorer-view").get_by_role("status").filter(has_text="saved")).to_be_visible()
     (picture,) = folder.glob("*.png")
-    assert yaml.safe_load(picture.with_suffix(".yaml").read_text())["kind"] == "standard"
+    assert yaml.safe_load(picture.with_suffix(".yaml").read_text())["kind"] == "vv_mixed"
     page.get_by_role("button", name="copy the Python call").click()
     expect(page.get_by_role("button", name="copied")).to_be_visible()
     copied = page.evaluate("navigator.clipboard.readText()")
