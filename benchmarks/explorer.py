@@ -22,8 +22,8 @@ import torch
 from surgerylib.datasets import read_image
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.errors import SurgeryWarning
-from surgerylib.explorer.app import Explorer
-from surgerylib.explorer.app import drawing as view
+from surgerylib.explorer import Explorer
+from surgerylib.explorer import drawing as view
 from surgerylib.explorer.controls import ALL_KINDS
 from surgerylib.explorer.view_model import look, mask_outline
 from surgerylib.figures.maps import figure_bytes

@@ -15,8 +15,7 @@ import pytest
 from dior_folders import annotation_dir, annotation_xml, image_file, picture, split_file, write_dataset
 from PIL import Image
 
-from surgerylib.datasets import damage, load_dataset, read_image
-from surgerylib.datasets.damage import check_images, sound
+from surgerylib.datasets import check_images, damage, load_dataset, read_image, sound
 from surgerylib.datasets.images import check_decodes, image_size
 from surgerylib.errors import AnnotationError, DatasetError, ImageReadError, ParameterError, UnknownClassError
 

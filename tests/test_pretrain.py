@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,36 +12,33 @@ from safetensors.torch import load_file
 
 from surgerylib.clip import load_clip, open_clip
 from surgerylib.embedded import crops as scene_crops
-from surgerylib.embedded import pretrain
 from surgerylib.embedded.crops import ScenePool, render_pool, sample_crops
 from surgerylib.embedded.pretrain import (
     CROP,
     TEMPLATES,
     Settings,
     build_model,
-    enlarge,
     evaluate,
     main,
     save,
     train,
     training_prompts,
 )
-from surgerylib.embedded.scenes import Scene, render_scene, write_scenes
+from surgerylib.embedded.scenes import Scene, write_scenes
 from surgerylib.errors import OutputError, ParameterError
 from surgerylib.words import DIOR_CLASSES, PROMPT_TEMPLATES, prompt_names
 
 SHIP, DAM = DIOR_CLASSES.index("ship"), DIOR_CLASSES.index("dam")
-TINY = Settings(steps=3, scenes=24, batch=4, warmup=1)
+TINY = Settings(steps=3, scenes=12, batch=4, warmup=1)
 
 
 @pytest.fixture(scope="module")
 def pool():
-    return render_pool(24, seed=3, workers=1)
+    return render_pool(12, seed=3, workers=1)
 
 
 def test_training_is_deterministic_and_the_file_is_plain_open_clip(pool, tmp_path):
     first, second = train(TINY, pool).state_dict(), train(TINY, pool).state_dict()
-    assert not torch.are_deterministic_algorithms_enabled(), "a global switch was left on"
     assert all(torch.equal(first[name], second[name]) for name in first)
 
     model = build_model(224)
@@ -60,39 +56,6 @@ def test_training_is_deterministic_and_the_file_is_plain_open_clip(pool, tmp_pat
     assert loaded.num_layers == 6
     for name, tensor in loaded.model.state_dict().items():
         assert torch.equal(tensor.float(), first[name].float()), name  # nothing was lost in fp16
-
-
-def test_interrupted_run_ends_with_the_same_weights(pool, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrain, "KEEP_EVERY", 1)
-    whole = train(TINY, pool).state_dict()
-    calls = []
-
-    def stops(*arguments):
-        calls.append(arguments)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return sample_crops(*arguments)
-
-    monkeypatch.setattr(pretrain, "sample_crops", stops)
-    with pytest.raises(KeyboardInterrupt):
-        train(TINY, pool, tmp_path / "state")
-    resumed = train(TINY, pool, tmp_path / "state").state_dict()
-    assert len(calls) == 4, "the resumed run must not begin anew"
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    other = replace(TINY, seed=1)
-    assert not torch.equal(train(other, pool, tmp_path / "state").state_dict()["visual.proj"], whole["visual.proj"])
-
-
-def test_positions_are_interpolated_once_and_unused_rows_are_zero():
-    small = build_model(CROP)
-    used = torch.tensor([0, 7, 49407])
-    large = enlarge(small, used).state_dict()
-    before = small.state_dict()
-    assert large["visual.positional_embedding"].shape == (1 + 14 * 14, 128)
-    cls = "visual.positional_embedding"
-    assert torch.equal(large[cls][0], before[cls][0].half().float())
-    assert torch.equal(large["token_embedding.weight"][used], before["token_embedding.weight"][used].half().float())
-    assert large["token_embedding.weight"].abs().sum(1).count_nonzero() == len(used)
 
 
 def _one_scene(boxes, labels):
@@ -132,12 +95,6 @@ def test_erased_objects_are_gone_and_pasted_ones_count(monkeypatch):
             assert (truth[:, label] == 0).any() or not erased
 
 
-def test_pool_without_a_box(monkeypatch):
-    pool = ScenePool(torch.zeros(2, 224, 224, 3, dtype=torch.uint8), torch.zeros(2, 0, 4), torch.zeros(2, 0).long())
-    _, truth = sample_crops(pool, 4, CROP, torch.Generator().manual_seed(0))
-    assert (truth == 0).all()
-
-
 def test_prompts_hold_the_defaults():
     assert set(PROMPT_TEMPLATES) <= set(TEMPLATES)
     assert [names[0] for names in training_prompts()] == prompt_names(DIOR_CLASSES)
@@ -147,46 +104,27 @@ def test_prompts_hold_the_defaults():
     assert longest <= 16, "a prompt is cut off by the context length"
 
 
-def test_rendering_after_torch_has_started_threads_does_not_hang():
-    torch.ones(512, 512) @ torch.ones(512, 512)  # a fork would now wait for these threads' locks
-    assert len(render_pool(2, seed=3, workers=2)) == 2
-
-
-def test_scenes_do_not_depend_on_workers(pool):
-    again = render_pool(24, seed=3, workers=2)
-    assert torch.equal(pool.images, again.images)
-    assert torch.equal(pool.boxes_xyxy, again.boxes_xyxy)
-
-
 def test_bad_settings(tmp_path):
-    with pytest.raises(ParameterError, match="--steps"):
+    with pytest.raises(ParameterError, match="steps must be greater than or equal to 1, got 0"):
         main(["--steps", "0"])
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         save(build_model(224), tmp_path / "file" / "out", TINY)
 
 
-def test_evaluation_of_a_model_that_knows_nothing():
-    clip = load_clip("embedded", "random", device="cpu")
-    figures = evaluate(clip, [render_scene(index, 96) for index in range(4)])
-    assert figures["images"] == 4
-    assert 0 <= figures["vv_peak"] <= 1
-    empty = evaluate(clip, [Scene(np.zeros((50, 70, 3), np.uint8), np.empty((0, 4)), ())])
-    assert (empty["images"], empty["pairs"], empty["top1"]) == (1, 0, 0.0)
-
-
-def test_patches_inside_boxes():
-    inside = pretrain._patches_inside(np.array([[0.0, 0, 50, 20], [90, 30, 100, 40]]), (40, 100), (2, 4))
-    assert inside.tolist() == [True, True, False, False, False, False, False, False]
-    assert not pretrain._patches_inside(np.empty((0, 4)), (40, 100), (2, 4)).any()
-
-
 def test_shipped_model_knows_its_classes_and_shows_the_phenomenon(tmp_path, capsys):
-    write_scenes(tmp_path / "scenes", num_train=0, num_val=0, num_test=60, seed=12345)
+    write_scenes(tmp_path / "scenes", num_train=0, num_val=0, num_test=40, seed=12345)
     main(["--measure", str(tmp_path / "scenes")])
     figures = json.loads(capsys.readouterr().out)
-    # well below the figures in data/embedded/README.md, since 60 scenes are few
+    # well below the figures in data/embedded/README.md, since 40 scenes are few
     assert figures["top1"] > 0.75
     assert figures["vv_peak"] > 0.55
     assert figures["vv_peak"] > 3 * figures["standard_peak"]
     assert figures["vv_inverted"] < 0.2 < figures["standard_inverted"]
+
+
+def test_evaluation_of_an_image_without_objects():
+    empty = evaluate(
+        load_clip("embedded", device="cpu"), [Scene(np.zeros((50, 70, 3), np.uint8), np.empty((0, 4)), ())]
+    )
+    assert (empty["images"], empty["pairs"], empty["top1"]) == (1, 0, 0.0)

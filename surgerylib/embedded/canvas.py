@@ -68,6 +68,7 @@ class Canvas:
         self.size = size
         self.scale = size / UNITS
         self.sun = np.asarray(sun)  # shadow per unit of height
+        self.sunward = self.sun / np.hypot(*self.sun)
         self.shade = shade  # brightness left in a shadow
 
     def _fixed(self, points: np.ndarray) -> np.ndarray:
@@ -103,7 +104,11 @@ class Canvas:
             swept = [cv2.convexHull(np.concatenate([bottom, top]).astype(np.float32))[:, 0]]
         else:
             swept = [points + self.sun * h for h in np.linspace(base, height, 5)]
-        self.tint(swept, (16, 20, 34), 1 - self.shade, soft=0.6)
+        self.darken(swept)
+
+    def darken(self, polygons: list[np.ndarray], soft: float = 0.6) -> None:
+        """Lay a shadow over the union of polygons."""
+        self.tint(polygons, (16, 20, 34), 1 - self.shade, soft)
 
 
 @dataclass
@@ -122,6 +127,14 @@ class Frame:
         """Local points -> scene units."""
         c, s = math.cos(self.angle) * self.unit, math.sin(self.angle) * self.unit
         return np.asarray(points, float) @ np.array([[c, s], [-s, c]]) + (self.x, self.y)
+
+    def point(self, x: float, y: float) -> np.ndarray:
+        """A local point in scene units."""
+        return self.world(np.array([[x, y]]))[0]
+
+    def area(self, width: float, height: float, x: float = 0.0, y: float = 0.0) -> np.ndarray:
+        """Corners of a local rectangle around (x, y), in scene units."""
+        return self.world(rectangle(x, y, width, height))
 
     def poly(self, points, color: Color, height=0.0, base=0.0, part=True, convex=True) -> None:
         """Fill a local polygon; `part=False` for ground that the object's box does not include."""
@@ -152,9 +165,13 @@ class Frame:
             n = np.array([-along[1], along[0]]) * half
             self.poly([a + n, b + n, b - n, a - n], color, part=False)
 
+    def border(self, x, y, width, height, line_width, color: Color) -> None:
+        """Draw the outline of a local rectangle around (x, y)."""
+        self.line(rectangle(x, y, width, height), line_width, color, closed=True)
+
     def slot(self, name: str, x: float, y: float, angle: float, length: float) -> None:
         """Offer a place for a companion of another class: local place and angle, length in units."""
-        wx, wy = self.world(np.array([[x, y]]))[0]
+        wx, wy = self.point(x, y)
         self.slots.append((name, float(wx), float(wy), self.angle + angle, length))
 
 

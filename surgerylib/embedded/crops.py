@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from ..words import DIOR_CLASSES
-from .scenes import Scene, render_scene, scene_rng
+from .scenes import render_scene, scene_rng
 
 IMAGE_SIZE = 224
 AIMED, ERASED, PASTED = 0.8, 0.3, 0.3  # shares of the crops that are aimed at an object; made without; with another
@@ -40,7 +40,7 @@ class ScenePool:
 
 
 def _render(index: int, seed: int, stream: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    scene: Scene = render_scene(scene_rng(seed, stream, index))
+    scene = render_scene(scene_rng(seed, stream, index))
     factor = IMAGE_SIZE / len(scene.image)
     small = cv2.resize(scene.image, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA)
     return small, scene.boxes_xyxy * factor, [DIOR_CLASSES.index(label) for label in scene.labels]
@@ -50,18 +50,14 @@ def render_pool(count: int, *, seed: int, stream: str = "pretrain", workers: int
     """Render scenes of a stream, brought to 224 pixels; the order and the pixels do not depend on `workers`."""
     images = torch.empty(count, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8)
     boxes, labels = [], []
-    draw = partial(_render, seed=seed, stream=stream)
-    drawn = Parallel(workers, return_as="generator")(delayed(draw)(index) for index in range(count))
+    drawn = Parallel(workers, return_as="generator")(delayed(_render)(index, seed, stream) for index in range(count))
     drawn = tqdm(drawn, total=count, desc="rendering scenes", unit="scene", delay=2, leave=False)
     for i, (image, scene_boxes, scene_labels) in enumerate(drawn):
         images[i] = torch.from_numpy(image)
         boxes.append(torch.tensor(scene_boxes, dtype=torch.float32).view(-1, 4))
         labels.append(torch.tensor(scene_labels, dtype=torch.int64))
-    return ScenePool(
-        images,
-        pad_sequence(boxes, batch_first=True),
-        pad_sequence(labels, batch_first=True, padding_value=-1),
-    )
+    padded = pad_sequence(labels, batch_first=True, padding_value=-1)
+    return ScenePool(images, pad_sequence(boxes, batch_first=True), padded)
 
 
 def sample_crops(pool: ScenePool, batch: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

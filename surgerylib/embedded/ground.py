@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -29,22 +29,20 @@ WATERS = (
 )
 
 
-@dataclass(frozen=True)
-class Ground:
-    """What was laid: its kind, the angle (radians) of fields or streets, and its coarse noise [size, size]."""
+class Ground(NamedTuple):
+    """What was laid."""
 
     kind: str
-    angle: float
-    coarse: np.ndarray
+    angle: float  # of fields or streets, radians
+    coarse: np.ndarray  # noise [size, size]
 
 
-@dataclass(frozen=True)
-class River:
-    """A point in mid-stream, the angle (radians) across the stream, and half the water's width there in units."""
+class River(NamedTuple):
+    """Where a bridge or dam can stand."""
 
-    center: np.ndarray
-    angle: float
-    half_width: float
+    center: np.ndarray  # in mid-stream
+    angle: float  # across the stream, radians
+    half_width: float  # of the water there, in units
 
 
 @lru_cache(maxsize=4)
@@ -84,7 +82,10 @@ def lay_ground(canvas: Canvas, rng: np.random.Generator) -> Ground:
     base += (rough * fine + 3 * coarse)[..., None]
     canvas.image[:] = np.clip(base, 0, 255).astype(np.uint8)
     if kind == "urban":
-        _streets(canvas, rng, angle)
+        color, town = jitter(rng, (112, 112, 114), 8), Frame(canvas, UNITS / 2, UNITS / 2, angle, 1)
+        for k in np.arange(-4, 5) * rng.uniform(76, 130):
+            town.rect(k, 0, 9, 700, color, part=False)
+            town.rect(0, k, 700, 9, color, part=False)
     return Ground(kind, angle, coarse)
 
 
@@ -110,21 +111,12 @@ def _fields(rng: np.random.Generator, size: int, angle: float) -> np.ndarray:
     return colors[parcel] + (furrow.astype(np.float32) * depth[parcel])[..., None]
 
 
-def _streets(canvas: Canvas, rng: np.random.Generator, angle: float) -> None:
-    color = jitter(rng, (112, 112, 114), 8)
-    town = Frame(canvas, UNITS / 2, UNITS / 2, angle, 1)
-    for k in np.arange(-4, 5) * rng.uniform(76, 130):
-        town.rect(k, 0, 9, 700, color, part=False)
-        town.rect(0, k, 700, 9, color, part=False)
-
-
 def lay_water(
     canvas: Canvas, rng: np.random.Generator, kind: str, coarse: np.ndarray
 ) -> tuple[np.ndarray, River | None]:
     """Pour a coast, lake, river or reservoir (a river that a dam widens).
 
-    Returns:
-        how far inside the water each pixel lies, in units, negative on land; and where a bridge or dam can stand.
+    Returns how far inside the water each pixel lies, in units, negative on land; and the river.
     """
     size, river = canvas.size, None
     x, y = _grid(size)

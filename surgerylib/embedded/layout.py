@@ -10,21 +10,9 @@ import math
 import cv2
 import numpy as np
 
-from .canvas import (
-    ASPHALT,
-    LAWN,
-    UNITS,
-    WHITE,
-    Canvas,
-    Color,
-    Frame,
-    blob,
-    jitter,
-    pick,
-    rectangle,
-)
+from .canvas import ASPHALT, LAWN, UNITS, WHITE, Canvas, Color, Frame, blob, jitter, pick
 from .ground import WATERS, River, lay_ground, lay_water
-from .objects import DRAWERS, house, tree
+from .objects import house, tree
 from .rules import CHANCE, CLASSES, RULES, WET, Rule
 from .structures import tracks, train
 
@@ -35,29 +23,21 @@ MIN_VISIBLE = 0.5
 
 
 class Composer:
-    """One scene in the making.
-
-    Attributes:
-        canvas: what is drawn so far.
-        occupied: uint8 [112, 112], bits of what stands where.
-        boxes, labels: the objects so far; boxes are xyxy pixels, tight and clipped to the image.
-    """
+    """One scene in the making."""
 
     def __init__(self, rng: np.random.Generator, size: int) -> None:
         self.rng, self.size = rng, size
         direction, slant = rng.uniform(0, 2 * math.pi), rng.uniform(0.35, 1.1)
         sun = (slant * math.cos(direction), slant * math.sin(direction))
         self.canvas = Canvas(size, sun, shade=rng.uniform(0.42, 0.66))
-        self.occupied = np.zeros((CELLS, CELLS), np.uint8)
+        self.occupied = np.zeros((CELLS, CELLS), np.uint8)  # bits of what stands where
         self.zoom = rng.uniform(0.85, 1.15)
         self.roads: list[tuple[np.ndarray, float]] = []
-        self.boxes: list[tuple[float, float, float, float]] = []
+        self.boxes: list[tuple[float, float, float, float]] = []  # xyxy pixels, tight and clipped to the image
         self.labels: list[str] = []
         self.lean = rng.uniform(0, 2 * math.pi)  # where tall things lean in a slanted view
         self.ground = lay_ground(self.canvas, rng)
         self.river: River | None = None
-
-    # ---- ground -----------------------------------------------------------------------------------------------
 
     def _pour(self, kind: str) -> None:
         depth, self.river = lay_water(self.canvas, self.rng, kind, self.ground.coarse)
@@ -82,20 +62,17 @@ class Composer:
         rng = self.rng
         inset = min(0.3 * max(width, height), UNITS / 2 - 30)
         for _ in range(tries):
-            angle = (
-                self.ground.angle + math.pi / 2 * rng.integers(4)
-                if self.ground.kind == "urban"
-                else rng.uniform(0, 6.3)
-            )
+            urban = self.ground.kind == "urban"
+            angle = self.ground.angle + math.pi / 2 * rng.integers(4) if urban else rng.uniform(0, 6.3)
             frame = Frame(self.canvas, *rng.uniform(inset, UNITS - inset, 2), angle, 1)
-            if self._free(frame.world(rectangle(0, 0, width, height)), water):
+            if self._free(frame.area(width, height), water):
                 return frame
         return None
 
-    def _draw(self, name: str, x: float, y: float, angle: float, length: float, companions: float = 0.6) -> None:
+    def _draw(self, name: str, x: float, y: float, angle: float, length: float) -> None:
         """Draw an object, note its box, and draw some of the companions that it offers a place to."""
         frame = Frame(self.canvas, x, y, angle, length / 2)
-        DRAWERS[name](frame, self.rng)
+        RULES[name].draw(frame, self.rng)
         points = np.concatenate(frame.extent) * self.canvas.scale
         low, high = np.floor(points.min(0)), np.ceil(points.max(0))
         x0, y0 = np.clip(low, 0, self.size)
@@ -104,11 +81,9 @@ class Composer:
         if seen >= MIN_VISIBLE and min(x1 - x0, y1 - y0) >= MIN_SIDE_PX:
             self.boxes.append((x0, y0, x1, y1))
             self.labels.append(name)
-        if self.rng.random() < companions:
+        if self.rng.random() < 0.6:
             for slot in frame.slots:
                 self._draw(*slot)
-
-    # ---- objects ----------------------------------------------------------------------------------------------
 
     def place(self, name: str) -> None:
         """Set one class into the scene, or leave it out where it does not fit."""
@@ -133,7 +108,7 @@ class Composer:
                 break
         else:
             return
-        outline = frame.world(rectangle(0, 0, width, height))
+        outline = frame.area(width, height)
         self._take(outline)
         if rule.pads and (self.ground.kind == "urban" or rng.random() < 0.65):
             frame.rect(0, 0, width, height, pick(rng, rule.pads, 10), part=False)
@@ -146,7 +121,7 @@ class Composer:
             column, row = i % columns_now, i // columns_now
             x = (column - (columns_now - 1) / 2 + rng.normal(0, loose)) * step[0]
             y = (row - (rows - 1) / 2 + rng.normal(0, loose)) * step[1]
-            wx, wy = frame.world(np.array([[x, y]]))[0]
+            wx, wy = frame.point(x, y)
             angle = frame.angle + turn + (rng.normal(0, loose) if alike or "court" in name else rng.uniform(0, 6.3))
             if name in ("windmill", "chimney"):
                 angle = self.lean + rng.normal(0, 0.04)
@@ -160,7 +135,7 @@ class Composer:
             spot = self._spot(own * 1.2, own * 0.55, water=True)
             if spot is None:
                 continue
-            self._take(spot.world(rectangle(0, 0, own * 1.2, own * 0.5)))
+            self._take(spot.area(own * 1.2, own * 0.5))
             self._draw(name, spot.x, spot.y, spot.angle, own)
 
     def _place_river(self, name: str, rule: Rule, length: float) -> None:
@@ -168,7 +143,7 @@ class Composer:
             return
         center, phi, half = self.river.center, self.river.angle, self.river.half_width
         if name == "dam":
-            outline = Frame(self.canvas, *center, phi, half + 10).world(rectangle(0, 0.1, 2, 0.6))
+            outline = Frame(self.canvas, *center, phi, half + 10).area(2, 0.6, 0, 0.1)
             self._take(outline)
             self._draw(name, *center, phi, 2 * (half + 10))
             return
@@ -178,7 +153,7 @@ class Composer:
         width = self.rng.uniform(16, 26)
         for side in (-1, 1):
             self._road(np.stack([center + side * along * (reach - 6), center + side * along * 700]), width, check=False)
-        self._take(Frame(self.canvas, *center, angle, reach).world(rectangle(0, 0, 2.2, 0.5)))
+        self._take(Frame(self.canvas, *center, angle, reach).area(2.2, 0.5))
         self._draw(name, *center, angle, 2 * reach)
 
     def _place_shore(self, name: str, rule: Rule, length: float) -> None:
@@ -194,8 +169,8 @@ class Composer:
             center = start + 0.42 * length * np.array([math.cos(angle), math.sin(angle)])
             frame = Frame(self.canvas, *center, angle, length / 2)
             inside = (center > 0.12 * UNITS).all() and (center < 0.88 * UNITS).all()
-            if inside and self._free(frame.world(rectangle(0.25, 0, 1.4, 1.3)), water=True):
-                self._take(frame.world(rectangle(0.2, 0, 2.4, 1.6)))
+            if inside and self._free(frame.area(1.4, 1.3, 0.25, 0), water=True):
+                self._take(frame.area(2.4, 1.6, 0.2, 0))
                 self._draw(name, *center, angle, length)
                 return
 
@@ -205,11 +180,11 @@ class Composer:
             spot = self._spot(width, height, tries=6)
             if spot is None:
                 return None
-            lines = [spot.world(rectangle(0, 0, 1400, strip))]
+            lines = [spot.area(1400, strip)]
             if crossing:
-                lines.append(spot.world(rectangle(0, 0, crossing, 1400)))
+                lines.append(spot.area(crossing, 1400))
             if all(self._free(line) for line in lines):
-                self._take(spot.world(rectangle(0, 0, width, height)))
+                self._take(spot.area(width, height))
                 for line in lines:
                     self._take(line, ROAD)
                 return spot
@@ -218,7 +193,7 @@ class Composer:
     def _place_road(self, name: str, rule: Rule, length: float) -> None:
         spot = self._line_site(length * 2, length, 0.44 * length)
         if spot is not None:
-            self._road(spot.world(np.array([[-700, 0], [700, 0]])), 0.4 * length, check=False)
+            self._highway(spot, 0.4 * length)
             self._draw(name, spot.x, spot.y, spot.angle, length)
 
     def _place_roadside(self, name: str, rule: Rule, length: float) -> None:
@@ -226,9 +201,9 @@ class Composer:
         spot = self._line_site(length * 1.1, length * 0.55 + 2 * width, width)
         if spot is None:
             return
-        self._road(spot.world(np.array([[-700, 0], [700, 0]])), width, check=False)
+        self._highway(spot, width)
         side = 1 if self.rng.random() < 0.5 else -1
-        wx, wy = spot.world(np.array([[0, side * (0.25 * length + 0.5 * width + 2)]]))[0]
+        wx, wy = spot.point(0, side * (0.25 * length + 0.5 * width + 2))
         ramp = [(-0.62, 0.1), (-0.42, 0.5), (0.42, 0.5), (0.62, 0.1)]
         points = spot.world(np.array(ramp) * (length, side * width * 2))
         self.canvas.fill(points, jitter(self.rng, (132, 132, 134), 6))
@@ -239,7 +214,7 @@ class Composer:
         if spot is None:
             return
         self._road(spot.world(np.array([[0, -700], [0, 700]])), 0.2 * length, check=False)
-        self._road(spot.world(np.array([[-700, 0], [700, 0]])), 0.17 * length, check=False)
+        self._highway(spot, 0.17 * length)
         self._draw(name, spot.x, spot.y, spot.angle, length)
 
     def _place_rail(self, name: str, rule: Rule, length: float) -> None:
@@ -264,7 +239,7 @@ class Composer:
             for _ in range(int(self.rng.integers(2, 6))):
                 spot = self._spot(length * 1.4, length)
                 if spot is not None:
-                    self._take(spot.world(rectangle(0, 0, length * 1.4, length)))
+                    self._take(spot.area(length * 1.4, length))
                     self._draw(name, spot.x, spot.y, spot.angle, length)
             return None
         return self._parking(length, int(self.rng.integers(*rule.many)), rule.pads)
@@ -277,7 +252,7 @@ class Composer:
         spot = self._spot(bays * pitch + 8, 3.4 * length)
         if spot is None:
             return
-        self._take(spot.world(rectangle(0, 0, bays * pitch + 8, 3.4 * length)))
+        self._take(spot.area(bays * pitch + 8, 3.4 * length))
         spot.rect(0, 0, bays * pitch + 8, 3.4 * length, pick(rng, pads, 8), part=False)
         places = []
         for side in (-1, 1):
@@ -286,7 +261,7 @@ class Composer:
                 spot.line([(x - pitch / 2, side * 0.6 * length), (x - pitch / 2, side * 1.65 * length)], 1, WHITE)
                 places.append((x, side * 1.12 * length))
         for i in rng.permutation(len(places))[:cars]:
-            x, y = spot.world(np.array([places[i]]))[0]
+            x, y = spot.point(*places[i])
             self._draw("vehicle", x, y, spot.angle + math.pi / 2 * rng.choice((-1, 1)), length)
 
     def _traffic(self, cars: int, length: float) -> None:
@@ -301,7 +276,7 @@ class Composer:
             at = points[i] + step * rng.random() + side * 0.24 * width * np.array([-along[1], along[0]])
             own = min(length, 1.8 * width)
             angle = math.atan2(along[1], along[0])
-            outline = Frame(self.canvas, *at, angle, own).world(rectangle(0, 0, 1.3, 0.7))
+            outline = Frame(self.canvas, *at, angle, own).area(1.3, 0.7)
             under = self.occupied[self._cells(outline)]
             inside = (at > 0).all() and (at < UNITS).all()
             if inside and under.size and not (under & SITE).any():
@@ -310,8 +285,6 @@ class Composer:
                 cars -= 1
                 if cars == 0:
                     return
-
-    # ---- distractors ------------------------------------------------------------------------------------------
 
     def _road(self, points: np.ndarray, width: float, check: bool = True) -> None:
         """A road along a polyline [n, 2]; with `check` only where nothing stands."""
@@ -335,6 +308,10 @@ class Composer:
             self.canvas.fill(band(-0.02, 0.02), (206, 196, 130))
         self.roads.append((points, width))
 
+    def _highway(self, spot: Frame, width: float) -> None:
+        """A straight road across the whole scene, along the spot's x axis."""
+        self._road(spot.world(np.array([[-700, 0], [700, 0]])), width, check=False)
+
     def _some_roads(self, count: int) -> None:
         rng = self.rng
         for _ in range(count):
@@ -350,7 +327,7 @@ class Composer:
             length, width = rng.uniform(24, 60), rng.uniform(0.45, 0.9)
             spot = self._spot(length * 1.15, length * width * 1.25, tries=2)
             if spot is not None:
-                self._take(spot.world(rectangle(0, 0, length * 1.2, length * width * 1.3)))
+                self._take(spot.area(length * 1.2, length * width * 1.3))
                 angle = near.angle if near is not None else spot.angle
                 house(Frame(self.canvas, spot.x, spot.y, angle, length / 2), rng, 2 * width)
 
@@ -363,8 +340,6 @@ class Composer:
             if cell == 0 and self.ground.coarse[pixel] > level:
                 tree(self.canvas, rng, x, y, rng.uniform(4, 9))
 
-    # ---- the whole --------------------------------------------------------------------------------------------
-
     def compose(self) -> None:
         rng = self.rng
         count = int(rng.choice((2, 3, 4, 5, 6, 7), p=(0.12, 0.2, 0.24, 0.2, 0.14, 0.1)))
@@ -373,8 +348,6 @@ class Composer:
         kind = WET[wet[0]] if wet else "any"
         if kind == "any":
             kind = str(rng.choice(("coast", "lake", "river", "coast")))
-        if wet and wet[0] == "dam":
-            kind = "reservoir"
         if wet or rng.random() < 0.16:
             self._pour(kind)
         unfit = ("bridge", "harbor") if kind == "reservoir" else ("dam",)
@@ -401,16 +374,13 @@ class Composer:
         if rng.random() < 0.3:
             self._parking(rng.uniform(*RULES["vehicle"].length), 0, RULES["vehicle"].pads)
         if rng.random() < 0.2:
-            self._ponds()
+            spot = self._spot(60, 50)
+            if spot is not None:
+                self._take(spot.area(60, 50))
+                spot.poly(blob(rng, 0, 0, 24, 18), pick(rng, [deep for _, deep in WATERS], 8), part=False)
         town = self.ground.kind in ("urban", "industrial")
         self._houses(int(rng.integers(14, 46)) if town else int(rng.integers(0, 9)))
         self._trees(int(rng.integers(0, 60 if town else 220)) * (2 if self.ground.kind == "forest" else 1))
-
-    def _ponds(self) -> None:
-        spot = self._spot(60, 50)
-        if spot is not None:
-            self._take(spot.world(rectangle(0, 0, 60, 50)))
-            spot.poly(blob(self.rng, 0, 0, 24, 18), pick(self.rng, [deep for _, deep in WATERS], 8), part=False)
 
 
 def _rank(name: str) -> tuple[int, float]:

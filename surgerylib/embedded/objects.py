@@ -6,36 +6,10 @@ Each drawer draws along the frame's x axis, in units of half the object's length
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
-from .canvas import (
-    PAINTS,
-    ROOFS,
-    WHITE,
-    Canvas,
-    Color,
-    Frame,
-    blob,
-    capsule,
-    circle,
-    dim,
-    jitter,
-    mirror,
-    pick,
-    rectangle,
-)
-from .structures import (
-    airport,
-    bridge,
-    dam,
-    harbor,
-    overpass,
-    service_area,
-    toll_station,
-    trainstation,
-)
+from .canvas import PAINTS, ROOFS, WHITE, Canvas, Color, Frame, blob, capsule, circle, dim, jitter, mirror, pick
 
 
 def airplane(f: Frame, rng: np.random.Generator) -> None:
@@ -57,8 +31,7 @@ def airplane(f: Frame, rng: np.random.Generator) -> None:
     thick = rng.uniform(0.075, 0.11)
     fuselage = [(1, 0), (0.95, 0.55 * thick), (0.8, thick), (-0.55, thick), (-1, 0.3 * thick)]
     shapes = [mirror(wings), mirror(tail), mirror(fuselage)]
-    shadows = [f.world(s) + f.canvas.sun * 0.16 * f.unit for s in shapes]
-    f.canvas.tint(shadows, (16, 20, 34), 1 - f.canvas.shade, soft=0.6)
+    f.canvas.darken([f.world(s) + f.canvas.sun * 0.16 * f.unit for s in shapes])
     for shape, color in zip(shapes, (wing_color, wing_color, body), strict=True):
         f.poly(shape, color)
     if style == 0:
@@ -95,8 +68,8 @@ def baseballfield(f: Frame, rng: np.random.Generator) -> None:
 
 
 def _court(f: Frame, rng: np.random.Generator, surround: Color, inner: Color, half_height: float) -> None:
-    f.poly(rectangle(0, 0, 2, 2 * half_height), surround)
-    f.poly(rectangle(0, 0, 1.64, 2 * half_height - 0.34), inner)
+    f.rect(0, 0, 2, 2 * half_height, surround)
+    f.rect(0, 0, 1.64, 2 * half_height - 0.34, inner)
 
 
 def basketballcourt(f: Frame, rng: np.random.Generator) -> None:
@@ -107,10 +80,10 @@ def basketballcourt(f: Frame, rng: np.random.Generator) -> None:
     f.disc(0, 0, 0.16, paint)
     f.line(circle(0, 0, 0.17, n=16), 0.03, WHITE)
     f.line([(0, -0.42), (0, 0.42)], 0.03, WHITE)
-    f.line(rectangle(0, 0, 1.62, 0.84), 0.035, WHITE, closed=True)
+    f.border(0, 0, 1.62, 0.84, 0.035, WHITE)
     for side in (-1, 1):
         f.rect(side * 0.64, 0, 0.34, 0.3, paint)
-        f.line(rectangle(side * 0.64, 0, 0.34, 0.3), 0.025, WHITE, closed=True)
+        f.border(side * 0.64, 0, 0.34, 0.3, 0.025, WHITE)
         arc = (math.pi / 2, 1.5 * math.pi) if side > 0 else (-math.pi / 2, math.pi / 2)
         f.line(circle(side * 0.8, 0, 0.46, 0.36, n=12, arc=arc), 0.025, WHITE)
 
@@ -126,25 +99,23 @@ def tenniscourt(f: Frame, rng: np.random.Generator) -> None:
     )
     surround, inner = schemes[int(rng.integers(len(schemes)))]
     _court(f, rng, jitter(rng, surround, 8), jitter(rng, inner, 8), 0.54)
-    f.line(rectangle(0, 0, 1.6, 0.72), 0.045, WHITE, closed=True)
+    f.border(0, 0, 1.6, 0.72, 0.045, WHITE)
     for y in (-0.26, 0.26):
         f.line([(-0.8, y), (0.8, y)], 0.035, WHITE)
     for x in (-0.42, 0.42):
         f.line([(x, -0.26), (x, 0.26)], 0.035, WHITE)
     f.line([(-0.42, 0), (0.42, 0)], 0.03, WHITE)
-    f.poly(rectangle(0, 0, 0.03, 0.86), (40, 44, 50), height=0.06)
+    f.rect(0, 0, 0.03, 0.86, (40, 44, 50), tall=0.06)
 
 
 def chimney(f: Frame, rng: np.random.Generator) -> None:
     """A stack seen at a slant: base at -x, mouth at +x; red and white, brick or concrete."""
     # the shadow starts at the foot, along the sun
-    foot = f.world(np.array([[-0.85, 0]]))[0]
-    sun = f.canvas.sun / np.hypot(*f.canvas.sun)
+    foot, sun = f.point(-0.85, 0), f.canvas.sunward
     across = np.array([-sun[1], sun[0]])
     far = foot + sun * f.unit * 2.3
-    strip = [foot + across * 0.2 * f.unit, far + across * 0.11 * f.unit, far - across * 0.11 * f.unit]
-    strip.append(foot - across * 0.2 * f.unit)
-    f.canvas.tint([np.array(strip)], (16, 20, 34), 1 - f.canvas.shade, soft=0.8)
+    wide, narrow = across * 0.2 * f.unit, across * 0.11 * f.unit
+    f.canvas.darken([np.array([foot + wide, far + narrow, far - narrow, foot - wide])], soft=0.8)
     style = rng.integers(3)
     light = ((226, 224, 220), (208, 204, 198), (190, 108, 80))[style]
     dark = ((196, 44, 40), (126, 122, 118), (122, 58, 44))[style]
@@ -174,7 +145,7 @@ def golffield(f: Frame, rng: np.random.Generator) -> None:
     f.canvas.tint([f.extent[-1]], rough, rng.uniform(0.55, 1.0), soft=rng.uniform(0.5, 6))
     for _ in range(int(rng.integers(4, 7))):
         cx, cy, turn = rng.uniform(-0.6, 0.6), rng.uniform(-0.38, 0.38), rng.uniform(0, 3.2)
-        way = Frame(f.canvas, *f.world(np.array([[cx, cy]]))[0], f.angle + turn, f.unit * 0.34)
+        way = Frame(f.canvas, *f.point(cx, cy), f.angle + turn, f.unit * 0.34)
         way.poly(blob(rng, 0, 0, 0.95, 0.3, 0.2), fairway)
         way.poly(blob(rng, 0.7, 0, 0.24, 0.2, 0.1), jitter(rng, (150, 196, 104), 5))
         for _ in range(int(rng.integers(2, 5))):
@@ -186,7 +157,7 @@ def golffield(f: Frame, rng: np.random.Generator) -> None:
         f.poly(blob(rng, x, y, rng.uniform(0.08, 0.16), rng.uniform(0.06, 0.1), 0.25), jitter(rng, (56, 92, 112), 8))
     for _ in range(int(rng.integers(20, 45))):
         r, t = rng.uniform(0.2, 0.9), rng.uniform(0, 6.3)
-        tree(f.canvas, rng, *f.world(np.array([[0.9 * r * math.cos(t), 0.64 * r * math.sin(t)]]))[0], 3.2)
+        tree(f.canvas, rng, *f.point(0.9 * r * math.cos(t), 0.64 * r * math.sin(t)), 3.2)
 
 
 def groundtrackfield(f: Frame, rng: np.random.Generator) -> None:
@@ -201,7 +172,7 @@ def groundtrackfield(f: Frame, rng: np.random.Generator) -> None:
     f.rect(0, 0, 1.0, 0.56, grass)
     for x in np.arange(-0.4, 0.5, 0.2):
         f.rect(x, 0, 0.1, 0.56, jitter(rng, np.add(grass, 13), 2))
-    f.line(rectangle(0, 0, 0.98, 0.54), 0.014, WHITE, closed=True)
+    f.border(0, 0, 0.98, 0.54, 0.014, WHITE)
     f.line([(0, -0.27), (0, 0.27)], 0.014, WHITE)
     f.line(circle(0, 0, 0.1, n=14), 0.014, WHITE)
     if rng.random() < 0.4:
@@ -255,7 +226,7 @@ def stadium(f: Frame, rng: np.random.Generator) -> None:
     f.rect(0, 0, 0.86, 0.56 * ratio, grass)
     for x in np.arange(-0.36, 0.4, 0.18):
         f.rect(x, 0, 0.09, 0.56 * ratio, jitter(rng, np.add(grass, 14), 2))
-    f.line(rectangle(0, 0, 0.8, 0.5 * ratio), 0.015, WHITE, closed=True)
+    f.border(0, 0, 0.8, 0.5 * ratio, 0.015, WHITE)
     f.line([(0, -0.25 * ratio), (0, 0.25 * ratio)], 0.015, WHITE)
 
 
@@ -264,7 +235,7 @@ def storagetank(f: Frame, rng: np.random.Generator) -> None:
     roof = pick(rng, ((236, 236, 234), (226, 226, 220), (190, 194, 196), (178, 168, 150)), 8)
     f.disc(0, 0, 1, dim(roof, 0.75), tall=rng.uniform(0.5, 0.9))
     f.disc(0, 0, 0.93, roof)
-    sun = f.canvas.sun / np.hypot(*f.canvas.sun)
+    sun = f.canvas.sunward
     here = np.array([f.x, f.y])
     if rng.random() < 0.45:  # a floating roof lies deeper, so the rim shades it
         f.disc(0, 0, 0.8, dim(roof, 0.6))
@@ -282,7 +253,7 @@ def vehicle(f: Frame, rng: np.random.Generator) -> None:
         width = rng.uniform(0.42, 0.48)
         body = mirror([(1, 0.6 * width), (0.9, 0.92 * width), (-0.9, width), (-1, 0.8 * width)])
         f.poly(body, paint, height=0.3)
-        f.poly(rectangle(-0.1, 0, 1.05, 1.5 * width), (44, 52, 62))
+        f.rect(-0.1, 0, 1.05, 1.5 * width, (44, 52, 62))
         f.rect(-0.14, 0, 0.62, 1.42 * width, jitter(rng, np.add(np.multiply(paint, 0.92), 12), 3))
     else:
         f.rect(-0.2, 0, 1.6, 0.56, paint, tall=0.4)
@@ -303,16 +274,16 @@ def windmill(f: Frame, rng: np.random.Generator) -> None:
         n = np.array([-d[1], d[0]])
         blades.append(np.array([hub, hub + 0.2 * d + 0.07 * n, hub + 0.78 * d, hub + 0.16 * d - 0.03 * n]))
     tower = np.add([foot, hub, hub, foot], [(0, 0.075), (0, 0.045), (0, -0.045), (0, -0.075)])
-    sun = f.canvas.sun / np.hypot(*f.canvas.sun)
+    sun = f.canvas.sunward
     across = np.array([-sun[1], sun[0]])
-    at_foot = f.world(foot[None])[0]
+    at_foot = f.point(*foot)
 
     def cast(points: np.ndarray) -> np.ndarray:
         """Lay the upright shape down along the sun, from the foot."""
         local = (np.asarray(points) - foot) * f.unit
         return at_foot + np.outer(local[:, 0], sun * 1.15) + np.outer(local[:, 1], across)
 
-    f.canvas.tint([cast(p) for p in [tower, *blades]], (16, 20, 34), 1 - f.canvas.shade)
+    f.canvas.darken([cast(p) for p in [tower, *blades]], soft=0)
     f.disc(*foot, 0.13, jitter(rng, (190, 184, 172), 6), part=False)
     f.poly(tower, jitter(rng, (226, 228, 230), 4))
     for blade in blades:
@@ -338,27 +309,3 @@ def house(f: Frame, rng: np.random.Generator, width: float) -> None:
     else:
         f.rect(0, 0, 1.7, width * 0.8, dim(roof, 1.06))
         f.rect(rng.uniform(-0.5, 0.5), 0, 0.3, width * 0.3, (120, 122, 126), tall=0.1)
-
-
-DRAWERS: dict[str, Callable[[Frame, np.random.Generator], None]] = {
-    "airplane": airplane,
-    "airport": airport,
-    "baseballfield": baseballfield,
-    "basketballcourt": basketballcourt,
-    "bridge": bridge,
-    "chimney": chimney,
-    "dam": dam,
-    "Expressway-Service-area": service_area,
-    "Expressway-toll-station": toll_station,
-    "golffield": golffield,
-    "groundtrackfield": groundtrackfield,
-    "harbor": harbor,
-    "overpass": overpass,
-    "ship": ship,
-    "stadium": stadium,
-    "storagetank": storagetank,
-    "tenniscourt": tenniscourt,
-    "trainstation": trainstation,
-    "vehicle": vehicle,
-    "windmill": windmill,
-}

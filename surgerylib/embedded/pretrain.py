@@ -1,39 +1,37 @@
 """Make the embedded model: a small CLIP of open_clip's own architecture, trained on procedural scenes.
 
-`python -m surgerylib.pretrain` renders the scenes, trains, measures, and writes `data/embedded/`. One machine, one
-seed: the same weights, bit for bit.
-
-The image tower sees crops of 112 pixels (7 x 7 patches) of scenes at 224, names every class that is well in the crop,
-and runs on whole scenes (14 x 14 patches) afterwards.
+`python -m surgerylib.embedded.pretrain` renders the scenes, trains, measures, and writes `data/embedded/`. One machine,
+one seed: the same weights, bit for bit. The image tower sees crops of 112 pixels (7 x 7 patches) of scenes at 224,
+names every class that is well in the crop, and runs on whole scenes (14 x 14 patches) afterwards.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from itertools import islice
+from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..clip import SurgeryCLIP, interpolate_positions, load_clip, open_clip
 from ..datasets import load_dataset, read_image
-from ..errors import ParameterError, SurgeryError
+from ..errors import SurgeryError, checked
 from ..files import atomic_write
 from ..locations import EMBEDDED_MODEL
+from ..matching import BOX_COLUMNS
 from ..words import DIOR_CLASSES, PROMPT_TEMPLATES, prompt_names
 from .crops import IMAGE_SIZE, ScenePool, render_pool, sample_crops
 from .scenes import VERSION as SCENES_VERSION
@@ -68,23 +66,26 @@ SYNONYMS = {
     "vehicle": ("car", "truck", "automobile"),
     "windmill": ("wind turbine",),
 }
-KEEP_EVERY = 250  # steps between two checkpoints
 UNSEEN = 200  # scenes that the closing measurement draws
+MEASURED = ("standard_peak", "vv_peak", "standard_inverted", "vv_inverted")
 
 
-@dataclass(frozen=True)
+Count = Annotated[int, Field(ge=1)]
+
+
+@checked
 class Settings:
     """What a training run depends on, besides the code; `workers` is the number of processes and of torch's threads."""
 
     seed: int = 0
-    steps: int = 4000
-    scenes: int = 6000
-    batch: int = 64
+    steps: Count = 4000
+    scenes: Count = 6000
+    batch: Count = 64
     learning_rate: float = 1e-3
     matrix_rate: float = 2e-3
     weight_decay: float = 0.05
-    warmup: int = 100
-    workers: int = 2
+    warmup: Count = 100
+    workers: Count = 2
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -101,32 +102,12 @@ def training_prompts() -> list[list[str]]:
 
 def build_model(image_size: int) -> open_clip.CLIP:
     """The embedded architecture, for a given image size."""
-    config = json.loads(json.dumps(MODEL_CONFIG))
-    config["vision_cfg"]["image_size"] = image_size
+    config = {**MODEL_CONFIG, "vision_cfg": {**MODEL_CONFIG["vision_cfg"], "image_size": image_size}}
     return open_clip.CLIP(**config, init_logit_scale=math.log(10.0), init_logit_bias=-4.0)
 
 
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs a tenth of the time, changes no result
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
-
-
-@_deterministic()
-def train(settings: Settings, pool: ScenePool, checkpoint: Path | None = None) -> open_clip.CLIP:
+def train(settings: Settings, pool: ScenePool) -> open_clip.CLIP:
     """Train the model on crops with a sigmoid loss, every image against every class name.
-
-    Args:
-        settings: the run.
-        pool: the scenes.
-        checkpoint: where the state is kept now and then; a run with the same settings goes on from there, and ends
-            with the same weights as one that was never stopped.
 
     Returns:
         the model for 224-pixel images, in eval mode, with rounded (fp16-exact) weights.
@@ -137,18 +118,15 @@ def train(settings: Settings, pool: ScenePool, checkpoint: Path | None = None) -
     tokenizer = open_clip.SimpleTokenizer(context_length=CONTEXT)
     tokens = [[tokenizer([t.format(name) for t in TEMPLATES]) for name in names] for names in training_prompts()]
     optimizers = _optimizers(model, settings)
-    first = 0
-    if checkpoint is not None and checkpoint.is_file():
-        first = _resume(checkpoint, settings, model, optimizers, generator)
     running = math.nan
-    bar = tqdm(range(first, settings.steps), initial=first, total=settings.steps, desc="training")
+    bar = tqdm(range(settings.steps), desc="training")
     for step in bar:
-        if checkpoint is not None and step > first and step % KEEP_EVERY == 0:
-            _keep(checkpoint, step, settings, model, optimizers, generator)
         images, truth = sample_crops(pool, settings.batch, CROP, generator)
         text = model.encode_text(_sample_prompts(tokens, generator), normalize=True)
         image = model.encode_image(normalise(images), normalize=True)
-        loss = _sigmoid_loss(model.logit_scale.exp() * image @ text.T + model.logit_bias, truth)
+        logits, known = model.logit_scale.exp() * image @ text.T + model.logit_bias, ~truth.isnan()
+        losses = F.binary_cross_entropy_with_logits(logits, truth.nan_to_num(), reduction="none")
+        loss = losses[known].sum() / len(logits)
         model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -157,9 +135,8 @@ def train(settings: Settings, pool: ScenePool, checkpoint: Path | None = None) -
             optimizer.param_groups[0]["lr"] = rate * pace
             optimizer.step()
         running = loss.item() if math.isnan(running) else 0.98 * running + 0.02 * loss.item()
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{running:.4f}", scale=f"{model.logit_scale.exp().item():.1f}")
-    return enlarge(model, used_tokens(tokens))
+        bar.set_postfix(loss=f"{running:.4f}", refresh=False)
+    return enlarge(model, torch.cat([name.flatten() for names in tokens for name in names]).unique())
 
 
 def _optimizers(model: nn.Module, settings: Settings) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
@@ -173,37 +150,6 @@ def _optimizers(model: nn.Module, settings: Settings) -> tuple[torch.optim.Optim
     )
 
 
-def _keep(checkpoint: Path, step: int, settings: Settings, model, optimizers, generator) -> None:
-    state = {
-        "step": step,
-        "settings": asdict(settings),
-        "model": model.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        "generator": generator.get_state(),
-    }
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    atomic_write(checkpoint, buffer.getvalue())
-
-
-def _resume(checkpoint: Path, settings: Settings, model, optimizers, generator) -> int:
-    """Take up a kept state; returns the step to go on with. A state of other settings is not taken up."""
-    state = torch.load(checkpoint, weights_only=True)
-    if state["settings"] != asdict(settings):
-        return 0
-    model.load_state_dict(state["model"])
-    for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(kept)
-    generator.set_state(state["generator"])
-    return state["step"]
-
-
-def _sigmoid_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    known = ~truth.isnan()
-    loss = F.binary_cross_entropy_with_logits(logits, truth.nan_to_num(), reduction="none")
-    return loss[known].sum() / len(logits)
-
-
 def _sample_prompts(tokens: Sequence[Sequence[Tensor]], generator: torch.Generator) -> Tensor:
     """One prompt a class: the default name half the time, a synonym else; any template. [C, context]."""
     chosen = []
@@ -214,17 +160,11 @@ def _sample_prompts(tokens: Sequence[Sequence[Tensor]], generator: torch.Generat
     return torch.stack(chosen)
 
 
-def used_tokens(tokens: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Ids that occur in any training prompt, sorted."""
-    return torch.cat([name.flatten() for names in tokens for name in names]).unique()
-
-
 @torch.no_grad()
 def enlarge(small: open_clip.CLIP, used: Tensor) -> open_clip.CLIP:
-    """From the training crop to 224 pixels: positions interpolated once, unused token rows zeroed, weights in fp16."""
+    """From the training crop to 224 pixels: positions interpolated once, rows of other tokens zeroed, fp16 weights."""
     state = {name: tensor.clone() for name, tensor in small.state_dict().items()}
-    grid = (CROP // PATCH,) * 2
-    wide = (IMAGE_SIZE // PATCH,) * 2
+    grid, wide = (CROP // PATCH,) * 2, (IMAGE_SIZE // PATCH,) * 2
     state["visual.positional_embedding"] = interpolate_positions(state["visual.positional_embedding"], grid, wide)
     unused = torch.ones(len(state["token_embedding.weight"]), dtype=torch.bool)
     unused[used] = False
@@ -252,7 +192,7 @@ def save(model: open_clip.CLIP, out_dir: Path, settings: Settings) -> Path:
 
 
 @torch.no_grad()
-def evaluate(clip: SurgeryCLIP, scenes: Iterable[Scene], batch: int = 50) -> dict[str, float | int | dict[str, float]]:
+def evaluate(clip: SurgeryCLIP, scenes: Iterable[Scene]) -> dict[str, float | int | dict[str, float]]:
     """Does the model name what is there, and where do its two paths point?
 
     Whole images, squashed to the model's size; every (image, class in it) pair counts once; maps are cosine maps of
@@ -261,39 +201,31 @@ def evaluate(clip: SurgeryCLIP, scenes: Iterable[Scene], batch: int = 50) -> dic
     Returns:
         images, pairs: how many were judged.
         top1: share of images whose best-scoring class (class token) is in the image.
-        standard_peak, vv_peak: share of pairs whose map peaks in a patch with its centre inside a box of the class;
-            a pair whose boxes slip between the patch centres counts as missed.
-        standard_inverted, vv_inverted: share of pairs whose mean response is lower inside the boxes than outside,
-            among those with patch centres both inside and outside.
-        chance_peak: mean share of patch centres inside, what a random peak would reach.
+        standard_peak, vv_peak: share of pairs whose map peaks in a patch with its centre inside a box of the class.
+        standard_inverted, vv_inverted: share of pairs whose mean response is lower inside the boxes than outside.
+        chance: mean share of patch centres inside, what a random peak would reach.
         vv_peak_per_class: the same figure for each class.
     """
     text = clip.encode_text(prompt_names(DIOR_CLASSES))
-    rows, hits, count = [], 0, 0
-    scenes = iter(scenes)
-    while part := list(islice(scenes, batch)):
-        tokens = clip.encode_image(torch.stack([clip.preprocess(scene.image) for scene in part]))
-        best = (tokens.qk[0, :, 0] @ text.T).argmax(1).tolist()
-        standard, vv = (path[0, :, 1:] @ text.T for path in (tokens.qk, tokens.vv))  # [B, N, C]
-        for i, scene in enumerate(part):
-            count += 1
-            hits += DIOR_CLASSES[best[i]] in scene.labels
-            for name in sorted(set(scene.labels)):
-                label = DIOR_CLASSES.index(name)
-                own = scene.boxes_xyxy[[other == name for other in scene.labels]]
-                inside = _patches_inside(own, scene.image.shape[:2], tokens.grid)
-                row = {"label": name, "chance": inside.float().mean().item()}
-                for path, response in (("standard", standard[i, :, label]), ("vv", vv[i, :, label])):
-                    contrast = response[inside].mean() - response[~inside].mean()  # NaN where one side is empty
-                    row[f"{path}_peak"] = float(inside[response.argmax()])
-                    row[f"{path}_inverted"] = math.nan if contrast.isnan() else float(contrast < 0)
-                rows.append(row)
-    columns = ["label", "standard_peak", "vv_peak", "standard_inverted", "vv_inverted", "chance"]
-    frame = pd.DataFrame(rows, columns=columns)
+    rows, hits = [], []
+    for scene in scenes:
+        tokens = clip.encode_image(clip.preprocess(scene.image)[None])
+        hits.append(DIOR_CLASSES[(tokens.qk[0, 0, 0] @ text.T).argmax()] in scene.labels)
+        for name in sorted(set(scene.labels)):
+            own = scene.boxes_xyxy[[other == name for other in scene.labels]]
+            inside = _patches_inside(own, scene.image.shape[:2], tokens.grid)
+            row = {"label": name, "chance": inside.float().mean().item()}
+            for path, patches in (("standard", tokens.qk), ("vv", tokens.vv)):
+                response = patches[0, 0, 1:] @ text[DIOR_CLASSES.index(name)]
+                contrast = response[inside].mean() - response[~inside].mean()  # NaN where one side is empty
+                row[f"{path}_peak"] = float(inside[response.argmax()])
+                row[f"{path}_inverted"] = math.nan if contrast.isnan() else float(contrast < 0)
+            rows.append(row)
+    frame = pd.DataFrame(rows, columns=["label", "chance", *MEASURED])
     means = frame.drop(columns="label").mean().round(4).to_dict()
     per_class = frame.groupby("label")["vv_peak"].mean().round(3).to_dict()
-    top1 = round(hits / count, 4) if count else math.nan
-    return {"images": count, "pairs": len(frame), "top1": top1, **means, "vv_peak_per_class": per_class}
+    top1 = round(float(np.mean(hits)), 4) if hits else math.nan
+    return {"images": len(hits), "pairs": len(frame), "top1": top1, **means, "vv_peak_per_class": per_class}
 
 
 def _patches_inside(boxes_xyxy: np.ndarray, size_hw: tuple[int, int], grid: tuple[int, int]) -> Tensor:
@@ -310,12 +242,12 @@ def _scenes_of(root: Path, split: str) -> Iterator[Scene]:
     boxes = dict(list(dataset.boxes.groupby("image_id")))
     for row in dataset.images.itertuples():
         own = boxes.get(row.image_id, dataset.boxes[:0])
-        yield Scene(read_image(row.path), own[["xmin", "ymin", "xmax", "ymax"]].to_numpy(float), tuple(own["label"]))
+        yield Scene(read_image(row.path), own[BOX_COLUMNS].to_numpy(float), tuple(own["label"]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Render, train, write, measure; or only measure."""
-    parser = argparse.ArgumentParser(prog="python -m surgerylib.pretrain", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m surgerylib.embedded.pretrain", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=EMBEDDED_MODEL, help="folder of the model")
     for name, value in asdict(Settings()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default {value}")
@@ -324,17 +256,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = vars(parser.parse_args(argv))
     out, measured = arguments.pop("out"), arguments.pop("measure")
     settings = Settings(**arguments)
-    for name in ("steps", "scenes", "batch", "warmup", "workers"):
-        if getattr(settings, name) < 1:
-            raise ParameterError(f"--{name} must be at least 1, got {getattr(settings, name)}")
     torch.set_num_threads(settings.workers)  # the order of sums, hence the last bit, depends on it
     if measured is None:
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # costs a tenth of the time, changes no result
         started = time.monotonic()
         pool = render_pool(settings.scenes, seed=settings.seed, workers=settings.workers)
         rendered = time.monotonic()
-        checkpoint = out / "pretrain.checkpoint"
-        path = save(train(settings, pool, checkpoint), out, settings)
-        checkpoint.unlink(missing_ok=True)
+        path = save(train(settings, pool), out, settings)
         print(f"{path}: rendering {rendered - started:.0f} s, training {time.monotonic() - rendered:.0f} s")
         scenes = (render_scene(scene_rng(settings.seed, "pretrain_check", index)) for index in range(UNSEEN))
     else:

@@ -1,8 +1,7 @@
 """The embedded dataset: procedural aerial scenes with DIOR's twenty classes, written in DIOR's layout.
 
 A scene is composed from the ground up: ground, water, roads and rails with what stands on them, then free-standing
-objects, then distractors (houses, trees), then one finish for the whole image (colours, haze, blur, noise). What
-already stands is kept in a coarse occupancy mask, so that nothing overlaps that could not.
+objects, then distractors (houses, trees), then one finish for the whole image (colours, haze, blur, noise).
 """
 
 from __future__ import annotations
@@ -22,10 +21,8 @@ from ..errors import OutputError, ParameterError
 from ..files import aside_prefix, is_abandoned
 from .ground import finish
 from .layout import Composer
-from .rules import CLASSES
 
-__all__ = ["CLASSES", "STREAMS", "VERSION", "Scene", "render_scene", "scene_rng", "write_scenes"]
-
+GENERATOR = "surgerylib.scenes"  # in the manifest, wherever this module stands, so that drawn folders stay valid
 VERSION = 1  # raise when the same seed no longer gives the same scenes
 STREAMS = {"train": 0, "val": 1, "test": 2, "pretrain": 3, "pretrain_check": 4}
 MANIFEST = "scenes.json"
@@ -55,13 +52,17 @@ def render_scene(seed_or_rng: int | np.random.Generator, size: int = 448) -> Sce
     Returns:
         The image and its boxes, tight around each object without its shadow, clipped to the image.
     """
-    if size < 64:
-        raise ParameterError(f"size must be at least 64 pixels, got {size}; the default is 448")
+    _check_size(size)
     rng = seed_or_rng if isinstance(seed_or_rng, np.random.Generator) else np.random.default_rng(seed_or_rng)
     composer = Composer(rng, size)
     composer.compose()
     image = finish(composer.canvas, rng)
     return Scene(image, np.array(composer.boxes, float).reshape(-1, 4), tuple(composer.labels))
+
+
+def _check_size(size: int) -> None:
+    if size < 64:
+        raise ParameterError(f"size must be at least 64 pixels, got {size}; the default is 448")
 
 
 def write_scenes(
@@ -96,9 +97,8 @@ def write_scenes(
     counts = {"train": num_train, "val": num_val, "test": num_test}
     if min(counts.values()) < 0:
         raise ParameterError(f"the number of images cannot be negative, got {counts}; give 0 for an empty split")
-    if size < 64:
-        raise ParameterError(f"size must be at least 64 pixels, got {size}; the default is 448")
-    manifest = {"generator": _GENERATOR, "version": VERSION, "counts": counts, "size": size, "seed": seed}
+    _check_size(size)
+    manifest = {"generator": GENERATOR, "version": VERSION, "counts": counts, "size": size, "seed": seed}
     found = _manifest_of(out_dir)
     if found is not None and all(found.get(key) == value for key, value in manifest.items()):
         return out_dir
@@ -126,7 +126,6 @@ def write_scenes(
     return out_dir
 
 
-_GENERATOR = "surgerylib.scenes"  # as folders of earlier versions have it
 _TOP_LEVEL = {"JPEGImages-trainval", "JPEGImages-test", "Annotations", "ImageSets", MANIFEST}
 
 
@@ -142,7 +141,7 @@ def _manifest_of(folder: Path) -> dict | None:
             manifest = json.loads((folder / MANIFEST).read_text())
         except ValueError:
             manifest = None
-        if isinstance(manifest, dict) and manifest.get("generator") == _GENERATOR:
+        if isinstance(manifest, dict) and manifest.get("generator") == GENERATOR:
             return manifest
     raise OutputError(f"{folder} holds files that are not generated scenes: choose another folder or empty this one")
 
@@ -174,8 +173,7 @@ def _write_all(root: Path, counts: dict[str, int], size: int, seed: int, progres
 def _xml(filename: str, scene: Scene) -> str:
     height, width, depth = scene.image.shape
     lines = [
-        "<annotation>",
-        f"\t<filename>{escape(filename)}</filename>",
+        f"<annotation>\n\t<filename>{escape(filename)}</filename>",
         "\t<source>\n\t\t<database>surgerylib scenes</database>\n\t</source>",
         f"\t<size>\n\t\t<width>{width}</width>\n\t\t<height>{height}</height>\n\t\t<depth>{depth}</depth>\n\t</size>",
         "\t<segmented>0</segmented>",

@@ -11,28 +11,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .canvas import (
-    ASPHALT,
-    CONCRETE,
-    LAWN,
-    PAINTS,
-    ROOFS,
-    WHITE,
-    Frame,
-    blob,
-    circle,
-    dim,
-    jitter,
-    mirror,
-    pick,
-    rectangle,
-)
+from .canvas import ASPHALT, CONCRETE, LAWN, PAINTS, ROOFS, WHITE, Frame, blob, circle, dim, jitter, mirror, pick
 
 
 def airport(f: Frame, rng: np.random.Generator) -> None:
     """A runway with taxiway, apron and terminal; offers stands for airplanes."""
     paved, apron = jitter(rng, (104, 106, 110), 14), jitter(rng, CONCRETE, 10)
-    f.poly(rectangle(0, 0.22, 2, 0.92), jitter(rng, (118, 138, 86), 14))
+    f.rect(0, 0.22, 2, 0.92, jitter(rng, (118, 138, 86), 14))
     f.rect(0, -0.08, 1.96, 0.15, paved)
     f.rect(0, 0.22, 1.8, 0.06, paved)
     for x in (-0.86, -0.4, 0.1, 0.55, 0.86):
@@ -50,16 +35,15 @@ def airport(f: Frame, rng: np.random.Generator) -> None:
     for x in stands[::2]:
         f.rect(x, 0.55, 0.03, 0.1, roof, tall=0.05)
     for x in stands[rng.random(6) < 0.7]:
-        f.slot(
-            "airplane", x + 0.05, 0.44, math.pi / 2 + rng.normal(0, 0.1) + math.pi * (rng.random() < 0.5), 0.3 * f.unit
-        )
+        turn = math.pi / 2 + rng.normal(0, 0.1) + math.pi * (rng.random() < 0.5)
+        f.slot("airplane", x + 0.05, 0.44, turn, 0.3 * f.unit)
 
 
 def bridge(f: Frame, rng: np.random.Generator) -> None:
     """A road deck on piers from bank to bank; half width 0.1 to 0.16 of its half length."""
     half = max(9.0 / f.unit, rng.uniform(0.08, 0.14))
     deck = pick(rng, (CONCRETE, (150, 150, 152), ASPHALT), 8)
-    f.poly(rectangle(0, 0, 2, 2 * half), deck, height=0.22, base=0.1)
+    f.rect(0, 0, 2, 2 * half, deck, tall=0.22, base=0.1)
     f.rect(0, 0, 2, 1.5 * half, jitter(rng, (104, 104, 108), 8))
     rail = jitter(rng, (214, 212, 206), 8)
     for y in (-half, half):
@@ -99,12 +83,12 @@ def dam(f: Frame, rng: np.random.Generator) -> None:
 
 def service_area(f: Frame, rng: np.random.Generator) -> None:
     """A plot beside an expressway: lorry and car bays, a fuel canopy, a building; offers bays to vehicles."""
-    f.poly(rectangle(0, 0, 2, 1.0), jitter(rng, (136, 136, 136), 8))
-    f.poly(rectangle(0, 0.36, 2, 0.14), jitter(rng, LAWN, 8))
+    f.rect(0, 0, 2, 1.0, jitter(rng, (136, 136, 136), 8))
+    f.rect(0, 0.36, 2, 0.14, jitter(rng, LAWN, 8))
     red = pick(rng, ((190, 50, 44), (46, 90, 160), (214, 120, 40), (60, 140, 90)), 6)
     side = float(rng.choice((-1, 1)))
     f.rect(side * 0.72, -0.12, 0.36, 0.36, WHITE, tall=0.1)
-    f.line(rectangle(side * 0.72, -0.12, 0.34, 0.34), 0.05, red, closed=True)
+    f.border(side * 0.72, -0.12, 0.34, 0.34, 0.05, red)
     f.rect(-side * 0.02, 0.3, 0.66, 0.26, pick(rng, ROOFS), tall=0.12)
     f.rect(-side * 0.02, 0.3, 0.2, 0.26, red, tall=0.03)
     f.rect(-side * 0.78, 0.28, 0.3, 0.24, pick(rng, ROOFS), tall=0.1)
@@ -123,8 +107,8 @@ def toll_station(f: Frame, rng: np.random.Generator) -> None:
     plaza = [(-1.9, -0.42), (-0.6, -1), (0.6, -1), (1.9, -0.42), (1.9, 0.42), (0.6, 1), (-0.6, 1), (-1.9, 0.42)]
     f.poly(plaza, jitter(rng, (146, 146, 146), 8), part=False)
     for y in lanes:
-        f.poly(rectangle(0, y, 0.84, 0.06), (226, 222, 206))
-        f.poly(rectangle(0.36, y, 0.1, 0.06), (206, 170, 40))
+        f.rect(0, y, 0.84, 0.06, (226, 222, 206))
+        f.rect(0.36, y, 0.1, 0.06, (206, 170, 40))
         f.line([(-1.1, y * 0.8), (-0.4, y)], 0.02, (226, 226, 220))
         f.line([(1.1, y * 0.8), (0.4, y)], 0.02, (226, 226, 220))
     f.rect(0, 0, 0.36, 2, roof, tall=0.16)
@@ -155,7 +139,7 @@ def harbor(f: Frame, rng: np.random.Generator) -> None:
 
 def _hull(f: Frame, rng: np.random.Generator, x, y, turn, half, beam) -> None:
     """A small boat, drawn as a part of the frame's object."""
-    boat = Frame(f.canvas, *f.world(np.array([[x, y]]))[0], f.angle + turn * rng.choice((-1, 1)), f.unit * half)
+    boat = Frame(f.canvas, *f.point(x, y), f.angle + turn * rng.choice((-1, 1)), f.unit * half)
     b = beam / half
     boat.poly(mirror([(1, 0), (0.5, 0.8 * b), (-0.9, b), (-1, 0.8 * b)]), pick(rng, PAINTS[:4], 8))
     boat.rect(-0.2, 0, 0.6, b, jitter(rng, (120, 150, 170), 14))
@@ -167,13 +151,14 @@ def overpass(f: Frame, rng: np.random.Generator) -> None:
     gray = jitter(rng, (128, 128, 130), 8)
     if rng.random() < 0.6:
         for sx, sy in ((-1, -1), (1, -1), (1, 1), (-1, 1)):
-            ramp = circle(sx * 0.86, sy * 0.86, 0.72, n=9, arc=_arc_towards(sx, sy))
+            inward = math.atan2(-sy, -sx)
+            ramp = circle(sx * 0.86, sy * 0.86, 0.72, n=9, arc=(inward - math.pi / 4, inward + math.pi / 4))
             f.line(ramp, 0.13, gray)
             f.extent.append(f.world(ramp))
     under = [(-0.1, -0.95), (0.1, -0.95), (0.2, -0.6), (0.2, 0.6), (0.1, 0.95), (-0.1, 0.95), (-0.2, 0.6), (-0.2, -0.6)]
     f.poly(under, jitter(rng, (108, 109, 112), 6))
     f.line([(0, -0.95), (0, 0.95)], 0.02, (232, 214, 120))
-    f.poly(rectangle(0, 0, 2, 2 * half), jitter(rng, CONCRETE, 6), height=0.32, base=0.12)
+    f.rect(0, 0, 2, 2 * half, jitter(rng, CONCRETE, 6), tall=0.32, base=0.12)
     f.rect(0, 0, 2, 1.55 * half, jitter(rng, (112, 112, 116), 6))
     f.line([(-1, 0), (1, 0)], 0.03, (232, 214, 120))
     for y in (-0.5 * half, 0.5 * half):
@@ -181,14 +166,9 @@ def overpass(f: Frame, rng: np.random.Generator) -> None:
             f.rect(x, y, 0.09, 0.015, WHITE)
 
 
-def _arc_towards(sx: int, sy: int) -> tuple[float, float]:
-    middle = math.atan2(-sy, -sx)
-    return middle - math.pi / 4, middle + math.pi / 4
-
-
 def trainstation(f: Frame, rng: np.random.Generator) -> None:
     """Platforms under long roofs between tracks (which run along x, drawn before), and a hall at one side."""
-    f.poly(rectangle(0, 0, 2, 0.62), jitter(rng, (128, 114, 100), 6))
+    f.rect(0, 0, 2, 0.62, jitter(rng, (128, 114, 100), 6))
     tracks(f, np.linspace(-0.26, 0.26, 7), 1.0)
     roof = pick(rng, ((206, 208, 210), (120, 150, 176), (178, 88, 70), (160, 164, 168)), 8)
     for y in (-0.175, 0.0, 0.175):

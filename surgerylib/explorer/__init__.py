@@ -1,1 +1,5 @@
 """The ipywidgets explorer: one image, any question."""
+
+from .app import Explorer
+
+__all__ = ["Explorer"]

@@ -5,20 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from ..datasets import Dataset, read_image
 from ..errors import ParameterError
-from ..matching import BOX_COLUMNS
 from .view_model import Subject
 
 
 class Album:
-    """A place among the images of a split.
-
-    Attributes:
-        dataset: the split.
-    """
+    """A place among the images of a split, `dataset`."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -52,11 +46,7 @@ class Album:
         self._place = (self._place + by) % len(self._order)
 
     def find(self, name: str) -> None:
-        """Among all images the one of this name, with or without its ending, or the first whose name holds it.
-
-        Raises:
-            ParameterError: there is none.
-        """
+        """Among all images the one of this name, with or without its ending, or the first whose name holds it."""
         names = self.dataset.images["image_id"]
         for found in (names == name, names == Path(name).stem, names.str.contains(name, case=False, regex=False)):
             if found.any():
@@ -68,18 +58,8 @@ class Album:
         )
 
     def subject(self, image_id: str) -> Subject:
-        """An image, read from its file, with its ground truth.
-
-        Raises:
-            ImageReadError: the file is missing or damaged.
-        """
+        """An image, read from its file, with its ground truth."""
         images, boxes = self.dataset.images, self.dataset.boxes
         path = images.loc[images["image_id"] == image_id, "path"].iloc[0]
         truth = boxes[boxes["image_id"] == image_id].drop(columns="image_id").reset_index(drop=True)
         return Subject(image_id, path, read_image(path), truth)
-
-
-def lone_subject(name: str, path: str, image: np.ndarray) -> Subject:
-    """An image that comes from no data set, and so has no ground truth."""
-    sides = {side: pd.Series(dtype="float64") for side in BOX_COLUMNS}
-    return Subject(name, path, image, pd.DataFrame({"label": pd.Series(dtype="str"), **sides}))

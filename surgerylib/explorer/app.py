@@ -6,7 +6,8 @@ its own; a slider is answered at once, where it is called. An error is a line in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from html import escape
@@ -18,15 +19,15 @@ from IPython.display import display
 
 from ..clip import load_clip
 from ..datasets import Dataset, dataset_splits, decode_image, load_dataset, read_image
-from ..embedded.scenes import write_scenes
+from ..embedded import write_scenes
 from ..engine.adapters import load_adapters
 from ..errors import ParameterError, SurgeryError
 from ..figures.maps import figure_bytes
 from ..files import atomic_write
-from ..locations import PROJECT_ROOT, checkpoint_file, dataset_folder, project_path
+from ..locations import EMBEDDED, PROJECT_ROOT, checkpoint_file, dataset_folder, project_path
 from ..study.summary import FEW_IMAGES, warnings_for
 from . import drawing as view
-from .album import Album, lone_subject
+from .album import Album
 from .controls import ANY_CLASS, Controls
 from .export import Origin, python_call, setting_yaml
 from .stage import Stage
@@ -47,27 +48,16 @@ class Explorer:
         widget: all of it.
     """
 
-    def __init__(
-        self,
-        *,
-        dataset: str = "embedded",
-        split: str = "test",
-        model: str = "embedded",
-        checkpoint: str | None = None,
-        adapter: str | None = None,
-        image_size: int | None = None,
-        depth: int = 6,
-        device: str = "auto",
-        save_dir: str = "reports/explorer",
-    ) -> None:
+    def __init__(self, *, save_dir: str = "reports/explorer", **origin: Any) -> None:
         """Show the controls at once, and load in the background. Wrong values become a line in the widget.
 
         Args:
-            dataset, split, model, checkpoint, image_size, depth, device: as in the notebooks.
-            adapter: trained heatmap adapters to switch on, a file or a folder of them; None for none.
             save_dir: where views are saved, relative to the project.
+            origin: model and data as in the notebooks: `dataset`, `split`, `model`, `checkpoint`, `image_size`,
+                `depth`, `device`, and `adapter`, the trained heatmap adapters to switch on, a file or a folder of them.
         """
-        self._origin = Origin(str(dataset), split, model, checkpoint, depth, adapter, image_size, device)
+        self._values = {**origin, "dataset": str(origin.get("dataset", EMBEDDED))}
+        self._origin = Origin()
         self._save_dir = save_dir
         self._exploration: Exploration | None = None
         self._album: Album | None = None
@@ -77,7 +67,8 @@ class Explorer:
         self._picked: str | None = None  # of what is asked, what the reader last chose to see
         self._quiet = False  # while the explorer itself sets controls
         self.work = Work()
-        self.controls = Controls(dataset=self._origin.dataset, split=split, has_adapter=adapter is not None)
+        split, adapter = origin.get("split", self._origin.split), origin.get("adapter")
+        self.controls = Controls(dataset=self._values["dataset"], split=split, has_adapter=adapter is not None)
         self.stage = Stage(self.controls.opacity, self._guarded(self._point, with_change=True))
         self.note, self._code = widgets.HTML(), widgets.HTML()
         code = widgets.Accordion([self._code], titles=("Python",), selected_index=None)
@@ -96,11 +87,7 @@ class Explorer:
         display(self.widget)
 
     def wait(self, timeout: float = 120) -> None:
-        """Until nothing runs in the background.
-
-        Raises:
-            TimeoutError: something does, after so many seconds.
-        """
+        """Until nothing runs in the background; a `TimeoutError` after so many seconds."""
         self.work.wait(timeout)
 
     def close(self) -> None:
@@ -116,11 +103,7 @@ class Explorer:
 
     @property
     def shown(self) -> Shown:
-        """What is shown: image, question, answers and ground truth.
-
-        Raises:
-            ParameterError: nothing is, as yet or after an error.
-        """
+        """What is shown: image, question, answers and ground truth; an error while nothing is."""
         if self._shown is None:
             raise ParameterError("nothing is shown: wait for an image, or mend what the line above the panels says")
         return self._shown
@@ -134,11 +117,7 @@ class Explorer:
         return setting_yaml(self._origin_of(self.shown), self.shown)
 
     def save(self) -> tuple[Path, Path]:
-        """Write the present view as PNG and its setting as YAML, beside what was saved before.
-
-        Raises:
-            SurgeryError: nothing to save, or nowhere to write.
-        """
+        """Write the present view as PNG and its setting as YAML, beside what was saved before."""
         return self._writer()()
 
     def _writer(self) -> Callable[[], tuple[Path, Path]]:
@@ -147,9 +126,8 @@ class Explorer:
         opacity, outline = self.controls.opacity.value, self.controls.outline.value
         words = f"{Path(shown.subject.name).stem}_{shown.question.shown}"
         stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in words)[:80]
-        alt = (
-            f"{shown.subject.name}, “{shown.question.shown}”: heatmaps of {', '.join(shown.question.kinds)} with boxes"
-        )
+        kinds = ", ".join(shown.question.kinds)
+        alt = f"{shown.subject.name}, “{shown.question.shown}”: heatmaps of {kinds} with boxes"
         if not isinstance(self._save_dir, str | Path):
             raise ParameterError(f"save_dir is {self._save_dir!r}; it must be a folder, such as reports/explorer")
         folder = project_path(self._save_dir)
@@ -173,8 +151,6 @@ class Explorer:
         if self._exploration is None:
             raise ParameterError("there is no model: wait, or mend what was wrong with it and run the cell again")
         return self._exploration
-
-    # controls -> what happens
 
     def _listen(self) -> None:
         own = self.controls
@@ -208,19 +184,17 @@ class Explorer:
 
         return call
 
-    def _set(self, set_controls: Callable[[], None]) -> None:
-        """Set controls without reacting to them."""
+    @contextmanager
+    def _set(self) -> Iterator[None]:
+        """Controls are set inside without a reaction to them."""
         self._quiet = True
         try:
-            set_controls()
+            yield
         finally:
             self._quiet = False
 
-    # model and data set
-
     def _load_model(self) -> Exploration:
-        origin = self._origin
-        origin.check()
+        self._origin = origin = Origin(**self._values)
         weights = checkpoint_file(origin.checkpoint) or origin.checkpoint
         clip = load_clip(origin.model, weights, device=origin.device, depth=origin.depth)
         adapters = load_adapters(origin.adapter, clip) if origin.adapter is not None else {}
@@ -229,7 +203,8 @@ class Explorer:
     def _take_model(self, exploration: Exploration) -> None:
         self._exploration = exploration
         self._show_notes()
-        self._set(lambda: self.controls.take_model(exploration.clip, self._origin.image_size))
+        with self._set():
+            self.controls.take_model(exploration.clip, self._origin.image_size)
         self._open()
 
     def _show_notes(self) -> None:
@@ -244,7 +219,8 @@ class Explorer:
     def _offer_splits(self) -> None:
         """The splits of the folder that was typed in, and the images of one of them."""
         splits = _splits(self.controls.dataset.value.strip())
-        self._set(lambda: self.controls.take_splits(splits, "test" if "test" in splits else splits[0]))
+        with self._set():
+            self.controls.take_splits(splits, "test" if "test" in splits else splits[0])
         self._open()
 
     def _open(self) -> None:
@@ -266,19 +242,16 @@ class Explorer:
             self._origin = replace(self._origin, dataset=name, split=split)
             self._album, exploration.classes = Album(dataset), dataset.classes
             self._show_notes()
-
-            def offer() -> None:
+            with self._set():
                 self.controls.take_splits(splits, split)
                 self.controls.take_classes(self._album.n_images)
-
-            self._set(offer)
             self._go()
 
         self.controls.enable(False)
-        finally_ = partial(self.controls.enable, True)
-        self.work.begin(f"reading {split} of {name}", read, take, kind="image", finally_=finally_)
+        self._begin_image(f"reading {split} of {name}", read, take)
 
-    # the image
+    def _begin_image(self, doing: str, compute: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        self.work.begin(doing, compute, then, kind="image", finally_=partial(self.controls.enable, True))
 
     def _leaf(self, go: Callable[[Album], None]) -> None:
         """Go to another image of the data set."""
@@ -296,7 +269,8 @@ class Explorer:
     def _find(self) -> None:
         if name := self.controls.find.value.strip():
             self._leaf(lambda album: album.find(name))
-            self._set(lambda: setattr(self.controls.with_class, "value", ANY_CLASS))
+            with self._set():
+                self.controls.with_class.value = ANY_CLASS
 
     def _go(self) -> None:
         album, image_id = self._album, self._album.image_id
@@ -305,12 +279,12 @@ class Explorer:
     def _open_path(self) -> None:
         if path := self.controls.path.value.strip():
             file = project_path(path)
-            self._look(file.name, file.name, lambda: lone_subject(file.name, str(file), read_image(file)))
+            self._look(file.name, file.name, lambda: Subject(file.name, str(file), read_image(file)))
 
     def _open_upload(self) -> None:
         if self.controls.upload.value:
             name, data = self.controls.upload.value[0]["name"], bytes(self.controls.upload.value[0]["content"])
-            self._look(name, name, lambda: lone_subject(name, "", decode_image(data, name)))
+            self._look(name, name, lambda: Subject(name, "", decode_image(data, name)))
 
     def _look_again(self) -> None:
         if self._wanted is not None:
@@ -318,7 +292,7 @@ class Explorer:
 
     def _look(self, name: str, position: str, subject_of: Callable[[], Subject]) -> None:
         """One forward in the background, then the answers."""
-        exploration, size = self._ready(), self.controls.chosen_size
+        exploration, size = self._ready(), self.controls.image_size.value or None
         self._wanted = (name, position, subject_of)
 
         def see() -> tuple[Subject, Look]:
@@ -329,13 +303,11 @@ class Explorer:
             exploration.show(*seen)
             self.stage.show_subject(*seen)
             self.controls.position.value = position
-            self._set(self.controls.clear)
+            with self._set():
+                self.controls.clear()
             self._ask()
 
-        finally_ = partial(self.controls.enable, True)
-        self.work.begin(f"looking at {name}", see, take, kind="image", finally_=finally_)
-
-    # the question
+        self._begin_image(f"looking at {name}", see, take)
 
     def _ask(self) -> None:
         """The list in force, or the image, may be another: offer the list, and choose what of it is shown."""
@@ -343,11 +315,8 @@ class Explorer:
         self.controls.depend()
         if exploration.subject is None:
             return
-        try:
+        with self._blank_after_error():
             asked = self.controls.asked(exploration.classes)
-        except SurgeryError:
-            self._blank()
-            raise
         if len(unread := exploration.unread(asked)) > _AT_ONCE:
             doing = f"reading {len(unread)} phrases"
             self.work.begin(doing, lambda: exploration.text(asked), lambda _: self._take_asked(asked), kind="words")
@@ -355,17 +324,15 @@ class Explorer:
             self._take_asked(asked)
 
     def _take_asked(self, asked: tuple[str, ...]) -> None:
-        self._picked = self._to_show(asked)
+        """Show a phrase that is new, else what the reader picked, else a class that the image holds."""
+        new = [name for name in asked if name not in self._asked and name not in self._exploration.classes]
+        self._picked = new[0] if new else self._picked if self._picked in asked else None
         self._asked = asked
         present = self._exploration.subject.truth["label"]
         shown = self._picked or next((name for name in present if name in asked), asked[0])
-        self._set(lambda: self.controls.take_asked(asked, shown))
+        with self._set():
+            self.controls.take_asked(asked, shown)
         self._refresh()
-
-    def _to_show(self, asked: tuple[str, ...]) -> str | None:
-        """A phrase that is new, else what the reader picked, else nothing: then the image decides."""
-        new = [name for name in asked if name not in self._asked and name not in self._exploration.classes]
-        return new[0] if new else self._picked if self._picked in asked else None
 
     def _pick(self) -> None:
         self._picked = self.controls.shown.value
@@ -377,20 +344,22 @@ class Explorer:
         self.controls.depend()
         if exploration.subject is None:
             return
-        try:
+        with self._blank_after_error():
             self._shown = exploration.ask(self.controls.question(self._asked))
-        except SurgeryError:
-            self._blank()
-            raise
         self.work.say("")
         self.stage.show_answers(self._shown, outline=self.controls.outline.value)
         self.stage.show_patch(self._shown)
         self._offer_code(self.python_call())
 
-    def _blank(self) -> None:
-        self._shown = None
-        self.stage.blank()
-        self._offer_code("")
+    @contextmanager
+    def _blank_after_error(self) -> Iterator[None]:
+        try:
+            yield
+        except SurgeryError:
+            self._shown = None
+            self.stage.blank()
+            self._offer_code("")
+            raise
 
     def _offer_code(self, code: str) -> None:
         self.controls.copy.text = code
@@ -401,12 +370,12 @@ class Explorer:
             self.stage.show_patch(self._shown)
 
     def _save(self) -> None:
-        self.work.begin("saving", self._writer(), self._say_saved, kind="save")
+        def say(saved: tuple[Path, Path]) -> None:
+            picture, setting = saved
+            shown = picture.relative_to(PROJECT_ROOT) if picture.is_relative_to(PROJECT_ROOT) else picture
+            self.work.say(f"saved {shown} and {setting.name}")
 
-    def _say_saved(self, saved: tuple[Path, Path]) -> None:
-        picture, setting = saved
-        shown = picture.relative_to(PROJECT_ROOT) if picture.is_relative_to(PROJECT_ROOT) else picture
-        self.work.say(f"saved {shown} and {setting.name}")
+        self.work.begin("saving", self._writer(), say, kind="save")
 
 
 def _splits(name: str) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ipywidgets as widgets
 
 from ..clip import SurgeryCLIP
 from ..errors import ParameterError
-from ..heatmaps import BOX_SCORES, HEATMAP_KINDS, SCORE_NAMES, SIMILARITIES, Setting
+from ..heatmaps import HEATMAP_KINDS, SCORE_NAMES, SIMILARITIES, Setting
 from .view_model import AS_NAMED, EVERY_BOX, Question, phrases
 from .widgets import CopyButton
 
@@ -16,26 +17,22 @@ ALL_KINDS = "all four side by side"
 ANY_CLASS = "any class"
 CLASSES, OWN_WORDS, BOTH = "classes", "own words", "both"
 _WIDE = widgets.Layout(width="auto")
-_STYLE = {"description_width": "84px"}
 _SIZE_FACTORS = (0.5, 1, 1.5, 2, 3)
 
 
 class Controls:
-    """Every control of the explorer as an attribute, and the two boxes that hold them.
+    """Every control of the explorer as an attribute.
 
     Attributes:
-        main, more, keep: boxes of the controls used all the time, of the others, and of the buttons that keep a view.
+        keep: a box of the buttons that keep a view.
         of_question: those that change what is asked of an image; `shown` and the list asked for stand apart.
     """
 
     def __init__(self, *, dataset: str, split: str, has_adapter: bool) -> None:
-        """
-        Args:
-            dataset, split: shown at first.
-            has_adapter: whether the switch for trained adapters can be used.
-        """
+        plain = Setting()
         self.dataset = _text("dataset", dataset, "folder, or embedded")
-        self.split = _choice("split", [split], width="200px")
+        self.split = _choice("split", [split])
+        self.split.layout.width = "200px"
         self.open = _button("read", "refresh", "read the data set again")
         self.path = _text("image file", "", "any JPEG, PNG, BMP or TIFF on this machine")
         self.upload = widgets.FileUpload(accept="image/*,.tif,.tiff", description="upload an image", layout=_WIDE)
@@ -53,22 +50,20 @@ class Controls:
         self.against = _choice("held against", [AS_NAMED, EVERY_BOX])
 
         self.kind = _choice("kind", [*HEATMAP_KINDS, ALL_KINDS])
-        self.kind.value = Setting().kind
+        self.kind.value = plain.kind
         self.similarity = _choice("similarity", SIMILARITIES)
         self.layers = _whole("last layers", 1, 1, 6)
         self.image_size = _choice("image size", [("the model's own", 0)])
-        self._own_size = 0
         self.adapted = _check("trained adapter")
         self.adapted.disabled = not has_adapter
 
-        plain = Setting()
         self.percentile = _slider("percentile", plain.percentile, 1.0, 99.5, 0.5, ".1f")
         self.min_side = _whole("least side", plain.min_side, 0, 100)
         self.min_side.tooltip = "smaller boxes are dropped, in pixels of the 224 x 224 map"
         self.use_nms, self.nms_iou = _check("suppress overlaps"), _slider("above IoU", 0.5, 0.05, 1.0, 0.05, ".2f")
         self.use_floor = _check("floor (raw value)")
-        self.floor = widgets.FloatText(value=0.0, step=0.01, description="at least", layout=_WIDE, style=_STYLE)
-        self.score = _choice("box score", [(SCORE_NAMES[name], name) for name in BOX_SCORES])
+        self.floor = _of(widgets.FloatText, "at least", value=0.0, step=0.01)
+        self.score = _choice("box score", [(shown, name) for name, shown in SCORE_NAMES.items()])
 
         self.opacity = _slider("opacity", 0.5, 0.0, 1.0, 0.05, ".2f")
         self.outline = _check("outline of the mask", True)
@@ -79,7 +74,18 @@ class Controls:
             self.against, self.kind, self.similarity, self.layers, self.adapted, self.percentile,
             self.min_side, self.use_nms, self.nms_iou, self.use_floor, self.floor, self.score,
         )  # fmt: skip
-        self.main = _group(
+        self._openers = (
+            self.open, self.split, self.dataset, self.path, self.upload, self.find, self.with_class, self.previous,
+            self.next, self.image_size,
+        )  # fmt: skip
+        self.keep = _row(self.save, self.copy)
+        self.enable(False)
+        self.depend()
+
+    @property
+    def main(self) -> widgets.VBox:
+        """A box of the controls used all the time."""
+        return _group(
             "explorer-main",
             _heading("Dataset"), self.dataset, _row(self.split, self.open),
             _heading("Image"), self.position, _row(self.previous, self.next), self.with_class, self.find, self.path,
@@ -87,32 +93,25 @@ class Controls:
             _heading("Ask for"), self.ask, self.words, self.shown,
             _heading("Boxes"), self.percentile, self.opacity,
         )  # fmt: skip
-        self.more = _group(
+
+    @property
+    def more(self) -> widgets.VBox:
+        """A box of the others."""
+        return _group(
             "explorer-more",
             _heading("Heatmap"), self.kind, self.similarity, self.layers, self.image_size, self.adapted,
             _heading("Extraction"), self.min_side, self.use_nms, self.nms_iou, self.use_floor, self.floor, self.score,
             self.outline, self.against,
         )  # fmt: skip
-        self.keep = _row(self.save, self.copy)
-        self.enable(False)
-        self.depend()
 
     def take_model(self, clip: SurgeryCLIP, image_size: int | None) -> None:
         """Offer what this model can do: its layers, and sizes that are multiples of its patch."""
         self.layers.max = clip.depth
         patch, own = clip.patch_size, clip.image_size
-        sizes = {own} | {max(patch, round(factor * own / patch) * patch) for factor in _SIZE_FACTORS}
-        sizes |= set() if image_size is None else {image_size}
-        self.image_size.options = [
-            (f"{size} pixels, {size // patch} × {size // patch} patches", size) for size in sorted(sizes)
-        ]
-        self.image_size.value = own if image_size is None else image_size
-        self._own_size = own
-
-    @property
-    def chosen_size(self) -> int | None:
-        """The image size as a parameter: None for the model's own."""
-        return None if self.image_size.value == self._own_size else self.image_size.value
+        size = image_size or own
+        sizes = {own, size} | {max(patch, round(factor * own / patch) * patch) for factor in _SIZE_FACTORS}
+        self.image_size.options = [(f"{n} pixels, {n // patch} × {n // patch} patches", n) for n in sorted(sizes)]
+        self.image_size.value = size
 
     def take_classes(self, n_images: Mapping[str, int]) -> None:
         """Offer the images of a class, and its ground truth to hold boxes against: class -> images that hold it."""
@@ -133,10 +132,7 @@ class Controls:
 
     def enable(self, enabled: bool) -> None:
         """Switch the controls that open something else on or off."""
-        for control in (
-            self.open, self.split, self.dataset, self.path, self.upload, self.find, self.with_class, self.previous,
-            self.next, self.image_size,
-        ):  # fmt: skip
+        for control in self._openers:
             control.disabled = not enabled
 
     def clear(self) -> None:
@@ -145,43 +141,30 @@ class Controls:
         self.upload.value = ()
 
     def asked(self, classes: Sequence[str]) -> tuple[str, ...]:
-        """All that is asked for.
-
-        Raises:
-            ParameterError: own words are wanted, and none are there.
-        """
+        """All that is asked for; an error where own words are wanted, and none are there."""
         if self.ask.value == CLASSES:
             return tuple(classes)
         own = phrases(self.words.value)
         return own if self.ask.value == OWN_WORDS else tuple(dict.fromkeys([*own, *classes]))
 
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The kinds shown."""
-        return tuple(HEATMAP_KINDS) if self.kind.value == ALL_KINDS else (self.kind.value,)
-
     def question(self, asked: tuple[str, ...]) -> Question:
-        """What the controls say together.
-
-        Args:
-            asked: as `asked` gave it.
-
-        Raises:
-            ParameterError: nothing is chosen to be shown.
-        """
+        """What the controls say together, of what is asked for."""
         if self.shown.value is None:
             raise ParameterError("nothing is chosen under “shown”; choose what to look at")
-        boxes = Setting(
-            percentile=self.percentile.value,
+        kinds = tuple(HEATMAP_KINDS) if self.kind.value == ALL_KINDS else (self.kind.value,)
+        setting, adapted, against = self._setting(kinds[-1]), self.adapted.value, self.against.value
+        return Question(asked, self.shown.value, kinds, setting, adapted, against)
+
+    def _setting(self, kind: str) -> Setting:
+        return Setting(
+            kind,
+            "cosine" if self.adapted.value else self.similarity.value,
+            self.layers.value,
+            self.percentile.value,
             min_side=self.min_side.value,
-            score=self.score.value,
+            box_score=self.score.value,
             nms_iou=self.nms_iou.value if self.use_nms.value else None,
             floor=self.floor.value if self.use_floor.value else None,
-        )
-        similarity = "cosine" if self.adapted.value else self.similarity.value
-        source = Setting(self.kinds[-1], similarity, self.layers.value)
-        return Question(
-            asked, self.shown.value, self.kinds, Setting(source, boxes), self.adapted.value, self.against.value
         )
 
     def depend(self) -> None:
@@ -193,23 +176,23 @@ class Controls:
 
 
 def _text(name: str, value: str, hint: str) -> widgets.Text:
-    return widgets.Text(
-        value=value, placeholder=hint, description=name, continuous_update=False, layout=_WIDE, style=_STYLE
-    )
+    return _of(widgets.Text, name, value=value, placeholder=hint, continuous_update=False)
 
 
 def _slider(name: str, value: float, least: float, most: float, step: float, form: str) -> widgets.FloatSlider:
-    return widgets.FloatSlider(
-        value=value, min=least, max=most, step=step, description=name, readout_format=form, layout=_WIDE, style=_STYLE
-    )
+    return _of(widgets.FloatSlider, name, value=value, min=least, max=most, step=step, readout_format=form)
 
 
 def _whole(name: str, value: int, least: int, most: int) -> widgets.IntSlider:
-    return widgets.IntSlider(value=value, min=least, max=most, description=name, layout=_WIDE, style=_STYLE)
+    return _of(widgets.IntSlider, name, value=value, min=least, max=most)
 
 
-def _choice(name: str, options: Sequence, width: str = "auto") -> widgets.Dropdown:
-    return widgets.Dropdown(options=options, description=name, layout=widgets.Layout(width=width), style=_STYLE)
+def _choice(name: str, options: Sequence) -> widgets.Dropdown:
+    return _of(widgets.Dropdown, name, options=options)
+
+
+def _of(kind: type[widgets.Widget], name: str, **options: Any) -> Any:
+    return kind(description=name, layout=widgets.Layout(width="auto"), style={"description_width": "84px"}, **options)
 
 
 def _check(name: str, value: bool = False) -> widgets.Checkbox:

@@ -16,15 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..boxes import resize_map
-from ..figures.maps import (
-    PREDICTION,
-    TRUTH,
-    draw_boxes,
-    new_figure,
-    overlay,
-    photo_axis,
-    styled,
-)
+from ..figures.maps import PREDICTION, TRUTH, draw_boxes, new_figure, overlay, photo_axis, styled
 from ..matching import BOX_COLUMNS
 from .view_model import Answer, Question, Shown
 
@@ -58,12 +50,9 @@ def overlay_bytes(heatmap: np.ndarray, colours: int = cv2.COLORMAP_JET) -> bytes
 
 
 def truth_shapes(truth: pd.DataFrame, own: pd.DataFrame, *, named: bool = True) -> list[dict[str, Any]]:
-    """Ground truth as shapes: the boxes held against in green, the others thin and white.
+    """Ground truth as shapes: `own`, the boxes held against, in green, the others thin and white.
 
-    Args:
-        truth: all boxes of the image.
-        own: those held against.
-        named: whether the label stands beside the largest box of each class; beside every one they would overlap.
+    If `named`, the label stands beside the largest box of each class; beside every one they would overlap.
     """
     area = (truth["xmax"] - truth["xmin"]) * (truth["ymax"] - truth["ymin"])
     largest = set(area.groupby(truth["label"]).idxmax()) if named and len(truth) else set()
@@ -117,16 +106,13 @@ def truth_table(answers: Sequence[Answer], truth: pd.DataFrame, against: str) ->
     """HTML: each ground truth box held against, with the IoU of the box that fits it best, a column a kind."""
     if truth.empty:
         return f'<p class="explorer-note">No ground truth box of {escape(against)} in this image.</p>'
-    head = "".join(f'<th scope="col" class="number">{escape(answer.kind)}</th>' for answer in answers)
     rows = []
     for place, row in enumerate(truth.itertuples()):
         cells = "".join(f'<td class="number">{answer.best_ious[place]:.2f}</td>' for answer in answers)
         size = f"{row.xmax - row.xmin:.0f} × {row.ymax - row.ymin:.0f}"
         rows.append(f'<tr><th scope="row">{escape(row.label)}</th><td class="number">{size}</td>{cells}</tr>')
-    return (
-        f"<table><caption>IoU with the ground truth ({escape(against)})</caption><thead><tr><th scope='col'>box</th>"
-        f'<th scope="col" class="number">pixels</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-    )
+    kinds = [answer.kind for answer in answers]
+    return _table(f"IoU with the ground truth ({escape(against)})", "box", ["pixels", *kinds], rows)
 
 
 def patch_table(answers: Sequence[Answer], question: Question, patch: tuple[int, int]) -> str:
@@ -135,7 +121,6 @@ def patch_table(answers: Sequence[Answer], question: Question, patch: tuple[int,
     values = np.stack([answer.maps[:, row, column] for answer in answers], axis=1)  # [C, kinds]
     order = np.argsort(-values[:, -1], kind="stable")
     low, high = float(values[:, -1].min()), float(values[:, -1].max())
-    head = "".join(f'<th scope="col" class="number">{escape(answer.kind)}</th>' for answer in answers)
     rows = []
     for place in order:
         name = question.asked[place]
@@ -144,23 +129,21 @@ def patch_table(answers: Sequence[Answer], question: Question, patch: tuple[int,
         bar = f'<td class="bar"><span style="width:{100 * share:.0f}%"></span></td>' if len(answers) == 1 else ""
         strong = ' class="shown"' if name == question.shown else ""
         rows.append(f'<tr{strong}><th scope="row">{escape(name)}</th>{cells}{bar}</tr>')
+    caption = f"Patch in row {row + 1}, column {column + 1}: similarity"
+    return _table(caption, "asked for", [answer.kind for answer in answers], rows, bar=len(answers) == 1)
+
+
+def _table(caption: str, first: str, columns: Sequence[str], rows: Sequence[str], *, bar: bool = False) -> str:
+    head = "".join(f'<th scope="col" class="number">{escape(name)}</th>' for name in columns)
     return (
-        f"<table><caption>Patch in row {row + 1}, column {column + 1}: similarity</caption><thead><tr>"
-        f"<th scope='col'>asked for</th>{head}{'<td></td>' if len(answers) == 1 else ''}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table>"
+        f"<table><caption>{caption}</caption><thead><tr><th scope='col'>{first}</th>{head}{'<td></td>' if bar else ''}"
+        f"</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     )
 
 
 @styled
 def figure(shown: Shown, *, patch: tuple[int, int] | None = None, opacity: float = 0.5, outline: bool = True) -> Figure:
-    """The present view as a figure: image and ground truth, then each kind's map with its boxes, then the patch.
-
-    Args:
-        shown: what is looked at.
-        patch: (row, column) pointed at; adds where it attends.
-        opacity: of the overlays.
-        outline: whether the mask's is drawn.
-    """
+    """The present view as a figure: image and ground truth, each kind's map with its boxes, where the patch attends."""
     subject, question, answers = shown.subject, shown.question, shown.answers
     width, height = subject.size_wh
     image = reduced(subject.image)

@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import Annotated
 
 import yaml
+from pydantic import Field
 
-from ..checks import whole_number
-from ..errors import ParameterError
+from ..errors import checked
 from ..heatmaps import Setting
-from ..locations import checkpoint_file
+from ..locations import EMBEDDED, checkpoint_file
 from .view_model import Exploration, Shown, words_of
 
 
-@dataclass(frozen=True)
+@checked
 class Origin:
-    """Model and data by the names of the notebooks' parameters; plain values.
+    """Model and data by the names of the notebooks' parameters; `image_size` None is the model's own."""
 
-    Attributes:
-        dataset, split, model, checkpoint, depth, adapter, device: as there.
-        image_size: None for the model's own.
-    """
-
-    dataset: str
-    split: str
-    model: str
-    checkpoint: str | None
-    depth: int
-    adapter: str | None = None
-    image_size: int | None = None
+    dataset: str = EMBEDDED
+    split: str = "test"
+    model: str = EMBEDDED
+    checkpoint: str | None = None
+    image_size: Annotated[int, Field(ge=1)] | None = None
+    depth: int = 6
     device: str = "auto"
-
-    def check(self) -> None:
-        """Raise a `ParameterError` unless each value is of its kind."""
-        for name in ("dataset", "split", "model", "checkpoint", "adapter"):
-            value = getattr(self, name)
-            if not isinstance(value, str) and not (value is None and name in ("checkpoint", "adapter")):
-                raise ParameterError(f"{name} must be text, not {value!r}; change it and run the cell again")
-        if self.image_size is not None:
-            whole_number("image_size", self.image_size)
-
-    def parameters(self) -> dict[str, Any]:
-        """The parameters of every notebook."""
-        names = ("dataset", "split", "model", "checkpoint", "image_size", "depth", "device")
-        return {name: getattr(self, name) for name in names}
+    adapter: str | None = None
 
 
 def setting_yaml(origin: Origin, shown: Shown) -> str:
@@ -55,9 +36,9 @@ def setting_yaml(origin: Origin, shown: Shown) -> str:
     question, subject = shown.question, shown.subject
     setting = question.of_kind(question.kinds[-1])
     several = {"kinds": list(question.kinds)} if len(question.kinds) > 1 else {}
-    values = {**origin.parameters(), **several, **setting.parameters(), "adapter": None}
+    values = {**asdict(origin), **several, **setting.parameters(), "adapter": None}
     if question.adapted:  # the workbook shows adapted maps beside the others, under a floor of their own
-        values |= {"adapter": origin.adapter, "adapter_floor": setting.boxes.floor, "floor": None}
+        values |= {"adapter": origin.adapter, "adapter_floor": values["floor"], "floor": None}
     lines = [
         f"# {setting.describe()}" + (", maps through the trained adapter" if question.adapted else ""),
         f"# seen on {subject.path or subject.name}, asked for {question.shown!r} among {len(question.asked)}",
@@ -69,16 +50,16 @@ def setting_yaml(origin: Origin, shown: Shown) -> str:
 def python_call(origin: Origin, shown: Shown, exploration: Exploration) -> str:
     """Python that gives the boxes of what is shown, for each kind, with the public interface alone."""
     question, subject = shown.question, shown.subject
-    boxes, plain = asdict(question.setting.boxes), asdict(Setting())
-    options = "".join(
-        f", {name}={value!r}" for name, value in boxes.items() if name == "percentile" or value != plain[name]
-    )
+    chosen, plain = asdict(question.setting), asdict(Setting())
+    names = ("working_size", "min_side", "max_side", "box_score", "nms_iou", "floor")
+    changed = ["percentile", *(name for name in names if chosen[name] != plain[name])]
+    options = "".join(f", {name}={chosen[name]!r}" for name in changed)
     weights = checkpoint_file(origin.checkpoint)
     weights = origin.checkpoint if weights is None else str(weights)
     device = "" if origin.device == "auto" else f", device={origin.device!r}"
     size = "" if origin.image_size is None else f", {origin.image_size}"
     names = ["load_clip", "read_image", "extract_boxes", "heatmaps", *(["load_adapters"] if question.adapted else [])]
-    layers, through = f"{question.setting.source.last_layers}", ""
+    layers, through = f"{question.setting.layers}", ""
     if question.adapted:
         layers, through = "adapters[kind].model.num_layers", ", adapter=adapters[kind].model"
     lines = [
@@ -91,7 +72,7 @@ def python_call(origin: Origin, shown: Shown, exploration: Exploration) -> str:
         *([f"adapters = load_adapters({origin.adapter!r}, clip)"] if question.adapted else []),
         f"for kind in {list(question.kinds)!r}:",
         f"    tokens = clip.encode_image(pixels, last_layers={layers})",
-        f"    maps = heatmaps(tokens, text, kind, similarity={question.setting.source.similarity!r}{through})",
+        f"    maps = heatmaps(tokens, text, kind, similarity={question.setting.similarity!r}{through})",
         f"    boxes = extract_boxes(maps[0, {question.asked.index(question.shown)}], image.shape[1::-1]{options})",
         "    print(kind, boxes.round(2))",
     ]

@@ -10,7 +10,7 @@ import ipywidgets as widgets
 from ..figures.maps import KIND_COLOURS
 from ..heatmaps import HEATMAP_KINDS
 from . import drawing as view
-from .view_model import Answer, Look, Question, Shown, Subject
+from .view_model import Look, Shown, Subject
 from .widgets import Panel
 
 Patch = tuple[int, int] | None
@@ -21,23 +21,11 @@ _HINT = (
 
 
 class Stage:
-    """Panels of the photograph, of each kind's map and of the last block's attention, and two tables.
-
-    Attributes:
-        widget: all of it.
-        photo, maps, attention: panels of the photograph, of up to four kinds, and of the `qk` and `vv` attention.
-        panels, looks: boxes of those shown.
-        truths, patches: tables, HTML.
-        patch: (row, column) pointed at; None before the first.
-    """
+    """Panels of the photograph, of each kind's map and of the last block's attention, and two tables."""
 
     def __init__(self, opacity: widgets.FloatSlider, on_point: Callable[[dict], None]) -> None:
-        """
-        Args:
-            opacity: of the overlays; the browser alone follows it.
-            on_point: called with the change when some panel's patch is pointed at or pinned; `point` takes the panel.
-        """
-        self.patch: Patch = None
+        """`opacity` is of the overlays; `on_point` gets the change when a panel's patch is pointed at or pinned."""
+        self.patch: Patch = None  # (row, column) pointed at
         self._grid = (0, 0)
         self.photo = Panel(title="image and ground truth")
         self.maps = [Panel() for _ in HEATMAP_KINDS]
@@ -85,7 +73,8 @@ class Stage:
             self.panels.children = panels
         quiet = view.truth_shapes(shown.own, shown.own, named=False)
         for place, answer in enumerate(answers):
-            panel, title = self.maps[place], self._title(question, answer)
+            adapted = " + adapter" if question.adapted else ""
+            panel, title = self.maps[place], f"{answer.kind}{adapted}: “{question.shown}”"
             with panel.hold_sync():
                 if self._drawn[place] is not answer.maps or panel.title != title:
                     panel.overlay = view.overlay_bytes(answer.shown)
@@ -134,11 +123,6 @@ class Stage:
 
     def _has(self, patch: Patch) -> bool:
         return patch is not None and patch[0] < self._grid[0] and patch[1] < self._grid[1]
-
-    @staticmethod
-    def _title(question: Question, answer: Answer) -> str:
-        adapted = " + adapter" if question.adapted else ""
-        return f"{answer.kind}{adapted}: “{question.shown}”"
 
 
 def _box(name: str, *children: widgets.Widget) -> widgets.Box:

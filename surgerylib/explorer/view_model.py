@@ -25,22 +25,17 @@ from ..matching import BOX_COLUMNS
 from ..words import DIOR_CLASSES, canonical_class, prompt_names
 
 AS_NAMED, EVERY_BOX = "as named", "every box"  # what boxes are held against, beside a class
+_SIDES = {side: pd.Series(dtype="float64") for side in BOX_COLUMNS}
+NO_TRUTH = pd.DataFrame({"label": pd.Series(dtype="str"), **_SIDES})
 
 
 class Subject(NamedTuple):
-    """An image to look at.
+    """An image to look at."""
 
-    Attributes:
-        name: its id, or the file's name.
-        path: where it lies; empty for one that was uploaded.
-        image: uint8 RGB [H, W, 3].
-        truth: ground truth boxes (label, xmin, ymin, xmax, ymax in pixels); no rows where there are none.
-    """
-
-    name: str
-    path: str
-    image: np.ndarray
-    truth: pd.DataFrame
+    name: str  # its id, or the file's name
+    path: str  # where it lies; empty for one that was uploaded
+    image: np.ndarray  # uint8 RGB [H, W, 3]
+    truth: pd.DataFrame = NO_TRUTH  # ground truth boxes: label, xmin, ymin, xmax, ymax in pixels
 
     @property
     def size_wh(self) -> tuple[int, int]:
@@ -49,17 +44,11 @@ class Subject(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What one forward gives of an image.
+    """What one forward gives of an image."""
 
-    Attributes:
-        tokens: of all layers in which the value-value path runs, one image.
-        attention: `qk` and `vv` -> [1 + N, 1 + N], the last block's weights, mean over heads; CLS first.
-        image_size: side in pixels that the image was brought to.
-    """
-
-    tokens: ImageTokens
-    attention: dict[str, np.ndarray]
-    image_size: int
+    tokens: ImageTokens  # of all layers in which the value-value path runs, one image
+    attention: dict[str, np.ndarray]  # qk, vv -> [1 + N, 1 + N], the last block's weights, mean over heads; CLS first
+    image_size: int  # side in pixels that the image was brought to
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -67,61 +56,37 @@ class Look(NamedTuple):
         return self.tokens.grid
 
     def attended(self, path: str, patch: tuple[int, int]) -> np.ndarray:
-        """Where a patch attends: [h, w], what is left to 1 goes to the CLS token.
-
-        Args:
-            path: `qk` or `vv`.
-            patch: (row, column).
-        """
+        """Where the patch (row, column) attends on `qk` or `vv`: [h, w], what is left to 1 goes to the CLS token."""
         row, column = patch
         return self.attention[path][1 + row * self.grid[1] + column, 1:].reshape(self.grid)
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of an image.
+    """What is asked of an image."""
 
-    Attributes:
-        asked: the whole list in force, class names or phrases; under `surgery` each map depends on all of them.
-        shown: the one looked at, one of them.
-        kinds: of the maps, one or several side by side.
-        setting: from tokens to boxes; its source's kind and adapter are left to `kinds` and `adapted`.
-        adapted: whether maps go through the trained adapter of their kind.
-        held_against: a class, `AS_NAMED` (the class that `shown` names, else every box) or `EVERY_BOX`.
-    """
-
-    asked: tuple[str, ...]
-    shown: str
-    kinds: tuple[str, ...] = ("vv_mixed",)
-    setting: Setting = field(default_factory=Setting)
-    adapted: bool = False
-    held_against: str = AS_NAMED
+    asked: tuple[str, ...]  # class names or phrases; under `surgery` each map depends on all of them
+    shown: str  # the one looked at
+    kinds: tuple[str, ...] = ("vv_mixed",)  # of the maps, side by side
+    setting: Setting = field(default_factory=Setting)  # from tokens to boxes, but for kind and adapter
+    adapted: bool = False  # whether maps go through the trained adapter of their kind
+    held_against: str = AS_NAMED  # a class, `AS_NAMED` (the class that `shown` names, else every box) or `EVERY_BOX`
 
     def of_kind(self, kind: str) -> Setting:
         """The setting with this kind."""
-        return replace(self.setting, source=replace(self.setting.source, kind=kind))
+        return replace(self.setting, kind=kind)
 
 
 class Answer(NamedTuple):
-    """What one kind says to a question.
-
-    Attributes:
-        kind: of the maps.
-        maps: float32 [C, h, w], raw, of all that is asked.
-        shown: [h, w], the one looked at.
-        boxes: float64 [K, 5], xyxy in pixels of the image and score, best first.
-        outline: of the mask that the boxes enclose, closed lines [P, 2] in 0..1 of the image.
-        threshold: raw value that a pixel had to reach.
-        overlaps: float [G, K], IoU of each ground truth box that it is held against with each box.
-    """
+    """What one kind says to a question."""
 
     kind: str
-    maps: np.ndarray
-    shown: np.ndarray
-    boxes: np.ndarray
-    outline: list[np.ndarray]
-    threshold: float
-    overlaps: np.ndarray
+    maps: np.ndarray  # float32 [C, h, w], raw, of all that is asked
+    shown: np.ndarray  # [h, w], the one looked at
+    boxes: np.ndarray  # float64 [K, 5], xyxy in pixels of the image and score, best first
+    outline: list[np.ndarray]  # of the mask that the boxes enclose, closed lines [P, 2] in 0..1 of the image
+    threshold: float  # raw value that a pixel had to reach
+    overlaps: np.ndarray  # [G, K], IoU of each ground truth box that it is held against with each box
 
     @property
     def best_ious(self) -> np.ndarray:
@@ -130,32 +95,18 @@ class Answer(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """A question about an image, answered: all that is drawn, saved and copied, so that the three agree.
-
-    Attributes:
-        subject, seen: the image, and what the model saw of it.
-        question: what was asked.
-        answers: of each kind.
-        own: the ground truth boxes that boxes are held against.
-        against: in words, which these are.
-    """
+    """A question about an image, answered: all that is drawn, saved and copied, so that the three agree."""
 
     subject: Subject
-    seen: Look
+    seen: Look  # what the model saw of it
     question: Question
-    answers: list[Answer]
-    own: pd.DataFrame
-    against: str
+    answers: list[Answer]  # of each kind
+    own: pd.DataFrame  # the ground truth boxes that boxes are held against
+    against: str  # in words, which these are
 
 
 def look(clip: SurgeryCLIP, image: np.ndarray, image_size: int | None = None) -> Look:
-    """One forward: both paths, all layers, the last block's attention.
-
-    Args:
-        clip: the frozen model.
-        image: uint8 RGB [H, W, 3].
-        image_size: as in `SurgeryCLIP.preprocess`.
-    """
+    """One forward of uint8 RGB [H, W, 3]: both paths, all layers, the last block's attention."""
     tokens = clip.encode_image(clip.preprocess(image, image_size)[None], clip.depth, return_attention=True)
     weights = {"qk": tokens.qk_attention, "vv": tokens.vv_attention}
     attention = {path: of_heads[0].mean(dim=0).cpu().numpy() for path, of_heads in weights.items()}
@@ -164,17 +115,11 @@ def look(clip: SurgeryCLIP, image: np.ndarray, image_size: int | None = None) ->
 
 
 def phrases(text: str) -> tuple[str, ...]:
-    """What somebody typed, taken apart at commas: each phrase once, in order.
-
-    Raises:
-        ParameterError: nothing is left.
-    """
+    """What somebody typed, taken apart at commas: each phrase once, in order; an error where nothing is left."""
     readable = "".join(character if character.isprintable() else " " for character in text.replace("\n", ","))
     found = tuple(dict.fromkeys(filter(None, (" ".join(part.split()) for part in readable.split(",")))))
     if not found:
-        raise ParameterError(
-            f"no own words in {text!r}: type what to look for, several phrases with commas between them"
-        )
+        raise ParameterError(f"no own words in {text!r}: type what to look for, phrases with commas between them")
     return found
 
 
@@ -185,13 +130,7 @@ def words_of(asked: Sequence[str], classes: Sequence[str]) -> list[str]:
 
 
 def held_against(question: Question, truth: pd.DataFrame, classes: Sequence[str]) -> tuple[pd.DataFrame, str]:
-    """The ground truth boxes that boxes are compared with, and in words which these are.
-
-    Args:
-        question: `held_against` and `shown` count.
-        truth: of the image.
-        classes: the data set's.
-    """
+    """Of an image's ground truth the boxes that boxes are compared with, and in words which these are."""
     wanted = question.held_against
     if wanted == AS_NAMED:
         try:
@@ -204,22 +143,12 @@ def held_against(question: Question, truth: pd.DataFrame, classes: Sequence[str]
 
 
 class Exploration:
-    """A CLIP, its adapters and one image after another.
+    """A CLIP, its adapters (by kind) and one image after another: `subject`, and what was `seen` of it."""
 
-    Attributes:
-        clip: the frozen model.
-        adapters: kind -> trained adapter.
-        classes: the data set's class list.
-        subject, seen: the image looked at, and what the model saw of it; None before the first.
-    """
-
-    def __init__(
-        self, clip: SurgeryCLIP, classes: Sequence[str] = DIOR_CLASSES,
-        adapters: Mapping[str, TrainedAdapter] | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, clip: SurgeryCLIP, adapters: Mapping[str, TrainedAdapter] | None = None) -> None:
         self.clip = clip
-        self.classes = tuple(classes)
         self.adapters = dict(adapters or {})
+        self.classes = DIOR_CLASSES
         self.subject: Subject | None = None
         self.seen: Look | None = None
         self._text: dict[str, Tensor] = {}  # words -> [D]
@@ -239,52 +168,34 @@ class Exploration:
         """Take another image, of which `look` has already been made."""
         self.subject, self.seen, self._maps = subject, seen, {}
 
-    def source(self, question: Question, kind: str) -> Setting:
-        """The map of a kind that the question asks for.
-
-        Raises:
-            ParameterError: there is no adapter for this kind.
-        """
-        if not question.adapted:
-            return replace(question.setting.source, kind=kind, adapter=None)
-        if kind not in self.adapters:
-            have = ", ".join(self.adapters) or "none"
-            raise ParameterError(
-                f"no trained adapter for {kind} (there are: {have}); choose another kind, or switch off"
-            )
-        return self.adapters[kind].source(kind)
-
     def maps(self, question: Question, kind: str) -> np.ndarray:
-        """float32 [C, h, w] of all that is asked; kept until the next image.
-
-        Raises:
-            ParameterError: `surgery` with one phrase, an adapter that is missing, too many layers.
-        """
-        source = self.source(question, kind)
-        key = (source.key, question.asked)
+        """float32 [C, h, w] of all that is asked; kept until the next image."""
+        setting = question.of_kind(kind)
+        if question.adapted:
+            if kind not in self.adapters:
+                have = ", ".join(self.adapters) or "none"
+                raise ParameterError(f"no trained adapter for {kind} (have: {have}); take another kind, or switch off")
+            setting = self.adapters[kind].setting(kind)
+        key = (setting.maps_key, question.asked)
         if key not in self._maps:
-            tokens, layers = self.seen.tokens, source.last_layers
+            tokens, layers = self.seen.tokens, setting.layers
             if layers > len(tokens.qk):
                 raise ParameterError(f"layers is {layers}; the value-value path runs in the last {len(tokens.qk)}")
-            if source.similarity == "surgery" and len(question.asked) < 2:
+            if setting.similarity == "surgery" and len(question.asked) < 2:
                 raise ParameterError(
                     f"surgery similarity compares phrases, and {question.asked[0]!r} is alone: add another, ask for "
                     "the classes too, or choose cosine"
                 )
-            options = {"similarity": source.similarity}
-            if source.adapter is not None:
-                options["adapter"] = self.adapters[kind].model
+            adapter = self.adapters[kind].model if question.adapted else None
             with torch.no_grad():
-                found = heatmaps(tokens.last(layers), self.text(question.asked), kind, **options)
+                found = heatmaps(
+                    tokens.last(layers), self.text(question.asked), kind, similarity=setting.similarity, adapter=adapter
+                )
             self._maps[key] = found[0].float().cpu().numpy()
         return self._maps[key]
 
     def ask(self, question: Question) -> Shown:
-        """An answer of each kind to a question about the present image.
-
-        Raises:
-            ParameterError: as in `maps`; nothing, or something else, is shown.
-        """
+        """An answer of each kind to a question about the present image; an error where there cannot be one."""
         if question.shown not in question.asked:
             raise ParameterError(
                 f"{question.shown!r} is not asked for; nearest: {nearest(question.shown, question.asked)}"
@@ -294,8 +205,8 @@ class Exploration:
         place, found = question.asked.index(question.shown), []
         for kind in question.kinds:
             maps = self.maps(question, kind)
-            boxes = extract_many(maps[place], self.subject.size_wh, [question.setting.boxes])[0].boxes
-            outline, threshold = mask_outline(maps[place], question.setting.boxes)
+            boxes = extract_many(maps[place], self.subject.size_wh, [question.setting])[0].boxes
+            outline, threshold = mask_outline(maps[place], question.setting)
             overlaps = box_iou(own_xyxy[:, None], boxes[None, :, :4])
             found.append(Answer(kind, maps, maps[place], boxes, outline, threshold, overlaps))
         return Shown(self.subject, self.seen, question, found, own, against)
@@ -304,16 +215,11 @@ class Exploration:
 def mask_outline(heatmap: np.ndarray, settings: Setting) -> tuple[list[np.ndarray], float]:
     """The outline of the mask that boxes enclose (of several thresholds: the lowest), and the raw value at its edge.
 
-    Args:
-        heatmap: [h, w].
-        settings: of the extraction.
-
     Returns:
         closed lines [P, 2], x and y in 0..1 of the image; none for a constant map.
     """
     resized = resize_map(heatmap, settings.working_size)
-    level = min(threshold_levels(resized, settings.thresholds).values())
-    level = floored_level(level, settings.floor)
+    level = floored_level(min(threshold_levels(resized, settings.thresholds).values()), settings.floor)
     if resized.min() == resized.max():
         return [], level
     contours, _ = cv2.findContours(threshold_mask(resized, level), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_TC89_L1)

@@ -11,31 +11,19 @@ _FRONT = Path(__file__).parent / "templates"
 
 
 class Panel(anywidget.AnyWidget):
-    """A photograph with a heatmap over it and boxes on top; says which patch is pointed at.
-
-    Attributes:
-        photo, overlay: JPEG; none when empty. The overlay is stretched over the whole picture.
-        opacity: of the overlay, 0 to 1; the browser alone changes it.
-        size: width and height in pixels, the coordinates of `shapes`.
-        shapes: dicts of box (xyxy), style (truth, other, found), text and title.
-        outline: closed lines, each x, y, x, y... in 0..1.
-        grid: rows and columns of patches.
-        pointed: row and column of the patch, or nothing; hover, touch and arrow keys set it.
-        pinned: whether hovering leaves it alone (a click).
-        title, colour, caption: above and below the picture.
-    """
+    """A photograph with a heatmap over it and boxes on top; says which patch is pointed at."""
 
     _esm = _FRONT / "panel.js"
     _css = _FRONT / "explorer.css"
-    photo = traitlets.Bytes(b"").tag(sync=True)
-    overlay = traitlets.Bytes(b"").tag(sync=True)
-    opacity = traitlets.Float(0.5).tag(sync=True)
-    size = traitlets.List([1, 1]).tag(sync=True)
-    shapes = traitlets.List([]).tag(sync=True)
-    outline = traitlets.List([]).tag(sync=True)
-    grid = traitlets.List([0, 0]).tag(sync=True)
-    pointed = traitlets.List([]).tag(sync=True)
-    pinned = traitlets.Bool(False).tag(sync=True)
+    photo = traitlets.Bytes(b"").tag(sync=True)  # JPEG
+    overlay = traitlets.Bytes(b"").tag(sync=True)  # JPEG, stretched over the whole picture
+    opacity = traitlets.Float(0.5).tag(sync=True)  # of the overlay, 0 to 1; the browser alone changes it
+    size = traitlets.List([1, 1]).tag(sync=True)  # width and height in pixels, the coordinates of `shapes`
+    shapes = traitlets.List([]).tag(sync=True)  # dicts of box (xyxy), style (truth, other, found), text and title
+    outline = traitlets.List([]).tag(sync=True)  # closed lines, each x, y, x, y... in 0..1
+    grid = traitlets.List([0, 0]).tag(sync=True)  # rows and columns of patches
+    pointed = traitlets.List([]).tag(sync=True)  # row and column, or nothing; hover, touch and arrow keys set it
+    pinned = traitlets.Bool(False).tag(sync=True)  # whether hovering leaves it alone (a click)
     title = traitlets.Unicode("").tag(sync=True)
     colour = traitlets.Unicode("").tag(sync=True)
     caption = traitlets.Unicode("").tag(sync=True)

@@ -18,36 +18,24 @@ from ..errors import SurgeryError
 
 
 class Work:
-    """One thread for what takes long, so that the kernel goes on answering.
-
-    Attributes:
-        busy: `progress`, a bar, and `doing`, what is being done; hidden while nothing is.
-        line: the last error, or what was done.
-        lock: held while the widget's state changes.
-        traceback: of the last error that is a bug of this package; empty while there was none.
-    """
+    """One thread for what takes long, so that the kernel goes on answering."""
 
     def __init__(self) -> None:
-        self.line = widgets.HTML()
+        self.line = widgets.HTML()  # the last error, or what was done
         self.progress = widgets.IntProgress(min=0, max=1, layout=widgets.Layout(width="110px"))
         self.doing = widgets.Label()
         self.busy = widgets.HBox([self.progress, self.doing], layout=widgets.Layout(min_height="32px"))
-        self.lock = threading.RLock()
-        self.traceback = ""
+        self.lock = threading.RLock()  # held while the widget's state changes
+        self.traceback = ""  # of the last error that is a bug of this package
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="explorer")
         self._job: Future | None = None
         self._newest: dict[str, int] = {}
         self._pending = 0
 
     def begin(
-        self,
-        doing: str,
-        compute: Callable[[], Any],
-        then: Callable[[Any], None],
-        *,
-        kind: str,
+        self, doing: str, compute: Callable[[], Any], then: Callable[[Any], None], *, kind: str,
         finally_: Callable[[], None] = lambda: None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Compute in the background, then go on with the result under the lock.
 
         Args:
@@ -92,11 +80,7 @@ class Work:
         self.busy.layout.visibility = "visible"
 
     def wait(self, timeout: float) -> None:
-        """Until nothing runs in the background.
-
-        Raises:
-            TimeoutError: something does, after so many seconds.
-        """
+        """Until nothing runs in the background; a `TimeoutError` after so many seconds."""
         while (job := self._job) is not None:
             job.result(timeout)
             if job is self._job:
@@ -111,9 +95,8 @@ class Work:
             self.say(str(error), error=True)
         except Exception as error:  # a bug of ours: one line too, and the rest for whoever reports it
             self.traceback = traceback.format_exc()
-            self.say(
-                f"a bug of the workbook ({type(error).__name__}: {error}); report explorer.work.traceback", error=True
-            )
+            what = f"{type(error).__name__}: {error}"
+            self.say(f"a bug of the workbook ({what}); report explorer.work.traceback", error=True)
 
     def say(self, text: str, *, error: bool = False) -> None:
         """Set the line; an empty text takes it away."""

@@ -144,6 +144,12 @@ def cut_off(page: Page) -> int:
     )
 
 
+def serious(page: Page) -> list[str]:
+    """What axe finds that keeps people out."""
+    violations = Axe().run(page, context=".clip-explorer").response["violations"]
+    return [found["id"] for found in violations if found["impact"] in ("serious", "critical")]
+
+
 def keep(page: Page, screenshots: Path, name: str) -> None:
     page.locator(".clip-explorer").screenshot(path=screenshots / f"explorer_{name}.png")
 
@@ -160,16 +166,12 @@ def test_the_server_asks_for_a_token_and_listens_on_this_machine_alone(lab):
     assert listening <= {"127.0.0.1", "::1"}
 
 
-def test_running_the_notebook_shows_an_image_its_map_and_boxes(page, screenshots):
+def test_it_opens_and_the_slider_moves_the_boxes_in_time(page, screenshots):
     assert panel(page, 0).locator("rect.truth").count() > 0
-    assert boxes(page)
     assert panel(page, 1).locator("img.explorer-overlay").evaluate("image => image.naturalWidth") == 224
-    expect(page.get_by_label("go to")).to_be_enabled()
-    keep(page, screenshots, "opened")
-
-
-def test_the_slider_moves_the_boxes_and_answers_in_time(page, screenshots):
+    assert serious(page) == []
     before = boxes(page)
+    assert before
     handle = slider(page, "percentile")
     track = handle.locator("xpath=ancestor::*[contains(@class, 'noUi-target')]").bounding_box()
     grip = handle.bounding_box()
@@ -182,14 +184,13 @@ def test_the_slider_moves_the_boxes_and_answers_in_time(page, screenshots):
         "([selector, was]) => [...document.querySelectorAll(selector)].map(r => r.outerHTML).join() !== was",
         arg=[".explorer-panels > :nth-child(2) rect.found", ",".join(before)],
     )
-    assert boxes(page) != before
     keep(page, screenshots, "threshold")
     milliseconds = page.evaluate(
         """async () => {
           const drawn = document.querySelectorAll(".explorer-stage > svg")[1];
           const handle = document.querySelector(".widget-slider .noUi-handle");
           const times = [];
-          for (let i = 0; i < 20; i++) {
+          for (let i = 0; i < 10; i++) {
             const start = performance.now();
             const changed = new Promise((done) => {
               const watch = new MutationObserver(() => { watch.disconnect(); done(); });
@@ -208,6 +209,7 @@ def test_the_slider_moves_the_boxes_and_answers_in_time(page, screenshots):
     assert statistics.median(milliseconds) < 100
 
 
+@pytest.mark.slow
 def test_a_phrase_of_ones_own_is_shown_with_the_numbers_of_the_pointed_patch(page, screenshots):
     page.get_by_role("button", name="both").click()
     page.get_by_label("own words").fill("red roof, runway")
@@ -228,55 +230,21 @@ def test_a_phrase_of_ones_own_is_shown_with_the_numbers_of_the_pointed_patch(pag
     keep(page, screenshots, "phrase_and_patch")
 
 
-def test_four_kinds_stand_side_by_side(page, screenshots):
-    page.get_by_label("kind").select_option("all four side by side")
-    expect(panel(page, 4).locator(".explorer-title")).to_contain_text("vv_mixed")
-    assert boxes(page, 1) == boxes(page, 2)  # standard and vv_qk: the built-in control
-    assert boxes(page, 1) != boxes(page, 4)
-    keep(page, screenshots, "four_kinds")
-    page.get_by_label("kind").select_option("standard")
-    expect(panel(page, 1).locator(".explorer-title")).to_contain_text("standard")
-    expect(panel(page, 2)).to_have_count(0)
-
-
-def test_the_next_image(page):
+@pytest.mark.slow
+def test_another_image_is_saved_and_its_python_copied(page, folder):
     before = panel(page, 0).locator("img.explorer-photo").get_attribute("src")
     page.get_by_role("button", name="next").click()
     expect(page.locator(".explorer-main")).to_contain_text("2 of 120")
     expect(panel(page, 0).locator("img.explorer-photo")).not_to_have_attribute("src", before)
-    expect(panel(page, 1).locator(".explorer-caption")).to_contain_text("boxes")
-
-
-def test_saving_writes_the_view_and_its_setting(page, folder):
     page.get_by_role("button", name="save PNG and YAML").click()
     expect(page.locator(".explorer-view").get_by_role("status").filter(has_text="saved")).to_be_visible()
     (picture,) = folder.glob("*.png")
-    with Image.open(picture) as saved:
-        assert saved.size[0] > 600
-    assert yaml.safe_load(picture.with_suffix(".yaml").read_text())["kind"] == "standard"
-
-
-def test_the_python_call_is_copied(page):
+    assert yaml.safe_load(picture.with_suffix(".yaml").read_text())["kind"] == "vv_mixed"
     page.get_by_role("button", name="copy the Python call").click()
     expect(page.get_by_role("button", name="copied")).to_be_visible()
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied.startswith("from surgerylib import")
     compile(copied, "copied", "exec")
-
-
-def test_a_large_file_is_uploaded(page, tmp_path):
-    noise = np.random.default_rng(0).integers(0, 255, (2200, 2200, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "large.png")
-    assert (tmp_path / "large.png").stat().st_size > 11 * 2**20  # a message of more is refused by default
-    with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="upload an image").click()
-    chooser.value.set_files(tmp_path / "large.png")
-    expect(panel(page, 0).locator(".explorer-caption")).to_have_text(
-        "large.png, 2200 × 2200, 0 annotated", timeout=30_000
-    )
-
-
-def test_the_opened_python_stays_open_while_the_threshold_moves(page):
     page.locator(".explorer-view .jupyter-widget-Collapse-header", has_text="Python").click()
     code = page.locator(".explorer-code")
     expect(code).to_contain_text("extract_boxes")
@@ -284,21 +252,29 @@ def test_the_opened_python_stays_open_while_the_threshold_moves(page):
     slider(page, "percentile").focus()
     page.keyboard.press("PageDown")
     expect(code).not_to_have_text(was)
-    expect(code).to_be_visible()
+    expect(code).to_be_visible()  # it stays open while the threshold moves
 
 
-def test_an_error_is_one_line_that_goes_away(page, screenshots):
+@pytest.mark.slow
+def test_a_large_file_is_uploaded_and_an_error_is_one_line_that_goes_away(page, screenshots, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (2200, 2200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    assert (tmp_path / "large.png").stat().st_size > 11 * 2**20  # a message of more is refused by default
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="upload an image").click()
+    chooser.value.set_files(tmp_path / "large.png")
+    caption = panel(page, 0).locator(".explorer-caption")
+    expect(caption).to_have_text("large.png, 2200 × 2200, 0 annotated", timeout=30_000)
     page.get_by_label("image file").fill("/nowhere/at/all.jpg")
     page.get_by_label("image file").press("Enter")
-    expect(page.locator(".explorer-view").get_by_role("alert")).to_have_text(
-        "no image file /nowhere/at/all.jpg; add it or take it out of the split"
-    )
+    alert = page.locator(".explorer-view").get_by_role("alert")
+    expect(alert).to_have_text("no image file /nowhere/at/all.jpg; add it or take it out of the split")
     keep(page, screenshots, "error")
     page.get_by_role("button", name="next").click()
-    expect(page.locator(".explorer-view").get_by_role("alert")).to_have_count(0)
-    expect(page.locator(".explorer-main")).to_contain_text("3 of 120")
+    expect(alert).to_have_count(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
 def test_it_runs_under_voila(browser, folder, screenshots, width):
     with socket.socket() as free:  # Voilà can't look for a free port by itself
@@ -319,7 +295,6 @@ def test_it_runs_under_voila(browser, folder, screenshots, width):
         panel(page, 1).locator(".explorer-stage").click()
         expect(page.locator(".explorer-tables")).to_contain_text("Patch in row")
         assert cut_off(page) == 0
-        violations = Axe().run(page, context=".clip-explorer").response["violations"]
-        assert [found["id"] for found in violations if found["impact"] in ("serious", "critical")] == []
+        assert serious(page) == []
         page.screenshot(path=screenshots / f"voila_{width}.png")
         page.close()

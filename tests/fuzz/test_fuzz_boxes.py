@@ -11,11 +11,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from profiles import fuzz
-from surgerylib.extraction import BOX_SCORES, BoxSettings, extract_boxes, extract_many
 from voc_target import one_line
 
-from surgerylib.boxes import box_giou, box_iou, nms, patch_coverage
+from surgerylib.boxes import box_giou, box_iou, extract_boxes, extract_many, nms, patch_coverage
 from surgerylib.errors import ParameterError
+from surgerylib.heatmaps import BOX_SCORES, Setting
 
 # small whole numbers, so that boxes touch, coincide and have no area; and anything whose area is a float64
 PIXELS = st.one_of(st.integers(-4, 4).map(float), st.floats(-1e6, 1e6).map(lambda x: round(x, 6)))
@@ -102,7 +102,7 @@ def test_coverage_is_a_share_and_more_boxes_cover_more(found, rows, columns):
 # ------------------------------------------------------------------------------------------------ maps -> boxes
 
 SETTINGS = st.builds(
-    BoxSettings,
+    Setting,
     percentile=st.one_of(
         st.floats(0, 100, exclude_min=True, exclude_max=True),
         st.just("otsu"),
@@ -128,8 +128,8 @@ SIZES = st.tuples(st.integers(1, 3000), st.integers(1, 3000))
 
 @fuzz(240)
 @given(MAPS, SIZES, SETTINGS)
-@example(np.array([[-3.4e38, 3.4e38]], np.float32), (8, 8), BoxSettings("otsu", min_side=0))
-@example(np.array([[0, 1e-45]], np.float32), (8, 8), BoxSettings("otsu", min_side=0))
+@example(np.array([[-3.4e38, 3.4e38]], np.float32), (8, 8), Setting("otsu", min_side=0))
+@example(np.array([[0, 1e-45]], np.float32), (8, 8), Setting("otsu", min_side=0))
 def test_boxes_of_any_map_under_any_setting(heatmap, size_wh, setting):
     if float(heatmap.max()) - float(heatmap.min()) > float(np.finfo(np.float32).max):
         with pytest.raises(ParameterError, match="too far apart"):
@@ -155,7 +155,7 @@ def test_boxes_of_any_map_under_any_setting(heatmap, size_wh, setting):
         assert (scores <= heatmap.max() + rounding).all()
     if heatmap.min() == heatmap.max():
         assert len(found.boxes) == 0
-    again = extract_many(heatmap, size_wh, [BoxSettings(), setting])[1]
+    again = extract_many(heatmap, size_wh, [Setting(), setting])[1]
     assert again.boxes.tolist() == found.boxes.tolist()
 
 
@@ -205,10 +205,10 @@ ANYTHING = st.one_of(
 @given(value=ANYTHING)
 def test_any_value_of_any_argument_of_the_extraction(name, value):
     try:
-        setting = BoxSettings(**{name: value})
+        setting = Setting(**{name: value})
     except ParameterError as error:
         one_line(error)
         return
-    assert hash(setting) == hash(BoxSettings(**{name: value}))
+    assert hash(setting) == hash(Setting(**{name: value}))
     if setting.working_size <= 1000:
         extract_many(np.eye(5, dtype=np.float32), (50, 40), [setting])

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from surgerylib.datasets import Dataset, load_dataset
-from surgerylib.datasets.voc import Annotation, read_annotation
+from surgerylib.datasets import Annotation, Dataset, load_dataset, read_annotation
 from surgerylib.errors import AnnotationError, SurgeryError
 from surgerylib.words import DIOR_CLASSES
 
