@@ -23,13 +23,14 @@ from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine.adapted_store import load_adapters
 from surgerylib.engine.adapter_training import AdapterSettings, train_adapter
 from surgerylib.engine.map_shards import MapSource
+from surgerylib.engine.schedule import Schedule
 from surgerylib.engine.settings import Setting
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.engine.token_cache import TokenCache
 from surgerylib.extraction import BoxSettings
 from surgerylib.locations import dataset_folder
 from surgerylib.study.adaptation import compare_adapted, states_of
-from surgerylib.study.adapter_plan import NOVEL_CLASSES, AdapterPlan
+from surgerylib.study.training import NOVEL_CLASSES
 
 FOLDS, KIND = 4, "vv_mixed"
 FLOORS = (0.04, 0.1, 0.15, 0.2)
@@ -53,7 +54,7 @@ def main(arguments: argparse.Namespace) -> None:
     train, val = (load_dataset(folder, split) for split in ("train", "val"))
     known = [name for name in val.classes if name not in NOVEL_CLASSES]
     folds = [known[place::FOLDS] for place in range(FOLDS)]
-    schedule = replace(AdapterPlan(adapter_epochs=arguments.epochs).schedule)
+    schedule = Schedule(epochs=arguments.epochs, learning_rate=0.01)
     source, boxes = MapSource(KIND), BoxSettings()
     print(f"{'variant':24s} {'trained on':>10s} {'left out':>9s} {'false boxes':>12s}   mean mAP under all, val")
     scratch = Path(tempfile.mkdtemp())
@@ -74,8 +75,7 @@ def main(arguments: argparse.Namespace) -> None:
         for name in arguments.only or VARIANTS:
             rows = []
             for left_out in folds:
-                seen = tuple(known_name for known_name in known if known_name not in left_out)
-                settings = replace(VARIANTS[name], seen_classes=seen)
+                settings = replace(VARIANTS[name], unseen_classes=(*NOVEL_CLASSES, *left_out))
                 _, training = train_adapter(*tokens, settings, schedule, scratch, kind=KIND)
                 adapters = load_adapters(training.last, clip)
                 store = HeatmapStore(clip, val, scratch, adapters=[adapters[KIND]]).compute()

@@ -16,6 +16,7 @@ from surgerylib.engine.adapter_training import LOSSES, AdapterSettings
 from surgerylib.engine.detection import detections_frame
 from surgerylib.engine.map_shards import BoxTable, MapSource, boxes_of
 from surgerylib.engine.measures import best_overlaps, measure_boxes, present_pairs
+from surgerylib.engine.schedule import Schedule
 from surgerylib.engine.settings import Criterion, Setting
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.engine.token_cache import TokenCache
@@ -39,7 +40,6 @@ from surgerylib.study.adaptation import (
     states_of,
 )
 from surgerylib.study.adaptation import SEEN as OF_SEEN
-from surgerylib.study.adapter_plan import AdapterPlan
 from surgerylib.study.adapter_variants import balance_variants, compare_variants, loss_variants
 from surgerylib.study.diagnosis import map_quality
 from surgerylib.study.floors import floor_values
@@ -520,7 +520,7 @@ def test_without_floors_to_try_no_state_has_one_before(choice, adapters):
 
 @pytest.mark.parametrize("weights", [{}, {"sparsity_weight": 0.0, "localization_weight": 2.5}])
 def test_losses_are_tried_alone_in_pairs_and_together(weights):
-    settings = AdapterSettings(**weights, seen_classes=SEEN, rank=3)
+    settings = AdapterSettings(**weights, unseen_classes=("ship",), rank=3)
     variants = loss_variants(settings)
     assert list(variants) == [
         "classification alone", "localization alone", "sparsity alone", "classification + localization",
@@ -532,7 +532,7 @@ def test_losses_are_tried_alone_in_pairs_and_together(weights):
             expected = full[loss] if loss in name or name == "all three losses" else 0.0
             assert getattr(variant, f"{loss}_weight") == expected
         assert variant.rank == 3
-        assert variant.seen_classes == settings.seen_classes
+        assert variant.unseen_classes == settings.unseen_classes
     assert (variants["all three losses"] == settings) == (not weights)
 
 
@@ -556,8 +556,9 @@ def test_equal_settings_are_trained_and_measured_once(tiny, root, tmp_path, monk
     }
     label = caches["choose"].dataset.boxes["label"]
     seen = tuple(set(label) & set(caches["train"].dataset.boxes["label"]))
-    settings = AdapterSettings(rank=2, batch_size=3, seen_classes=seen)
-    plan = AdapterPlan(adapter_epochs=1, warmup_epochs=0.0)
+    unseen = tuple(name for name in caches["train"].dataset.classes if name not in seen)
+    settings = AdapterSettings(rank=2, training_batch_size=3, unseen_classes=unseen)
+    schedule = Schedule(epochs=1, learning_rate=0.01, warmup_epochs=0.0)
     measured = []
     real = adapter_variants.compare_adapted
     monkeypatch.setattr(
@@ -565,8 +566,8 @@ def test_equal_settings_are_trained_and_measured_once(tiny, root, tmp_path, monk
             store, states, *a, **k)
     )  # fmt: skip
     variants = compare_variants(
-        {"own": settings, "other": replace(settings, positive_weight=2.0), "own again": settings}, plan, caches,
-        tmp_path, "vv_mixed", BoxSettings(70), adapter_floor=-0.5, **OPTIONS,
+        {"own": settings, "other": replace(settings, positive_weight=2.0), "own again": settings}, schedule,
+        caches, tmp_path, "vv_mixed", BoxSettings(70, floor=-0.5), **OPTIONS,
     )  # fmt: skip
     assert list(variants) == ["own", "other", "own again"]
     assert variants["own"].found is variants["own again"].found

@@ -11,6 +11,15 @@ import pytest
 import torch
 import yaml
 from adapted_scenes import SEEN, load_adapters, write_adapter
+from surgerylib.study.adapter_plan import (
+    NOVEL_CLASSES,
+    PUBLISHED_FOLDER,
+    AdapterPlan,
+    adapted_kinds,
+    check_stage,
+    publish_adapters,
+)
+from surgerylib.study.localizer_plan import plain
 from tiny_models import write_model
 
 from surgerylib.clip import load_clip
@@ -21,15 +30,6 @@ from surgerylib.engine.training import Training
 from surgerylib.errors import CheckpointError, ParameterError, SurgeryError, UnknownClassError
 from surgerylib.kinds import HEATMAP_KINDS, KIND_PATHS
 from surgerylib.locations import PROJECT_ROOT
-from surgerylib.study.adapter_plan import (
-    NOVEL_CLASSES,
-    PUBLISHED_FOLDER,
-    AdapterPlan,
-    adapted_kinds,
-    check_stage,
-    publish_adapters,
-)
-from surgerylib.study.localizer_plan import plain
 from surgerylib.words import DIOR_CLASSES
 from surgerylib.workbook.check import check, check_head, check_values
 from surgerylib.workbook.fingerprints import notebook_keys

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
+from surgerylib.study.localizer_plan import TrainingPlan, plain, publish
 
 from surgerylib.datasets.dataset import load_dataset
 from surgerylib.embedded.scenes import write_scenes
@@ -39,7 +40,6 @@ from surgerylib.localizer import load_localizer
 from surgerylib.locations import PROJECT_ROOT, RUN_LOCK
 from surgerylib.study import localizer_tables
 from surgerylib.study.box_groups import box_sizes
-from surgerylib.study.localizer_plan import TrainingPlan, plain, publish
 from surgerylib.workbook.check import check, check_values
 from surgerylib.workbook.cli import main
 from surgerylib.workbook.parameters import find_notebooks, known_parameters, notebook_parameters

@@ -125,7 +125,7 @@ class AdaptedStore(ImageShards):
 
     what = "adapted-maps"
     code = (
-        "_open_clip", "engine.adapted_store", "adapter", "attention", "weights", "words", "clip", "heatmaps",
+        "engine.adapted_store", "adapter", "attention", "weights", "words", "clip", "heatmaps",
         "engine.image_shards", "datasets.images", "kinds",
     )  # fmt: skip
 

@@ -75,7 +75,7 @@ class FeatureCache(ImageShards):
 
     what = "features"
     code = (
-        "_open_clip", "attention", "weights", "words", "clip", "engine.features", "heatmaps", "engine.image_shards",
+        "attention", "weights", "words", "clip", "engine.features", "heatmaps", "engine.image_shards",
         "datasets.images", "kinds",
     )  # fmt: skip
 

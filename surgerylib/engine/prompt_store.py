@@ -25,7 +25,7 @@ class PromptStore(ImageShards):
 
     what = "prompts"
     code = (
-        "_open_clip", "attention", "weights", "words", "clip", "engine.image_shards", "datasets.images", 
+        "attention", "weights", "words", "clip", "engine.image_shards", "datasets.images", 
         "engine.prompt_store", "prompts",
     )  # fmt: skip
 

@@ -33,7 +33,6 @@ class HeatmapStore(ImageShards):
 
     what = "heatmaps"
     code = (
-        "_open_clip",
         "attention",
         "weights",
         "words",

@@ -35,7 +35,6 @@ class TokenCache(ImageShards):
 
     what = "tokens"
     code = (
-        "_open_clip",
         "attention",
         "weights",
         "clip",

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..engine.adapted_store import load_adapters
-from ..engine.adapter_training import LOSSES, AdapterSettings
+from ..engine.adapter_training import LOSSES, AdapterSettings, train_adapter
 from ..engine.map_shards import MapSource
+from ..engine.schedule import Schedule
 from ..engine.store import HeatmapStore
 from ..engine.token_cache import TokenCache
 from ..extraction import BoxSettings
 from .adaptation import Adaptation, class_groups, compare_adapted, states_of
-from .adapter_plan import AdapterPlan
 
 
 class Variant(NamedTuple):
@@ -53,13 +53,12 @@ def balance_variants(settings: AdapterSettings) -> dict[str, AdapterSettings]:
 
 def compare_variants(
     variants: Mapping[str, AdapterSettings],
-    plan: AdapterPlan,
+    schedule: Schedule,
     caches: Mapping[str, TokenCache],
     cache_dir: Path,
     kind: str,
     boxes: BoxSettings,
     *,
-    adapter_floor: float | None,
     batch_size: int = 16,
     **options: Any,
 ) -> dict[str, Variant]:
@@ -67,18 +66,29 @@ def compare_variants(
 
     Args:
         variants: name -> settings; equal ones are trained once.
-        plan: of the short trainings.
-        caches: of `AdapterPlan.caches`, computed.
+        schedule: of the short trainings.
+        caches: of `TrainingPlan.token_caches`, computed.
         cache_dir: folder of trainings and stores.
         kind: whose patch tokens are adapted.
-        boxes: how boxes are cut out of a map.
-        adapter_floor: as for `adaptation.states_of`.
+        boxes: how boxes are cut out of an adapter's map; its floor is a logit.
         batch_size: images a CLIP forward.
         **options: as for `adaptation.compare_adapted`.
     """
     clip, data = caches["choose"].clip, caches["choose"].dataset
-    of_kind = {name: (kind, settings) for name, settings in variants.items()}
-    trainings = plan.train_all(caches, cache_dir, of_kind, description="short trainings")
+    names = {settings: name for name, settings in reversed(variants.items())}
+    trained = {
+        settings: train_adapter(
+            caches["train"],
+            caches["choose"],
+            settings,
+            schedule,
+            cache_dir,
+            kind=kind,
+            description=f"short run: {name}",
+        )[1]
+        for settings, name in names.items()
+    }
+    trainings = {name: trained[settings] for name, settings in variants.items()}
     adapters = {name: load_adapters(training.last, clip)[kind] for name, training in trainings.items()}
     distinct = list({adapter.key: adapter for adapter in adapters.values()}.values())
     store = HeatmapStore(clip, data, cache_dir, adapters=distinct).compute(batch_size=batch_size)
@@ -86,7 +96,7 @@ def compare_variants(
     for name, adapter in adapters.items():
         same = next((other for other in found if adapters[other].key == adapter.key), None)
         if same is None:
-            states = states_of({kind: MapSource(kind)}, {kind: adapter}, boxes, adapter_floor=adapter_floor)
+            states = states_of({kind: MapSource(kind)}, {kind: adapter}, boxes, adapter_floor=boxes.floor)
             only_after = {kind: {"after": states[kind]["after"]}}
             found[name] = compare_adapted(
                 store, only_after, class_groups(data.classes, adapter.seen_classes), **options

@@ -48,7 +48,7 @@ _CODE = (
     "metrics",
     "engine.settings",
     "study.sweep",
-    "trained_files",
+    "weights",
 )
 
 
