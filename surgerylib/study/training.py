@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from ..clip import SurgeryCLIP
 from ..datasets.dataset import Dataset
@@ -53,7 +55,7 @@ class TrainingPlan:
     kind: str | None = None
     similarity: str = "cosine"
     feature_layers: Count = 3
-    picture_size: Count = 128
+    picture_size: Annotated[int, Field(ge=8)] = 128
     batch_size: Count = 16
     head: LocalizerSettings | None = None
     schedule: Schedule | None = None
