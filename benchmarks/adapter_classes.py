@@ -27,7 +27,7 @@ from surgerylib.engine.store import HeatmapStore
 from surgerylib.heatmaps import Setting
 from surgerylib.locations import dataset_folder
 from surgerylib.study.adaptation import compare_adapted, states_of
-from surgerylib.study.adapter_plan import NOVEL_CLASSES, AdapterPlan
+from surgerylib.study.training import NOVEL_CLASSES, AdapterPlan
 
 FOLDS, KIND = 4, "vv_mixed"
 FLOORS = (0.04, 0.1, 0.15, 0.2)

@@ -20,7 +20,7 @@ from pictures import write_pictures
 from PIL import Image
 
 from surgerylib import DIOR_CLASSES, heatmaps, load_clip, prompt_names, read_image
-from surgerylib._open_clip import open_clip
+from surgerylib.weights import open_clip
 
 PICTURES, MOST_DIFFERENCE = 16, 0.02
 

@@ -32,8 +32,7 @@ from surgerylib.datasets import Dataset
 from surgerylib.engine.caches import FeatureCache
 from surgerylib.engine.localizer_training import LocalizerSettings, LocalizerTask
 from surgerylib.engine.store import write_shard_head
-from surgerylib.engine.streams import Streams, n_streams
-from surgerylib.engine.training import Schedule, optimizer_of, train_step
+from surgerylib.engine.training import Schedule, backward, optimizer_of
 from surgerylib.files import file_sha256
 
 REFERENCE = "stock encode_image"
@@ -87,7 +86,7 @@ def _cache(clip, data: Dataset, folder: Path, options: argparse.Namespace) -> ha
 
 
 def _step(clip, cache: FeatureCache, validation: FeatureCache, options: argparse.Namespace) -> harness.Row:
-    task = LocalizerTask(cache, validation, LocalizerSettings(batch_size=options.batch))
+    task = LocalizerTask(cache, validation, LocalizerSettings(training_batch_size=options.batch))
     optimizer = optimizer_of(task.model, Schedule())
     images = torch.randn(options.batch, 3, clip.image_size, clip.image_size)
 
@@ -97,12 +96,12 @@ def _step(clip, cache: FeatureCache, validation: FeatureCache, options: argparse
 
     def step() -> None:
         batch = task.reader.batch(np.arange(options.batch), np.arange(options.batch) % 8)
-        train_step(task, optimizer, batch, clip=1.0, streams=streams)
+        backward(task, batch, clip=1.0)
+        optimizer.step()
 
     name = f"training step from the cache, batch {options.batch}"
-    with Streams(n_streams(clip.device)) as streams:  # as `fit` has them
-        reference = f"{REFERENCE}, batch {options.batch}"
-        return harness.compare(name, step, reference, stock, rounds=options.rounds, limit=0.20)
+    reference = f"{REFERENCE}, batch {options.batch}"
+    return harness.compare(name, step, reference, stock, rounds=options.rounds, limit=0.20)
 
 
 def _epoch(clip, data: Dataset, validation: FeatureCache, folder: Path, options: argparse.Namespace) -> None:
@@ -127,12 +126,13 @@ def _epoch(clip, data: Dataset, validation: FeatureCache, folder: Path, options:
         hashes[cache.path(first).name] = file_sha256(cache.path(first))
     (cache.folder / "hashes.json").write_text(json.dumps(hashes))
     cache.compute()  # adds the targets; every shard is there
-    task = LocalizerTask(cache, validation, LocalizerSettings(batch_size=options.batch))
+    task = LocalizerTask(cache, validation, LocalizerSettings(training_batch_size=options.batch))
     optimizer = optimizer_of(task.model, Schedule())
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on (Linux)
     start = time.perf_counter()
     for batch in task.batches(1, 0):
-        train_step(task, optimizer, batch, clip=1.0)
+        backward(task, batch, clip=1.0)
+        optimizer.step()
     seconds = time.perf_counter() - start
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     peak = int(status["VmHWM"].split()[0]) / 1024

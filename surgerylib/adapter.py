@@ -19,7 +19,7 @@ from .checks import whole_number
 from .clip import SurgeryCLIP
 from .errors import ParameterError
 from .heatmaps import KIND_PATHS, check_kinds
-from .trained_files import load_trained, save_trained
+from .weights import load_trained, save_trained
 
 # the two scalars of the logits move so many times faster than the weights: a similarity spans 0.5, a logit 10 and more
 _GAIN = 10.0

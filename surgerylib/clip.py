@@ -23,11 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import attention
-from ._open_clip import open_clip
 from .checks import whole_number
 from .errors import ParameterError, SurgeryError, UnsupportedModelError
 from .heatmaps import PATHS
-from .weights import Weights, build_model, load_weights
+from .weights import Weights, build_model, load_weights, open_clip
 from .words import PROMPT_TEMPLATES, spoken
 
 SELF_CHECK_TOLERANCE = 1e-4

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .checks import whole_number
 from .clip import SurgeryCLIP
 from .errors import ParameterError
-from .trained_files import load_trained, save_trained
+from .weights import load_trained, save_trained
 
 LOCALIZER_INPUTS = ("cam", "features", "image")
 WIDTH = 128  # channels of the image encoder and of the shared map

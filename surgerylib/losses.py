@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .boxes import box_giou, box_iou
-from .errors import ParameterError
+from .errors import ParameterError, TrainingError
 
 ASSIGNERS = ("best_iou", "best_iou_or_center")
 
@@ -172,6 +173,22 @@ def _channels(pred_boxes: Tensor) -> int:
     if pred_boxes.ndim != 5 or pred_boxes.shape[-1] != 4:
         raise ParameterError(f"pred_boxes must be [B, C, H, W, 4], got {list(pred_boxes.shape)}")
     return pred_boxes.shape[1]
+
+
+def total_of(given: Any) -> Tensor:
+    """The scalar to go down of what a loss of the user's own gave: itself, or its attribute `total`.
+
+    Raises:
+        TrainingError: it is no scalar tensor with a gradient.
+    """
+    total = getattr(given, "total", given)
+    if not isinstance(total, Tensor) or total.numel() != 1 or not total.requires_grad:
+        seen = f"{list(total.shape)} without a gradient" if isinstance(total, Tensor) else repr(type(given).__name__)
+        raise TrainingError(
+            "the loss must give a tensor of one number with a gradient, or an object with such a `total`; it gave "
+            f"{seen}: compute it from the predictions, and take their mean"
+        )
+    return total.reshape(())
 
 
 @dataclass(frozen=True)

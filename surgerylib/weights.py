@@ -1,26 +1,45 @@
-"""From a model name and a checkpoint to an open_clip model with weights in it; nothing of a pickle is ever run."""
+"""Files of weights: CLIPs' from anywhere, and those of the small modules trained here; no pickled code is ever run."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any, TypeVar
 
+import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ._open_clip import open_clip
 from .errors import CheckpointError, ParameterError, SurgeryWarning, nearest
+from .files import atomic_write
+from .identities import differences
 from .locations import EMBEDDED, EMBEDDED_MODEL
+
+try:
+    import torchvision  # noqa: F401
+except RuntimeError as error:
+    # Beside a CPU build of torch torchvision's compiled operators do not load, and its import (hence open_clip's) stops
+    # at "operator torchvision::nms does not exist". open_clip uses none of them: two schemas declared are enough, and
+    # calling them remains an error. The library must stay alive: its declarations go when it is collected.
+    if "torchvision::" not in str(error):
+        raise
+    _TORCHVISION_SCHEMAS = torch.library.Library("torchvision", "DEF")
+    _TORCHVISION_SCHEMAS.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _TORCHVISION_SCHEMAS.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+import open_clip
+
+Module = TypeVar("Module", bound=nn.Module)
 
 _RANDOM = "random weights (seed 0)"
 _SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
@@ -158,7 +177,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"checkpoint file not found: {path}")
     try:
         # not by open_clip's own function: after a TypeError that calls torch.load again without weights_only
-        content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
+        content = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _load_pickle(path)
     except (pickle.UnpicklingError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is not a plain weights file: it is damaged, or holds pickled code, which is never run; "
@@ -182,10 +201,6 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             )
     prefix = "module."  # of a model that was trained on several GPUs
     return {key.removeprefix(prefix): value for key, value in state.items()}
-
-
-def _load_safetensors(path: Path) -> dict[str, Tensor]:
-    return load_file(path, device="cpu")
 
 
 def _load_pickle(path: Path) -> object:
@@ -224,6 +239,70 @@ def fill_model(model: nn.Module, state: dict[str, Tensor], name: str, path: Path
     model.load_state_dict(state)
 
 
+def save_trained(
+    path: str | Path, what: str, config: Mapping[str, Any], weights: Mapping[str, Tensor], about: Mapping[str, Any]
+) -> Path:
+    """Write a module's weights; equal ones give equal files.
+
+    Args:
+        path: the file.
+        what: the module's name, under which `load_trained` looks for it.
+        config: arguments that make the module.
+        weights: its state dict.
+        about: plain values; `belongs_to` is what `load_trained` compares.
+    """
+    # one entry: of several, safetensors writes another order each time
+    metadata = {what: json.dumps({"config": config, "about": about})}
+    content = safetensors.torch.save({k: v.contiguous() for k, v in weights.items()}, metadata=metadata)
+    return atomic_write(path, content)
+
+
+def load_trained(
+    path: str | Path,
+    what: str,
+    make: Callable[..., Module],
+    *,
+    belongs_to: Mapping[str, Any] | None,
+    name: str,
+    command: str,
+) -> tuple[Module, dict[str, Any]]:
+    """A module from a file that `save_trained` wrote, in eval mode on the CPU, and what was written about it.
+
+    Args:
+        path: the file.
+        what: as in `save_trained`.
+        make: the module of a config.
+        belongs_to: what it will be used with; None compares nothing.
+        name: of the module, for messages.
+        command: that trains one, for messages.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, weights that are not finite, or one that belongs elsewhere.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no trained {name} {path}; train one: {command}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})[what])
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+        config, about = metadata["config"], metadata["about"]
+        with torch.random.fork_rng(devices=[]):  # the random weights are thrown away, and nobody's draws are used up
+            model = make(**config)
+        model.load_state_dict(weights)
+        if not all(value.isfinite().all() for value in weights.values()):
+            raise ValueError("it holds NaN or infinite weights")
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(f"{path} is not a trained {name} ({reason}); train one again") from error
+    if different := differences(about.get("belongs_to", {}), belongs_to or {}):
+        raise CheckpointError(
+            f"the {name} {path} belongs to something else ({different}); use it with what it was trained on, or "
+            "train another"
+        )
+    return model.eval(), about
+
+
 def _pretrained(name: str, tag: str) -> nn.Module:
     try:
         with _quiet_logging(logging.ERROR), _safe_reading():
@@ -255,14 +334,11 @@ def _download(checkpoint: str) -> Path:
 
 def _fitting_models(state: Mapping[str, Tensor]) -> list[str]:
     """Built-in open_clip ViTs with the vision tower of this state dict."""
-    prefix = "visual."
-    conv, projection = state.get(f"{prefix}conv1.weight"), state.get(f"{prefix}proj")
-    if conv is None or projection is None:
+    conv, projection = state.get("visual.conv1.weight"), state.get("visual.proj")
+    if conv is None or projection is None or conv.ndim != 4 or projection.ndim != 2:
         return []
-    blocks = {key.split(".")[3] for key in state if key.startswith(f"{prefix}transformer.resblocks.")}
+    blocks = {key.split(".")[3] for key in state if key.startswith("visual.transformer.resblocks.")}
     layers = 1 + max((int(block) for block in blocks if block.isdecimal()), default=-1)
-    if conv.ndim != 4 or projection.ndim != 2:
-        return []
     found = []
     for name in open_clip.list_models():
         config = open_clip.get_model_config(name)

@@ -36,13 +36,13 @@ from surgerylib.study.adaptation import (
     states_of,
 )
 from surgerylib.study.adaptation import SEEN as OF_SEEN
-from surgerylib.study.adapter_plan import AdapterPlan
 from surgerylib.study.adapter_variants import balance_variants, compare_variants, loss_variants
 from surgerylib.study.diagnosis import map_quality
 from surgerylib.study.floors import floor_values
 from surgerylib.study.quality import quality_difference, quality_summary
 from surgerylib.study.summary import evaluate_kinds, present_only
 from surgerylib.study.sweep import Criterion, sweep
+from surgerylib.study.training import AdapterPlan
 from surgerylib.words import PROTOCOLS
 
 DRAWN = {"n_resamples": 40, "seed": 3}

@@ -12,7 +12,7 @@ import torch
 
 from surgerylib.boxes import box_iou
 from surgerylib.embedded.scenes import write_scenes
-from surgerylib.engine.localizer_training import METHODS, summarise
+from surgerylib.engine.localizer_training import METHODS, summarise, train_localizer
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import CheckpointError, ParameterError
 from surgerylib.figures import evaluation as evaluation_plots
@@ -21,7 +21,7 @@ from surgerylib.heatmaps import Setting
 from surgerylib.localizer import load_localizer, save_localizer, untrained_localizer
 from surgerylib.study import evaluation_tables, head_evaluation, localizer_tables
 from surgerylib.study.classification import classify
-from surgerylib.study.localizer_plan import PUBLISHED, TrainingPlan, publish
+from surgerylib.study.training import PUBLISHED, TrainingPlan, publish
 from surgerylib.workbook.session import Session, open_session
 
 SOURCES = {kind: Setting(kind) for kind in ("standard", "vv_qk", "vv_mixed")}
@@ -44,14 +44,14 @@ def session(scenes, tiny_folder, tmp_path_factory) -> Session:
     session = opened(scenes, tiny_folder, tmp_path_factory.mktemp("run"))
     seen = sorted(session.other_split("train").boxes["label"].unique())
     validation = set(session.other_split("val").boxes["label"])
-    plan = TrainingPlan(
-        epochs=1, warmup_epochs=0.5, picture_size=32, training_batch_size=4,
-        seen_classes=[name for name in seen if name in validation] or seen,
-    )  # fmt: skip
-    caches = plan.caches(session.clip, session.training_datasets(plan), session.cache_dir)
+    plan = TrainingPlan.from_parameters({
+        "epochs": 1, "warmup_epochs": 0.5, "picture_size": 32, "training_batch_size": 4, "stage": "localizer",
+        "seen_classes": [name for name in seen if name in validation] or seen,
+    })  # fmt: skip
+    caches = plan.feature_caches(session.clip, session.training_datasets(plan), session.cache_dir)
     for cache in caches.values():
         cache.compute()
-    _, training = plan.train(caches, session.cache_dir)
+    _, training = train_localizer(caches["train"], caches["choose"], plan.head, plan.schedule, session.cache_dir)
     publish(training, session.out_dir)
     return session
 

@@ -7,79 +7,85 @@ image would change nothing, so there is no augmentation.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ..adapter import HeatmapAdapter, clip_and_tokens, save_adapter, untrained_adapter
-from ..checks import as_floats, as_whole_numbers
 from ..datasets import check_disjoint
-from ..errors import CacheError, ParameterError, TrainingError
+from ..errors import CacheError, ParameterError, TrainingError, UnknownClassError, checked
 from ..heatmaps import KIND_PATHS, check_kinds
-from ..identities import differences, short_hash
-from ..losses import heatmap_loss
-from ..versions import source_sha256
+from ..identities import differences
+from ..losses import heatmap_loss, total_of
 from ..words import PROMPT_TEMPLATES, canonical_class, prompt_names
 from .caches import CoverageTargets, TokenCache
-from .feature_batches import read_ahead
-from .training import Schedule, Training, fit
+from .feature_batches import named_images, read_ahead
+from .own import key_of
+from .schedule import Count, NotNegative, Positive, Schedule
+from .training import Training, fit
 
-# what decides the weights; the cache's identity answers for the rest
-_CODE = ("adapter", "engine.adapter_training", "boxes", "words", "losses", "engine.token_cache", "engine.training")
 LOSSES = ("classification", "localization", "sparsity")
+_TERMS = (*LOSSES, "bce", "dice")
 
 
-@dataclass(frozen=True)
+@checked
 class AdapterSettings:
-    """What the adapter is and how its maps are judged, beside the schedule.
+    """What the adapter is and how its maps are judged, beside the schedule; by the names of notebook 03's parameters.
 
     Attributes:
         rank: of the adapter's residual.
-        batch_size: images a step.
+        training_batch_size: images a step.
         classification_weight, localization_weight, sparsity_weight: of the losses; 0 switches one off.
         anchor_weight: of the mean squared length of the residual, which holds the tokens near what CLIP said: a class
             that is not trained on is told by nothing else.
         positive_weight: what a covered patch counts against an empty one in the cross-entropy.
         focal_gamma: above 0 the cross-entropy is the focal loss.
-        seen_classes: what is trained on, as far as the training images hold boxes of it: a class without a box would
-            learn to be nowhere. None takes all classes. The order does not matter.
+        unseen_classes: what is not trained on, beside the classes without a box in the training images: they would
+            learn to be nowhere. Any spelling, in any order.
         seed: of weights and order.
     """
 
-    rank: int = 32
-    batch_size: int = 16
-    classification_weight: float = 1.0
-    localization_weight: float = 1.0
-    sparsity_weight: float = 1.0
-    anchor_weight: float = 3.0
-    positive_weight: float = 10.0
-    focal_gamma: float = 0.0
-    seen_classes: tuple[str, ...] | None = None
-    seed: int = 0
+    rank: Count = 32
+    training_batch_size: Count = 16
+    classification_weight: NotNegative = 1.0
+    localization_weight: NotNegative = 1.0
+    sparsity_weight: NotNegative = 1.0
+    anchor_weight: NotNegative = 3.0
+    positive_weight: Positive = 10.0
+    focal_gamma: NotNegative = 0.0
+    unseen_classes: tuple[str, ...] = ()
+    seed: Annotated[int, Field(ge=0)] = 0
 
     def __post_init__(self) -> None:
-        """Raise a `ParameterError` for a value that cannot be."""
-        as_whole_numbers(self, {"rank": 1, "batch_size": 1, "seed": 0})
-        as_floats(self, [f"{name}_weight" for name in LOSSES])
-        as_floats(self, ("positive_weight",), above=True)
-        as_floats(self, ("focal_gamma", "anchor_weight"))
+        """Raise a `ParameterError` for weights of which nothing would be learned."""
         if not any(self.weights.values()):
             raise ParameterError("the weights of all three losses are 0; nothing would be learned")
-        if self.seen_classes is not None:
-            names = tuple(sorted(map(canonical_class, self.seen_classes)))  # one form for each meaning
-            if not names or len(set(names)) < len(names):
-                raise ParameterError(f"seen_classes must name one class or more, each once, got {self.seen_classes!r}")
-            object.__setattr__(self, "seen_classes", names)
 
     @property
     def weights(self) -> dict[str, float]:
         """The weight of each loss, as arguments of `losses.heatmap_loss`."""
         return {f"{name}_weight": getattr(self, f"{name}_weight") for name in LOSSES}
+
+    def seen(self, classes: Sequence[str]) -> list[str]:
+        """The classes of a list that are trained on.
+
+        Raises:
+            ParameterError: none is left.
+            UnknownClassError: `unseen_classes` has a name that is not in the list.
+        """
+        try:
+            unseen = {canonical_class(name, classes) for name in self.unseen_classes}
+        except UnknownClassError as error:
+            raise UnknownClassError(f"unseen_classes: {error}") from None
+        if unseen.issuperset(classes):
+            raise ParameterError("unseen_classes names all classes; leave one or more to train on")
+        return [name for name in classes if name not in unseen]
 
 
 @dataclass(frozen=True)
@@ -103,11 +109,11 @@ class AdapterTask:
     Attributes:
         model: on the CLIP's device.
         kind: heatmap kind whose patch tokens are adapted.
-        identity, steps, criterion: as in `training.Task`.
-        seen: the classes that are trained on: of `seen_classes` those with a box, by name.
+        name, identity, steps, criterion: as in `training.Task`.
+        seen: the classes that are trained on, by name.
     """
 
-    criterion = "val_patch_ap"
+    name, criterion = "adapter-training", "val_patch_ap"
 
     def __init__(
         self,
@@ -117,8 +123,18 @@ class AdapterTask:
         *,
         kind: str = "vv_mixed",
         templates: Sequence[str] = PROMPT_TEMPLATES,
+        loss: Callable[..., Any] | None = None,
     ) -> None:
         """Both caches computed.
+
+        Args:
+            train: computed.
+            validation: computed.
+            settings: of the adapter and its losses.
+            kind: heatmap kind whose patch tokens are adapted.
+            templates: prompts.
+            loss: in place of `heatmap_loss`: called with `logits, coverage`, both [B, C, h, w], it gives a tensor of
+                one number with gradient, or an object with such a `total`. The anchor is added to it.
 
         Raises:
             CacheError: tokens of different models or numbers of layers.
@@ -132,9 +148,8 @@ class AdapterTask:
         if different := differences(there, here):
             raise CacheError(f"the tokens to train and to validate on were made of different things ({different})")
         self.settings, self.train, self.validation, self.kind = settings, train, validation, kind
-        self._path = KIND_PATHS[kind][1]
-        clip, classes = train.clip, train.dataset.classes
-        names = {canonical_class(name, classes) for name in settings.seen_classes or classes}
+        self._path, self._loss = KIND_PATHS[kind][1], loss
+        clip, names = train.clip, set(settings.seen(train.dataset.classes))
         # in one order, whatever that of the class list: sums in another order would give other weights
         self.seen = sorted(names & set(train.dataset.boxes["label"]), key=str.lower)
         self._coverage = CoverageTargets(train.dataset, self.seen, clip.grid)
@@ -147,22 +162,23 @@ class AdapterTask:
         self._text = clip.encode_text(prompt_names(self.seen), templates)
         self._config = {"embed_dim": clip.embed_dim, "num_layers": train.layers, "rank": settings.rank}
         self.model = untrained_adapter(self._config, settings.seed).to(clip.device)
-        self.steps = -(-len(train.dataset.images) // settings.batch_size)
+        self.steps = -(-len(train.dataset.images) // settings.training_batch_size)
         self.identity: dict[str, Any] = {
             "trained": "HeatmapAdapter",
-            "settings": json.loads(json.dumps(asdict(settings))),
+            # beside the classes: which of them are left out, and by which names, decides no weight
+            "settings": {k: v for k, v in asdict(settings).items() if k != "unseen_classes"},
             "patches": self._path,
             "classes": self.seen,
             "templates": list(templates),
             "train_cache": train.key,
             "validation_cache": validation.key,
             "annotations": [train.dataset.fingerprint(), validation.dataset.fingerprint()],
-            "code_sha256": source_sha256(_CODE),
+            "loss": heatmap_loss.__name__ if loss is None else key_of(loss),
         }
 
     def batches(self, epoch: int, first: int) -> Iterator[TokenBatch]:
         """As in `training.Task`; images without a box are gone through too: they say what is not there."""
-        size = self.settings.batch_size
+        size = self.settings.training_batch_size
         order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.train.dataset.images))
         parts = [order[start : start + size] for start in range(first * size, len(order), size)]
         yield from read_ahead(self._batch, parts)
@@ -173,18 +189,19 @@ class AdapterTask:
         patches, coverage = (part.to(self._text.device) for part in (batch.tokens, batch.coverage))
         # the drift is of unit tokens: 0.01 is a tenth of their length
         maps, drift = model.maps_and_drift(patches, self._text, self.train.clip.grid)
-        terms = heatmap_loss(
-            maps.float(), coverage,
-            positive_weight=chosen.positive_weight, focal_gamma=chosen.focal_gamma, **chosen.weights,
-        )  # fmt: skip
-        total = terms.total + chosen.anchor_weight * drift
-        figures = {"loss": total, **{name: terms[name] for name in (*LOSSES, "bce", "dice")}, "drift": drift}
-        figures["scale"] = model.scale
-        return total, {name: (float(value.detach()), 1) for name, value in figures.items()}
-
-    def parts(self, batch: TokenBatch, most: int) -> list[TokenBatch]:
-        """As in `training.Task`: the loss has none, its terms are means over different numbers of maps."""
-        return [batch]
+        if self._loss is None:
+            terms = heatmap_loss(
+                maps.float(), coverage,
+                positive_weight=chosen.positive_weight, focal_gamma=chosen.focal_gamma, **chosen.weights,
+            )  # fmt: skip
+            own, parts = terms.total, {name: terms[name] for name in _TERMS}
+        else:
+            own, parts = total_of(self._loss(maps.float(), coverage)), dict.fromkeys(_TERMS)
+        total = own + chosen.anchor_weight * drift
+        figures = {"loss": total, **parts, "drift": drift, "scale": model.scale}
+        return total, {
+            name: (0.0, 0) if value is None else (float(value.detach()), 1) for name, value in figures.items()
+        }
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -195,9 +212,7 @@ class AdapterTask:
 
     def describe(self, batch: TokenBatch) -> str:
         """As in `training.Task`: the images."""
-        ids = self.train.dataset.images["image_id"].iloc[batch.positions].tolist()
-        more = f" and {len(ids) - 4} more" if len(ids) > 4 else ""
-        return f"images {', '.join(ids[:4])}{more}"
+        return named_images(self.train.dataset, batch.positions)
 
     def state(self) -> dict[str, Tensor]:
         """As in `training.Task`: nothing."""
@@ -211,7 +226,7 @@ class AdapterTask:
         what = {
             "belongs_to": clip_and_tokens(self.train.clip, self.kind, self.train.layers),
             "kinds": [kind for kind, (_, patches) in KIND_PATHS.items() if patches == self._path],
-            "settings": self.identity["settings"],
+            "settings": json.loads(json.dumps(asdict(self.settings))),
             "seen_classes": self.seen,
             "templates": self.identity["templates"],
             "trained_on": self.train.dataset.origin(),
@@ -232,9 +247,10 @@ def train_adapter(
     trainings_dir: str | Path,
     *,
     kind: str = "vv_mixed",
-    **options: Any,
+    loss: Callable[..., Any] | None = None,
+    description: str | None = None,
 ) -> tuple[AdapterTask, Training]:
-    """Train an adapter, or take up where a training of the same settings on the same data stopped.
+    """Train an adapter, or take up where a training of the same settings and loss on the same data stopped.
 
     Args:
         train: computed.
@@ -243,15 +259,11 @@ def train_adapter(
         schedule: how long and how fast.
         trainings_dir: folder of trainings, a subfolder each.
         kind: heatmap kind whose patch tokens are adapted.
-        **options: `checkpoint_seconds`, `description` of `fit`.
+        loss: one of the user's own, as for `AdapterTask`.
+        description: as for `fit`.
     """
-    task = AdapterTask(train, validation, settings, kind=kind)
-    return task, fit(task, schedule, training_folder(task, schedule, trainings_dir), **options)
-
-
-def training_folder(task: AdapterTask, schedule: Schedule, trainings_dir: str | Path) -> Path:
-    """The folder of a training: named after all that it depends on, so that no two share one."""
-    return Path(trainings_dir) / f"adapter-training-{short_hash(task.identity, asdict(schedule))}"
+    task = AdapterTask(train, validation, settings, kind=kind, loss=loss)
+    return task, fit(task, schedule, trainings_dir, description=description or f"training the adapter of {kind}")
 
 
 @torch.no_grad()

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..datasets import Dataset
 from .caches import FeatureCache
 
 N_SYMMETRIES = 8  # of the square: quarter turns 0 to 3, then the same after a mirroring
@@ -47,18 +47,6 @@ class Batch:
         """The inputs on a device; the ground truth, which is small, stays where it is."""
         inputs = {name: getattr(self, name).to(device) for name in ("pictures", "cam", "features")}
         return replace(self, **inputs)
-
-    def parts(self, most: int) -> list[Batch]:
-        """At most so many batches of consecutive images, of about the same number, that are this one together."""
-        ends = np.linspace(0, len(self.positions), min(most, len(self.positions)) + 1).round().astype(int)
-        rows = np.cumsum([0, *map(len, self.boxes)])  # where each image's begin
-        return [
-            Batch(
-                *(getattr(self, name)[first:end] for name in ("positions", "pictures", "cam", "features")),
-                boxes=self.boxes[first:end], labels=self.labels[first:end], rows=self.rows[rows[first] : rows[end]],
-            )
-            for first, end in pairwise(ends)
-        ]  # fmt: skip
 
 
 class BatchReader:
@@ -129,6 +117,12 @@ class BatchReader:
         starts = range(first * batch_size, len(order), batch_size)
         parts = [(order[s : s + batch_size], symmetries[s : s + batch_size]) for s in starts]
         yield from read_ahead(lambda part: self.batch(*part), parts)
+
+
+def named_images(dataset: Dataset, positions: np.ndarray) -> str:
+    """Images by their places, for an error: the first few."""
+    ids = dataset.images["image_id"].iloc[positions].tolist()
+    return f"images {', '.join(ids[:4])}" + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
 
 
 def read_ahead(read: Callable[[Asked], Read], asked: Sequence[Asked]) -> Iterator[Read]:

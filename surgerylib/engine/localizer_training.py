@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from ..checks import as_floats, as_whole_numbers
 from ..datasets import check_disjoint, check_have_boxes
-from ..errors import CacheError, ParameterError, TrainingError
-from ..identities import differences, short_hash
+from ..errors import CacheError, ParameterError, TrainingError, checked
+from ..identities import differences
 from ..localizer import (
     LOCALIZER_INPUTS,
     GTClassLocalizer,
@@ -26,10 +26,9 @@ from ..localizer import (
     to_grid,
     untrained_localizer,
 )
-from ..losses import check_assign, gt_class_localization_loss
-from ..versions import source_sha256
+from ..losses import gt_class_localization_loss, total_of
 from .caches import FeatureCache
-from .feature_batches import Batch, BatchReader
+from .feature_batches import Batch, BatchReader, named_images
 from .localization import (
     BASELINES,
     baseline_ious,
@@ -38,61 +37,45 @@ from .localization import (
     localization_summary,
     peak_localization,
 )
-from .training import Schedule, Training, fit
+from .own import key_of
+from .schedule import Count, NotNegative, Schedule
+from .training import Training, fit
 
 UNTRAINED = {"oracle": "untrained_oracle", "cam_peak": "untrained_peak"}
 METHODS = ("oracle", "cam_peak", *UNTRAINED.values(), *BASELINES)
-# what decides the weights; the cache's identity answers for the rest
-_CODE = (
-    "boxes",
-    "engine.feature_batches",
-    "engine.localization",
-    "localizer",
-    "engine.localizer_training",
-    "losses",
-    "engine.streams",
-    "engine.training",
-)
 _EVALUATION_BATCH = 32
 
 
-@dataclass(frozen=True)
+@checked
 class LocalizerSettings:
-    """What the head is and how its boxes are judged, beside the schedule.
+    """What the head is and how its boxes are judged, beside the schedule; by the names of notebook 03's parameters.
 
     Attributes:
         grid_size: rows and columns of cells; None takes those of the CLIP's patches.
         inputs: what the head looks at, of `LOCALIZER_INPUTS`.
-        batch_size: images a step.
+        training_batch_size: images a step.
         l1_weight, giou_weight, positive_radius, positive_iou, assign: of the loss.
         augment: flips and quarter turns.
         seen_classes: only boxes of these are trained on; None takes all classes.
         seed: of weights, order and symmetries.
     """
 
-    grid_size: int | None = None
-    inputs: tuple[str, ...] = LOCALIZER_INPUTS
-    batch_size: int = 16
-    l1_weight: float = 1.0
-    giou_weight: float = 2.0
-    positive_radius: float = 1.5
-    positive_iou: float = 0.3
-    assign: str = "best_iou_or_center"
+    grid_size: Count | None = None
+    inputs: Annotated[tuple[Literal[LOCALIZER_INPUTS], ...], Field(min_length=1)] = LOCALIZER_INPUTS
+    training_batch_size: Count = 16
+    l1_weight: NotNegative = 1.0
+    giou_weight: NotNegative = 2.0
+    positive_radius: NotNegative = 1.5
+    positive_iou: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    assign: Literal["best_iou", "best_iou_or_center"] = "best_iou_or_center"
     augment: bool = True
     seen_classes: tuple[str, ...] | None = None
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
     def __post_init__(self) -> None:
-        """Raise a `ParameterError` for a value that cannot be."""
-        check_assign(self.assign)
-        as_whole_numbers(self, {"grid_size": 1, "batch_size": 1, "seed": 0}, or_none=("grid_size",))
-        as_floats(self, ("l1_weight", "giou_weight", "positive_radius", "positive_iou"))
+        """Raise a `ParameterError` for weights of which nothing would be learned."""
         if self.l1_weight == self.giou_weight == 0:
             raise ParameterError("l1_weight and giou_weight are both 0; nothing would be learned")
-        if not self.positive_iou < 1:
-            raise ParameterError(f"positive_iou must lie in [0, 1), got {self.positive_iou!r}")
-        if not self.inputs or not set(self.inputs) <= set(LOCALIZER_INPUTS):
-            raise ParameterError(f"inputs must be some of {', '.join(LOCALIZER_INPUTS)}, got {list(self.inputs)!r}")
 
 
 class LocalizerTask:
@@ -100,17 +83,32 @@ class LocalizerTask:
 
     Attributes:
         model: on the CLIP's device.
-        identity, steps, criterion: as in `training.Task`.
+        name, identity, steps, criterion: as in `training.Task`.
         seen: places of the classes that are trained on.
         class_means: [C, 4] mean box of each class in the training images, those not trained on too.
         ever_positive: bool [G], which boxes of the training targets have had a positive cell.
         is_trained_on: bool [G], which of them are of classes that are trained on.
     """
 
-    criterion = "val_iou"
+    name, criterion = "training", "val_iou"
 
-    def __init__(self, train: FeatureCache, validation: FeatureCache, settings: LocalizerSettings) -> None:
+    def __init__(
+        self,
+        train: FeatureCache,
+        validation: FeatureCache,
+        settings: LocalizerSettings,
+        *,
+        loss: Callable[..., Any] | None = None,
+    ) -> None:
         """Both caches computed.
+
+        Args:
+            train: computed.
+            validation: computed.
+            settings: of the head and its loss.
+            loss: in place of `gt_class_localization_loss`: called with `pred_boxes, boxes, labels` as that is (not with
+                the settings), it gives a tensor of one number with gradient, or an object with such a `total`. Only
+                the classes with a box in their image have predictions; the channels of others are 0.
 
         Raises:
             CacheError: features of different models, classes or maps.
@@ -121,7 +119,7 @@ class LocalizerTask:
         check_disjoint(train.dataset, validation.dataset)
         if different := differences(belongs_to(validation), belongs_to(train)):
             raise CacheError(f"the features to train and to validate on were made of different things ({different})")
-        self.settings, self.train, self.validation = settings, train, validation
+        self.settings, self.train, self.validation, self._loss = settings, train, validation, loss
         clip, classes = train.clip, train.dataset.classes
         names = classes if settings.seen_classes is None else check_have_boxes(train.dataset, settings.seen_classes)
         self.seen = [classes.index(name) for name in names]
@@ -143,44 +141,45 @@ class LocalizerTask:
         self.class_means = class_mean_boxes(targets.boxes_xyxy, targets.label, len(classes))
         self.ever_positive = torch.zeros(len(targets.label), dtype=torch.bool)
         self.is_trained_on = np.isin(targets.label, self.seen)
-        self.steps = self.reader.steps(settings.batch_size)
+        self.steps = self.reader.steps(settings.training_batch_size)
         self.identity: dict[str, Any] = {
             "trained": "GTClassLocalizer",
             "settings": json.loads(json.dumps(asdict(settings))),
             "train_cache": train.key,
             "validation_cache": validation.key,
-            "code_sha256": source_sha256(_CODE),
+            "loss": gt_class_localization_loss.__name__ if loss is None else key_of(loss),
         }
 
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
         """As in `training.Task`."""
         chosen = self.settings
         yield from self.reader.epoch(
-            epoch, batch_size=chosen.batch_size, seed=chosen.seed, augment=chosen.augment, first=first
+            epoch, batch_size=chosen.training_batch_size, seed=chosen.seed, augment=chosen.augment, first=first
         )
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, tuple[float, float]]]:
-        """As in `training.Task`: loss, l1, giou, positives a box, share of boxes without a positive."""
-        chosen = self.settings
+        """As in `training.Task`: loss, l1, giou, positives a box, share of boxes without a positive.
+
+        Of a loss of the user's own, the loss alone.
+        """
+        chosen, pred_boxes = self.settings, predict(self.model, batch)
+        if self._loss is not None:
+            total = total_of(self._loss(pred_boxes, batch.boxes, batch.labels))
+            none = dict.fromkeys(("l1", "giou", "positives_per_box", "share_without_positive"), (0.0, 0))
+            return total, {"loss": (float(total.detach()), 1), **none}
         terms = gt_class_localization_loss(
-            predict(self.model, batch), batch.boxes, batch.labels, radius=chosen.positive_radius,
-            iou_threshold=chosen.positive_iou, l1_weight=chosen.l1_weight, giou_weight=chosen.giou_weight,
-            assign=chosen.assign,
+            pred_boxes, batch.boxes, batch.labels, radius=chosen.positive_radius, iou_threshold=chosen.positive_iou,
+            l1_weight=chosen.l1_weight, giou_weight=chosen.giou_weight, assign=chosen.assign,
         )  # fmt: skip
         has_positive = terms.has_positive.cpu()
         self.ever_positive[torch.from_numpy(batch.rows)[has_positive]] = True
         n_boxes, n_positives = len(has_positive), terms.num_positives
+        means = {"loss": terms.total, "l1": terms.l1, "giou": terms.giou}
         return terms.total, {
-            "loss": (float(terms.total.detach()) * n_positives, n_positives),
-            "l1": (float(terms.l1.detach()) * n_positives, n_positives),
-            "giou": (float(terms.giou.detach()) * n_positives, n_positives),
+            **{name: (float(value.detach()) * n_positives, n_positives) for name, value in means.items()},
             "positives_per_box": (n_positives, n_boxes),
             "share_without_positive": (n_boxes - int(has_positive.sum()), n_boxes),
         }
-
-    def parts(self, batch: Batch, most: int) -> list[Batch]:
-        """As in `training.Task`: images."""
-        return batch.parts(most)
 
     def validate(self) -> dict[str, float]:
         """As in `training.Task`: mean oracle IoU, share above 0.5, and the mean IoU at the CAM's peak."""
@@ -193,9 +192,7 @@ class LocalizerTask:
 
     def describe(self, batch: Batch) -> str:
         """As in `training.Task`: the images."""
-        ids = self.train.dataset.images["image_id"].iloc[batch.positions].tolist()
-        more = f" and {len(ids) - 4} more" if len(ids) > 4 else ""
-        return f"images {', '.join(ids[:4])}{more}"
+        return named_images(self.train.dataset, batch.positions)
 
     def state(self) -> dict[str, Tensor]:
         """As in `training.Task`."""
@@ -226,9 +223,11 @@ def train_localizer(
     settings: LocalizerSettings,
     schedule: Schedule,
     trainings_dir: str | Path,
-    **options: Any,
+    *,
+    loss: Callable[..., Any] | None = None,
+    description: str = "training the localiser",
 ) -> tuple[LocalizerTask, Training]:
-    """Train the localiser, or take up where a training of the same settings on the same data stopped.
+    """Train the localiser, or take up where a training of the same settings and loss on the same data stopped.
 
     Kept are, besides the best and the last weights, those before training and half-way.
 
@@ -238,21 +237,16 @@ def train_localizer(
         settings: of the head and its loss.
         schedule: how long and how fast.
         trainings_dir: folder of trainings, a subfolder each.
-        **options: `checkpoint_seconds`, `description` of `fit`.
+        loss: one of the user's own, as for `LocalizerTask`.
+        description: as for `fit`.
     """
-    task = LocalizerTask(train, validation, settings)
-    folder = training_folder(task, schedule, trainings_dir)
-    return task, fit(task, schedule, folder, keep_epochs=kept_epochs(schedule), **options)
+    task = LocalizerTask(train, validation, settings, loss=loss)
+    return task, fit(task, schedule, trainings_dir, keep_epochs=kept_epochs(schedule), description=description)
 
 
 def kept_epochs(schedule: Schedule) -> tuple[int, ...]:
     """Before training, half-way, at the end."""
     return tuple(sorted({0, schedule.epochs // 2, schedule.epochs}))
-
-
-def training_folder(task: LocalizerTask, schedule: Schedule, trainings_dir: str | Path) -> Path:
-    """The folder of a training: named after all that it depends on, so that no two share one."""
-    return Path(trainings_dir) / f"training-{short_hash(task.identity, asdict(schedule))}"
 
 
 def belongs_to(cache: FeatureCache) -> dict[str, Any]:

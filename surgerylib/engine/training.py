@@ -4,9 +4,10 @@ What is trained is a `Task`: the localiser, the heatmap adapter. Nothing random 
 augmentation of an epoch follow from (seed, epoch), so a run that goes on from a checkpoint ends, on the CPU and with
 the same number of threads, with the same weights bit for bit as one that was never stopped.
 
-A training's folder holds `resume.pt` (weights, optimiser, position in the epoch, history), `last.safetensors` and
-`best.safetensors` (weights to use, with what they belong to), `epoch-NNN.safetensors` where asked for, and
-`history.parquet`. Each is written aside and renamed.
+A training's folder holds `resume.pt` (weights, optimiser, position, history; written after each epoch and on Ctrl-C)
+and, once the training has come to an end or was stopped, `last.safetensors` and `best.safetensors` (weights to use,
+with what they belong to) and `history.parquet`; `epoch-NNN.safetensors` where asked for. Each is written aside and
+renamed.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import contextlib
 import io
 import math
 import pickle
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,59 +28,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..checks import as_floats, as_whole_numbers
-from ..errors import CheckpointError, ParameterError, TrainingError
+from ..errors import CheckpointError, TrainingError
 from ..files import atomic_write, only_process, remove_parts
-from ..identities import differences
-from .streams import Streams, n_streams
+from ..identities import differences, short_hash
+from .schedule import Schedule
 
+# counted up when the same data and settings give other weights than before; a golden test says when
+TRAINING_VERSION = 1
 RESUME = "resume.pt"
-CHECKPOINT_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast to learn.
-
-    Attributes:
-        epochs: passes over the training images.
-        learning_rate: AdamW's, reached after the warm-up.
-        min_learning_rate: what the cosine ends with.
-        warmup_epochs: epochs, or a part of one, in which the rate rises in equal steps.
-        weight_decay: AdamW's, of weights with two or more dimensions; biases and norms have none.
-        gradient_clip: largest norm of all gradients together.
-        patience: epochs without a better validation after which to stop; None never stops early.
-    """
-
-    epochs: int = 40
-    learning_rate: float = 3e-3
-    min_learning_rate: float = 0.0
-    warmup_epochs: float = 1.0
-    weight_decay: float = 0.01
-    gradient_clip: float = 1.0
-    patience: int | None = None
-
-    def __post_init__(self) -> None:
-        """Raise a `ParameterError` for a value that cannot be."""
-        as_whole_numbers(self, {"epochs": 1, "patience": 1}, or_none=("patience",))
-        as_floats(self, ("learning_rate", "gradient_clip"), above=True)
-        as_floats(self, ("min_learning_rate", "warmup_epochs", "weight_decay"))
-        if self.min_learning_rate > self.learning_rate:
-            raise ParameterError(
-                f"min_learning_rate must be at most learning_rate ({self.learning_rate}), got {self.min_learning_rate}"
-            )
-        if self.warmup_epochs >= self.epochs:
-            raise ParameterError(f"warmup_epochs must be below epochs ({self.epochs}), got {self.warmup_epochs}")
-
-    def rate(self, step: int, steps_per_epoch: int) -> float:
-        """The learning rate of a step, counted from 0: linear warm-up, then a cosine that ends with the minimum."""
-        warmup = round(self.warmup_epochs * steps_per_epoch)
-        if step < warmup:
-            return self.learning_rate * (step + 1) / warmup
-        last = max(self.epochs * steps_per_epoch - 1 - warmup, 1)
-        share = min((step - warmup) / last, 1.0)
-        span = self.learning_rate - self.min_learning_rate
-        return self.min_learning_rate + 0.5 * span * (1 + math.cos(math.pi * share))
 
 
 class Task(Protocol):
@@ -86,12 +43,15 @@ class Task(Protocol):
 
     Attributes:
         model: all of its parameters are trained.
-        identity: everything besides the schedule that the result depends on; plain values.
+        name: of its folders.
+        identity: everything besides the schedule that the result depends on, plain values; under `loss` the name or key
+            of the loss, None where what it does cannot be told: such a training is not kept.
         steps: batches an epoch.
         criterion: the figure of `validate` by which the best epoch is chosen; more is better.
     """
 
     model: nn.Module
+    name: str
     identity: Mapping[str, Any]
     steps: int
     criterion: str
@@ -100,13 +60,7 @@ class Task(Protocol):
         """The batches of an epoch from number `first` on, the same every time."""
 
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, tuple[float, float]]]:
-        """The loss of a batch, with gradient, and figures for the history as (sum, count): sum / count of an epoch.
-
-        One of them is `loss`: its count is the batch's weight where several are averaged.
-        """
-
-    def parts(self, batch: Any, most: int) -> list[Any]:
-        """The batch in at most so many parts, of whose losses the weighted mean is its own; itself if it has none."""
+        """The loss of a batch, with gradient, and figures for the history as (sum, count): sum / count of an epoch."""
 
     def validate(self) -> dict[str, float]:
         """Figures on images that are not trained on."""
@@ -136,14 +90,16 @@ class Training:
         seconds: of this call: 0 where nothing was left to do.
         resumed_at: step at which this call took up an earlier one; None where it began anew.
         stopped_early: patience ran out.
+        scratch: the folder's life where the training is not kept: it goes with this object.
     """
 
     folder: Path
     history: pd.DataFrame
     best_epoch: int
-    seconds: float
-    resumed_at: int | None
-    stopped_early: bool
+    seconds: float = 0.0
+    resumed_at: int | None = None
+    stopped_early: bool = False
+    scratch: tempfile.TemporaryDirectory | None = None
 
     @property
     def best(self) -> Path:
@@ -163,25 +119,22 @@ class Training:
 def fit(
     task: Task,
     schedule: Schedule,
-    folder: str | Path,
+    trainings_dir: str | Path,
     *,
     keep_epochs: Sequence[int] = (),
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     description: str = "training",
-    after_step: Callable[[], object] | None = None,
 ) -> Training:
-    """Train, or go on with a training that was stopped.
+    """Train, or go on with a training that was stopped; one line says so.
 
     AdamW; gradients clipped by their common norm; bfloat16 autocast on CUDA cards that have it, float32 elsewhere.
 
     Args:
         task: what is learned.
         schedule: how long and how fast.
-        folder: of this training alone; one that was stopped there, of the same task and schedule, is gone on with.
+        trainings_dir: folder of trainings, a subfolder each (`folder_of`); one of this very task and schedule that is
+            there is gone on with. A task with a loss that cannot be told from others is trained in a temporary folder.
         keep_epochs: epochs whose weights are kept as files of their own; 0 is the untrained model.
-        checkpoint_seconds: at least so long between two checkpoints; 0 writes one after every step.
-        description: of the progress bar.
-        after_step: called after each step, in place of a bar; what it raises ends the training.
+        description: of the progress bar, and of the line.
 
     Raises:
         TrainingError: no batch, or a loss or gradient that is not finite: the weights before that step are kept.
@@ -190,97 +143,123 @@ def fit(
     """
     if task.steps < 1:
         raise TrainingError("there is no box to learn from: give a split with annotated images")
-    folder = Path(folder)
+    scratch = None if task.identity["loss"] else tempfile.TemporaryDirectory(prefix="training-")
+    folder = folder_of(task, schedule, scratch.name if scratch else trainings_dir)
     with only_process(folder, "trains"):
         remove_parts(folder)
-        loop = _Loop(task, schedule, folder, keep_epochs, checkpoint_seconds)
-        return loop.run(description, after_step)
+        loop = _Loop(task, schedule, folder, keep_epochs)
+        if loop.resumed_at is not None:
+            print(f"{description}: taken up behind epoch {loop.epoch} of {schedule.epochs}; {_made_of(task)}")
+        return replace(loop.run(description), scratch=scratch)
+
+
+def folder_of(task: Task, schedule: Schedule, trainings_dir: str | Path) -> Path:
+    """The folder of a training: named after all that it depends on, so that no two share one."""
+    return Path(trainings_dir) / f"{task.name}-{short_hash(_identity(task, schedule))}"
+
+
+def progress_of(folder: str | Path) -> tuple[int, bool] | None:
+    """How far the training in a folder has come: (epochs finished, whether it is at its end); None where there is none.
+
+    Raises:
+        CheckpointError: a damaged checkpoint.
+    """
+    state = _read_state(Path(folder) / RESUME)
+    return None if state is None else (state["epoch"], state["finished"])
+
+
+def _identity(task: Task, schedule: Schedule) -> dict[str, Any]:
+    return {"version": TRAINING_VERSION, **task.identity, "schedule": asdict(schedule)}
+
+
+def _made_of(task: Task) -> str:
+    """The names and keys in its identity, on one line."""
+    return ", ".join(f"{name} {value[:24]}" for name, value in task.identity.items() if isinstance(value, str))
 
 
 class _Loop:
     """The state of a training between two steps."""
 
-    def __init__(
-        self, task: Task, schedule: Schedule, folder: Path, keep_epochs: Sequence[int], checkpoint_seconds: float
-    ) -> None:
-        self.task, self.schedule, self.folder = task, schedule, folder
-        self.keep_epochs, self.checkpoint_seconds = set(keep_epochs), checkpoint_seconds
-        self.identity = {**task.identity, "schedule": asdict(schedule), "keep_epochs": sorted(self.keep_epochs)}
+    def __init__(self, task: Task, schedule: Schedule, folder: Path, keep_epochs: Sequence[int]) -> None:
+        self.task, self.schedule, self.folder, self.keep_epochs = task, schedule, folder, set(keep_epochs)
+        self.identity = _identity(task, schedule)
         self.optimizer = optimizer_of(task.model, schedule)
         self.epoch, self.done = 0, 0  # epochs finished (0: not even the untrained model measured), steps of this epoch
         self.sums: dict[str, list[float]] = {}
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"epoch": -1, "value": -math.inf, "weights": {}}
         self.finished = self.stopped_early = False
+        self.whole = False  # weights and position belong together
         self.resumed_at = self._resume()
 
-    def run(self, description: str, after_step: Callable[[], object] | None) -> Training:
+    def run(self, description: str) -> Training:
         started = time.monotonic()
         if not self.finished:
-            self._train(description, after_step)
+            self._train(description)
         elif not all((self.folder / name).is_file() for name in ("last.safetensors", "best.safetensors")):
-            self._checkpoint()  # somebody has deleted them
-        gone = [epoch for epoch in self.keep_epochs if not self._kept_or_never_reached(epoch)]
+            self._write_for_use()  # somebody has deleted them
+        reached = {epoch for epoch in self.keep_epochs if epoch <= self.history[-1]["epoch"]}
+        gone = sorted(epoch for epoch in reached if not _epoch_path(self.folder, epoch).is_file())
         if gone:
             raise CheckpointError(
                 f"{_epoch_path(self.folder, gone[0]).name} is gone from {self.folder}; delete the folder to train anew"
             )
-        history = pd.DataFrame(self.history)
         seconds = time.monotonic() - started
-        return Training(self.folder, history, self.best["epoch"], seconds, self.resumed_at, self.stopped_early)
+        return Training(
+            self.folder, pd.DataFrame(self.history), self.best["epoch"], seconds, self.resumed_at, self.stopped_early
+        )
 
-    def _kept_or_never_reached(self, epoch: int) -> bool:
-        return epoch > self.history[-1]["epoch"] or _epoch_path(self.folder, epoch).is_file()
-
-    def _train(self, description: str, after_step: Callable[[], object] | None) -> None:
-        task, steps = self.task, self.task.steps
-        self.saved = time.monotonic()
+    def _train(self, description: str) -> None:
+        steps = self.task.steps
+        total, first = self.schedule.epochs * steps, self.epoch * steps + self.done
         if not self.history:
             self._end_epoch(0)
-        total = self.schedule.epochs * steps
-        first = self.epoch * steps + self.done
-        with (
-            Streams(n_streams(next(task.model.parameters()).device)) as streams,
-            tqdm(
-                total=total, initial=first, desc=description, unit="step", delay=2, mininterval=0.5,
-                disable=after_step is not None,
-            ) as bar,
-        ):  # fmt: skip
-            while self.epoch < self.schedule.epochs and not self.stopped_early:
-                for batch in task.batches(self.epoch + 1, self.done):
-                    self._step(batch, streams)
-                    (after_step or bar.update)()
-                    if self.done < steps:
-                        self._checkpoint_when_due()
-                self.epoch, self.done = self.epoch + 1, 0
-                self._end_epoch(self.epoch)
-                # not drawn at once: a bar that is, before its delay, has no end of line when Ctrl-C stops it
-                bar.set_postfix_str(f"{task.criterion} {self.history[-1][task.criterion]:.3f}", refresh=False)
-                self._checkpoint_when_due()
+        with tqdm(total=total, initial=first, desc=description, unit="step", delay=2, mininterval=0.5) as bar:
+            try:
+                while self.epoch < self.schedule.epochs and not self.stopped_early:
+                    self.whole = True
+                    for batch in self.task.batches(self.epoch + 1, self.done):
+                        self._step(batch)
+                        bar.update()
+                    self.whole = False
+                    self.epoch, self.done = self.epoch + 1, 0
+                    self._end_epoch(self.epoch)
+                    # not drawn at once: a bar that is, before its delay, has no end of line when Ctrl-C stops it
+                    criterion = self.task.criterion
+                    bar.set_postfix_str(f"{criterion} {self.history[-1][criterion]:.3f}", refresh=False)
+            except KeyboardInterrupt:
+                if self.whole:  # else the checkpoint of the epoch before stands
+                    self._checkpoint()
+                raise
+        self._write_for_use()
         self.finished = True
         self._checkpoint()
 
-    def _step(self, batch: Any, streams: Streams) -> None:
+    def _step(self, batch: Any) -> None:
         rate = self.schedule.rate(self.epoch * self.task.steps + self.done, self.task.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         try:
-            figures = train_step(self.task, self.optimizer, batch, clip=self.schedule.gradient_clip, streams=streams)
+            figures = backward(self.task, batch, clip=self.schedule.gradient_clip)
         except FloatingPointError as error:
+            self._write_for_use()
             self._checkpoint()  # of the weights before this step, which are good
             raise TrainingError(
                 f"{error} in epoch {self.epoch + 1}, batch {self.done + 1} of {self.task.steps} "
                 f"({self.task.describe(batch)}): the weights before it are in {self.folder}; lower the learning rate "
                 f"(now {rate:.2g}), or look at those images"
             ) from None
+        self.whole = False
+        self.optimizer.step()
         self.done += 1
         for name, (value, count) in figures.items():
             sums = self.sums.setdefault(name, [0.0, 0.0])
             sums[0] += value
             sums[1] += count
+        self.whole = True
 
     def _end_epoch(self, epoch: int) -> None:
-        """Validate, add to the history, keep what is to be kept."""
+        """Validate, add to the history, keep what is to be kept, and write a checkpoint."""
         task = self.task
         step = epoch * task.steps
         rate = self.schedule.rate(step - 1, task.steps) if epoch else math.nan
@@ -295,39 +274,31 @@ class _Loop:
             self.stopped_early = True
         if epoch in self.keep_epochs:
             task.save(_epoch_path(self.folder, epoch), _copied(task.model), self._about(epoch))
+        self._checkpoint()
 
     def _about(self, epoch: int) -> dict[str, Any]:
         row = next(row for row in self.history if row["epoch"] == epoch)
         return {"epoch": epoch, "schedule": asdict(self.schedule), "validation": row[self.task.criterion]}
 
-    def _checkpoint_when_due(self) -> None:
-        if time.monotonic() - self.saved >= self.checkpoint_seconds:
-            self._checkpoint()
-
-    def _checkpoint(self) -> None:
-        """Everything that a later run needs. `resume.pt` comes last: the others can be made again from it."""
-        epoch = int(self.history[-1]["epoch"])
+    def _write_for_use(self) -> None:
         if self.done == 0:  # between two epochs: the weights are those that were validated
+            epoch = int(self.history[-1]["epoch"])
             self.task.save(self.folder / "last.safetensors", _copied(self.task.model), self._about(epoch))
         self.task.save(self.folder / "best.safetensors", self.best["weights"], self._about(self.best["epoch"]))
         atomic_write(self.folder / "history.parquet", pd.DataFrame(self.history).to_parquet(index=False))
+
+    def _checkpoint(self) -> None:
+        """Everything that a later run needs."""
         state = {
             "identity": self.identity,
             "model": self.task.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "task": self.task.state(),
-            "best": self.best,
-            "epoch": self.epoch,
-            "done": self.done,
-            "sums": self.sums,
-            "history": self.history,
-            "finished": self.finished,
-            "stopped_early": self.stopped_early,
+            **{name: getattr(self, name) for name in _KEPT},
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
         atomic_write(self.folder / RESUME, buffer.getvalue())
-        self.saved = time.monotonic()
 
     def _resume(self) -> int | None:
         """Take up the training in the folder; the step to go on with, or None where there is none."""
@@ -341,59 +312,30 @@ class _Loop:
         self.task.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.task.restore(state["task"])
-        for name in ("best", "epoch", "done", "sums", "history", "finished", "stopped_early"):
+        for name in _KEPT:
             setattr(self, name, state[name])
         return self.epoch * self.task.steps + self.done
 
 
-def train_step(
-    task: Task, optimizer: torch.optim.Optimizer, batch: Any, *, clip: float, streams: Streams | None = None
-) -> dict[str, tuple[float, float]]:
-    """One step of the optimiser on one batch; returns the figures of `Task.loss`.
+_KEPT = ("best", "epoch", "done", "sums", "history", "finished", "stopped_early")
 
-    Args:
-        task: what is learned.
-        optimizer: of its model's parameters.
-        batch: one of `task.batches`.
-        clip: largest norm of all gradients together.
-        streams: each takes a part of the batch; None leaves it whole.
+
+def backward(task: Task, batch: Any, *, clip: float) -> dict[str, tuple[float, float]]:
+    """Give the model the gradient of a batch's loss, of norm `clip` at most; returns the figures of `Task.loss`.
 
     Raises:
-        FloatingPointError: the loss or the gradient is not finite; the weights are as they were.
+        FloatingPointError: the loss or the gradient is not finite.
     """
     task.model.train()
+    task.model.zero_grad()
     parameters = list(task.model.parameters())
-
-    def of_part(part: Any) -> tuple[float, tuple[Tensor | None, ...], dict[str, tuple[float, float]]]:
-        with _mixed_precision(parameters[0].device):
-            loss, figures = task.loss(part)
-        return float(loss.detach()), torch.autograd.grad(loss, parameters, allow_unused=True), figures
-
-    losses, gradients, figures = zip(
-        *([of_part(batch)] if streams is None else streams.map(of_part, task.parts(batch, streams.count))), strict=True
-    )
-    together = {name: tuple(map(sum, zip(*(of[name] for of in figures), strict=True))) for name in figures[0]}
-    count = together["loss"][1]
-    weights = [of["loss"][1] / count if count else 1 / len(losses) for of in figures]
-    for parameter, of_parts in zip(parameters, zip(*gradients, strict=True), strict=True):
-        shares = [weight * part for weight, part in zip(weights, of_parts, strict=True) if part is not None]
-        parameter.grad = sum(shares[1:], shares[0]) if shares else None
-    norm = float(nn.utils.clip_grad_norm_(parameters, clip))
-    value = sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
+    with _mixed_precision(parameters[0].device):
+        loss, figures = task.loss(batch)
+    loss.backward()
+    value, norm = float(loss.detach()), float(nn.utils.clip_grad_norm_(parameters, clip))
     if not math.isfinite(norm) or not math.isfinite(value):
         raise FloatingPointError(f"the loss is {value:g} and its gradient {norm:g}")
-    optimizer.step()
-    return together
-
-
-def progress_of(folder: str | Path) -> tuple[int, bool] | None:
-    """How far the training in a folder has come: (epochs finished, whether it is at its end); None where there is none.
-
-    Raises:
-        CheckpointError: a damaged checkpoint.
-    """
-    state = _read_state(Path(folder) / RESUME)
-    return None if state is None else (state["epoch"], state["finished"])
+    return figures
 
 
 def _read_state(path: Path) -> dict[str, Any] | None:

@@ -8,13 +8,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..engine.adapter_training import LOSSES, AdapterSettings
+from ..engine.adapter_training import LOSSES, AdapterSettings, train_adapter
 from ..engine.adapters import load_adapters
 from ..engine.caches import TokenCache
+from ..engine.schedule import Schedule
 from ..engine.store import HeatmapStore
 from ..heatmaps import Setting
 from .adaptation import Adaptation, class_groups, compare_adapted, states_of
-from .adapter_plan import AdapterPlan
 
 
 class Variant(NamedTuple):
@@ -52,13 +52,12 @@ def balance_variants(settings: AdapterSettings) -> dict[str, AdapterSettings]:
 
 def compare_variants(
     variants: Mapping[str, AdapterSettings],
-    plan: AdapterPlan,
+    schedule: Schedule,
     caches: Mapping[str, TokenCache],
     cache_dir: Path,
     kind: str,
     setting: Setting,
     *,
-    adapter_floor: float | None,
     batch_size: int = 16,
     **options: Any,
 ) -> dict[str, Variant]:
@@ -66,18 +65,29 @@ def compare_variants(
 
     Args:
         variants: name -> settings; equal ones are trained once.
-        plan: of the short trainings.
-        caches: of `AdapterPlan.caches`, computed.
+        schedule: of the short trainings.
+        caches: of `TrainingPlan.token_caches`, computed.
         cache_dir: folder of trainings and stores.
         kind: whose patch tokens are adapted.
-        setting: maps and boxes without an adapter.
-        adapter_floor: as for `adaptation.states_of`.
+        setting: of the maps without an adapter, and of the boxes with one: its floor is a logit.
         batch_size: images a CLIP forward.
         **options: as for `adaptation.compare_adapted`.
     """
     clip, data = caches["choose"].clip, caches["choose"].dataset
-    of_kind = {name: (kind, settings) for name, settings in variants.items()}
-    trainings = plan.train_all(caches, cache_dir, of_kind, description="short trainings")
+    names = {settings: name for name, settings in reversed(variants.items())}
+    trained = {
+        settings: train_adapter(
+            caches["train"],
+            caches["choose"],
+            settings,
+            schedule,
+            cache_dir,
+            kind=kind,
+            description=f"short run: {name}",
+        )[1]
+        for settings, name in names.items()
+    }
+    trainings = {name: trained[settings] for name, settings in variants.items()}
     adapters = {name: load_adapters(training.last, clip)[kind] for name, training in trainings.items()}
     distinct = list({adapter.key: adapter for adapter in adapters.values()}.values())
     store = HeatmapStore(clip, data, cache_dir, adapters=distinct).compute(batch_size=batch_size)
@@ -85,7 +95,7 @@ def compare_variants(
     for name, adapter in adapters.items():
         same = next((other for other in found if adapters[other].key == adapter.key), None)
         if same is None:
-            states = states_of({kind: setting}, {kind: adapter}, adapter_floor=adapter_floor)
+            states = states_of({kind: setting}, {kind: adapter}, adapter_floor=setting.floor)
             only_after = {kind: {"after": states[kind]["after"]}}
             found[name] = compare_adapted(
                 store, only_after, class_groups(data.classes, adapter.seen_classes), **options

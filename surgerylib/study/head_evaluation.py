@@ -23,7 +23,7 @@ from ..heatmaps import Setting
 from ..localizer import GTClassLocalizer, clip_and_maps, load_localizer, to_grid, untrained_localizer
 from ..locations import PROJECT_ROOT, checkpoint_file
 from .box_groups import GROUPINGS, box_groups, breakdown
-from .localizer_plan import PUBLISHED
+from .training import PUBLISHED
 
 EVALUATED = ("all", "seen", "unseen")
 

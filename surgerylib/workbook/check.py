@@ -159,20 +159,12 @@ def _check_training(settings: Mapping[str, Any]) -> None:
     """The parameters of the training, where a notebook has them."""
     if settings.get("train_split") is None:
         return
-    from ..study.adapter_plan import BOTH, AdapterPlan, check_stage
-    from ..study.localizer_plan import TrainingPlan
-    from ..words import DIOR_CLASSES
+    from ..study.training import TrainingPlan
 
     for name in ("train_split", "choose_split"):
         if not settings[name]:
             raise ParameterError(f"{name} is empty; name a split, such as train or val")
-    stages = check_stage(settings.get(STAGE, BOTH))
-    plan, adapter_plan = TrainingPlan.from_parameters(settings), AdapterPlan.from_parameters(settings)
-    # each raises what is wrong with it
-    if "localizer" in stages:
-        _ = plan.settings, plan.schedule
-    if "heatmap" in stages:
-        _ = adapter_plan.settings(DIOR_CLASSES), adapter_plan.schedule
+    TrainingPlan.from_parameters(settings)
 
 
 def _check_evaluation(settings: Mapping[str, Any]) -> None:
@@ -262,15 +254,16 @@ def _check_dataset(settings: Mapping[str, Any], root: Path) -> list[str]:
 def _check_to_learn_from(parts: Mapping[str, Dataset], settings: Mapping[str, Any]) -> None:
     """The images to train and to choose on must have boxes of the classes that are trained on, at every stage."""
     from ..datasets import check_have_boxes
-    from ..study.adapter_plan import BOTH, AdapterPlan, check_stage
+    from ..study.training import TrainingPlan
 
     train, seen = parts["train_split"], settings.get("seen_classes")
     trained_on = {}
-    for stage in check_stage(settings.get(STAGE, BOTH)):
+    plan = TrainingPlan.from_parameters(settings)
+    for stage in plan.stages:
         if stage == "localizer":
             trained_on[stage] = train.classes if seen is None else check_have_boxes(train, seen)
         else:
-            trained_on[stage] = AdapterPlan.from_parameters(settings).settings(train.classes).seen_classes
+            trained_on[stage] = plan.adapter.seen(train.classes)
     for names in trained_on.values():
         for parameter in ("train_split", "choose_split"):
             part = parts[parameter]

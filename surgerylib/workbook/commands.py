@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..engine import adapter_training, localizer_training
 from ..engine.adapter_training import AdapterTask
 from ..engine.caches import FeatureCache, TokenCache
 from ..engine.localizer_training import LocalizerTask, kept_epochs
-from ..engine.store import ImageShards, check_disk
-from ..engine.training import Schedule, Task, Training, fit, progress_of
+from ..engine.schedule import Schedule
+from ..engine.store import Store, check_disk
+from ..engine.training import Task, Training, fit, folder_of, progress_of
 from ..errors import OutputError, ParameterError
 from ..files import only_process, remove_parts
 from ..identities import differences
 from ..locations import RUN_LOCK
-from ..study.adapter_plan import AdapterPlan, adapted_kinds, check_stage, publish_adapters
-from ..study.localizer_plan import TrainingPlan, plain, publish
+from ..study.training import TrainingPlan, adapted_kinds, publish, publish_adapters
 from .check import check, check_cache, check_output
-from .parameters import LEAVES_OUT, STAGE, find_notebooks, known_parameters, validate
+from .parameters import LEAVES_OUT, find_notebooks, known_parameters, validate
 from .session import Session, open_session
 
 NOTEBOOK = "03"
@@ -40,14 +39,15 @@ _SESSION = (
 )
 
 
+_REPORTS = {"heatmap": "adapter_results.json", "localizer": "training_results.json"}
+
+
 @dataclass(frozen=True)
 class _Opened:
-    """Session, plans and caches of a configuration; nothing is computed yet."""
+    """Session, plan and caches of a configuration; nothing is computed yet."""
 
     session: Session
-    stages: tuple[str, ...]
     plan: TrainingPlan
-    adapter_plan: AdapterPlan
     features: Mapping[str, FeatureCache]  # by role; empty where no head is trained
     tokens: Mapping[str, TokenCache]  # by role; empty where no adapter is trained
 
@@ -59,7 +59,6 @@ class _Work:
     name: str
     task: Task
     schedule: Schedule
-    folder: Path
     keep_epochs: tuple[int, ...] = ()
 
 
@@ -102,62 +101,46 @@ def train(config: Mapping[str, Any], out_dir: Path, *, resume: bool = False) -> 
     session = opened.session
     with only_process(session.out_dir, "writes", lock_name=RUN_LOCK):
         remove_parts(session.out_dir)
-        reports = {
-            "heatmap": ("adapter_results.json", opened.adapter_plan),
-            "localizer": ("training_results.json", opened.plan),
-        }
-        for name, plan in (reports[stage] for stage in opened.stages):
-            _check_report(session.out_dir / name, plain(plan))
+        for stage in opened.plan.stages:
+            _check_report(session.out_dir / _REPORTS[stage], opened.plan.parameters(stage))
         # the head needs no features of the images that are reported on
         needed = [*opened.tokens.values(), *(c for role, c in opened.features.items() if role != "report")]
         _compute(needed, opened.plan.batch_size)
-        adapters = _adapters(opened)
-        head = _head(opened)
-        works = [*adapters.values(), *([head] if head else [])]
-        _check_progress(works, session.cache_dir, resume=resume)
+        works = _works(opened)
+        _check_progress(works.values(), session.cache_dir, resume=resume)
+        trained = {name: _fit(work, session.cache_dir, opened.plan.choose_split) for name, work in works.items()}
         published: list[Path] = []
-        if adapters:
-            trainings = {kind: _fit(work, opened.plan.choose_split) for kind, work in adapters.items()}
-            published += publish_adapters(trainings, session.out_dir).values()
-        if head:
-            published.append(publish(_fit(head, opened.plan.choose_split), session.out_dir))
+        if opened.tokens:
+            published += publish_adapters({kind: trained[kind] for kind in adapted_kinds()}, session.out_dir).values()
+        if opened.features:
+            published.append(publish(trained["localizer"], session.out_dir))
         return published
 
 
-def _adapters(opened: _Opened) -> dict[str, _Work]:
-    """Kind -> the training of its adapter; empty where none is trained."""
-    if not opened.tokens:
-        return {}
-    plan, train, choose = opened.adapter_plan, opened.tokens["train"], opened.tokens["choose"]
-    settings = plan.settings(train.dataset.classes)
-    works = {}
-    for kind in adapted_kinds():
-        task = AdapterTask(train, choose, settings, kind=kind)
-        folder = adapter_training.training_folder(task, plan.schedule, opened.session.cache_dir)
-        works[kind] = _Work(f"adapter of {kind}", task, plan.schedule, folder)
+def _works(opened: _Opened) -> dict[str, _Work]:
+    """What is to be trained: adapters by their kinds, and the head."""
+    plan, works = opened.plan, {}
+    if opened.tokens:
+        for kind in adapted_kinds():
+            task = AdapterTask(opened.tokens["train"], opened.tokens["choose"], plan.adapter, kind=kind)
+            works[kind] = _Work(f"adapter of {kind}", task, plan.adapter_schedule)
+    if opened.features:
+        task = LocalizerTask(opened.features["train"], opened.features["choose"], plan.head)
+        works["localizer"] = _Work("localiser", task, plan.schedule, kept_epochs(plan.schedule))
     return works
 
 
-def _head(opened: _Opened) -> _Work | None:
-    if not opened.features:
-        return None
-    plan = opened.plan
-    task = LocalizerTask(opened.features["train"], opened.features["choose"], plan.settings)
-    folder = localizer_training.training_folder(task, plan.schedule, opened.session.cache_dir)
-    return _Work("localiser", task, plan.schedule, folder, kept_epochs(plan.schedule))
-
-
-def _fit(work: _Work, choose_split: str) -> Training:
+def _fit(work: _Work, trainings_dir: Path, choose_split: str) -> Training:
     training = fit(
-        work.task, work.schedule, work.folder, keep_epochs=work.keep_epochs, description=f"training the {work.name}"
-    )  # fmt: skip
+        work.task, work.schedule, trainings_dir, keep_epochs=work.keep_epochs, description=f"training the {work.name}"
+    )
     row = training.history.set_index("epoch").loc[training.best_epoch]
     figures = ", ".join(f"{name} {row[name]:.3f}" for name in row.index if name.startswith("val_"))
     print(f"{work.name}: best epoch {training.best_epoch} on {choose_split}: {figures}; {training.seconds:.0f} s here")
     return training
 
 
-def _compute(caches: Sequence[ImageShards], batch_size: int) -> None:
+def _compute(caches: Sequence[Store], batch_size: int) -> None:
     check_disk(caches)
     for cache in caches:
         print(cache.compute(batch_size=batch_size).describe())
@@ -176,20 +159,20 @@ def _check_report(path: Path, plan: Mapping[str, Any]) -> None:
         )
 
 
-def _check_progress(works: Sequence[_Work], trainings_dir: Path, *, resume: bool) -> None:
-    progress = {work.name: progress_of(work.folder) for work in works}
+def _check_progress(works: Collection[_Work], trainings_dir: Path, *, resume: bool) -> None:
+    folders = {work.name: folder_of(work.task, work.schedule, trainings_dir) for work in works}
+    progress = {name: progress_of(folder) for name, folder in folders.items()}
     if resume and not any(progress.values()):
         raise ParameterError(f"--resume: there is no training of these settings in {trainings_dir}; leave it out")
     for work in works:
-        if progress[work.name] is None:
-            continue
-        epochs, finished = progress[work.name]
+        epochs, finished = progress[work.name] or (0, False)
         if finished:
             print(f"the training of the {work.name} is at its end already; another seed or setting makes another")
-        elif not resume:
+        elif progress[work.name] and not resume:
             raise ParameterError(
                 f"a training of these settings ({work.name}) stopped behind epoch {epochs} of "
-                f"{work.schedule.epochs} in {work.folder}: go on with --resume, or delete the folder to begin anew"
+                f"{work.schedule.epochs} in {folders[work.name]}: go on with --resume, or delete the folder to begin "
+                "anew"
             )
 
 
@@ -205,15 +188,13 @@ def _open(config: Mapping[str, Any], out_dir: Path) -> _Opened:
     own = known_parameters(find_notebooks(only=NOTEBOOK))
     parameters = {name: parameter.default for name, parameter in own.items()}
     parameters |= {name: value for name, value in given.items() if name in own}
-    plan, adapter_plan = TrainingPlan.from_parameters(parameters), AdapterPlan.from_parameters(parameters)
-    stages = check_stage(parameters[STAGE])
+    plan = TrainingPlan.from_parameters(parameters)
     session = open_session(**{name: parameters[name] for name in _SESSION}, out_dir=str(out_dir))
     datasets = session.training_datasets(plan)
+    made_of = (session.clip, datasets, session.cache_dir)
     return _Opened(
         session=session,
-        stages=stages,
         plan=plan,
-        adapter_plan=adapter_plan,
-        features=plan.caches(session.clip, datasets, session.cache_dir) if "localizer" in stages else {},
-        tokens=adapter_plan.caches(session.clip, datasets, session.cache_dir) if "heatmap" in stages else {},
+        features=plan.feature_caches(*made_of) if "localizer" in plan.stages else {},
+        tokens=plan.token_caches(*made_of) if "heatmap" in plan.stages else {},
     )

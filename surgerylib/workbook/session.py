@@ -17,8 +17,8 @@ from ..datasets import Dataset, check_disjoint, load_dataset, sound
 from ..embedded.scenes import write_scenes
 from ..errors import OutputError
 from ..locations import PROJECT_ROOT, checkpoint_file, dataset_folder
-from ..study.localizer_plan import TrainingPlan
 from ..study.summary import skipped_note, warnings_for
+from ..study.training import TrainingPlan
 from .provenance import provenance
 
 

@@ -1,4 +1,4 @@
-"""From parameters to a trained head: the plan, its tables and figures, and the two commands."""
+"""From parameters to trained heads and adapters: the plan, the head's tables and figures, and the two commands."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from PIL import Image
 from surgerylib.datasets import load_dataset
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine import training as training_module
+from surgerylib.engine.adapter_training import train_adapter
+from surgerylib.engine.adapters import distinct_adapters, find_adapters, load_adapters
 from surgerylib.engine.feature_batches import BatchReader
 from surgerylib.engine.localizer_training import (
     UNTRAINED,
@@ -27,25 +29,124 @@ from surgerylib.engine.localizer_training import (
     boxes_on_image,
     localize,
     summarise,
+    train_localizer,
     with_untrained,
 )
+from surgerylib.engine.schedule import Schedule
 from surgerylib.engine.training import progress_of
 from surgerylib.errors import ParameterError
 from surgerylib.figures import maps as plots
 from surgerylib.figures import training as training_plots
 from surgerylib.files import only_process
+from surgerylib.heatmaps import HEATMAP_KINDS, KIND_PATHS
 from surgerylib.localizer import load_localizer
 from surgerylib.locations import PROJECT_ROOT, RUN_LOCK
 from surgerylib.study import localizer_tables
 from surgerylib.study.box_groups import box_sizes
-from surgerylib.study.localizer_plan import TrainingPlan, plain, publish
-from surgerylib.words import METHOD_NAMES
+from surgerylib.study.training import (
+    NOVEL_CLASSES,
+    PUBLISHED_FOLDER,
+    TrainingPlan,
+    adapted_kinds,
+    head_variants,
+    publish,
+    publish_adapters,
+)
+from surgerylib.words import DIOR_CLASSES, METHOD_NAMES
 from surgerylib.workbook.check import check, check_values
 from surgerylib.workbook.cli import main
-from surgerylib.workbook.parameters import find_notebooks, known_parameters, notebook_parameters
+from surgerylib.workbook.parameters import find_notebooks, known_parameters
 from surgerylib.workbook.session import open_session
 
-SMALL = {"picture_size": 32, "epochs": 3, "training_batch_size": 4}
+SMALL = {
+    "picture_size": 32,
+    "epochs": 2,
+    "warmup_epochs": 0.5,
+    "training_batch_size": 4,
+    "adapter_epochs": 2,
+    "adapter_rank": 2,
+}
+
+
+def defaults(only: str | None = None) -> dict:
+    return {name: parameter.default for name, parameter in known_parameters(find_notebooks(only=only)).items()}
+
+
+# ---------------------------------------------------------------------------------------------------------- the plan
+
+
+def test_the_plan_has_the_notebooks_parameters_and_defaults():
+    declared = defaults("03")
+    plan = TrainingPlan.from_parameters(declared)
+    for stage in ("localizer", "heatmap"):
+        values = plan.parameters(stage)
+        assert {name: declared[name] for name in values} == values
+    assert plan.head == LocalizerSettings()
+    assert plan.schedule == Schedule()
+    assert plan.adapter.unseen_classes == NOVEL_CLASSES
+
+
+def test_each_training_takes_its_own_of_all_parameters():
+    given = {"adapter_epochs": 7, "epochs": 99, "learning_rate": 0.5, "adapter_rank": 3, "seed": 4, "weight_decay": 0.3}
+    plan = TrainingPlan.from_parameters(given)
+    assert plan.adapter_schedule == Schedule(epochs=7, learning_rate=0.5, weight_decay=0.3)
+    assert plan.schedule == Schedule(epochs=99, learning_rate=0.5, weight_decay=0.3)
+    assert (plan.adapter.rank, plan.adapter.seed, plan.head.seed) == (3, 4, 4)
+    assert TrainingPlan.from_parameters({"stage": "localizer", "adapter_rank": -1}).adapter is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"adapter_rank": 0}, "^adapter_rank must be greater than or equal to 1, got 0"),
+        ({"adapter_epochs": 1}, "^adapter: warmup_epochs must be below epochs"),
+        ({"epochs": 1}, "^warmup_epochs must be below epochs"),
+        ({"unseen_classes": "windmill"}, "unseen_classes must be a valid tuple, got 'windmill'"),
+        ({"stage": "all"}, "stage must be 'heatmap', 'localizer' or 'both', got 'all'"),
+        ({"picture_size": 4}, "picture_size must be greater than or equal to 8"),
+    ],
+)
+def test_what_is_wrong_is_said_by_the_name_that_was_given(wrong, message):
+    with pytest.raises(ParameterError, match=message):
+        TrainingPlan.from_parameters(wrong)
+
+
+@pytest.mark.parametrize("name", ["embedded", "dior", "mini-dior", "earlier-study"])
+def test_the_configurations_are_plans(name):
+    config = yaml.safe_load((PROJECT_ROOT / "notebooks" / "configs" / f"{name}.yaml").read_text())
+    assert set(config) <= set(defaults())
+    settings = defaults() | config
+    check_values(settings)
+    plan = TrainingPlan.from_parameters(settings)
+    assert 1 <= len(plan.adapter.seen(DIOR_CLASSES)) <= 20
+    if name == "earlier-study":
+        assert (plan.schedule.epochs, plan.head.training_batch_size, plan.schedule.learning_rate) == (50, 8, 1e-4)
+        assert len(plan.head.seen_classes) == 10
+        assert plan.head.assign == "best_iou"
+
+
+def test_values_of_a_stage_that_is_left_out_do_not_stop_a_run():
+    check_values(defaults() | {"stage": "localizer", "positive_weight": -1.0})
+    check_values(
+        defaults()
+        | {"stage": "heatmap", "learning_rate": -1.0, "seen_classes": "ship"}
+        | {"adapter_learning_rate": 0.1}
+    )
+    check_values(defaults() | {"train_split": None, "stage": "nothing"})
+    with pytest.raises(ParameterError, match="positive_weight"):
+        check_values(defaults() | {"positive_weight": -1.0})
+
+
+def test_one_adapter_for_each_path_serves_all_kinds():
+    kinds = adapted_kinds()
+    assert kinds == ["standard", "vv_mixed"]
+    assert sorted(KIND_PATHS[kind][1] for kind in kinds) == sorted({patches for _, patches in KIND_PATHS.values()})
+
+
+def test_the_variants_of_the_head():
+    variants = head_variants(LocalizerSettings())
+    assert list(variants) == ["all three", "cam only", "features only", "image only", "best_iou"]
+    assert list(head_variants(LocalizerSettings(assign="best_iou")))[-1] == "best_iou_or_center"
 
 
 @pytest.fixture(scope="module")
@@ -71,34 +172,15 @@ def session(arguments, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(session):
-    plan = TrainingPlan(**SMALL)
-    caches = plan.caches(session.clip, session.training_datasets(plan), session.cache_dir)
+    plan = TrainingPlan.from_parameters(SMALL)
+    caches = plan.feature_caches(session.clip, session.training_datasets(plan), session.cache_dir)
     for cache in caches.values():
         cache.compute()
-    return plan, caches, *plan.train(caches, session.cache_dir)
-
-
-def test_the_plan_has_the_notebooks_parameters_and_defaults():
-    (notebook,) = find_notebooks(only="03")
-    declared = notebook_parameters(notebook)
-    values = plain(TrainingPlan())
-    assert set(values) <= set(declared)
-    assert {name: declared[name].default for name in values} == values
-
-
-@pytest.mark.parametrize("name", ["embedded", "dior", "mini-dior", "earlier-study"])
-def test_the_configurations_are_plans(name):
-    config = yaml.safe_load((PROJECT_ROOT / "notebooks" / "configs" / f"{name}.yaml").read_text())
-    known = known_parameters(find_notebooks())
-    assert set(config) <= set(known)
-    settings = {name: parameter.default for name, parameter in known.items()} | config
-    check_values(settings)
-    plan = TrainingPlan.from_parameters(settings)
-    assert plan.schedule.rate(10**9, 5) == plan.min_learning_rate
-    if name == "earlier-study":
-        assert (plan.schedule.epochs, plan.settings.batch_size, plan.schedule.learning_rate) == (50, 8, 1e-4)
-        assert len(plan.settings.seen_classes) == 10
-        assert plan.settings.assign == "best_iou"
+    return (
+        plan,
+        caches,
+        *train_localizer(caches["train"], caches["choose"], plan.head, plan.schedule, session.cache_dir),
+    )
 
 
 def test_no_image_is_in_two_of_the_splits(session):
@@ -108,19 +190,37 @@ def test_no_image_is_in_two_of_the_splits(session):
         session.training_datasets(TrainingPlan(train_split="test"))
 
 
-def test_short_runs_shorten_the_warm_up_too():
-    short = TrainingPlan(epochs=40, warmup_epochs=2.0, patience=3).short(10)
-    assert (short.epochs, short.warmup_epochs, short.patience) == (10, 0.5, None)
-    assert list(TrainingPlan().variants()) == ["all three", "cam only", "features only", "image only", "best_iou"]
-    assert list(TrainingPlan(assign="best_iou").variants())[-1] == "best_iou_or_center"
-
-
 def test_what_is_published_is_the_best_epoch(trained, tmp_path):
     _, caches, _, training = trained
     path = publish(training, tmp_path)
     _, about = load_localizer(path, belongs_to=belongs_to(caches["report"]))
     assert about["epoch"] == training.best_epoch
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "training_history.parquet"), training.history)
+
+
+def test_adapters_are_published_and_found_again(tiny, root, tmp_path):
+    plan = TrainingPlan.from_parameters(SMALL | {"feature_layers": 2, "adapter_epochs": 1})
+    data = {"train": load_dataset(root, "train"), "choose": load_dataset(root, "val")}
+    tokens = {role: cache.compute() for role, cache in plan.token_caches(tiny, data, tmp_path / "cache").items()}
+    assert {role: (cache.dataset.split, cache.layers) for role, cache in tokens.items()} == {
+        "train": ("train", 2), "choose": ("val", 2),
+    }  # fmt: skip
+    trainings = {
+        kind: train_adapter(*tokens.values(), plan.adapter, plan.adapter_schedule, tmp_path, kind=kind)[1]
+        for kind in adapted_kinds()
+    }
+    for _ in range(2):  # the second time replaces what is there
+        files = publish_adapters(trainings, tmp_path / "run")
+    assert find_adapters(tmp_path / "run" / PUBLISHED_FOLDER) == sorted(files.values())
+    adapters = load_adapters(tmp_path / "run" / PUBLISHED_FOLDER, tiny)
+    assert list(adapters) == list(HEATMAP_KINDS)
+    assert len(distinct_adapters(adapters)) == 2
+    for kind, path in files.items():
+        assert adapters[kind].file == path
+        assert path.read_bytes() == trainings[kind].best.read_bytes()
+
+
+# --------------------------------------------------------------------------------------------- tables and figures
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +339,7 @@ def test_results_are_plain_values_and_hold_the_history(ious, trained):
     _, _, _, training = trained
     nothing = {"seen": {}, "variants": None, "positives": None}
     results = localizer_tables.training_results(
-        "it does", summarise(ious), training, plan=plain(TrainingPlan()), **nothing
+        "it does", summarise(ious), training, plan=TrainingPlan.from_parameters({}).parameters("localizer"), **nothing
     )
     assert json.loads(json.dumps(results)) == results
     assert results["history"][0]["loss"] is None  # epoch 0 has no loss
@@ -308,7 +408,7 @@ def test_train_leaves_the_head_and_a_second_call_does_nothing(arguments, tmp_pat
 def test_resume_is_asked_for_and_only_where_there_is_something(arguments, tmp_path, capsys, monkeypatch):
     assert main([*words("train", arguments, tmp_path), "--resume"]) == 2
     assert "there is no training of these settings" in capsys.readouterr().err
-    step, calls = training_module.train_step, []
+    step, calls = training_module.backward, []
 
     def stopped(*args, **options):
         calls.append(args)
@@ -316,23 +416,22 @@ def test_resume_is_asked_for_and_only_where_there_is_something(arguments, tmp_pa
             raise KeyboardInterrupt
         return step(*args, **options)
 
-    loop = training_module._Loop
-    monkeypatch.setattr(loop, "_checkpoint_when_due", loop._checkpoint)
-    monkeypatch.setattr(training_module, "train_step", stopped)
+    monkeypatch.setattr(training_module, "backward", stopped)
     assert main(words("train", arguments, tmp_path)) == 130
     monkeypatch.undo()
     (folder,) = (tmp_path / "cache").glob("training-*")
     assert progress_of(folder) == (1, False)
     capsys.readouterr()
     assert main(words("train", arguments, tmp_path)) == 2
-    assert "stopped behind epoch 1 of 3" in capsys.readouterr().err
+    assert "stopped behind epoch 1 of 2" in capsys.readouterr().err
     assert main([*words("train", arguments, tmp_path), "--resume"]) == 0
-    assert progress_of(folder) == (3, True)
+    assert "training the localiser: taken up behind epoch 1 of 2; trained GTClassLocalizer" in capsys.readouterr().out
+    assert progress_of(folder) == (2, True)
     assert (tmp_path / "localizer.safetensors").is_file()
 
 
 def test_train_of_both_stages_and_the_stage_that_the_command_names(arguments, tmp_path, capsys):
-    short = {"adapter_epochs": 3, "adapter_rank": 2, "stage": "both"}
+    short = {"stage": "both"}
     assert main([*words("train", arguments, tmp_path, **short), "--stage", "heatmap"]) == 0
     published = [tmp_path / "adapters" / f"adapter_{kind}.safetensors" for kind in ("standard", "vv_mixed")]
     assert capsys.readouterr().out.splitlines()[-2:] == list(map(str, published))
@@ -346,7 +445,7 @@ def test_train_of_both_stages_and_the_stage_that_the_command_names(arguments, tm
     assert [path.read_bytes() for path in published] == before
     assert main([*words("train", arguments, tmp_path, **short), "--stage", "heatmaps"]) == 2
     error = capsys.readouterr().err.splitlines()
-    assert error == ["error: stage must be heatmap, localizer or both, got 'heatmaps'"]
+    assert error == ["error: stage must be 'heatmap', 'localizer' or 'both', got 'heatmaps'"]
 
 
 def test_features_of_the_heatmap_stage_say_their_size(arguments, tmp_path, capsys):
@@ -359,14 +458,13 @@ def test_features_of_the_heatmap_stage_say_their_size(arguments, tmp_path, capsy
 def test_train_leaves_the_report_of_another_training_alone(arguments, tmp_path, capsys):
     assert main(words("train", arguments, tmp_path)) == 0
     before = (tmp_path / "localizer.safetensors").read_bytes()
-    given = known_parameters(find_notebooks(only="03"))
-    reported = {name: parameter.default for name, parameter in given.items()} | SMALL
-    (tmp_path / "training_results.json").write_text(json.dumps({"plan": plain(TrainingPlan.from_parameters(reported))}))
+    plan = TrainingPlan.from_parameters(defaults("03") | SMALL).parameters("localizer")
+    (tmp_path / "training_results.json").write_text(json.dumps({"plan": plan}))
     assert main(words("train", arguments, tmp_path)) == 0  # the same one
     capsys.readouterr()
-    assert main(words("train", arguments, tmp_path, epochs=2)) == 2
+    assert main(words("train", arguments, tmp_path, epochs=3)) == 2
     said = capsys.readouterr().err
-    assert "report of another training (epochs: 3 there, 2 here)" in said
+    assert "report of another training (epochs: 2 there, 3 here)" in said
     assert (tmp_path / "localizer.safetensors").read_bytes() == before
 
 
@@ -383,15 +481,10 @@ BAD = {
     "no split": ({"choose_split": ""}, "choose_split is empty"),
     "nothing to train": ({"train_split": "null"}, "train_split is null"),
     "an unknown class": ({"seen_classes": "[ship, zeppelin]"}, "zeppelin"),
-    "a class that is no list": ({"seen_classes": "ship"}, "list of class names"),
     "no class": ({"seen_classes": "[]"}, "list of class names"),
-    "a rate of nought": ({"learning_rate": "0"}, "learning_rate must be a number above 0"),
-    "a warm-up longer than the training": ({"warmup_epochs": "3"}, "warmup_epochs must be below epochs"),
-    "an unknown assigner": ({"assign": "nearest"}, "best_iou, best_iou_or_center"),
+    "a rate of nought": ({"learning_rate": "0"}, "learning_rate must be greater than 0, got 0"),
     "too many layers": ({"feature_layers": "5"}, "feature_layers must be at most 4"),
-    "a tiny picture": ({"picture_size": "4"}, "picture_size .* at least 8"),
-    "no epoch": ({"epochs": "0"}, "epochs .* at least 1"),
-    "a negative ablation": ({"ablation_epochs": "-1"}, "ablation_epochs .* at least 0"),
+    "a tiny picture": ({"picture_size": "4"}, "picture_size .* 8, got 4"),
 }
 
 

@@ -1,0 +1,153 @@
+"""From notebook 03's parameters to trained heads and adapters: what it and the command line have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from ..clip import SurgeryCLIP
+from ..datasets import Dataset
+from ..engine.adapter_training import AdapterSettings
+from ..engine.caches import FeatureCache, TokenCache
+from ..engine.localizer_training import LocalizerSettings
+from ..engine.schedule import Count, Schedule, from_parameters
+from ..engine.training import Training
+from ..errors import checked
+from ..files import atomic_write
+from ..heatmaps import HEATMAP_KINDS, KIND_PATHS, KIND_PREFERENCE, Setting
+from ..localizer import LOCALIZER_INPUTS
+
+STAGES = ("heatmap", "localizer")
+BOTH = "both"
+PUBLISHED, PUBLISHED_HISTORY = "localizer.safetensors", "training_history.parquet"
+PUBLISHED_FOLDER = "adapters"
+# classes of the earlier study's mini-DIOR that it kept for the test: trained on are the other 16
+NOVEL_CLASSES = ("airport", "basketballcourt", "stadium", "windmill")
+_ADAPTER = "adapter_"  # before the names of parameters that both trainings have
+
+
+@checked
+class TrainingPlan:
+    """What is trained on what.
+
+    Attributes:
+        stage: what is trained, one of `STAGES` or both.
+        train_split, choose_split: images that are trained on, and by which the best epoch is chosen.
+        num_train_images, num_choice_images: so many of them, drawn at random; None takes all.
+        kind, similarity, feature_layers: the class maps, and of how many last layers maps, features and tokens are.
+        picture_size: side of the raw picture in pixels.
+        batch_size: images a CLIP forward.
+        head, schedule: of the localiser; None where it is not trained.
+        adapter, adapter_schedule: of the adapters; None where none is trained.
+    """
+
+    stage: Literal["heatmap", "localizer", "both"] = BOTH
+    train_split: str = "train"
+    choose_split: str = "val"
+    num_train_images: Count | None = None
+    num_choice_images: Count | None = None
+    kind: str | None = None
+    similarity: str = "cosine"
+    feature_layers: Count = 3
+    picture_size: Annotated[int, Field(ge=8)] = 128
+    batch_size: Count = 16
+    head: LocalizerSettings | None = None
+    schedule: Schedule | None = None
+    adapter: AdapterSettings | None = None
+    adapter_schedule: Schedule | None = None
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, Any]) -> TrainingPlan:
+        """The plan in a notebook's or configuration's parameters; others of them are left alone.
+
+        Raises:
+            ParameterError: a value that cannot be, of a stage that is asked for.
+        """
+        plan = from_parameters(cls, {k: v for k, v in parameters.items() if k != "schedule"})
+        if "localizer" in plan.stages:
+            made = {"head": LocalizerSettings, "schedule": Schedule}
+            plan = replace(plan, **{name: from_parameters(of, parameters) for name, of in made.items()})
+        if "heatmap" in plan.stages:
+            made = {"adapter": AdapterSettings, "adapter_schedule": Schedule}
+            plan = replace(plan, **{name: from_parameters(of, parameters, _ADAPTER) for name, of in made.items()})
+        return plan
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Those asked for, in order."""
+        return STAGES if self.stage == BOTH else (self.stage,)
+
+    def parameters(self, stage: str) -> dict[str, Any]:
+        """What decides a stage, by the names of the notebook's parameters: plain values, for a JSON file."""
+        own = {name: value for name, value in vars(self).items() if name in _OF_STAGE[stage]}
+        if stage == "localizer":
+            own |= asdict(self.head) | asdict(self.schedule)
+            del own["inputs"]
+        else:
+            trained = asdict(self.adapter) | asdict(self.adapter_schedule)
+            own |= {f"{_ADAPTER}{name}" if name in _PREFIXED else name: value for name, value in trained.items()}
+        return json.loads(json.dumps(own))
+
+    def feature_caches(
+        self, clip: SurgeryCLIP, datasets: Mapping[str, Dataset], cache_dir: Path
+    ) -> dict[str, FeatureCache]:
+        """What the head is trained on, of each data set; not computed yet."""
+        setting = Setting(self.kind or "vv_mixed", self.similarity, self.feature_layers)
+        return {
+            role: FeatureCache(clip, data, cache_dir, setting=setting, picture_size=self.picture_size)
+            for role, data in datasets.items()
+        }
+
+    def token_caches(
+        self, clip: SurgeryCLIP, datasets: Mapping[str, Dataset], cache_dir: Path
+    ) -> dict[str, TokenCache]:
+        """What adapters are trained and chosen on; not computed yet."""
+        return {
+            role: TokenCache(clip, datasets[role], cache_dir, layers=self.feature_layers)
+            for role in ("train", "choose")
+        }
+
+
+_PREFIXED = ("rank", "epochs", "learning_rate")
+_OF_STAGE = {
+    "localizer": (
+        "train_split", "choose_split", "num_train_images", "num_choice_images", "kind", "similarity", "feature_layers",
+        "picture_size", "batch_size",
+    ),
+    "heatmap": ("feature_layers", "batch_size"),
+}  # fmt: skip
+
+
+def head_variants(settings: LocalizerSettings) -> dict[str, LocalizerSettings]:
+    """What is compared in short runs: the head with all inputs, with each alone, and under the other assigner."""
+    other = "best_iou" if settings.assign == "best_iou_or_center" else "best_iou_or_center"
+    return {
+        "all three": settings,
+        **{f"{name} only": replace(settings, inputs=(name,)) for name in LOCALIZER_INPUTS},
+        other: replace(settings, assign=other),
+    }
+
+
+def adapted_kinds() -> list[str]:
+    """One kind for each path that patches come from, the one preferred: an adapter each serves all four."""
+    paths = dict.fromkeys(KIND_PATHS[kind][1] for kind in HEATMAP_KINDS)
+    return [next(kind for kind in KIND_PREFERENCE if KIND_PATHS[kind][1] == path) for path in paths]
+
+
+def publish(training: Training, out_dir: Path) -> Path:
+    """Copy a head's best weights and its history into a run's folder; returns the weights' file."""
+    atomic_write(out_dir / PUBLISHED_HISTORY, training.history.to_parquet(index=False))
+    return atomic_write(out_dir / PUBLISHED, training.best.read_bytes())
+
+
+def publish_adapters(trainings: Mapping[str, Training], out_dir: Path) -> dict[str, Path]:
+    """Copy the best weights of each kind's training into a run's folder; returns the files."""
+    return {
+        kind: atomic_write(out_dir / PUBLISHED_FOLDER / f"adapter_{kind}.safetensors", training.best.read_bytes())
+        for kind, training in trainings.items()
+    }
