@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import zlib
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,7 +14,7 @@ import pytest
 from dior_folders import annotation_dir, annotation_xml, image_file, picture, split_file, write_dataset
 from PIL import Image
 
-from surgerylib.datasets import check_images, damage, load_dataset, read_image, sound
+from surgerylib.datasets import damage, load_dataset, read_image, sound
 from surgerylib.datasets.images import check_decodes, image_size
 from surgerylib.errors import AnnotationError, DatasetError, ImageReadError, ParameterError, UnknownClassError
 
@@ -460,14 +459,3 @@ def test_a_memory_that_cannot_be_written_is_no_error(root, tmp_path):
     (tmp_path / "file").write_text("")
     data = load_dataset(root, "test")
     assert sound(data, memory_dir=tmp_path / "file") is data
-
-
-@pytest.mark.parametrize("workers", [1, 4])
-def test_the_check_gives_the_same_with_any_number_of_threads(root, workers):
-    for image_id in ("00001", "00005"):
-        Path(image_file(root, "test", image_id)).write_bytes(b"")
-    for image_id in ("00002", "00007"):
-        path = image_file(root, "test", image_id)
-        path.write_bytes(path.read_bytes()[:-100])
-    data = load_dataset(root, "test", on_bad_image="skip", decode=False)
-    assert [image_id for image_id, _ in check_images(data, workers=workers)] == ["00002", "00007"]

@@ -40,11 +40,7 @@ def check_on_bad_image(value: object) -> str:
 
 
 class SkippedImages:
-    """Collects the images that are left out while a dataset is read; under `error` the first one is raised.
-
-    Attributes:
-        stops: whether it is raised.
-    """
+    """Collects the images that are left out while a dataset is read; under `error` the first one is raised."""
 
     def __init__(self, root: Path, on_bad_image: str) -> None:
         self.stops = check_on_bad_image(on_bad_image) == "error"
@@ -52,14 +48,7 @@ class SkippedImages:
         self._rows: list[tuple[str, str, int | None, int]] = []
 
     def take(self, error: ImageReadError | AnnotationError, image_id: str, position: int, n_boxes: int | None) -> None:
-        """Notes a damaged image, or raises the error.
-
-        Args:
-            error: what is wrong with it.
-            image_id: of the image.
-            position: its place in the split.
-            n_boxes: how many boxes it has; None where that is not known.
-        """
+        """Notes a damaged image by its place in the split, or raises the error; `n_boxes` is None where unknown."""
         if self.stops:
             raise error
         self._rows.append((image_id, _reason(error, self._root), n_boxes, position))

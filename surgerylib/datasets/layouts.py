@@ -116,14 +116,7 @@ class DatasetFolder:
         return ids
 
     def image_files(self, split: str) -> ImageFiles:
-        """The image files by id.
-
-        Args:
-            split: where two folders hold an image of one id, that of this split wins.
-
-        Raises:
-            DatasetError: no image folder.
-        """
+        """The image files by id; where two folders hold an image of one id, that of this split wins."""
         if not self.image_dirs:
             layout = self.layout
             raise DatasetError(f"no image folder in {self.root}; the {layout.name} layout is {layout.picture}")
@@ -166,11 +159,7 @@ class ImageFiles:
     found: dict[str, list[Path]]
 
     def path(self, image_id: str) -> str:
-        """The one file of an image.
-
-        Raises:
-            ImageReadError: none, two, or a link that leads out of the dataset.
-        """
+        """The one file of an image; an `ImageReadError` for none, two, or a link that leads out of the dataset."""
         paths = self.found.get(image_id, [])
         if not paths:
             raise ImageReadError(f"no image {image_id!r} in {self.searched}; add the file or mend the split file")

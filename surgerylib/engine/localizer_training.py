@@ -147,6 +147,7 @@ class LocalizerTask:
             "settings": json.loads(json.dumps(asdict(settings))),
             "train_cache": train.key,
             "validation_cache": validation.key,
+            "annotations": [train.dataset.fingerprint(), validation.dataset.fingerprint()],
             "loss": gt_class_localization_loss.__name__ if loss is None else key_of(loss),
         }
 

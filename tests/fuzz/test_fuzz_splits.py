@@ -108,36 +108,3 @@ def test_ids_are_read_back_whatever_the_editor_made_of_the_lines(root, ids, end,
     content = end.join(before + image_id for image_id in ids) + (end if last else "")
     found = ids_of(root, (codecs.BOM_UTF8 if marked else b"") + content.encode())
     assert found == list(dict.fromkeys(ids))
-
-
-@fuzz(30)
-@given(
-    flags=st.lists(
-        st.tuples(st.sampled_from([IMAGE_ID, "00002", "a b"]), st.sampled_from(["1", "0", "-1"])), max_size=5
-    )
-)
-def test_the_flags_of_one_class_leave_out_the_images_without_it(root, flags):
-    annotate(root, ["00002", "a b"])
-    found = ids_of(root, "\n".join(f"{image_id}  {flag}" for image_id, flag in flags).encode())
-    kept = list(dict.fromkeys(image_id for image_id, flag in flags if flag != "-1"))
-    if kept:
-        assert found == kept
-    else:
-        assert "names no image" in found
-
-
-@fuzz(40)
-@given(
-    split=st.one_of(
-        st.text(max_size=12), st.sampled_from(["../test", "/etc/passwd", "..", "", ".", "test\0", "~", "t*"])
-    )
-)
-def test_any_name_of_a_split(root, split):
-    (root / "ImageSets/Main/test.txt").write_text(f"{IMAGE_ID}\n")
-    try:
-        dataset = load_dataset(root, split, require_images=False)
-    except DatasetError as error:
-        message = one_line(error)
-        assert "there are: test" in message
-    else:
-        assert (split, dataset.split) == ("test", "test")
