@@ -27,7 +27,7 @@ from surgerylib.explorer.app import drawing as view
 from surgerylib.explorer.controls import ALL_KINDS
 from surgerylib.explorer.view_model import look, mask_outline
 from surgerylib.extraction import BoxSettings
-from surgerylib.figures.maps import figure_bytes
+from surgerylib.figures import figure_bytes
 
 
 def main() -> None:

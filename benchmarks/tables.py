@@ -28,7 +28,7 @@ from surgerylib.engine.localizer_training import METHODS, summarise
 from surgerylib.engine.map_shards import MapSource
 from surgerylib.engine.measures import truth_codes
 from surgerylib.figures import evaluation as evaluation_plots
-from surgerylib.figures import maps as plots
+from surgerylib.figures import figure_bytes
 from surgerylib.figures import per_class as per_class_plots
 from surgerylib.frames import BOX_COLUMNS
 from surgerylib.metrics import IOU_THRESHOLDS, average_precision
@@ -105,7 +105,7 @@ def _notebook_04(steps: _Steps, data: Dataset, ious: pd.DataFrame, named: Classi
     ))  # fmt: skip
     confusion = named.confusion(SOURCES[SHOWN])
     steps("figures", lambda: [
-        plots.figure_bytes(figure, "png")
+        figure_bytes(figure, "png")
         for figure in (
             evaluation_plots.iou_distributions(ious, list(METHODS), "t"),
             evaluation_plots.class_method_bars(by_class, "t"),
@@ -144,7 +144,7 @@ def _notebook_05(
     steps("examples", lambda: per_class.pick_images(per_class.best_detection_iou(own, data), data, 2))
     gains = mean_gains(decomposition)
     steps("figures", lambda: [
-        plots.figure_bytes(figure, "png")
+        figure_bytes(figure, "png")
         for figure in (
             per_class_plots.error_bars(figures, classes, "t", "x"),
             per_class_plots.ap_against_size(figures, "mean_ap", "t", "y", 114.0, kind="vv_mixed"),

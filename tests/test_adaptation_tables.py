@@ -20,9 +20,8 @@ from surgerylib.engine.map_shards import MapSource
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.engine.training import Schedule, Training
 from surgerylib.extraction import BoxSettings
-from surgerylib.figures import adaptation as adaptation_plots
-from surgerylib.figures import maps as plots
-from surgerylib.figures.adaptation import Example
+from surgerylib.figures import figure_bytes
+from surgerylib.figures import training as training_plots
 from surgerylib.intervals import number
 from surgerylib.kinds import HEATMAP_KINDS, PROTOCOLS
 from surgerylib.study import adaptation_tables as module
@@ -38,7 +37,7 @@ from surgerylib.study.adaptation import (
 )
 from surgerylib.study.adaptation import SEEN as OF_SEEN
 from surgerylib.study.adapter_variants import Variant
-from surgerylib.study.examples import examples
+from surgerylib.study.examples import Example, examples
 from surgerylib.words import DIOR_CLASSES
 
 KIND = "vv_mixed"
@@ -468,7 +467,7 @@ def assert_readable(figure) -> None:
 @pytest.mark.filterwarnings("error")
 def test_map_before_and_after_of_anything(case):
     kind = list(case.settings)[-1]
-    figure = adaptation_plots.before_after(case.maps, case.groups, kind, module.title(case, kind))
+    figure = training_plots.before_after(case.maps, case.groups, kind, module.title(case, kind))
     groups = module.groups_of(case)
     assert [axis.get_title(loc="left") for axis in figure.axes] == [f"{g} ({len(case.groups[g])})" for g in groups]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
@@ -488,7 +487,7 @@ def test_map_before_and_after_of_anything(case):
 def test_the_longest_finding_stays_inside_the_narrowest_figure(cases):
     """It stuck out far to the right where there is one group of classes."""
     own = with_gains(cases["one group"], MORE, LESS, group=ALL)
-    assert_readable(adaptation_plots.before_after(own.maps, own.groups, KIND, module.title(own, KIND)))
+    assert_readable(training_plots.before_after(own.maps, own.groups, KIND, module.title(own, KIND)))
 
 
 def example(label: str, shape=(96, 96, 3), *, n_truth: int = 1, n_found: int = 2, states=STATES, image="00012"):
@@ -517,7 +516,7 @@ EXAMPLES = {
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_of_anything(name):
     shown = EXAMPLES[name]
-    figure = adaptation_plots.example_rows(shown)
+    figure = training_plots.example_rows(shown)
     columns = 4 if name == "no floor" else 5
     assert len(figure.axes) == columns * len(shown)
     for row, of_row in enumerate(shown):
@@ -538,12 +537,12 @@ def test_examples_of_anything(name):
 def test_figures_of_a_store_draw(store, states, found):
     shown = examples(store, states[KIND], GROUPS, count=2)
     figures = [
-        adaptation_plots.example_rows(shown),
-        adaptation_plots.before_after(found.maps, found.groups, KIND, "finding"),
+        training_plots.example_rows(shown),
+        training_plots.before_after(found.maps, found.groups, KIND, "finding"),
     ]
     for figure in figures:
         assert_readable(figure)
-        assert np.asarray(Image.open(io.BytesIO(plots.figure_bytes(figure, "png"))).convert("RGB")).std() > 5
+        assert np.asarray(Image.open(io.BytesIO(figure_bytes(figure, "png"))).convert("RGB")).std() > 5
 
 
 @pytest.mark.filterwarnings("error")
@@ -560,7 +559,7 @@ def test_figures_of_a_store_draw(store, states, found):
 def test_curves_of_anything(histories):
     epochs = len(next(iter(histories.values()))) - 1
     schedule = Schedule(epochs=epochs, warmup_epochs=0.0)
-    figure = adaptation_plots.adapter_curves(histories, schedule.epochs, dict.fromkeys(histories, epochs))
+    figure = training_plots.adapter_curves(histories, schedule.epochs, dict.fromkeys(histories, epochs))
     *losses, validation = figure.axes
     for axis, (kind, own) in zip(losses, histories.items(), strict=True):
         assert axis.get_title(loc="left").startswith(f"{kind}: loss {own['loss'][1]:.2f} to {own['loss'][epochs]:.2f}")

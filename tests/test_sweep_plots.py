@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from surgerylib.extraction import BoxSettings, extract_boxes, extract_many
-from surgerylib.figures import maps as plots
+from surgerylib.figures import style
 from surgerylib.figures import sweep as sweep_plots
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -25,7 +25,7 @@ BOX = ["xmin", "ymin", "xmax", "ymax"]
 
 
 def rendered(figure: Figure) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(plots.figure_bytes(figure, "png"))).convert("RGB"))
+    return np.asarray(Image.open(io.BytesIO(style.figure_bytes(figure, "png"))).convert("RGB"))
 
 
 def texts(axis) -> list[str]:
@@ -78,7 +78,7 @@ def test_kinds_with_the_same_values_stay_readable():
     figure = sweep_plots.percentile_curves(sweep_rows(), TITLES, value_label="mAP", marks={})
     assert legend(figure) == ["standard", "vv_qk (same as standard)", "vv_vv (same as vv_mixed)", "vv_mixed"]
     lines = {to_hex(line.get_color()).upper(): line for line in figure.axes[0].lines}
-    solid, dashed = lines[plots.KIND_COLOURS["vv_mixed"]], lines[plots.KIND_COLOURS["vv_vv"]]
+    solid, dashed = lines[style.KIND_LOOKS["vv_mixed"].colour], lines[style.KIND_LOOKS["vv_vv"].colour]
     assert solid.get_linestyle() == "-" != dashed.get_linestyle()
     assert dashed.get_zorder() > solid.get_zorder()
 
@@ -178,11 +178,11 @@ def test_multiples_say_what_each_percentile_finds(scene):
     assert figure.axes[0].get_title(loc="left") == "image\n1 ground truth box"
     for axis, percentile in zip(figure.axes[2:], PERCENTILES, strict=True):
         found = extract_boxes(heatmap, (120, 80), percentile=percentile, min_side=20, nms_iou=0.5)
-        best = plots.best_iou(truth.iloc[:1], pd.DataFrame(found, columns=[*BOX, "score"])).max()
+        best = style.best_iou(truth.iloc[:1], pd.DataFrame(found, columns=[*BOX, "score"])).max()
         count = "1 box" if len(found) == 1 else f"{len(found)} boxes"
         assert axis.get_title(loc="left") == f"percentile {percentile}:\n{count}, best IoU {best:.2f}"
         colours = [to_hex(patch.get_edgecolor()).upper() for patch in axis.patches]
-        assert colours == [plots.TRUTH] + [plots.PREDICTION] * len(found)
+        assert colours == [style.TRUTH] + [style.PREDICTION] * len(found)
         tinted = axis.images[1].get_array()[..., 3] > 0
         assert 0 < tinted.mean() < 1.05 - percentile / 100
     assert legend(figure) == ["ground truth: ship", "prediction", "mask, closed and opened", "other classes"]

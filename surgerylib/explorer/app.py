@@ -22,7 +22,7 @@ from ..datasets.images import decode_image, read_image
 from ..embedded.scenes import write_scenes
 from ..engine.adapted_store import load_adapters
 from ..errors import ParameterError, SurgeryError
-from ..figures.maps import figure_bytes
+from ..figures import figure_bytes
 from ..files import atomic_write
 from ..locations import PROJECT_ROOT, checkpoint_file, dataset_folder, project_path
 from ..study.summary import FEW_IMAGES, warnings_for
