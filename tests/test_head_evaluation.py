@@ -22,6 +22,8 @@ from surgerylib.localizer import load_localizer, save_localizer, untrained_local
 from surgerylib.study import evaluation_tables, head_evaluation, localizer_tables
 from surgerylib.study.classification import classify
 from surgerylib.study.localizer_plan import PUBLISHED, TrainingPlan, publish
+from surgerylib.study.tables import plain
+from surgerylib.study.verdict import verdict
 from surgerylib.workbook.session import Session, open_session
 
 SOURCES = {kind: MapSource(kind) for kind in ("standard", "vv_qk", "vv_mixed")}
@@ -178,7 +180,7 @@ def test_results_are_plain_json_and_tables_repeat_them(session, head, ious):
     store = HeatmapStore(session.clip, data, session.cache_dir).compute()
     named = classify(store.similarities(), data, session.clip.grid, list(SOURCES.values()))
     summary = summarise(ious)
-    said = evaluation_tables.verdict_of(summary)
+    said = verdict(summary)
     classes = head_evaluation.by_class(ious, data.classes)
     groups = head_evaluation.by_group(ious)
     seen = localizer_tables.by_seen(ious, head.seen_classes)
@@ -187,8 +189,8 @@ def test_results_are_plain_json_and_tables_repeat_them(session, head, ious):
         {"ensemble": named, "again": named}, SOURCES["vv_mixed"], reference="ensemble", interpolation="11point"
     )
     results = evaluation_tables.evaluation_results(
-        said, summary, classes=classes, groups=groups, seen=seen, found=named, sources=SOURCES, image_level=levels,
-        prompts=prompts, seed=0, kind="vv_mixed",
+        said, summary, classes=classes, groups=groups, seen=seen, prompts=plain(prompts), kind="vv_mixed",
+        **evaluation_tables.classification_results(named, SOURCES, levels, seed=0),
     )  # fmt: skip
     again = json.loads(json.dumps(results, allow_nan=False))
     assert again["finding"] == said.sentence
@@ -240,7 +242,7 @@ def test_results_are_plain_json_and_tables_repeat_them(session, head, ious):
 def test_one_image_has_no_intervals_and_decides_nothing(ious):
     one = ious[ious["image_id"] == ious["image_id"].iloc[0]]
     summary = summarise(one)
-    said = evaluation_tables.verdict_of(summary)
+    said = verdict(summary)
     assert said.outcome == "not decided"
     assert math.isnan(said.low)
     cells = localizer_tables.answer_table(summary)
@@ -253,7 +255,7 @@ def test_one_image_has_no_intervals_and_decides_nothing(ious):
 def test_no_boxes_at_all(ious):
     nothing = ious.iloc[:0]
     summary = summarise(nothing)
-    assert evaluation_tables.verdict_of(summary).outcome == "not decided"
+    assert verdict(summary).outcome == "not decided"
     assert (localizer_tables.answer_table(summary) == "no boxes").all(axis=None)
     assert head_evaluation.by_group(nothing)["value"].isna().all()
     assert evaluation_tables.classes_finding(head_evaluation.by_class(nothing, ["ship"])) == "No class has boxes"
