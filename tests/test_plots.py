@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 import warnings
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -69,17 +68,6 @@ def test_steps_with_a_floor_show_the_line_that_the_mask_has(image, heatmap, plac
     (found,) = extract_many(heatmap, (224, 224), [settings])
     (masked,) = (axis for title, axis in titles.items() if title.startswith("4"))
     assert masked.images[0].get_array().mean() == pytest.approx(found.activated)
-
-
-def test_the_same_figure_gives_the_same_bytes(image, heatmap):
-    first, second = (plots.three_columns(image, heatmap, boxes(), boxes(), "ship", "a") for _ in range(2))
-    assert style.figure_bytes(first, "png") == style.figure_bytes(second, "png")
-
-
-def test_drawing_leaves_the_settings_of_matplotlib_alone(image, heatmap):
-    before = dict(matplotlib.rcParams)
-    style.figure_bytes(plots.three_columns(image, heatmap, boxes(), boxes(), "ship", "a"), "jpeg")
-    assert dict(matplotlib.rcParams) == before
 
 
 def test_curves_and_bars_say_when_a_class_has_no_boxes():
@@ -149,16 +137,6 @@ def test_letters_of_any_script_draw_without_a_word(recwarn):
     assert [str(warning.message) for warning in recwarn] == []
 
 
-def test_a_figure_looks_as_matplotlib_itself_saves_it(image, heatmap):
-    figure = plots.three_columns(image, heatmap, boxes(), boxes(), "ship", "a")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.04)
-    with Image.open(buffer) as expected, Image.open(io.BytesIO(style.figure_bytes(figure, "png"))) as found:
-        assert np.abs(np.subtract(found.size, expected.size)).max() <= 3
-        pixels = [np.asarray(picture.convert("L").resize((200, 60))).astype(float) for picture in (found, expected)]
-    assert np.corrcoef(*(each.ravel() for each in pixels))[0, 1] > 0.99
-
-
 def test_bug_what_sticks_out_of_a_figure_was_cut_off():
     figure, axes = style.new_figure(1, 1, size=(3, 2))
     figure.set_layout_engine("none")
@@ -177,21 +155,3 @@ def test_a_large_photograph_is_shrunk_before_it_is_drawn_and_keeps_its_coordinat
     (shown,) = axes[0, 0].get_images()
     assert max(shown.get_size()) < 1000
     assert shown.get_extent() == [0, 2000, 1600, 0]
-
-
-@pytest.mark.parametrize("photo", [False, True])
-def test_a_figure_without_a_title_is_drawn_once_for_file_and_notebook(image, heatmap, tmp_path, monkeypatch, photo):
-    shown, drawn = [], []
-    monkeypatch.setattr(style, "display", lambda data, **options: shown.append(data))
-    figure = plots.three_columns(image, heatmap, boxes(), boxes(), "ship", "a")
-    figure.suptitle("")
-    draw = style._drawn
-    monkeypatch.setattr(style, "_drawn", lambda fig: (drawn.append(1), draw(fig))[1])
-    style.show(figure, "Three panels", tmp_path / "a.png", photo=photo)
-    assert len(drawn) == 1
-    (embedded,) = shown[0].values()
-    assert photo or embedded == (tmp_path / "a.png").read_bytes()
-    with Image.open(tmp_path / "a.png") as file, Image.open(io.BytesIO(embedded)) as found:
-        pixels = [np.asarray(picture.convert("L")).astype(float).ravel() for picture in (file, found)]
-        assert found.format == ("JPEG" if photo else "PNG")
-    assert np.corrcoef(pixels)[0, 1] > 0.98

@@ -24,12 +24,9 @@ import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib import font_manager
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from ..boxes import box_iou
 from ..extraction import resize_map
@@ -134,18 +131,12 @@ def show(fig: Figure, alt: str, path: str | Path | None = None, *, photo: bool =
     finding = " ".join(fig.get_suptitle().split()).rstrip(".")
     caption = f"{finding}. {alt}." if finding else f"{alt}."
     mime, form = ("image/jpeg", "jpeg") if photo else ("image/png", "png")
-    embedded = None
     if path is not None:
-        file = figure_bytes(fig, "png", f"{alt}.", title=finding)
-        atomic_write(path, file)
-        if not finding:  # both look alike: drawn once
-            embedded = _as_jpeg(file) if photo else file
-    if embedded is None:
-        if finding:
-            fig.suptitle("").set_in_layout(False)
-        embedded = figure_bytes(fig, form)
+        atomic_write(path, figure_bytes(fig, "png", f"{alt}.", title=finding))
+    if finding:
+        fig.suptitle("").set_in_layout(False)
     metadata = {mime: {"alt": caption, "finding": finding, "caption": f"{alt}."}}
-    display({mime: embedded}, raw=True, metadata=metadata)
+    display({mime: figure_bytes(fig, form)}, raw=True, metadata=metadata)
     # JupyterLab shows no alt text; a report has the caption from the image and leaves this out
     display(Markdown(f"**{finding}.** {alt}." if finding else caption), metadata={"repeats_caption": True})
 
@@ -158,47 +149,13 @@ def headline(fig: Figure, text: str) -> None:
 @styled
 def figure_bytes(fig: Figure, form: str, description: str = "", *, title: str = "") -> bytes:
     """The figure as an image file of the given format; a PNG carries title and description, and no date."""
-    picture, buffer = Image.fromarray(_drawn(fig)), io.BytesIO()
-    dpi = (fig.dpi, fig.dpi)
     if form == "jpeg":
-        picture.save(buffer, form, quality=_JPEG_QUALITY, dpi=dpi)
+        options = {"pil_kwargs": {"quality": _JPEG_QUALITY}}
     else:
-        texts = PngInfo()
-        texts.add_text("Title", title)
-        texts.add_text("Description", description)
-        picture.save(buffer, form, pnginfo=texts, compress_level=_PNG_EFFORT, dpi=dpi)
-    return buffer.getvalue()
-
-
-def _drawn(fig: Figure) -> np.ndarray:
-    """The figure's pixels, uint8 [H, W, 3], without its empty border: drawn once, where `bbox="tight"` draws twice."""
-    canvas = FigureCanvasAgg(fig)
-    canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    inches = fig.get_tightbbox(canvas.get_renderer())
-    if inches.x0 < 0 or inches.y0 < 0 or inches.x1 > fig.get_figwidth() or inches.y1 > fig.get_figheight():
-        return _drawn_beyond(fig)
-    inches = inches.padded(_BORDER)
-    left, right = (round(x * fig.dpi) for x in (inches.x0, inches.x1))
-    top, bottom = (len(pixels) - round(y * fig.dpi) for y in (inches.y1, inches.y0))
-    return pixels[max(top, 0) : bottom, max(left, 0) : right]
-
-
-def _drawn_beyond(fig: Figure) -> np.ndarray:
-    """As `_drawn`, where something sticks out of the figure: matplotlib makes room for it."""
+        texts = {"Title": title, "Description": description, "Software": None}
+        options = {"metadata": texts, "pil_kwargs": {"compress_level": _PNG_EFFORT}}
     buffer = io.BytesIO()
-    fig.savefig(
-        buffer, format="png", bbox_inches="tight", pad_inches=_BORDER, facecolor="white",
-        pil_kwargs={"compress_level": 0},
-    )  # fmt: skip
-    with Image.open(buffer) as picture:
-        return np.asarray(picture.convert("RGB"))
-
-
-def _as_jpeg(png: bytes) -> bytes:
-    buffer = io.BytesIO()
-    with Image.open(io.BytesIO(png)) as picture:
-        picture.convert("RGB").save(buffer, "jpeg", quality=_JPEG_QUALITY, dpi=picture.info["dpi"])
+    fig.savefig(buffer, format=form, bbox_inches="tight", pad_inches=_BORDER, facecolor="white", **options)
     return buffer.getvalue()
 
 
