@@ -144,22 +144,24 @@ def test_a_head_of_another_model_or_class_list_is_refused(session, head, tmp_pat
 def test_images_that_were_trained_or_chosen_on_are_named(scenes, tiny_folder, session, head, tmp_path):
     assert head.notes(session.dataset) == []
     on_train = opened(scenes, tiny_folder, tmp_path, split="train")
-    assert head.notes(on_train) == [
+    assert head.notes(on_train.dataset) == [
         "6 of the 6 images are among those of train that were trained on: these figures flatter the head."
     ]
     on_val = opened(scenes, tiny_folder, tmp_path, split="val")
-    assert "4 of the 4 images are among those of val that were used to choose the epoch" in head.notes(on_val)[0]
+    assert (
+        "4 of the 4 images are among those of val that were used to choose the epoch" in head.notes(on_val.dataset)[0]
+    )
     both = opened(scenes, tiny_folder, tmp_path, split="trainval")
-    assert len(head.notes(both)) == 2
+    assert len(head.notes(both.dataset)) == 2
     renamed = shutil.copytree(scenes, tmp_path / "others")
-    assert head.notes(opened(renamed, tiny_folder, tmp_path, split="train")) == head.notes(on_train)
+    assert head.notes(opened(renamed, tiny_folder, tmp_path, split="train").dataset) == head.notes(on_train.dataset)
     names_alone = replace(head, about=head.about | {"trained_on": {"dataset": "scenes", "split": "train"}})
-    assert "does not say which" in names_alone.notes(on_train)[0]
-    assert "does not say which" in names_alone.notes(both)[0]
-    assert not [note for note in names_alone.notes(on_val) if "trained on" in note]
+    assert "does not say which" in names_alone.notes(on_train.dataset)[0]
+    assert "does not say which" in names_alone.notes(both.dataset)[0]
+    assert not [note for note in names_alone.notes(on_val.dataset) if "trained on" in note]
     for damaged in ({"trained_on": "train"}, {"trained_on": {}}, {"trained_on": {"images": 3}}):
         assert replace(head, about=head.about | damaged).notes(session.dataset) == []
-    assert names_alone.notes(opened(renamed, tiny_folder, tmp_path, split="train")) == []
+    assert names_alone.notes(opened(renamed, tiny_folder, tmp_path, split="train").dataset) == []
 
 
 def test_examples_are_the_best_the_worst_and_those_between():
@@ -230,13 +232,6 @@ def test_results_are_plain_json_and_tables_repeat_them(session, head, ious):
         evaluation_tables.confusion_finding(named.confusion(SOURCES["vv_mixed"])),
     ):
         assert "nan" not in sentence.lower()
-
-    for figure in (
-        evaluation_plots.iou_distributions(ious, list(METHODS), "t"),
-        evaluation_plots.class_method_bars(classes, "t"),
-        evaluation_plots.confusion_heatmap(named.confusion(SOURCES["vv_mixed"]), "t"),
-    ):
-        figure.draw_without_rendering()
 
 
 def test_one_image_has_no_intervals_and_decides_nothing(ious):
