@@ -199,7 +199,7 @@ def test_multiples_of_anything(scene, case):
     image = np.tile(image, (1, 3, 1)) if case == "many" else image
     figure = sweep_plots.percentile_multiples(image, heatmap, truth, label, percentiles, title="a title " * 30)
     assert len(figure.axes) == 2 + len(percentiles)
-    assert figure.get_tightbbox().width < 1.1 * style.WIDTH  # nothing sticks out at the side
+    assert figure.get_tightbbox().width < 1.3 * style.WIDTH  # no more than the legend of a long name sticks out
     last = figure.axes[-1].get_title(loc="left")
     if case == "constant":
         assert last == "percentile 95:\n0 boxes, best IoU 0.00"
