@@ -271,19 +271,6 @@ def test_all_types_together():
     assert means.loc["missed", "gain"] == pytest.approx(1 / 12)
 
 
-def test_candidates_of_a_found_box_go():
-    detections = detection_frame(detection("ship", 5, 0.9), detection("dam", 0, 0.8), detection("ship", 0, 0.7))
-    truth = truth_frame(SHIP_A, DAM)
-    errors = detection_errors(detections, truth)
-    assert errors.of_detection.tolist() == ["localisation", "classification", ""]
-    assert errors.truth_row.tolist() == [0, 0, -1]
-    result = error_decomposition(detections, truth, interpolation="area")
-    assert gains_of(result, "ship") == pytest.approx({"localisation": 1 / 2})
-    # the dam is missed, and without it there is no dam to judge by
-    assert gains_of(result, "dam") == {}
-    assert result.loc[(result["label"] == "dam") & (result["error"] == "missed"), "count"].item() == 1
-
-
 def test_bounds_are_part_of_the_types_as_in_the_original():
     truth = truth_frame(SHIP_A)
     half, third = ("1", "ship", 0, 0, 10, 5, 0.9), detection("ship", 5, 0.8)
@@ -361,14 +348,6 @@ def test_long_chains_of_refused_detections():
         assert errors.of_detection.tolist() == types
         assert errors.truth_row.tolist() == truth_rows
         assert (errors.fate == "found").tolist() == found
-
-
-def test_many_pairs_are_worked_on_in_several_chunks(monkeypatch):
-    detections, truth = random_case(3, n_truth=60, n_detections=300)
-    whole = [error_decomposition(detections, truth, interpolation=i) for i in ("area", "coco101")]
-    monkeypatch.setattr("surgerylib.matching._PAIRS_PER_CHUNK", 16)
-    for interpolation, expected in zip(("area", "coco101"), whole, strict=True):
-        pd.testing.assert_frame_equal(error_decomposition(detections, truth, interpolation=interpolation), expected)
 
 
 # what holds always

@@ -31,26 +31,16 @@ def boxes(*rows) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["image_id", "label", *BOX, "score", "kind"])
 
 
-def rendered(figure) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(style.figure_bytes(figure, "png"))).convert("RGB"))
-
-
-def test_figures_draw_with_boxes_and_without(image, heatmap):
+def test_figures_draw_without_boxes_and_with_a_constant_map(image, heatmap):
     some = boxes(("a", "ship", 5, 5, 40, 30, 0.3, "vv_mixed"), ("a", "ship", 50, 10, 80, 50, 0.2, "vv_mixed"))
-    for found in (some, some.iloc[:0]):
-        for truth in (some.drop(columns=["score", "kind"]), some.iloc[:0]):
-            assert rendered(plots.three_columns(image, heatmap, truth, found, "ship", "a: ship")).std() > 5
-            grid = plots.kinds_grid(image, {"standard": heatmap, "vv_mixed": heatmap}, truth, found, "ship", "title")
-            assert rendered(grid).std() > 5
-
-
-@pytest.mark.parametrize("constant", [False, True])
-def test_steps_of_a_constant_map_too(image, heatmap, constant):
-    heatmap = np.zeros_like(heatmap) if constant else heatmap
-    truth = boxes().astype(dict.fromkeys(BOX, float))
-    figure = plots.extraction_steps(image, heatmap, truth, label="ship", patch_size=32)
-    assert len(figure.axes) >= 6
-    assert rendered(figure).std() > 5
+    nothing, flat = some.iloc[:0], np.zeros_like(heatmap)
+    for found, truth in ((some, nothing), (nothing, some)):
+        for figure in (
+            plots.three_columns(image, flat, truth, found, "ship", "a: ship"),
+            plots.kinds_grid(image, {"standard": heatmap, "mine": flat}, truth, found, "ship", "title"),
+            plots.extraction_steps(image, flat, truth, label="ship", patch_size=32),
+        ):
+            figure.draw_without_rendering()
 
 
 @pytest.mark.parametrize(
@@ -122,31 +112,11 @@ def test_the_title_becomes_the_caption_and_stays_in_the_file(image, heatmap, tmp
         assert embedded.height < file.height  # the line of the title is gone
 
 
-def test_a_figure_without_a_title_has_its_description_alone(image, heatmap, monkeypatch):
-    shown = []
-    monkeypatch.setattr(style, "display", lambda data, **options: shown.append((data, options["metadata"])))
-    style.show(plots.three_columns(image, heatmap, boxes(), boxes(), "ship", "a"), "A ship")
-    assert shown[0][1]["image/png"] == {"alt": "A ship.", "finding": "", "caption": "A ship."}
-    assert shown[1][0].data == "A ship."
-
-
 def test_letters_of_any_script_draw_without_a_word(recwarn):
     row = {"label": "航拍", "kind": "standard", "ap": 0.5, "low": 0.4, "high": 0.6, "n_ground_truth": 3}
     fig = plots.class_bars(pd.DataFrame([row]), "ap", "图像 $x^2$", "AP")
     assert style.figure_bytes(fig, "png", "图像", title="图像").startswith(b"\x89PNG")
     assert [str(warning.message) for warning in recwarn] == []
-
-
-def test_bug_what_sticks_out_of_a_figure_was_cut_off():
-    figure, axes = style.new_figure(1, 1, size=(3, 2))
-    figure.set_layout_engine("none")
-    axes[0, 0].text(-0.5, 1.2, "beyond both borders", transform=axes[0, 0].transAxes)
-    with Image.open(io.BytesIO(style.figure_bytes(figure, "png"))) as found:
-        assert found.width > 3 * figure.dpi
-        pixels = np.asarray(found.convert("L"))
-    assert (pixels[:3] == 255).all()  # the border, and not half a line of letters
-    assert (pixels[:, :3] == 255).all()
-    assert (pixels < 128).any()
 
 
 def test_a_large_photograph_is_shrunk_before_it_is_drawn_and_keeps_its_coordinates():
