@@ -27,7 +27,7 @@ from surgerylib.engine.localization import baseline_ious, class_mean_boxes
 from surgerylib.engine.localizer_training import METHODS, summarise
 from surgerylib.engine.measures import truth_codes
 from surgerylib.figures import evaluation as evaluation_plots
-from surgerylib.figures import maps as plots
+from surgerylib.figures import figure_bytes
 from surgerylib.figures import per_class as per_class_plots
 from surgerylib.heatmaps import Setting
 from surgerylib.matching import BOX_COLUMNS
@@ -36,7 +36,8 @@ from surgerylib.study import evaluation_tables, head_evaluation, localizer_table
 from surgerylib.study.box_groups import box_groups
 from surgerylib.study.classification import Classification
 from surgerylib.study.error_types import detection_errors, error_decomposition, mean_gains
-from surgerylib.study.precision_recall import precision_recall
+from surgerylib.study.tables import plain
+from surgerylib.study.verdict import verdict
 from surgerylib.workbook.sortable import sortable_table
 
 KINDS = ("standard", "vv_qk", "vv_vv", "vv_mixed")
@@ -86,7 +87,7 @@ def _notebook_04(steps: _Steps, data: Dataset, ious: pd.DataFrame, named: Classi
     summary = steps("summary", lambda: summarise(ious))
     said = steps(
         "verdict and answer table",
-        lambda: (evaluation_tables.verdict_of(summary), localizer_tables.answer_table(summary)),
+        lambda: (verdict(summary), localizer_tables.answer_table(summary)),
     )[0]
     groups = steps("by group", lambda: head_evaluation.by_group(ious))
     by_class = steps("by class", lambda: head_evaluation.by_class(ious, classes))
@@ -105,7 +106,7 @@ def _notebook_04(steps: _Steps, data: Dataset, ious: pd.DataFrame, named: Classi
     ))  # fmt: skip
     confusion = named.confusion(SOURCES[SHOWN])
     steps("figures", lambda: [
-        plots.figure_bytes(figure, "png")
+        figure_bytes(figure, "png")
         for figure in (
             evaluation_plots.iou_distributions(ious, list(METHODS), "t"),
             evaluation_plots.class_method_bars(by_class, "t"),
@@ -113,8 +114,8 @@ def _notebook_04(steps: _Steps, data: Dataset, ious: pd.DataFrame, named: Classi
         )
     ])  # fmt: skip
     steps("evaluation_results.json", lambda: json.dumps(evaluation_tables.evaluation_results(
-        said, summary, classes=by_class, groups=groups, seen=seen, found=named, sources=SOURCES, image_level=levels,
-        prompts=wording, seed=0,
+        said, summary, classes=by_class, groups=groups, seen=seen, prompts=plain(wording),
+        **evaluation_tables.classification_results(named, SOURCES, levels, seed=0),
     )))  # fmt: skip
 
 
@@ -130,21 +131,21 @@ def _notebook_05(
     errors = steps("types at the lowest IoU", lambda: detection_errors(own, data.boxes, foreground_iou=0.05))
     gaps = steps("response gaps", lambda: per_class.response_gaps({"standard": pairs, SHOWN: pairs}, classes))
     figures = steps("figures by class", lambda: per_class.class_figures(
-        data, GRID, ap_by_class=ap, gaps=gaps[gaps["kind"] == SHOWN], named=named, source=SOURCES[SHOWN], kind=SHOWN,
-        decomposition=decomposition, errors=errors, detections=own,
+        named, SOURCES[SHOWN], GRID, ap_by_class=ap, gaps=gaps[gaps["kind"] == SHOWN], decomposition=decomposition,
+        errors=errors,
     ))  # fmt: skip
     failures = per_class.failing_classes(figures, IOU_THRESHOLDS, kind=SHOWN)
     steps("sortable table", lambda: sortable_table(
         *per_class_tables.overview(figures, ap, [0.05, 0.15, 0.5], SHOWN)[:1], caption="t"
     ))  # fmt: skip
     curves = steps("precision and recall", lambda: {
-        kind: precision_recall(found, data.boxes, iou_threshold=0.05, classes=classes)
+        kind: per_class.precision_recall(found, data.boxes, iou_threshold=0.05, classes=classes)
         for kind, found in detections.items()
     })  # fmt: skip
     steps("examples", lambda: per_class.pick_images(per_class.best_detection_iou(own, data), data, 2))
     gains = mean_gains(decomposition)
     steps("figures", lambda: [
-        plots.figure_bytes(figure, "png")
+        figure_bytes(figure, "png")
         for figure in (
             per_class_plots.error_bars(figures, classes, "t", "x"),
             per_class_plots.ap_against_size(figures, "mean_ap", "t", "y", 114.0, kind="vv_mixed"),

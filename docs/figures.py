@@ -26,8 +26,9 @@ from surgerylib.engine.caches import FeatureCache
 from surgerylib.engine.feature_batches import BatchReader
 from surgerylib.engine.localizer_training import boxes_on_image
 from surgerylib.errors import SurgeryError
-from surgerylib.figures import maps as plots
-from surgerylib.figures.maps import PEAK, PREDICTION, TRUTH, draw_boxes, new_figure, photo_axis, styled
+from surgerylib.figures import figure_bytes
+from surgerylib.figures.maps import extraction_steps
+from surgerylib.figures.style import KIND_LOOKS, PEAK, PREDICTION, TRUTH, draw_boxes, new_figure, photo_axis, styled
 from surgerylib.files import atomic_write
 from surgerylib.heatmaps import heatmaps
 from surgerylib.locations import PROJECT_ROOT
@@ -39,7 +40,7 @@ from surgerylib.study.verdict import ABOVE, BELOW, outcome
 
 SCENES = PROJECT_ROOT / "data" / "scenes"
 HEAD = PROJECT_ROOT / "reports" / "embedded" / "localizer.safetensors"
-QK, VV, GREY = plots.KIND_COLOURS["standard"], plots.KIND_COLOURS["vv_mixed"], "#555555"
+QK, VV, GREY = KIND_LOOKS["standard"].colour, KIND_LOOKS["vv_mixed"].colour, "#555555"
 GUESS = "#DDDDDD"
 IMAGE_ID, LABEL = "00392", "airplane"
 
@@ -115,7 +116,7 @@ def dual_path() -> Figure:
 def steps() -> Figure:
     """From one heatmap to boxes."""
     clip, image, truth, heatmap = _example()
-    return plots.extraction_steps(image, heatmap, truth, label=LABEL, patch_size=clip.patch_size)
+    return extraction_steps(image, heatmap, truth, label=LABEL, patch_size=clip.patch_size)
 
 
 @styled
@@ -299,7 +300,7 @@ def main(names: list[str]) -> int:
     for name in names or FIGURES:
         try:
             form = "jpeg" if name in PHOTOS else "png"
-            content = plots.figure_bytes(FIGURES[name](), form, FIGURES[name].__doc__.splitlines()[0])
+            content = figure_bytes(FIGURES[name](), form, FIGURES[name].__doc__.splitlines()[0])
         except SurgeryError as error:
             print(f"{name} is not drawn: {error} (make report does)", file=sys.stderr)
             status = 1

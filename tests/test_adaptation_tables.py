@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from adapted_scenes import LAYERS, SEEN, adapted_store, load_adapters, write_adapters
 from PIL import Image
+from surgerylib.figures.adaptation import Example
 
 from surgerylib.datasets import Dataset, load_dataset
 from surgerylib.embedded.scenes import write_scenes
@@ -20,7 +21,6 @@ from surgerylib.engine.store import HeatmapStore
 from surgerylib.engine.training import Schedule, Training
 from surgerylib.figures import adaptation as adaptation_plots
 from surgerylib.figures import maps as plots
-from surgerylib.figures.adaptation import Example
 from surgerylib.heatmaps import HEATMAP_KINDS, Setting
 from surgerylib.intervals import number
 from surgerylib.study import adaptation_tables as module

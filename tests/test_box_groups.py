@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from surgerylib.datasets import Dataset
-from surgerylib.engine.localization import localization_summary
-from surgerylib.study.box_groups import GROUPINGS, box_groups, box_sizes, breakdown
+from surgerylib.engine.localizer_training import summarise
+from surgerylib.study.box_groups import GROUPINGS, box_groups, box_sizes
+from surgerylib.study.head_evaluation import by_class
 
 
 def dataset_of(boxes: list[tuple], sizes: dict[str, tuple[int, int]]) -> Dataset:
@@ -43,44 +44,32 @@ def test_no_boxes():
     groups = box_groups(dataset_of([], {"a": (8, 8)}), (7, 7))
     assert groups.empty
     assert list(groups.columns) == list(GROUPINGS)
-    nothing = breakdown(pd.DataFrame({"oracle": []}), groups["size"], list(GROUPINGS["size"]), [])
-    assert nothing["group"].drop_duplicates().tolist() == list(GROUPINGS["size"])
-    assert nothing["value"].isna().all()
-    assert (nothing["n_boxes"] == 0).all()
 
 
 @pytest.fixture
-def case() -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+def ious() -> pd.DataFrame:
     rng = np.random.default_rng(4)
-    images = np.repeat(np.arange(30), 5)
-    ious = pd.DataFrame({"oracle": rng.random(150), "cam_peak": rng.random(150)})
-    return ious, rng.choice(["few", "many"], 150), images
+    frame = pd.DataFrame({"image_id": np.repeat(np.arange(30), 5), "label": rng.choice(["few", "many"], 150)})
+    return frame.assign(oracle=rng.random(150), cam_peak=rng.random(150))
 
 
-def test_each_group_is_summarised_by_itself_and_an_empty_one_is_listed(case):
-    ious, groups, images = case
-    frame = breakdown(ious, groups, ["few", "none", "many"], images)
+def test_each_group_is_summarised_by_itself_and_an_empty_one_is_listed(ious):
+    frame = by_class(ious, ["few", "none", "many"])
     assert frame["group"].drop_duplicates().tolist() == ["few", "none", "many"]
     own = frame[frame["group"] == "many"].drop(columns="group").reset_index(drop=True)
-    pd.testing.assert_frame_equal(own, localization_summary(ious[groups == "many"], images[groups == "many"]))
+    pd.testing.assert_frame_equal(own, summarise(ious[ious["label"] == "many"]))
     assert frame[frame["group"] == "none"]["value"].isna().all()
-    assert set(frame.loc[frame["group"] != "none", "n_boxes"]) == {(groups == "few").sum(), (groups == "many").sum()}
+    assert (by_class(ious.iloc[:0], ["few"])["n_boxes"] == 0).all()
 
 
-def test_the_order_of_boxes_images_and_groups_changes_nothing(case):
-    ious, groups, images = case
-    order = np.random.default_rng(1).permutation(len(ious))
-    once = breakdown(ious, groups, ["few", "many"], images)
-    other = breakdown(ious.iloc[order], groups[order], ["many", "few"], images[order])
+def test_the_order_of_boxes_images_and_groups_changes_nothing(ious):
+    other = by_class(ious.sample(frac=1, random_state=1), ["many", "few"])
     other = other.sort_values("group", kind="stable").reset_index(drop=True)
-    pd.testing.assert_frame_equal(once, other, rtol=1e-12)
+    pd.testing.assert_frame_equal(by_class(ious, ["few", "many"]), other, rtol=1e-12)
 
 
-def test_every_image_twice_leaves_the_values(case):
-    ious, groups, images = case
-    once = breakdown(ious, groups, ["few", "many"], images)
-    twice = breakdown(
-        pd.concat([ious, ious]), np.tile(groups, 2), ["few", "many"], np.concatenate([images, images + 1000])
-    )
+def test_every_image_twice_leaves_the_values(ious):
+    once = by_class(ious, ["few", "many"])
+    twice = by_class(pd.concat([ious, ious.assign(image_id=ious["image_id"] + 1000)]), ["few", "many"])
     np.testing.assert_allclose(twice["value"], once["value"])
     assert (twice["high"] - twice["low"]).mean() < 0.85 * (once["high"] - once["low"]).mean()

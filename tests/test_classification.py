@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,9 +13,14 @@ from surgerylib.engine.recipes import PromptStore, encode_prompts
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import ParameterError
 from surgerylib.heatmaps import Setting
-from surgerylib.study.classification import classify
+from surgerylib.study.classification import (
+    Classification,
+    accuracy_summary,
+    box_responses,
+    classify,
+    response_ranks,
+)
 from surgerylib.study.quality import image_quality
-from surgerylib.study.responses import accuracy_summary, box_responses, confusion_matrix, response_ranks
 from surgerylib.words import DIOR_CLASSES, PROMPT_SETS, check_prompts
 
 SOURCES = [Setting("standard"), Setting("vv_qk"), Setting("vv_mixed", "surgery")]
@@ -37,10 +44,7 @@ def test_ranks_and_confusion_by_hand():
     responses = np.array([[0.5, 0.1, 0.2], [0.3, 0.3, 0.1], [0.3, 0.3, 0.1], [0.0, 0.2, 0.1]])
     labels = np.array([0, 0, 1, 2])
     assert response_ranks(responses, labels).tolist() == [0, 0, 1, 1]
-    assert confusion_matrix(responses, labels).tolist() == [[2, 0, 0], [1, 0, 0], [0, 1, 0]]
-    nothing = np.empty((0, 3)), np.empty(0, int)
-    assert response_ranks(*nothing).tolist() == []
-    assert confusion_matrix(*nothing).sum() == 0
+    assert response_ranks(np.empty((0, 3)), np.empty(0, int)).tolist() == []
 
 
 def test_accuracies_by_hand():
@@ -86,6 +90,9 @@ def test_a_store_is_classified_as_its_maps_say(found, store, scenes):
     confusion = found.confusion(SOURCES[2])
     assert confusion.to_numpy().sum() == len(scenes.boxes)
     assert (confusion.sum(axis=1) == scenes.boxes["label"].value_counts().reindex(confusion.index).fillna(0)).all()
+    nothing = replace(scenes, boxes=scenes.boxes.iloc[:0])
+    empty = Classification(nothing, {SOURCES[0]: np.empty((0, len(scenes.classes)))}, {})
+    assert empty.confusion(SOURCES[0]).to_numpy().sum() == 0
     right = np.diag(confusion).sum() / len(scenes.boxes)
     assert right == pytest.approx(found.accuracy(SOURCES[2]).set_index("figure").loc["top1", "value"])
 

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -24,8 +24,8 @@ from surgerylib.errors import ResultsError
 from surgerylib.files import file_sha256
 from surgerylib.metrics import bootstrap_map, paired_difference
 from surgerylib.study import summary
-from surgerylib.study.evaluation_tables import verdict_of
-from surgerylib.study.localizer_tables import plain_methods
+from surgerylib.study.tables import plain, plain_methods
+from surgerylib.study.verdict import verdict
 from surgerylib.workbook.cli import main
 from surgerylib.workbook.compare import compare_runs
 from surgerylib.workbook.run import compare, parameters
@@ -119,7 +119,7 @@ def write_run(folder: Path, made: Made = Made(), *, name: str = "", evaluated: b
         figures = summarise(ious)
         results["evaluation_results.json"] = {
             "finding": "found",
-            "verdict": verdict_of(figures).plain(),
+            "verdict": plain(asdict(verdict(figures))),
             "n_boxes": len(ious),
             "n_images": len(images),
             "methods": plain_methods(figures),

@@ -16,8 +16,6 @@ from surgerylib.errors import ParameterError
 from surgerylib.matching import INTERPOLATIONS
 from surgerylib.metrics import average_precision, mean_average_precision
 from surgerylib.study.error_types import (
-    FATES,
-    LEFT_OUT,
     detection_errors,
     error_decomposition,
     fates_by_class,
@@ -146,7 +144,7 @@ def assert_equals_the_slow_reading(detections, truth, f, interpolation):
     types, truth_rows, found = slow_errors(detections, truth, f, f / 5, matching)
     assert errors.of_detection.tolist() == types
     assert errors.truth_row.tolist() == truth_rows
-    assert errors.found.tolist() == found
+    assert (errors.fate == "found").tolist() == found
     ours = error_decomposition(detections, truth, foreground_ious=[f], interpolation=interpolation)
     theirs = slow_decomposition(detections, truth, f, interpolation)
     assert list(zip(ours["label"], ours["error"], ours["count"], strict=True)) == [row[:3] for row in theirs]
@@ -160,71 +158,39 @@ def assert_equals_the_slow_reading(detections, truth, f, interpolation):
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_empty_input(interpolation):
     errors = detection_errors(detection_frame(), truth_frame(), interpolation=interpolation)
-    assert (len(errors.of_detection), len(errors.truth_row), len(errors.found), len(errors.fate)) == (0, 0, 0, 0)
+    assert (len(errors.of_detection), len(errors.truth_row), len(errors.fate)) == (0, 0, 0)
     nothing = error_decomposition(detection_frame(), truth_frame(), interpolation=interpolation)
     assert nothing.empty
     assert list(nothing.columns) == COLUMNS
-    assert mean_gains(nothing).empty
     assert list(mean_gains(nothing).columns) == ["foreground_iou", "error", "count", "map", "map_fixed", "gain"]
-    fates = fates_by_class(truth_frame(), errors, [])
-    assert fates.empty
-    assert list(fates.columns) == ["label", *FATES, "n_boxes"]
+    assert fates_by_class(errors, []).empty
     listed = error_decomposition(detection_frame(), truth_frame(), classes=["dam"], interpolation=interpolation)
     assert listed["error"].tolist() == list(ERROR_TYPES)
     assert listed["count"].tolist() == [0] * 6
     assert listed[["ap", "ap_fixed", "gain"]].isna().all(axis=None)
     assert mean_gains(listed)["gain"].isna().all()
-    assert fates_by_class(truth_frame(), errors, ["dam"]).iloc[0].tolist() == ["dam", 0, 0, 0, 0, 0]
+    assert fates_by_class(errors, ["dam"]).loc["dam"].tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
-def test_no_detections_all_boxes_missed(interpolation):
+def test_nothing_found_and_nothing_to_find(interpolation):
     truth = truth_frame(SHIP_A, SHIP_B)
-    errors = detection_errors(detection_frame(), truth, interpolation=interpolation)
-    assert errors.missed.tolist() == [True, True]
-    assert errors.fate.tolist() == ["missed", "missed"]
+    assert detection_errors(detection_frame(), truth, interpolation=interpolation).fate.tolist() == ["missed"] * 2
     result = error_decomposition(detection_frame(), truth, interpolation=interpolation)
     assert result["count"].tolist() == [0, 0, 0, 0, 0, 2]
     # without its missed boxes the class has none to judge by: nothing is gained
-    assert result["ap_fixed"].tolist() == [0.0] * 6
-    assert result["gain"].tolist() == [0.0] * 6
+    assert result["ap_fixed"].tolist() == result["gain"].tolist() == [0.0] * 6
 
-
-@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
-def test_no_ground_truth_all_background(interpolation):
     detections = detection_frame(detection("ship", 0, 0.9), detection("dam", 0, 0.8))
     errors = detection_errors(detections, truth_frame(), interpolation=interpolation)
     assert errors.of_detection.tolist() == ["background", "background"]
     assert errors.truth_row.tolist() == [-1, -1]
-    result = error_decomposition(detections, truth_frame(), interpolation=interpolation)
-    assert result.loc[result["error"] == "background", "count"].tolist() == [1, 1]
-    assert result["count"].sum() == 2
-    assert result[["ap", "ap_fixed", "gain"]].isna().all(axis=None)
-    means = mean_gains(result)
+    means = mean_gains(error_decomposition(detections, truth_frame(), interpolation=interpolation))
     assert means["count"].tolist() == [0, 0, 0, 0, 2, 0]
     assert means[["map", "map_fixed", "gain"]].isna().all(axis=None)
 
 
 # worked by hand, under `area`
-
-
-def test_one_box_found_and_one_badly_located():
-    detections = detection_frame(detection("ship", 0, 0.9), detection("ship", 45, 0.8))
-    truth = truth_frame(SHIP_A, SHIP_B)
-    errors = detection_errors(detections, truth, interpolation="area")
-    assert (errors.foreground_iou, errors.background_iou) == (0.5, 0.1)
-    assert errors.of_detection.tolist() == ["", "localisation"]
-    assert errors.truth_row.tolist() == [-1, 1]
-    assert errors.found.tolist() == [True, False]
-    assert errors.missed.tolist() == [False, False]
-    assert errors.fate.tolist() == ["found", "badly located"]
-    result = error_decomposition(detections, truth, interpolation="area")
-    assert list(result.columns) == COLUMNS
-    assert result["count"].tolist() == [0, 1, 0, 0, 0, 0]
-    # hit, miss: half of the boxes at precision 1; mended, both
-    assert result["ap"].tolist() == [0.5] * 6
-    assert result["ap_fixed"].tolist() == [0.5, 1.0, 0.5, 0.5, 0.5, 0.5]
-    assert result["gain"].tolist() == [0.0, 0.5, 0.0, 0.0, 0.0, 0.0]
 
 
 # Ships A and B and a dam; ship A and the dam are found at scores 0.5, and one more detection is the case.
@@ -260,16 +226,6 @@ def test_each_type_alone(extra, error, truth_row, ship_gains, dam_gains):
     assert counts == {**({(extra[1], error): 1} if error else {}), **({("ship", "missed"): 1} if is_missed else {})}
 
 
-def test_a_duplicate_costs_what_stands_below_it():
-    detections = detection_frame(detection("ship", 0, 0.9), detection("ship", 1, 0.8), detection("ship", 40, 0.7))
-    truth = truth_frame(SHIP_A, SHIP_B)
-    assert detection_errors(detections, truth).of_detection.tolist() == ["", "duplicate", ""]
-    # hit, miss, hit: (1 + 2/3) / 2 = 5/6
-    assert gains_of(error_decomposition(detections, truth, interpolation="area"), "ship") == pytest.approx(
-        {"duplicate": 1 / 6}
-    )
-
-
 def test_all_types_together():
     truth = truth_frame(SHIP_A, SHIP_B, DAM, ("1", "ship", 120, 0, 130, 10), ("2", "dam", 0, 0, 10, 10))
     detections = detection_frame(
@@ -301,68 +257,17 @@ def test_all_types_together():
     # ships: hit, miss, hit of three boxes is (1 + 2/3) / 3 = 5/9; or one of the two that are not missed
     assert gains_of(result, "ship") == pytest.approx({"localisation": 2 / 9, "missed": 1 / 6})
     assert gains_of(result, "dam") == pytest.approx({"classification": 1.0})
-    fates = fates_by_class(truth, errors, ["dam", "ship", "airport"])
-    assert list(fates.columns) == ["label", "found", "named otherwise", "badly located", "missed", "n_boxes"]
-    assert fates.values.tolist() == [["dam", 0, 2, 0, 0, 2], ["ship", 1, 0, 1, 1, 3], ["airport", 0, 0, 0, 0, 0]]
-    assert fates_by_class(truth, errors, ["airport"])["label"].tolist() == ["airport", "dam", "ship"]
+    fates = fates_by_class(errors, ["dam", "ship", "airport"])
+    assert list(fates.columns) == ["found", "named otherwise", "badly located", "missed"]
+    assert fates.loc["dam"].tolist() == [0, 2, 0, 0]
+    assert fates.loc["ship"].tolist() == [1, 0, 1, 1]
+    assert fates.loc["airport"].tolist() == [0, 0, 0, 0]
+    assert fates_by_class(errors, ["airport"]).index.tolist() == ["airport", "dam", "ship"]
     means = mean_gains(result).set_index("error")
     assert means["count"].tolist() == [2, 1, 1, 1, 1, 1]
     assert means["map"].tolist() == pytest.approx([1 / 6] * 6)
     assert means.loc["classification", ["map_fixed", "gain"]].tolist() == pytest.approx([4 / 6, 1 / 2])
     assert means.loc["missed", "gain"] == pytest.approx(1 / 12)
-
-
-def test_the_best_of_several_candidates_is_kept():
-    # all three mean B; one of them alone may become B, at its own score
-    truth = truth_frame(SHIP_A, SHIP_B)
-    detections = detection_frame(
-        detection("ship", 45, 0.6), detection("ship", 35, 0.8), detection("ship", 0, 0.7), detection("ship", 46, 0.65)
-    )
-    errors = detection_errors(detections, truth)
-    assert errors.of_detection.tolist() == ["localisation", "localisation", "", "localisation"]
-    assert errors.truth_row.tolist() == [1, 1, -1, 1]
-    result = error_decomposition(detections, truth, interpolation="area")
-    assert result["count"].sum() == 3
-    # miss, hit: 1/2 of 1/2; mended hit, hit
-    assert gains_of(result, "ship") == pytest.approx({"localisation": 3 / 4})
-
-
-def test_candidates_of_a_found_box_go():
-    detections = detection_frame(detection("ship", 5, 0.9), detection("dam", 0, 0.8), detection("ship", 0, 0.7))
-    truth = truth_frame(SHIP_A, DAM)
-    errors = detection_errors(detections, truth)
-    assert errors.of_detection.tolist() == ["localisation", "classification", ""]
-    assert errors.truth_row.tolist() == [0, 0, -1]
-    result = error_decomposition(detections, truth, interpolation="area")
-    assert gains_of(result, "ship") == pytest.approx({"localisation": 1 / 2})
-    # the dam is missed, and without it there is no dam to judge by
-    assert gains_of(result, "dam") == {}
-    assert result.loc[(result["label"] == "dam") & (result["error"] == "missed"), "count"].item() == 1
-
-
-def test_badly_located_goes_before_named_otherwise():
-    detections = detection_frame(detection("dam", 0, 0.9), detection("ship", 5, 0.1))
-    errors = detection_errors(detections, truth_frame(SHIP_A))
-    assert errors.of_detection.tolist() == ["classification", "localisation"]
-    assert errors.truth_row.tolist() == [0, 0]
-    assert errors.fate.tolist() == ["badly located"]
-
-
-def test_among_equal_scores_the_first_of_the_frame_is_kept():
-    rows = [detection("dam", 0, 0.8), detection("ship", 200, 0.8), detection("harbor", 0, 0.8)]
-    truth = truth_frame(SHIP_A)
-    # the first row becomes the ship, before the false one: AP 1; the last row would come after it
-    for order, gain in (((0, 1, 2), 1.0), ((1, 0, 2), 1 / 2), ((2, 1, 0), 1.0)):
-        result = error_decomposition(detection_frame(*(rows[i] for i in order)), truth, interpolation="area")
-        assert gains_of(result, "ship")["classification"] == gain
-
-
-def test_the_best_box_of_equals_is_the_first():
-    # between two ships, IoU 3/17 with both
-    truth = truth_frame(SHIP_A, ("1", "ship", 14, 0, 24, 10))
-    between = detection_frame(detection("ship", 7, 0.9))
-    assert detection_errors(between, truth).truth_row.tolist() == [0]
-    assert detection_errors(between, truth.iloc[::-1]).truth_row.tolist() == [0]
 
 
 def test_bounds_are_part_of_the_types_as_in_the_original():
@@ -371,26 +276,21 @@ def test_bounds_are_part_of_the_types_as_in_the_original():
     assert detection_errors(detection_frame(half), truth).of_detection.tolist() == [""]
     again = detection_errors(detection_frame(half, half), truth)
     assert again.of_detection.tolist() == ["", "duplicate"]
-    at_background = detection_errors(detection_frame(third), truth, background_iou=1 / 3)
-    assert at_background.of_detection.tolist() == ["localisation"]
+    # IoU 1/3
+    assert detection_errors(detection_frame(third), truth, foreground_iou=1 / 3).of_detection.tolist() == [""]
     other = detection_frame(detection("dam", 5, 0.8))
-    assert detection_errors(other, truth, background_iou=1 / 3).of_detection.tolist() == ["background"]
-    assert detection_errors(other, truth, background_iou=0.3).of_detection.tolist() == ["both"]
     assert detection_errors(other, truth, foreground_iou=1 / 3).of_detection.tolist() == ["classification"]
-
-
-def test_background_iou_zero_asks_for_no_touch_at_all():
-    detections = detection_frame(("1", "ship", 9, 9, 19, 19, 0.9), ("1", "ship", 10, 0, 20, 10, 0.8))
-    errors = detection_errors(detections, truth_frame(SHIP_A), background_iou=0)
-    assert errors.of_detection.tolist() == ["localisation", "background"]
-    assert errors.truth_row.tolist() == [0, -1]
+    # IoU 1/10, a fifth of the foreground's: touched by a box of its class, not by one of another
+    for label, error in (("ship", "localisation"), ("dam", "background")):
+        flat = detection_frame(("1", label, 0, 0, 10, 1, 0.8))
+        assert detection_errors(flat, truth).of_detection.tolist() == [error]
 
 
 def test_boxes_without_area_are_missed_and_background():
     truth = truth_frame(("1", "ship", 5, 5, 5, 5))
-    errors = detection_errors(detection_frame(("1", "ship", 5, 5, 5, 5, 0.9)), truth, background_iou=0)
+    errors = detection_errors(detection_frame(("1", "ship", 5, 5, 5, 5, 0.9)), truth)
     assert errors.of_detection.tolist() == ["background"]
-    assert errors.missed.tolist() == [True]
+    assert errors.fate.tolist() == ["missed"]
 
 
 def test_voc_and_coco_matching_differ_where_the_best_box_is_taken():
@@ -402,18 +302,7 @@ def test_voc_and_coco_matching_differ_where_the_best_box_is_taken():
     assert voc.fate.tolist() == ["found", "missed"]
     coco = detection_errors(detections, truth, foreground_iou=0.3, interpolation="coco101")
     assert coco.of_detection.tolist() == ["", ""]
-    assert coco.found.all()
-
-
-def test_identical_boxes_of_the_ground_truth():
-    truth = truth_frame(SHIP_A, SHIP_A)
-    detections = detection_frame(detection("ship", 0, 0.9), detection("dam", 0, 0.8), detection("ship", 5, 0.7))
-    voc = detection_errors(detections, truth, interpolation="area")
-    assert voc.fate.tolist() == ["found", "missed"]
-    coco = detection_errors(detections, truth, interpolation="coco101")
-    assert coco.fate.tolist() == ["badly located", "found"]
-    for interpolation in INTERPOLATIONS:
-        assert_equals_the_slow_reading(detections, truth, 0.5, interpolation)
+    assert coco.fate.tolist() == ["found", "found"]
 
 
 def test_several_foreground_ious():
@@ -432,48 +321,10 @@ def test_several_foreground_ious():
     np.testing.assert_allclose(means["map"], np.repeat(expected, 6), rtol=0, atol=1e-15)
 
 
-def test_max_detections_leaves_some_out():
-    detections = detection_frame(
-        detection("ship", 200, 0.1), detection("ship", 0, 0.9), detection("ship", 45, 0.5), detection("dam", 45, 0.1)
-    )
-    truth = truth_frame(SHIP_A, SHIP_B)
-    errors = detection_errors(detections, truth, max_detections=2)
-    assert errors.of_detection.tolist() == [LEFT_OUT, "", "localisation", "both"]
-    alone = detection_errors(detections, truth, max_detections=1)
-    assert alone.of_detection.tolist() == [LEFT_OUT, "", LEFT_OUT, "both"]
-    assert alone.fate.tolist() == ["found", "missed"]
-
-
-@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
-@pytest.mark.parametrize("cap", [1, 3])
-def test_max_detections_is_the_same_as_dropping_them_first(interpolation, cap):
-    detections, truth = random_case(5)
-    best = detections.sort_values("score", ascending=False, kind="stable").groupby(["image_id", "label"]).head(cap)
-    kept = detections.loc[np.sort(best.index)]
-    options = {"foreground_ious": (0.3,), "interpolation": interpolation}
-    pd.testing.assert_frame_equal(
-        error_decomposition(detections, truth, max_detections=cap, **options),
-        error_decomposition(kept, truth, **options),
-    )
-    errors = detection_errors(detections, truth, interpolation=interpolation, max_detections=cap)
-    of_kept = detection_errors(kept, truth, interpolation=interpolation)
-    np.testing.assert_array_equal(errors.of_detection[kept.index], of_kept.of_detection)
-    np.testing.assert_array_equal(errors.truth_row[kept.index], of_kept.truth_row)
-    assert (np.delete(errors.of_detection, kept.index) == LEFT_OUT).all()
-
-
 # against the judge
 
 
-@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
-@pytest.mark.parametrize("seed", range(8))
-def test_equals_the_slow_reading(seed, interpolation):
-    detections, truth = random_case(seed)
-    for f in (0.2, 0.5):
-        assert_equals_the_slow_reading(detections, truth, f, interpolation)
-
-
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n_truth=st.integers(0, 20),
@@ -495,21 +346,13 @@ def test_long_chains_of_refused_detections():
         types, truth_rows, found = slow_errors(detections, truth, f, f / 5, "coco")
         assert errors.of_detection.tolist() == types
         assert errors.truth_row.tolist() == truth_rows
-        assert errors.found.tolist() == found
-
-
-def test_many_pairs_are_worked_on_in_several_chunks(monkeypatch):
-    detections, truth = random_case(3, n_truth=60, n_detections=300)
-    whole = [error_decomposition(detections, truth, interpolation=i) for i in ("area", "coco101")]
-    monkeypatch.setattr("surgerylib.matching._PAIRS_PER_CHUNK", 16)
-    for interpolation, expected in zip(("area", "coco101"), whole, strict=True):
-        pd.testing.assert_frame_equal(error_decomposition(detections, truth, interpolation=interpolation), expected)
+        assert (errors.fate == "found").tolist() == found
 
 
 # what holds always
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     f=st.sampled_from([0.05, 0.3, 0.5, 0.75]),
@@ -531,33 +374,26 @@ def test_the_order_of_rows_says_nothing_where_nothing_is_equal(seed, f, interpol
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
-@pytest.mark.parametrize("seed", range(6))
-def test_types_are_exclusive_and_exhaustive(seed, interpolation):
-    detections, truth = random_case(seed)
+def test_types_are_exclusive_and_exhaustive(interpolation):
+    detections, truth = random_case(1)
     for f in (0.1, 0.5):
         errors = detection_errors(detections, truth, foreground_iou=f, interpolation=interpolation)
         is_tp = errors.of_detection == ""
         assert set(errors.of_detection[~is_tp]) <= set(ERROR_TYPES[:5])
         assert is_tp.sum() == evaluate(detections, truth, [f], interpolation, None, None).is_tp.sum()
-        assert is_tp.sum() == errors.found.sum()
+        assert is_tp.sum() == (errors.fate == "found").sum()
         means_a_box = np.isin(errors.of_detection, ["classification", "localisation"])
         np.testing.assert_array_equal(errors.truth_row >= 0, means_a_box)
-        meant = errors.truth_row[means_a_box]
-        same_label = detections["label"].to_numpy()[means_a_box] == truth["label"].to_numpy()[meant]
+        wrong, meant = detections[means_a_box], truth.iloc[errors.truth_row[means_a_box]]
+        same_label = wrong["label"].to_numpy() == meant["label"].to_numpy()
         np.testing.assert_array_equal(same_label, errors.of_detection[means_a_box] == "localisation")
-        same_image = detections["image_id"].to_numpy()[means_a_box] == truth["image_id"].to_numpy()[meant]
-        assert same_image.all()
-        np.testing.assert_array_equal(errors.found, errors.fate == "found")
-        np.testing.assert_array_equal(errors.missed, errors.fate == "missed")
-        fates = fates_by_class(truth, errors, ["c", "z"])
-        assert fates["label"].tolist() == ["c", "z", "a", "b"]
-        assert fates["n_boxes"].sum() == len(truth)
-        np.testing.assert_array_equal(fates[list(FATES)].sum(axis=1), fates["n_boxes"])
+        assert (wrong["image_id"].to_numpy() == meant["image_id"].to_numpy()).all()  # known error 1
+        assert fates_by_class(errors, ["c", "z"]).to_numpy().sum() == len(truth)
         result = error_decomposition(detections, truth, foreground_ious=[f], interpolation=interpolation)
-        assert result["count"].sum() == (~is_tp).sum() + errors.missed.sum()
+        assert result["count"].sum() == (~is_tp).sum() + (errors.fate == "missed").sum()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n_truth=st.integers(0, 30),
@@ -572,19 +408,11 @@ def test_no_gain_is_below_zero_and_all_together_end_at_one(seed, n_truth, score_
     assert (known["ap_fixed"] <= 1 + 1e-12).all()
     # every error mended at once: the right ones stay, each box that an error means is given, the missed ones go
     errors = detection_errors(detections, truth, foreground_iou=0.3, interpolation=interpolation)
-    meant = truth[~errors.found & ~errors.missed].assign(score=0.5)
+    is_missed = errors.fate == "missed"
+    meant = truth[(errors.fate != "found") & ~is_missed].assign(score=0.5)
     right = pd.concat([detections[errors.of_detection == ""], meant])
-    perfect = average_precision(right, truth[~errors.missed], iou_thresholds=[0.3], interpolation=interpolation)
+    perfect = average_precision(right, truth[~is_missed], iou_thresholds=[0.3], interpolation=interpolation)
     np.testing.assert_allclose(perfect["ap"], 1.0, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
-def test_perfect_detections_have_no_errors(interpolation):
-    _, truth = distinct_case(2)
-    result = error_decomposition(truth.assign(score=0.5), truth, interpolation=interpolation)
-    assert result["count"].sum() == 0
-    np.testing.assert_allclose(result["ap"], 1.0, rtol=0, atol=1e-14)
-    assert (result["gain"] == 0).all()
 
 
 @pytest.mark.parametrize("kind", ["object", "category", "int64"])
@@ -615,18 +443,11 @@ def test_column_types_and_the_frames_stay_as_they_are(kind):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"background_iou": 0.5}, "background_iou is 0.5; .*below foreground_iou, which is 0.5"),
-        ({"background_iou": 0.7}, "background_iou"),
-        ({"background_iou": -0.1}, "background_iou"),
-        ({"background_iou": np.nan}, "background_iou"),
-        ({"background_iou": "low"}, "background_iou"),
-        ({"foreground_iou": 0}, "foreground_iou is 0; "),
-        ({"foreground_iou": 1.01}, "foreground_iou is 1.01; "),
-        ({"foreground_iou": np.nan}, "foreground_iou"),
-        ({"foreground_iou": True}, "foreground_iou"),
-        ({"foreground_iou": (0.5,)}, "foreground_iou"),
+        ({"foreground_iou": 0}, "foreground_ious is .0.; "),
+        ({"foreground_iou": 1.01}, "foreground_ious is .1.01.; "),
+        ({"foreground_iou": np.nan}, "foreground_ious"),
+        ({"foreground_iou": True}, "foreground_ious"),
         ({"interpolation": "12point"}, "11point, area, coco101"),
-        ({"max_detections": 0}, "max_detections"),
         ({"detections": detection_frame().drop(columns="score")}, "lacks the column score"),
         ({"ground_truth": truth_frame().drop(columns="label")}, "ground_truth lacks the column label"),
         ({"detections": detection_frame(detection("ship", 0, np.nan))}, "row 0 .*finite"),
@@ -638,27 +459,7 @@ def test_bad_input(change, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"foreground_ious": (0.5, 0)}, "foreground_ious is"),
-        ({"foreground_ious": (1.5,)}, "foreground_ious is"),
-        ({"foreground_ious": ()}, "foreground_ious is"),
-        ({"foreground_ious": "half"}, "foreground_ious is"),
-        ({"foreground_ious": (0.5, 0.5)}, "foreground_ious .*once"),
-        ({"interpolation": "12point"}, "11point, area, coco101"),
-        ({"max_detections": 1.5}, "max_detections"),
-        ({"detections": detection_frame().drop(columns="xmin")}, "lacks the column xmin"),
-        ({"classes": ["ship", "Ship"]}, "are the same; keep one spelling"),
-    ],
-)
-def test_bad_input_of_the_decomposition(change, message):
-    with pytest.raises(ParameterError, match=message) as error:
-        error_decomposition(**{"detections": detection_frame(), "ground_truth": truth_frame(), **change})
-    assert "\n" not in str(error.value)
-
-
-def test_fates_of_another_frame():
-    errors = detection_errors(detection_frame(), truth_frame(SHIP_A, SHIP_B))
-    with pytest.raises(ParameterError, match="ground_truth has 1 boxes and errors 2"):
-        fates_by_class(truth_frame(SHIP_A), errors, ["ship"])
+@pytest.mark.parametrize("ious", [(0.5, 0), (), "half", (0.5, 0.5)])
+def test_bad_input_of_the_decomposition(ious):
+    with pytest.raises(ParameterError, match="foreground_ious is"):
+        error_decomposition(detection_frame(), truth_frame(), foreground_ious=ious)

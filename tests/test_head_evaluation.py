@@ -12,7 +12,7 @@ import torch
 
 from surgerylib.boxes import box_iou
 from surgerylib.embedded.scenes import write_scenes
-from surgerylib.engine.localizer_training import METHODS, summarise, train_localizer
+from surgerylib.engine.localizer_training import METHODS, summarise
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import CheckpointError, ParameterError
 from surgerylib.figures import evaluation as evaluation_plots
@@ -21,7 +21,9 @@ from surgerylib.heatmaps import Setting
 from surgerylib.localizer import load_localizer, save_localizer, untrained_localizer
 from surgerylib.study import evaluation_tables, head_evaluation, localizer_tables
 from surgerylib.study.classification import classify
+from surgerylib.study.tables import plain
 from surgerylib.study.training import PUBLISHED, TrainingPlan, publish
+from surgerylib.study.verdict import verdict
 from surgerylib.workbook.session import Session, open_session
 
 SOURCES = {kind: Setting(kind) for kind in ("standard", "vv_qk", "vv_mixed")}
@@ -44,14 +46,14 @@ def session(scenes, tiny_folder, tmp_path_factory) -> Session:
     session = opened(scenes, tiny_folder, tmp_path_factory.mktemp("run"))
     seen = sorted(session.other_split("train").boxes["label"].unique())
     validation = set(session.other_split("val").boxes["label"])
-    plan = TrainingPlan.from_parameters({
-        "epochs": 1, "warmup_epochs": 0.5, "picture_size": 32, "training_batch_size": 4, "stage": "localizer",
-        "seen_classes": [name for name in seen if name in validation] or seen,
-    })  # fmt: skip
-    caches = plan.feature_caches(session.clip, session.training_datasets(plan), session.cache_dir)
+    plan = TrainingPlan(
+        epochs=1, warmup_epochs=0.5, picture_size=32, training_batch_size=4,
+        seen_classes=[name for name in seen if name in validation] or seen,
+    )  # fmt: skip
+    caches = plan.caches(session.clip, session.training_datasets(plan), session.cache_dir)
     for cache in caches.values():
         cache.compute()
-    _, training = train_localizer(caches["train"], caches["choose"], plan.head, plan.schedule, session.cache_dir)
+    _, training = plan.train(caches, session.cache_dir)
     publish(training, session.out_dir)
     return session
 
@@ -142,22 +144,24 @@ def test_a_head_of_another_model_or_class_list_is_refused(session, head, tmp_pat
 def test_images_that_were_trained_or_chosen_on_are_named(scenes, tiny_folder, session, head, tmp_path):
     assert head.notes(session.dataset) == []
     on_train = opened(scenes, tiny_folder, tmp_path, split="train")
-    assert head.notes(on_train) == [
+    assert head.notes(on_train.dataset) == [
         "6 of the 6 images are among those of train that were trained on: these figures flatter the head."
     ]
     on_val = opened(scenes, tiny_folder, tmp_path, split="val")
-    assert "4 of the 4 images are among those of val that were used to choose the epoch" in head.notes(on_val)[0]
+    assert (
+        "4 of the 4 images are among those of val that were used to choose the epoch" in head.notes(on_val.dataset)[0]
+    )
     both = opened(scenes, tiny_folder, tmp_path, split="trainval")
-    assert len(head.notes(both)) == 2
+    assert len(head.notes(both.dataset)) == 2
     renamed = shutil.copytree(scenes, tmp_path / "others")
-    assert head.notes(opened(renamed, tiny_folder, tmp_path, split="train")) == head.notes(on_train)
+    assert head.notes(opened(renamed, tiny_folder, tmp_path, split="train").dataset) == head.notes(on_train.dataset)
     names_alone = replace(head, about=head.about | {"trained_on": {"dataset": "scenes", "split": "train"}})
-    assert "does not say which" in names_alone.notes(on_train)[0]
-    assert "does not say which" in names_alone.notes(both)[0]
-    assert not [note for note in names_alone.notes(on_val) if "trained on" in note]
+    assert "does not say which" in names_alone.notes(on_train.dataset)[0]
+    assert "does not say which" in names_alone.notes(both.dataset)[0]
+    assert not [note for note in names_alone.notes(on_val.dataset) if "trained on" in note]
     for damaged in ({"trained_on": "train"}, {"trained_on": {}}, {"trained_on": {"images": 3}}):
         assert replace(head, about=head.about | damaged).notes(session.dataset) == []
-    assert names_alone.notes(opened(renamed, tiny_folder, tmp_path, split="train")) == []
+    assert names_alone.notes(opened(renamed, tiny_folder, tmp_path, split="train").dataset) == []
 
 
 def test_examples_are_the_best_the_worst_and_those_between():
@@ -178,7 +182,7 @@ def test_results_are_plain_json_and_tables_repeat_them(session, head, ious):
     store = HeatmapStore(session.clip, data, session.cache_dir).compute()
     named = classify(store.similarities(), data, session.clip.grid, list(SOURCES.values()))
     summary = summarise(ious)
-    said = evaluation_tables.verdict_of(summary)
+    said = verdict(summary)
     classes = head_evaluation.by_class(ious, data.classes)
     groups = head_evaluation.by_group(ious)
     seen = localizer_tables.by_seen(ious, head.seen_classes)
@@ -187,8 +191,8 @@ def test_results_are_plain_json_and_tables_repeat_them(session, head, ious):
         {"ensemble": named, "again": named}, SOURCES["vv_mixed"], reference="ensemble", interpolation="11point"
     )
     results = evaluation_tables.evaluation_results(
-        said, summary, classes=classes, groups=groups, seen=seen, found=named, sources=SOURCES, image_level=levels,
-        prompts=prompts, seed=0, kind="vv_mixed",
+        said, summary, classes=classes, groups=groups, seen=seen, prompts=plain(prompts), kind="vv_mixed",
+        **evaluation_tables.classification_results(named, SOURCES, levels, seed=0),
     )  # fmt: skip
     again = json.loads(json.dumps(results, allow_nan=False))
     assert again["finding"] == said.sentence
@@ -229,18 +233,11 @@ def test_results_are_plain_json_and_tables_repeat_them(session, head, ious):
     ):
         assert "nan" not in sentence.lower()
 
-    for figure in (
-        evaluation_plots.iou_distributions(ious, list(METHODS), "t"),
-        evaluation_plots.class_method_bars(classes, "t"),
-        evaluation_plots.confusion_heatmap(named.confusion(SOURCES["vv_mixed"]), "t"),
-    ):
-        figure.draw_without_rendering()
-
 
 def test_one_image_has_no_intervals_and_decides_nothing(ious):
     one = ious[ious["image_id"] == ious["image_id"].iloc[0]]
     summary = summarise(one)
-    said = evaluation_tables.verdict_of(summary)
+    said = verdict(summary)
     assert said.outcome == "not decided"
     assert math.isnan(said.low)
     cells = localizer_tables.answer_table(summary)
@@ -253,7 +250,7 @@ def test_one_image_has_no_intervals_and_decides_nothing(ious):
 def test_no_boxes_at_all(ious):
     nothing = ious.iloc[:0]
     summary = summarise(nothing)
-    assert evaluation_tables.verdict_of(summary).outcome == "not decided"
+    assert verdict(summary).outcome == "not decided"
     assert (localizer_tables.answer_table(summary) == "no boxes").all(axis=None)
     assert head_evaluation.by_group(nothing)["value"].isna().all()
     assert evaluation_tables.classes_finding(head_evaluation.by_class(nothing, ["ship"])) == "No class has boxes"

@@ -16,7 +16,7 @@ from bs4 import BeautifulSoup
 
 from surgerylib.datasets import load_dataset
 from surgerylib.errors import CheckpointError, DatasetError, ParameterError, TrainingError
-from surgerylib.figures import maps as plots
+from surgerylib.figures import WIDTH
 from surgerylib.heatmaps import HEATMAP_KINDS
 from surgerylib.localizer import load_localizer
 from surgerylib.locations import PROJECT_ROOT
@@ -94,7 +94,7 @@ def test_every_page_is_question_answer_evidence_small_and_made_for_its_width(run
     first = answer.find_next("section", class_="cell").find(class_="output")
     assert first.find("strong"), "the answer's first output is a sentence"
     for figure in soup.select("figure"):
-        assert int(figure.img["width"]) <= 110 * plots.WIDTH + 20
+        assert int(figure.img["width"]) <= 110 * WIDTH + 20
         assert figure.figcaption.get_text() == figure.img["alt"]
         assert figure.img["alt"].endswith(".")
         assert ".." not in figure.img["alt"]

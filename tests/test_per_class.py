@@ -80,9 +80,9 @@ class Case:
         )
         self.errors = detection_errors(self.found, data.boxes, foreground_iou=min(THRESHOLDS))
         self.figures = per_class.class_figures(
-            data, (4, 4), ap_by_class=self.ap, gaps=per_class.response_gaps({KIND: pairs(data)}, CLASSES),
-            named=classification(data), source=SOURCE, kind=KIND, decomposition=self.decomposition, errors=self.errors,
-            detections=self.found, evaluation=evaluation,
+            classification(data), SOURCE, (4, 4), ap_by_class=self.ap,
+            gaps=per_class.response_gaps({KIND: pairs(data)}, CLASSES), decomposition=self.decomposition,
+            errors=self.errors, evaluation=evaluation,
         )  # fmt: skip
         self.failures = per_class.failing_classes(self.figures, THRESHOLDS, kind=KIND, count=2)
 
@@ -124,7 +124,7 @@ def test_the_causes_are_those_that_were_planted(case):
     assert station.gain == pytest.approx(1 - station.mean_ap)
     assert "100 % lie on airport" in station.sentence
     assert "first in 0 % of its boxes, airport in 100 %" in station.sentence
-    table = per_class_tables.failing_table(case.failures, case.figures, case.ap, [0.05], KIND)
+    table = per_class_tables.failing_table(case.failures, case.ap, [0.05], KIND)
     assert table.loc["ship", "AP@0.05"] == f"{ship.mean_ap:.3f} [{ship.mean_ap - 0.01:.3f}, {ship.mean_ap:.3f}]"
     finding = per_class.failing_finding(case.failures)
     assert finding.startswith(
@@ -223,56 +223,35 @@ def test_card_thresholds():
     assert per_class_tables.card_thresholds([0.3, 0.5, 0.7, 0.9]) == [0.3, 0.5, 0.9]
 
 
-def test_figures_draw_with_many_few_and_no_classes(case):
-    gaps = per_class.response_gaps(
-        {"standard = vv_qk": pairs(case.data), "vv_vv = vv_mixed": pairs(case.data)}, CLASSES
-    )
-    figures = [
-        per_class_plots.ap_against_size(case.figures, "mean_ap", "t", "y", 20.0, kind="vv_mixed"),
-        per_class_plots.ap_against_size(case.figures.iloc[3:], "mean_ap", "t", "y", 20.0, kind="vv_mixed"),
-        per_class_plots.gap_dots(gaps, CLASSES, "t"),
-        per_class_plots.error_bars(case.figures, list(CLASSES), "t", "x"),
-    ]
+def test_figures_draw_with_few_classes_and_none(case):
+    figure = per_class_plots.ap_against_size(case.figures, "mean_ap", "t", "y", 20.0, kind="mine")
+    assert set(CLASSES[:3]) <= {text.get_text() for text in figure.axes[0].texts}
     empty = per_class.response_gaps({"standard = vv_qk": pairs(case.data).iloc[:0]}, CLASSES)
-    figures.append(per_class_plots.gap_dots(empty, CLASSES, per_class_tables.gaps_finding(empty)))
+    for figure in (
+        per_class_plots.ap_against_size(case.figures.iloc[3:], "mean_ap", "t", "y", 20.0, kind=KIND),
+        per_class_plots.gap_dots(empty, CLASSES, per_class_tables.gaps_finding(empty)),
+    ):
+        figure.draw_without_rendering()
+    errors = per_class_plots.error_bars(case.figures, list(CLASSES), "t", "x")
+    assert "no boxes" in " ".join(text.get_text() for axis in errors.axes for text in axis.texts)
     nothing = pd.DataFrame(columns=["label", "recall", "precision", "score"])
     aps = case.ap[case.ap["iou_threshold"] == 0.05].set_index("label")["ap"]
     grid = per_class_plots.precision_recall_grid({"vv_vv = vv_mixed": nothing}, aps, CLASSES, "t")
     texts = [text.get_text() for axis in grid.axes for text in axis.texts]
     assert texts == ["AP 1.00", *texts[1:3], "no boxes"]
-    for figure in figures:
-        figure.draw_without_rendering()
-    labels = {text.get_text() for text in figures[0].axes[0].texts}
-    assert set(CLASSES[:3]) <= labels
-    assert "no boxes" in " ".join(text.get_text() for axis in figures[3].axes for text in axis.texts)
 
 
 def test_labels_of_points_that_lie_close_cover_none_of_them_and_nothing_is_logged(caplog):
     """A label stuck between two points, half over both; and the placement's warning stood in the page."""
-    rows = [
-        ("airplane", 51, 0.09, 58),
-        ("airport", 281, 0.263, 16),
-        ("baseballfield", 125, 0.311, 10),
-        ("basketballcourt", 94, 0.216, 17),
-        ("bridge", 79, 0.015, 27),
-        ("chimney", 70, 0.02, 7),
-        ("dam", 112, 0.016, 13),
-        ("Expressway-Service-area", 133, 0.056, 5),
-        ("Expressway-toll-station", 118, 0.453, 5),
-        ("golffield", 234, 0.567, 10),
-        ("groundtrackfield", 113, 0.28, 16),
-        ("harbor", 204, 0.465, 16),
-        ("overpass", 172, 0.398, 9),
-        ("ship", 57, 0.172, 50),
-        ("stadium", 123, 0.569, 11),
-        ("storagetank", 58, 0.069, 24),
-        ("tenniscourt", 84, 0.26, 26),
-        ("trainstation", 173, 0.035, 14),
-        ("vehicle", 32, 0.087, 67),
-        ("windmill", 91, 0.164, 13),
-    ]
-    figures = pd.DataFrame(rows, columns=["label", "side", "mean_ap", "n_boxes"]).set_index("label")
-    names = list(figures.index)
+    names = [
+        "airplane", "airport", "baseballfield", "basketballcourt", "bridge", "chimney", "dam",
+        "Expressway-Service-area", "Expressway-toll-station", "golffield", "groundtrackfield", "harbor", "overpass",
+        "ship", "stadium", "storagetank", "tenniscourt", "trainstation", "vehicle", "windmill",
+    ]  # fmt: skip
+    side = [51, 281, 125, 94, 79, 70, 112, 133, 118, 234, 113, 204, 172, 57, 123, 58, 84, 173, 32, 91]
+    ap = [90, 263, 311, 216, 15, 20, 16, 56, 453, 567, 280, 465, 398, 172, 569, 69, 260, 35, 87, 164]
+    n_boxes = [58, 16, 10, 17, 27, 7, 13, 5, 5, 10, 16, 16, 9, 50, 11, 24, 26, 14, 67, 13]
+    figures = pd.DataFrame({"side": side, "mean_ap": np.array(ap) / 1000, "n_boxes": n_boxes}, index=names)
     figure = per_class_plots.ap_against_size(figures, "mean_ap", "t", "y", 32.0, kind="vv_mixed")
     axis = figure.axes[0]
     figure.draw_without_rendering()
@@ -295,3 +274,45 @@ def test_the_costliest_error_and_what_all_boxes_find_are_counted_by_class():
     curves = pd.DataFrame([("a", 0.2), ("a", 0.5), ("b", 0.4)], columns=["label", "recall"])
     said = per_class_tables.recall_finding(curves, ["a", "b", "c"], "vv_mixed")
     assert said == "All boxes of vv_mixed together find half of the objects or more in 1 of 3 classes"
+
+
+# ---------------------------------------------------------------------------------------- precision and recall
+
+
+BOX = {"xmin": 0.0, "ymin": 0.0, "xmax": 10.0, "ymax": 10.0}
+ASKED = pd.DataFrame([{"image_id": image, "label": label, **BOX} for image, label in ["aX", "bX", "cX", "aY"]])
+
+
+def ranked(*rows: tuple[str, str, float]) -> pd.DataFrame:
+    columns = ["image_id", "label", *BOX, "score"]
+    return pd.DataFrame([(image, label, *BOX.values(), score) for image, label, score in rows], columns=columns)
+
+
+def test_a_curve_by_hand():
+    found = ranked(("z", "X", 0.9), ("a", "X", 0.8), ("y", "X", 0.7), ("b", "X", 0.6), ("a", "Z", 0.9))
+    frame = per_class.precision_recall(found, ASKED, iou_threshold=0.5, classes=["X", "Y", "Z"])
+    assert set(frame["label"]) == {"X"}  # Y has no true positive, Z no box
+    np.testing.assert_allclose(frame["recall"], [1 / 3, 2 / 3])
+    np.testing.assert_allclose(frame["precision"], [1 / 2, 2 / 4])
+    np.testing.assert_allclose(frame["score"], [0.8, 0.6])
+
+
+def test_a_curve_of_nothing():
+    assert per_class.precision_recall(ranked(), ASKED, iou_threshold=0.5).empty
+    assert per_class.precision_recall(ranked(("a", "X", 0.5)), ASKED.iloc[:0], iou_threshold=0.5).empty
+
+
+def test_the_area_under_the_envelope_is_the_average_precision():
+    rng = np.random.default_rng(0)
+    truth = pd.DataFrame([{"image_id": f"{i}", "label": "X", **BOX} for i in range(300)])
+    rows = [(f"{i}", "X", rng.random()) for i in rng.permutation(600)]
+    found = ranked(*rows)
+    frame = per_class.precision_recall(found, truth, iou_threshold=0.5, most_points=1000)
+    envelope = np.maximum.accumulate(frame["precision"].to_numpy()[::-1])[::-1]
+    area = np.sum(np.diff(frame["recall"], prepend=0) * envelope)
+    expected = average_precision(found, truth, iou_thresholds=[0.5], interpolation="area")["ap"].iloc[0]
+    assert abs(area - expected) < 1e-12
+    thinned = per_class.precision_recall(found, truth, iou_threshold=0.5, most_points=50)
+    assert len(thinned) == 50
+    assert thinned["recall"].iloc[-1] == frame["recall"].iloc[-1]
+    assert thinned["recall"].iloc[0] == frame["recall"].iloc[0]

@@ -35,7 +35,7 @@ from surgerylib.engine.localizer_training import (
 from surgerylib.engine.schedule import Schedule
 from surgerylib.engine.training import progress_of
 from surgerylib.errors import ParameterError
-from surgerylib.figures import maps as plots
+from surgerylib.figures import figure_bytes
 from surgerylib.figures import training as training_plots
 from surgerylib.files import only_process
 from surgerylib.heatmaps import HEATMAP_KINDS, KIND_PATHS
@@ -350,7 +350,7 @@ def test_results_are_plain_values_and_hold_the_history(ious, trained):
 
 
 def rendered(figure) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(plots.figure_bytes(figure, "png"))).convert("RGB"))
+    return np.asarray(Image.open(io.BytesIO(figure_bytes(figure, "png"))).convert("RGB"))
 
 
 def test_the_figures_draw(ious, trained):

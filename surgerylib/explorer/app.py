@@ -22,7 +22,7 @@ from ..datasets import Dataset, dataset_splits, decode_image, load_dataset, read
 from ..embedded import write_scenes
 from ..engine.adapters import load_adapters
 from ..errors import ParameterError, SurgeryError
-from ..figures.maps import figure_bytes
+from ..figures import figure_bytes
 from ..files import atomic_write
 from ..locations import EMBEDDED, PROJECT_ROOT, checkpoint_file, dataset_folder, project_path
 from ..study.summary import FEW_IMAGES, warnings_for

@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..boxes import resize_map
-from ..figures.maps import PREDICTION, TRUTH, draw_boxes, new_figure, overlay, photo_axis, styled
+from ..figures import PREDICTION, TRUTH, draw_boxes, new_figure, overlay, photo_axis, styled
 from ..matching import BOX_COLUMNS
 from .view_model import Answer, Question, Shown
 

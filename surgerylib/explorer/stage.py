@@ -7,7 +7,7 @@ from collections.abc import Callable
 import cv2
 import ipywidgets as widgets
 
-from ..figures.maps import KIND_COLOURS
+from ..figures import kind_looks
 from ..heatmaps import HEATMAP_KINDS
 from . import drawing as view
 from .view_model import Look, Shown, Subject
@@ -79,7 +79,7 @@ class Stage:
                 if self._drawn[place] is not answer.maps or panel.title != title:
                     panel.overlay = view.overlay_bytes(answer.shown)
                     self._drawn[place] = answer.maps
-                panel.title, panel.colour = title, KIND_COLOURS[answer.kind]
+                panel.title, panel.colour = title, kind_looks([answer.kind])[answer.kind].colour
                 panel.shapes = quiet + view.found_shapes(answer)
                 panel.outline = view.outline_points(answer) if outline else []
                 panel.caption = f"{view.headline(answer, shown.against)}. Map {view.span(answer)}."

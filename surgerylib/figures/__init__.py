@@ -1,1 +1,33 @@
-"""The figures of the notebooks in one style: frames in, figure out."""
+"""The figures of the notebooks in one style, a module a notebook: frames in, figure out."""
+
+from .style import (
+    PREDICTION,
+    TRUTH,
+    WIDTH,
+    best_iou,
+    best_iou_text,
+    draw_boxes,
+    figure_bytes,
+    kind_looks,
+    new_figure,
+    overlay,
+    photo_axis,
+    show,
+    styled,
+)
+
+__all__ = [
+    "PREDICTION",
+    "TRUTH",
+    "WIDTH",
+    "best_iou",
+    "best_iou_text",
+    "draw_boxes",
+    "figure_bytes",
+    "kind_looks",
+    "new_figure",
+    "overlay",
+    "photo_axis",
+    "show",
+    "styled",
+]

@@ -1,4 +1,4 @@
-"""Figures of the GT-class evaluation."""
+"""Figures of notebook 04: what a head finds when it is told the class, and what CLIP takes a box for."""
 
 from __future__ import annotations
 
@@ -13,32 +13,15 @@ from matplotlib.patches import Patch
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from ..matching import BOX_COLUMNS
 from ..words import METHOD_NAMES
-from .maps import (
-    DARK,
-    GREY,
-    METHOD_COLOURS,
-    PALE,
-    PEAK,
-    PREDICTION,
-    SMALLEST,
-    TRUTH,
-    WIDTH,
-    draw_boxes,
-    headline,
-    new_figure,
-    photo_axis,
-    styled,
-)
-from .training import head_legend
+from . import style
 
 # dashes tell the guesses, which share a colour, apart
 _LINES = {"whole_image": (0, (1, 1)), "centre_box": (0, (4, 2)), "class_mean": (0, (6, 2, 1, 2))}
 _BINS = np.linspace(0, 1, 21)
 
 
-@styled
+@style.styled
 def iou_distributions(ious: pd.DataFrame, methods: Sequence[str], title: str) -> Figure:
     """How the IoUs are spread: a histogram of what the head says, and the share of boxes above each IoU.
 
@@ -47,29 +30,28 @@ def iou_distributions(ious: pd.DataFrame, methods: Sequence[str], title: str) ->
         methods: those drawn; the histogram holds those of the head.
         title: the finding.
     """
-    fig, axes = new_figure(1, 2, size=(WIDTH, 4.4))
+    fig, axes = style.new_figure(1, 2, size=(style.WIDTH, 4.4))
     histogram, cumulative = axes[0]
     for method in [name for name in methods if name in ("oracle", "cam_peak")]:
         counts, _ = np.histogram(ious[method].to_numpy(float), _BINS)
         shares = counts / max(len(ious), 1)
-        histogram.stairs(shares, _BINS, fill=True, color=METHOD_COLOURS[method], alpha=0.35)
-        histogram.stairs(shares, _BINS, color=METHOD_COLOURS[method], linewidth=1.6)
+        histogram.stairs(shares, _BINS, fill=True, color=style.METHOD_COLOURS[method], alpha=0.35)
+        histogram.stairs(shares, _BINS, color=style.METHOD_COLOURS[method], linewidth=1.6)
     histogram.set(xlabel="IoU with the ground truth box", ylabel="share of the boxes", xlim=(0, 1), ylim=(0, None))
     grid = np.linspace(0, 1, 201)
     for method in methods:
         values = np.sort(ious[method].to_numpy(float))
         above = 1 - np.searchsorted(values, grid, side="right") / max(len(values), 1)
-        style = _LINES.get(method, "-" if method in ("oracle", "cam_peak") else "--")
-        cumulative.plot(grid, above, color=METHOD_COLOURS[method], linestyle=style, label=METHOD_NAMES[method])
-    cumulative.axvline(0.5, color=PALE, linewidth=1, zorder=0)
+        line = _LINES.get(method, "-" if method in ("oracle", "cam_peak") else "--")
+        cumulative.plot(grid, above, color=style.METHOD_COLOURS[method], linestyle=line, label=METHOD_NAMES[method])
+    cumulative.axvline(0.5, color=style.PALE, linewidth=1, zorder=0)
     cumulative.set(xlabel="IoU", ylabel="share of the boxes above it", xlim=(0, 1), ylim=(0, 1.01))
-    handles, labels = cumulative.get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=3)
-    headline(fig, title)
+    style.legend_below(fig, cumulative.get_legend_handles_labels()[0], 3)
+    style.headline(fig, title)
     return fig
 
 
-@styled
+@style.styled
 def class_method_bars(classes: pd.DataFrame, title: str) -> Figure:
     """Mean IoU by class: best cell and CAM's peak with intervals, and the best guess as a tick; counts in brackets.
 
@@ -79,32 +61,32 @@ def class_method_bars(classes: pd.DataFrame, title: str) -> Figure:
     """
     means = classes[classes["figure"] == "mean"].set_index(["group", "method"])
     order = means["value"].xs("oracle", level="method").sort_values(na_position="first").index
-    fig, axes = new_figure(size=(WIDTH, 1.1 + 0.36 * max(len(order), 3)))
+    fig, axes = style.new_figure(size=(style.WIDTH, 1.1 + 0.36 * max(len(order), 3)))
     axis = axes[0, 0]
     for row, name in enumerate(order):
         own = means.loc[name]
         if np.isnan(own.loc["oracle", "value"]):
-            axis.text(0, row, " no boxes in this split", va="center", color=GREY)
+            axis.text(0, row, " no boxes in this split", va="center", color=style.GREY)
             continue
         for method, offset in (("oracle", 0.2), ("cam_peak", -0.2)):
             value, low, high = own.loc[method, ["value", "low", "high"]]
-            axis.barh(row + offset, value, height=0.4, color=METHOD_COLOURS[method])
-            axis.hlines(row + offset, low, high, color=DARK, linewidth=0.9)
+            axis.barh(row + offset, value, height=0.4, color=style.METHOD_COLOURS[method])
+            axis.hlines(row + offset, low, high, color=style.DARK, linewidth=0.9)
         guess = own.loc[[name for name in own.index if name in _LINES], "value"].max()
-        axis.vlines(guess, row - 0.42, row + 0.42, color=DARK, linewidth=1.6, linestyle=":")
+        axis.vlines(guess, row - 0.42, row + 0.42, color=style.DARK, linewidth=1.6, linestyle=":")
     counts = means["n_boxes"].xs("oracle", level="method")
     axis.set_yticks(range(len(order)), [f"{name}  ({counts[name]:,})" for name in order])
-    headline(fig, title)
+    style.headline(fig, title)
     axis.set(xlim=(0, 1), ylim=(-0.6, len(order) - 0.4))
     axis.set_xlabel("mean IoU with the ground truth box (lines: 95 % interval; boxes in brackets)")
     axis.grid(visible=False, axis="y")
-    handles = [Patch(color=METHOD_COLOURS[name], label=METHOD_NAMES[name]) for name in ("oracle", "cam_peak")]
-    handles.append(Line2D([], [], color=DARK, ls=":", lw=1.6, label="best guess without learning"))
-    fig.legend(handles=handles, loc="outside lower center", ncols=3)
+    handles = [Patch(color=style.METHOD_COLOURS[name], label=METHOD_NAMES[name]) for name in ("oracle", "cam_peak")]
+    handles.append(Line2D([], [], color=style.DARK, ls=":", lw=1.6, label="best guess without learning"))
+    style.legend_below(fig, handles)
     return fig
 
 
-@styled
+@style.styled
 def box_examples(rows: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, str]]]) -> Figure:
     """Ground truth boxes with what the head says of them, each in its surroundings: a row a group of examples.
 
@@ -113,25 +95,25 @@ def box_examples(rows: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray, np.nd
             cell, CAM's peak), all in pixels, and a line or two of text.
     """
     columns = max((len(examples) for examples in rows.values()), default=0)
-    fig, axes = new_figure(
-        len(rows), max(columns, 1), size=(WIDTH * max(columns, 1) / max(columns, 4), 2.75 * len(rows) + 0.4)
+    fig, axes = style.new_figure(
+        len(rows), max(columns, 1), size=(style.WIDTH * max(columns, 1) / max(columns, 4), 2.75 * len(rows) + 0.4)
     )
     for of_row, (name, examples) in zip(axes, rows.items(), strict=True):
         for axis in of_row[len(examples) :]:
             axis.set_visible(False)
         for place, (axis, (picture, truth, said, text)) in enumerate(zip(of_row, examples, strict=False)):
-            photo_axis(axis, picture)
+            style.photo_axis(axis, picture)
             x0, y0, x1, y1 = _surroundings(np.vstack([truth, said]), picture.shape[1], picture.shape[0])
             axis.set(xlim=(x0, x1), ylim=(y1, y0))
-            draw_boxes(axis, pd.DataFrame([said[1]], columns=BOX_COLUMNS), colour=PEAK, style=":", width=2)
-            draw_boxes(axis, pd.DataFrame([said[0]], columns=BOX_COLUMNS), colour=PREDICTION, style="--", width=1.6)
-            draw_boxes(axis, pd.DataFrame([truth], columns=BOX_COLUMNS), colour=TRUTH)
-            axis.set_title(f"{name if place == 0 else ''}\n{text}", fontsize=SMALLEST)
-    head_legend(fig)
+            style.draw_boxes(axis, said[1], colour=style.PEAK, style=":", width=2)
+            style.draw_boxes(axis, said[0], colour=style.PREDICTION, style="--", width=1.6)
+            style.draw_boxes(axis, truth, colour=style.TRUTH)
+            axis.set_title(f"{name if place == 0 else ''}\n{text}", fontsize=style.SMALLEST)
+    style.box_legend(fig, truth="ground truth", prediction="best cell (oracle)", peak="cell of the CAM's peak")
     return fig
 
 
-@styled
+@style.styled
 def confusion_heatmap(confusion: pd.DataFrame, title: str) -> Figure:
     """Which class responds most in the boxes of a class, in per cent of its boxes; alike classes stand together.
 
@@ -149,12 +131,12 @@ def confusion_heatmap(confusion: pd.DataFrame, title: str) -> Figure:
     shown = 100 * shares[np.ix_(rows, order)]
     names = np.array(confusion.index)
     # as wide as the page for DIOR's 20 classes; a list that needs more room for its letters than that gets it
-    cell = max(0.31, min(0.4, (WIDTH - 2.3) / len(names)))
-    fig, axes = new_figure(size=(2.3 + cell * len(names), 2.9 + cell * len(rows)))
+    cell = max(0.31, min(0.4, (style.WIDTH - 2.3) / len(names)))
+    fig, axes = style.new_figure(size=(2.3 + cell * len(names), 2.9 + cell * len(rows)))
     axis = axes[0, 0]
     texts = np.where(shown >= 0.5, np.char.mod("%.0f", shown), "")
     seaborn.heatmap(
-        shown, ax=axis, cmap="Blues", vmin=0, vmax=100, annot=texts, fmt="", annot_kws={"fontsize": SMALLEST},
+        shown, ax=axis, cmap="Blues", vmin=0, vmax=100, annot=texts, fmt="", annot_kws={"fontsize": style.SMALLEST},
         square=True, linewidths=0.4, linecolor="white",
         cbar_kws={"label": "% of the class's boxes", "location": "bottom", "shrink": 0.5, "aspect": 40, "pad": 0.02},
     )  # fmt: skip
@@ -164,7 +146,7 @@ def confusion_heatmap(confusion: pd.DataFrame, title: str) -> Figure:
     axis.set_yticks(at[: len(rows)], labels, rotation=0)
     axis.set(xlabel="class whose map responds most inside the box", ylabel="class of the box")
     axis.grid(visible=False)
-    headline(fig, title)  # wider than a matrix of few rows
+    style.headline(fig, title)  # wider than a matrix of few rows
     return fig
 
 

@@ -1,4 +1,4 @@
-"""Figures of the per-class analysis."""
+"""Figures of notebook 05, a class a point, row or panel."""
 
 from __future__ import annotations
 
@@ -7,33 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from adjustText import adjust_text
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..words import ERROR_TYPES
-from .maps import (
-    DARK,
-    GREY,
-    KIND_COLOURS,
-    KIND_LINES,
-    PALE,
-    PREDICTION,
-    SMALLEST,
-    TRUTH,
-    WIDTH,
-    best_iou_text,
-    draw_boxes,
-    headline,
-    kind_of_name,
-    new_figure,
-    overlay,
-    photo_axis,
-    styled,
-)
+from . import style
 
 
-@styled
+@style.styled
 def ap_against_size(
     figures: pd.DataFrame, value: str, title: str, ylabel: str, patch_side: float, *, kind: str
 ) -> Figure:
@@ -48,42 +29,26 @@ def ap_against_size(
         kind: whose AP it is; its colour is taken.
     """
     known = figures.dropna(subset=[value, "side"])
-    fig, axes = new_figure(size=(WIDTH, 6.0))
+    fig, axes = style.new_figure(size=(style.WIDTH, 6.0))
     axis = axes[0, 0]
     axis.set_xscale("log")
     top = max(0.05, 1.12 * known[value].max()) if len(known) else 1.0
     axis.set(ylim=(-0.04 * top, top), ylabel=ylabel)
-    headline(fig, title)
+    style.headline(fig, title)
     axis.set_xlabel("median object size: √(box area) in pixels of the original image (logarithmic)")
     if len(known):
         axis.set_xlim(0.75 * min(known["side"].min(), patch_side), 1.35 * max(known["side"].max(), patch_side))
         area = 30 + 370 * known["n_boxes"] / known["n_boxes"].max()
-        points = axis.scatter(
-            known["side"],
-            known[value],
-            s=area,
-            color=KIND_COLOURS[kind],
-            alpha=0.55,
-            linewidths=0.8,
-            edgecolors="white",
-        )
-    axis.axvline(patch_side, color=PALE, linewidth=1, linestyle=":")
-    axis.text(patch_side, top, " a patch", color=GREY, va="top")
+        look = {"color": style.kind_looks([kind])[kind].colour, "alpha": 0.55}
+        points = axis.scatter(known["side"], known[value], s=area, linewidths=0.8, edgecolors="white", **look)
+    axis.axvline(patch_side, color=style.PALE, linewidth=1, linestyle=":")
+    axis.text(patch_side, top, " a patch", color=style.GREY, va="top")
     axis.xaxis.set_major_formatter("{x:.0f}")
     axis.xaxis.set_minor_formatter(lambda x, _: f"{x:.0f}" if f"{x:.0e}"[0] in "25" else "")
     if len(known):
         largest = known["n_boxes"].max()
         handles = [
-            Line2D(
-                [],
-                [],
-                ls="",
-                marker="o",
-                color=KIND_COLOURS[kind],
-                alpha=0.55,
-                ms=np.sqrt(30 + 370 * n / largest),
-                label=f"{n:,}",
-            )
+            Line2D([], [], ls="", marker="o", ms=np.sqrt(30 + 370 * n / largest), label=f"{n:,}", **look)
             for n in dict.fromkeys([max(1, int(largest // 10)), int(largest // 2) or 1, int(largest)])
         ]
         fig.legend(handles=handles, title="boxes", loc="outside lower center", ncols=3)
@@ -99,12 +64,12 @@ def ap_against_size(
         adjust_text(
             texts, ax=axis, target_x=at[:, 0], target_y=at[:, 1], objects=points, expand=(1.05, 1.2), iter_lim=300,
             force_static=(0.2, 0.4), force_text=(0.3, 0.4),  # in smaller steps than its own, which jump over a gap
-            arrowprops={"arrowstyle": "-", "color": PALE, "lw": 0.6},
+            arrowprops={"arrowstyle": "-", "color": style.PALE, "lw": 0.6},
         )  # fmt: skip
     return fig
 
 
-@styled
+@style.styled
 def gap_dots(gaps: pd.DataFrame, order: Sequence[str], title: str) -> Figure:
     """How much more a class's map responds inside its boxes than outside: a row a class, a dot a kind, with interval.
 
@@ -113,29 +78,28 @@ def gap_dots(gaps: pd.DataFrame, order: Sequence[str], title: str) -> Figure:
         order: the classes from top to bottom.
         title: the finding.
     """
-    kinds = list(dict.fromkeys(gaps["kind"]))
-    fig, axes = new_figure(size=(WIDTH, 1.2 + 0.3 * max(len(order), 3)))
+    looks = style.kind_looks(gaps["kind"].unique())
+    fig, axes = style.new_figure(size=(style.WIDTH, 1.2 + 0.3 * max(len(order), 3)))
     axis = axes[0, 0]
     place = {label: row for row, label in enumerate(reversed(order))}
-    for number, kind in enumerate(kinds):
+    for number, (kind, look) in enumerate(looks.items()):
         own = gaps[gaps["kind"] == kind].dropna(subset="gap")
-        at = own["label"].map(place).astype(float) + 0.16 * ((len(kinds) - 1) / 2 - number)
-        colour = KIND_COLOURS[kind_of_name(kind)]
-        axis.hlines(at, own["gap_low"], own["gap_high"], color=colour, linewidth=1.2, alpha=0.8)
-        axis.plot(own["gap"], at, "o", color=colour, markersize=5, label=kind)
+        at = own["label"].map(place).astype(float) + 0.16 * ((len(looks) - 1) / 2 - number)
+        axis.hlines(at, own["gap_low"], own["gap_high"], color=look.colour, linewidth=1.2, alpha=0.8)
+        axis.plot(own["gap"], at, "o", color=look.colour, markersize=5, label=kind)
     for label, row in place.items():
         if gaps.loc[gaps["label"] == label, "gap"].isna().all():
-            axis.text(0, row, " no boxes", va="center", color=GREY)
-    axis.axvline(0, color=DARK, linewidth=1)
+            axis.text(0, row, " no boxes", va="center", color=style.GREY)
+    axis.axvline(0, color=style.DARK, linewidth=1)
     axis.set_yticks(range(len(order)), list(reversed(order)))
-    headline(fig, title)
+    style.headline(fig, title)
     axis.set(ylim=(-0.6, len(order) - 0.4))
     axis.set_xlabel("mean response inside the class's boxes minus outside (line: 95 % interval over images)")
-    fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=len(kinds))
+    style.legend_below(fig, axis.get_legend_handles_labels()[0])
     return fig
 
 
-@styled
+@style.styled
 def precision_recall_grid(
     curves: Mapping[str, pd.DataFrame], aps: pd.Series, order: Sequence[str], title: str
 ) -> Figure:
@@ -147,39 +111,39 @@ def precision_recall_grid(
         order: the classes.
         title: the finding.
     """
+    looks = style.kind_looks(curves)
     columns = min(4, max(len(order), 1))
     rows = -(-max(len(order), 1) // columns)
-    fig, axes = new_figure(rows, columns, size=(WIDTH * columns / 4, 1.8 * rows + 0.8), sharex=True, sharey=True)
+    fig, axes = style.new_figure(
+        rows, columns, size=(style.WIDTH * columns / 4, 1.8 * rows + 0.8), sharex=True, sharey=True
+    )
     for axis in axes.flat[len(order) :]:
         axis.set_visible(False)
     for axis, label in zip(axes.flat, order, strict=False):
         for kind, frame in curves.items():
             own = frame[frame["label"] == label]
-            name = kind_of_name(kind)
+            look, nothing = looks[kind], [np.nan]  # so that a kind without a point stands in the legend
             recall, precision = (
-                np.append(own[part].to_numpy(float), end) for part, end in (("recall", np.nan), ("precision", np.nan))
+                np.concatenate([own[part].to_numpy(float), nothing]) for part in ("recall", "precision")
             )
-            axis.plot(
-                recall, precision, color=KIND_COLOURS[name], linestyle=KIND_LINES[name], linewidth=1.4, label=kind
-            )
+            axis.plot(recall, precision, color=look.colour, linestyle=look.line, linewidth=1.4, label=kind)
             if len(own) == 1:  # a line of one point would not be seen
-                axis.plot(own["recall"], own["precision"], ".", color=KIND_COLOURS[name])
+                axis.plot(recall, precision, ".", color=look.colour)
         ap = aps.get(label, np.nan)
         axis.text(0.97, 0.95, "no boxes" if np.isnan(ap) else f"AP {ap:.2f}", transform=axis.transAxes, ha="right",
                   va="top")  # fmt: skip
-        axis.set_title(label, fontsize=SMALLEST)
+        axis.set_title(label, fontsize=style.SMALLEST)
         axis.set(xlim=(0, 1), ylim=(0, 1.02), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
     for axis in axes[-1]:
         axis.set_xlabel("recall")
     for axis in axes[:, 0]:
         axis.set_ylabel("precision")
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=len(curves))
-    headline(fig, title)
+    style.legend_below(fig, axes.flat[0].get_legend_handles_labels()[0])
+    style.headline(fig, title)
     return fig
 
 
-@styled
+@style.styled
 def error_bars(gains: pd.DataFrame, order: Sequence[str], title: str, xlabel: str) -> Figure:
     """What mending each type of error alone would give back, by class, side by side in one row a class.
 
@@ -191,26 +155,28 @@ def error_bars(gains: pd.DataFrame, order: Sequence[str], title: str, xlabel: st
         title: the finding.
         xlabel: the quantity.
     """
-    fig, axes = new_figure(1, len(ERROR_TYPES), size=(WIDTH, 1.2 + 0.27 * max(len(order), 3)), sharey=True, sharex=True)
+    fig, axes = style.new_figure(
+        1, len(ERROR_TYPES), size=(style.WIDTH, 1.2 + 0.27 * max(len(order), 3)), sharey=True, sharex=True
+    )
     at = np.arange(len(order))[::-1]
     most = np.nanmax([0.05, *(gains[f"gain_{error}"].max() for error in ERROR_TYPES)])
     for axis, error in zip(axes[0], ERROR_TYPES, strict=True):
         values = gains.loc[list(order), f"gain_{error}"].to_numpy(float)
-        axis.barh(at, np.nan_to_num(values), color=GREY, height=0.7)
-        axis.axvline(0, color=DARK, linewidth=0.8)
-        axis.set_title(error, fontsize=SMALLEST, loc="center")
+        axis.barh(at, np.nan_to_num(values), color=style.GREY, height=0.7)
+        axis.axvline(0, color=style.DARK, linewidth=0.8)
+        axis.set_title(error, fontsize=style.SMALLEST, loc="center")
         axis.set_xlim(min(0, 1.05 * np.nanmin([0, *values])), 1.08 * most)
         axis.grid(visible=False, axis="y")
     for row, label in zip(at, order, strict=True):
         if np.isnan(gains.loc[label, "gain_missed"]):
-            axes[0, 0].text(0, row, " no boxes", va="center", color=GREY)
+            axes[0, 0].text(0, row, " no boxes", va="center", color=style.GREY)
     axes[0, 0].set_yticks(at, order)
     fig.supxlabel(xlabel, fontsize="medium")
-    headline(fig, title)
+    style.headline(fig, title)
     return fig
 
 
-@styled
+@style.styled
 def class_examples(examples: Sequence[tuple[str, np.ndarray, np.ndarray, pd.DataFrame, pd.DataFrame, str]]) -> Figure:
     """Images of one class: the heatmap over each, its boxes and those found.
 
@@ -218,20 +184,12 @@ def class_examples(examples: Sequence[tuple[str, np.ndarray, np.ndarray, pd.Data
         examples: for each a heading, uint8 RGB [H, W, 3], raw map [h, w], ground truth and detections of the class in
             the image, image id.
     """
-    fig, axes = new_figure(1, len(examples), size=(WIDTH * len(examples) / max(len(examples), 4), 2.9))
+    fig, axes = style.new_figure(1, len(examples), size=(style.WIDTH * len(examples) / max(len(examples), 4), 2.9))
     for axis, (heading, picture, heatmap, truth, found, image_id) in zip(axes[0], examples, strict=True):
-        _example(axis, picture, heatmap, truth, found)
-        axis.set_title(f"{heading} {image_id}\n{best_iou_text(truth, found)}", fontsize=SMALLEST)
-    handles = [
-        Line2D([], [], color=TRUTH, lw=1.8, label="ground truth"),
-        Line2D([], [], color=PREDICTION, lw=1.5, ls="--", label="prediction"),
-    ]
-    fig.legend(handles=handles, loc="outside lower center", ncols=2)
+        style.photo_axis(axis, picture)
+        style.overlay(axis, heatmap, (picture.shape[1], picture.shape[0]), alpha=0.3)
+        style.draw_boxes(axis, found, colour=style.PREDICTION, style="--", width=1.4)
+        style.draw_boxes(axis, truth, colour=style.TRUTH, width=1.6)
+        axis.set_title(f"{heading} {image_id}\n{style.best_iou_text(truth, found)}", fontsize=style.SMALLEST)
+    style.box_legend(fig, truth="ground truth", prediction="prediction")
     return fig
-
-
-def _example(axis: Axes, picture: np.ndarray, heatmap: np.ndarray, truth: pd.DataFrame, found: pd.DataFrame) -> None:
-    photo_axis(axis, picture)
-    overlay(axis, heatmap, (picture.shape[1], picture.shape[0]), alpha=0.3)
-    draw_boxes(axis, found, colour=PREDICTION, style="--", width=1.4)
-    draw_boxes(axis, truth, colour=TRUTH, width=1.6)

@@ -1,4 +1,4 @@
-"""Figures of the threshold sweep, in the house style of `plots`: one question a figure, whatever the data look like."""
+"""Figures of notebook 02: one question a figure, whatever the data look like."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from ..boxes import extract_many, floored_level, resize_map, threshold_levels, t
 from ..heatmaps import Setting
 from ..intervals import interval_text, number
 from ..matching import BOX_COLUMNS
-from . import maps as plots
+from . import style
 
 _ROW = 0.075  # of a panel's height: a line of text
 _SHADE, _DIAGONAL = "#f1f1f1", (0, (4, 2))
-_EDGE = [withStroke(linewidth=3.4, foreground=plots.DARK)]  # round a white line: one of the two stands out anywhere
+_EDGE = [withStroke(linewidth=3.4, foreground=style.DARK)]  # round a white line: one of the two stands out anywhere
 _FEW_PAIRS = 500  # more points than this lie on top of each other: they are counted in hexagons
 
 
-@plots.styled
+@style.styled
 def percentile_curves(
     frame: pd.DataFrame, titles: Mapping[str, str], *, value_label: str,
     marks: Mapping[str, tuple[float, str]] | None = None,
@@ -45,31 +45,32 @@ def percentile_curves(
         marks: label -> (percentile, kind), the points to point out; one that has no point is left out.
     """
     frame = frame[frame["percentile"].notna() & frame["protocol"].isin(list(titles))].sort_values("percentile")
-    kinds = [kind for kind in plots.KIND_COLOURS if kind in set(frame["kind"])]
+    known = [kind for kind in style.KIND_LOOKS if kind in set(frame["kind"])]
+    looks = style.kind_looks([*known, *frame["kind"]])
     percentiles = frame["percentile"].unique()
     # a single percentile has no lines to tell kinds apart by: they stand side by side
     apart = 0.25 if len(percentiles) == 1 else 0.0
-    shifts = {kind: apart * (place - (len(kinds) - 1) / 2) for place, kind in enumerate(kinds)}
-    fig, axes = plots.new_figure(1, len(titles), size=(plots.WIDTH, 3.9), sharey=True)
-    names = _names(frame, kinds)
+    shifts = {kind: apart * (place - (len(looks) - 1) / 2) for place, kind in enumerate(looks)}
+    fig, axes = style.new_figure(1, len(titles), size=(style.WIDTH, 3.9), sharey=True)
+    names = _names(frame, looks)
     panels = [frame[frame["protocol"] == protocol] for protocol in titles]
     points = [_marked_points(rows, marks or {}, shifts) for rows in panels]
     highest = [np.nan_to_num(rows[["value", "high"]]).max(initial=0) for rows in panels]
     free = 0.05 + _ROW * max(map(len, points))  # of the height: one row a label, above all lines
     top = max(highest) / (1 - free) or 1.0
     for axis, rows, title, of_panel, of_lines in zip(axes[0], panels, titles.values(), points, highest, strict=True):
-        for kind in kinds:
-            _curve(axis, rows[rows["kind"] == kind], names[kind], shifts[kind])
+        for kind, look in looks.items():
+            _curve(axis, rows[rows["kind"] == kind], look, names[kind], shifts[kind])
         axis.set(title=textwrap.fill(title, 100 // len(titles)), xlabel="threshold percentile", ylim=(0, top))
         _percentile_ticks(axis, percentiles)
         _draw_marks(axis, of_panel, of_lines / top)
     interval = "bar: 95 % interval" if apart else "band: 95 % interval"
     axes[0, 0].set_ylabel(f"{value_label} ({interval})" if frame["low"].notna().any() else value_label)
-    _legend(fig, axes[0, 0].get_legend_handles_labels()[0])
+    style.legend_below(fig, axes[0, 0].get_legend_handles_labels()[0])
     return fig
 
 
-@plots.styled
+@style.styled
 def percentile_iou_grid(
     tables: Mapping[str, pd.DataFrame], titles: Mapping[str, str], *, marks: Mapping[str, float] | None = None
 ) -> Figure:
@@ -87,7 +88,7 @@ def percentile_iou_grid(
     look = {"cmap": "viridis", "vmin": 0, "vmax": max(np.nan_to_num(table).max(initial=0) for table in shown) or 1}
     beside = n_columns * len(titles) <= 14  # more columns than that leave no room for their numbers
     shape = (1, len(titles)) if beside else (len(titles), 1)
-    fig, axes = plots.new_figure(*shape, size=(plots.WIDTH, (1.2 + 0.3 * max(n_rows, 4)) * shape[0]))
+    fig, axes = style.new_figure(*shape, size=(style.WIDTH, (1.2 + 0.3 * max(n_rows, 4)) * shape[0]))
     for axis, table, title in zip(axes.flat, shown, titles.values(), strict=True):
         axis.set_facecolor("#eeeeee")
         axis.grid(visible=False)
@@ -108,7 +109,7 @@ def percentile_iou_grid(
     return fig
 
 
-@plots.styled
+@style.styled
 def percentile_multiples(
     image: np.ndarray, heatmap: np.ndarray, truth: pd.DataFrame, label: str, percentiles: Sequence[float], *,
     title: str, boxes: Setting | None = None,
@@ -130,36 +131,36 @@ def percentile_multiples(
     masks = _masks(heatmap, settings)
     own, other = truth[truth["label"] == label], truth[truth["label"] != label]
     columns = min(2 + len(settings), 4 if width < 1.7 * height else 3 if width < 3.5 * height else 2)
-    side = plots.WIDTH / columns
+    side = style.WIDTH / columns
     fig, panels = _grid(2 + len(settings), columns, (side, 0.4 + 0.97 * side * min(height / width, 1.4)))
     for axis in panels:
-        plots.photo_axis(axis, image)
-    plots.draw_boxes(panels[0], other, colour="white", width=0.8)
-    plots.draw_boxes(panels[0], own, colour=plots.TRUTH)
-    panels[0].set_title(f"image\n{_count(len(own), 'ground truth box', 'ground truth boxes')}", fontsize=plots.SMALLEST)
-    plots.overlay(panels[1], heatmap, (width, height))
-    panels[1].set_title(f"heatmap\n{plots.range_text(heatmap)}", fontsize=plots.SMALLEST)
+        style.photo_axis(axis, image)
+    style.draw_boxes(panels[0], other, colour="white", width=0.8)
+    style.draw_boxes(panels[0], own, colour=style.TRUTH)
+    panels[0].set_title(
+        f"image\n{style.counted(len(own), 'ground truth box', 'ground truth boxes')}", fontsize=style.SMALLEST
+    )
+    style.overlay(panels[1], heatmap, (width, height))
+    panels[1].set_title(f"heatmap\n{style.range_text(heatmap)}", fontsize=style.SMALLEST)
     for axis, setting, mask, (rows, _) in zip(panels[2:], settings, masks, found, strict=True):
-        predicted = pd.DataFrame(rows, columns=[*BOX_COLUMNS, "score"])
+        predicted = pd.DataFrame(rows[:, :4], columns=BOX_COLUMNS)
         _tint(axis, mask, (width, height))
-        plots.draw_boxes(axis, own, colour=plots.TRUTH)
-        plots.draw_boxes(axis, predicted, colour=plots.PREDICTION, style="--", width=1.4)
-        overlap = f"best IoU {plots.best_iou(own, predicted).max():.2f}" if len(own) else "no ground truth"
-        number = _count(len(predicted), "box", "boxes")
-        axis.set_title(f"percentile {setting.percentile:.4g}:\n{number}, {overlap}", fontsize=plots.SMALLEST)
-    plots.headline(fig, title)
-    handles = [
-        Line2D([], [], color=plots.TRUTH, lw=1.8, label=f"ground truth: {textwrap.shorten(label, 60)}"),
-        Line2D([], [], color=plots.PREDICTION, lw=1.4, ls="--", label="prediction"),
-        Patch(facecolor=to_rgba(plots.MASK, 0.5), edgecolor=plots.DARK, label="mask, closed and opened"),
+        style.draw_boxes(axis, own, colour=style.TRUTH)
+        style.draw_boxes(axis, predicted, colour=style.PREDICTION, style="--", width=1.4)
+        overlap = f"best IoU {style.best_iou(own, predicted).max():.2f}" if len(own) else "no ground truth"
+        number = style.counted(len(predicted), "box", "boxes")
+        axis.set_title(f"percentile {setting.percentile:.4g}:\n{number}, {overlap}", fontsize=style.SMALLEST)
+    style.headline(fig, title)
+    more: list[Line2D | Patch] = [
+        Patch(facecolor=to_rgba(style.MASK, 0.5), edgecolor=style.DARK, label="mask, closed and opened")
     ]
     if len(other):
-        handles.append(Line2D([], [], color="white", lw=1.4, path_effects=_EDGE, label="other classes"))
-    _legend(fig, handles)
+        more.append(Line2D([], [], color="white", lw=1.4, path_effects=_EDGE, label="other classes"))
+    style.box_legend(fig, truth=f"ground truth: {textwrap.shorten(label, 60)}", prediction="prediction", more=more)
     return fig
 
 
-@plots.styled
+@style.styled
 def inside_outside(pairs: Mapping[str, pd.DataFrame], titles: Mapping[str, str] | None = None) -> Figure:
     """Mean response inside the ground truth against outside, pair by pair, a panel a kind; below the line: inverted.
 
@@ -169,31 +170,30 @@ def inside_outside(pairs: Mapping[str, pd.DataFrame], titles: Mapping[str, str] 
         titles: kind -> the panel's title; the kind itself where it is missing.
     """
     columns = 2 if len(pairs) == 4 else min(len(pairs), 3)
-    side = min(plots.WIDTH / columns, 4.6)
+    side = min(style.WIDTH / columns, 4.6)
     fig, axes = _grid(len(pairs), columns, (side, side + 0.1))
-    hexagons = []
+    hexagons, looks = [], style.kind_looks(pairs)
     for axis, (kind, frame) in zip(axes, pairs.items(), strict=True):
         x, y = frame[["outside_mean", "inside_mean"]].dropna().to_numpy(float).T
-        colour = plots.KIND_COLOURS.get(kind.split(" = ")[0], plots.DARK)
         ends = _equal_axes(axis, np.concatenate([x, y]))
         if len(x) > _FEW_PAIRS:
             hexagons.append(axis.hexbin(x, y, gridsize=40, extent=ends * 2, mincnt=1, cmap="viridis_r", linewidths=0.1))
         else:
-            axis.scatter(x, y, s=18, color=colour, alpha=0.65, edgecolor="white", linewidth=0.4)
+            axis.scatter(x, y, s=18, color=looks[kind].colour, alpha=0.65, edgecolor="white", linewidth=0.4)
         title = textwrap.fill((titles or {}).get(kind, kind), int(side * 6.5))
-        axis.set_title(title, color=colour, fontweight="bold")
+        axis.set_title(title, color=looks[kind].colour, fontweight="bold")
         _inverted_share(axis, y < x)
     if hexagons:
         _count_bar(fig, hexagons)
     handles = [
-        Line2D([], [], color=plots.DARK, lw=1, ls=_DIAGONAL, label="inside = outside"),
+        Line2D([], [], color=style.DARK, lw=1, ls=_DIAGONAL, label="inside = outside"),
         Patch(facecolor=_SHADE, edgecolor="#cccccc", label="inverted: inside below outside"),
     ]
-    _legend(fig, handles)
+    style.legend_below(fig, handles)
     return fig
 
 
-@plots.styled
+@style.styled
 def difference_bars(frame: pd.DataFrame, *, title: str, xlabel: str) -> Figure:
     """Paired differences with their 95 % intervals, a row each in the order given; filled where 0 is excluded.
 
@@ -204,11 +204,11 @@ def difference_bars(frame: pd.DataFrame, *, title: str, xlabel: str) -> Figure:
     """
     names = [textwrap.fill(str(name), 42) for name in frame["name"]]
     n_lines = sum(1.0 + 0.55 * name.count("\n") for name in names)
-    fig, ((axis,),) = plots.new_figure(size=(plots.WIDTH, 1.4 + 0.2 * (len(title) // 90) + 0.34 * max(n_lines, 2)))
-    axis.axvline(0, color=plots.DARK, linewidth=1)
+    fig, ((axis,),) = style.new_figure(size=(style.WIDTH, 1.4 + 0.2 * (len(title) // 90) + 0.34 * max(n_lines, 2)))
+    axis.axvline(0, color=style.DARK, linewidth=1)
     for place, row in enumerate(frame.itertuples()):
         certain = row.low > 0 or row.high < 0
-        colour, weight = (plots.DARK, "bold") if certain else (plots.GREY, "normal")
+        colour, weight = (style.DARK, "bold") if certain else (style.GREY, "normal")
         axis.plot([row.low, row.high], [place, place], color=colour, linewidth=2.4 if certain else 1.4)
         axis.plot(row.difference, place, "o", color=colour, mfc=colour if certain else "white", markersize=7)
         text = f"{number(row.difference, sign=True)} {interval_text(row.low, row.high, sign=True)}".replace("+nan", "–")
@@ -220,28 +220,26 @@ def difference_bars(frame: pd.DataFrame, *, title: str, xlabel: str) -> Figure:
     axis.locator_params(axis="x", nbins=7)
     if not names:
         axis.text(0.5, 0.5, "nothing to compare", transform=axis.transAxes, ha="center")
-    plots.headline(fig, title)
+    style.headline(fig, title)
     look = {"marker": "o", "markersize": 7}
     handles = [
-        Line2D([], [], color=plots.DARK, lw=2.4, label="95 % interval excludes 0", **look),
-        Line2D([], [], color=plots.GREY, lw=1.4, markerfacecolor="white", label="it holds 0, or is not known", **look),
+        Line2D([], [], color=style.DARK, lw=2.4, label="95 % interval excludes 0", **look),
+        Line2D([], [], color=style.GREY, lw=1.4, markerfacecolor="white", label="it holds 0, or is not known", **look),
     ]
-    _legend(fig, handles)
+    style.legend_below(fig, handles)
     return fig
 
 
-def _curve(axis: Axes, rows: pd.DataFrame, name: str, shift: float) -> None:
+def _curve(axis: Axes, rows: pd.DataFrame, look: style.KindLook, name: str, shift: float) -> None:
     """Solid lines with large markers below, dashed ones with small markers above: both show where they coincide."""
-    kind = name.split()[0]
-    x, colour = rows["percentile"] + shift, plots.KIND_COLOURS[kind]
-    single, above = len(rows) == 1, plots.KIND_LINES[kind] != "-"
+    x, single, above = rows["percentile"] + shift, len(rows) == 1, look.line != "-"
     if single:
-        axis.vlines(x, rows["low"], rows["high"], color=colour, linewidth=1.4)
+        axis.vlines(x, rows["low"], rows["high"], color=look.colour, linewidth=1.4)
     else:
-        axis.fill_between(x, rows["low"], rows["high"], color=colour, alpha=0.12, linewidth=0)
+        axis.fill_between(x, rows["low"], rows["high"], color=look.colour, alpha=0.12, linewidth=0)
     axis.plot(
-        x, rows["value"], color=colour, label=name, linestyle=plots.KIND_LINES[kind], linewidth=1.6 if above else 2.4,
-        marker=plots.KIND_MARKERS[kind], markersize=3 if above and not single else 6, zorder=2.2 if above else 2.1,
+        x, rows["value"], color=look.colour, label=name, linestyle=look.line, linewidth=1.6 if above else 2.4,
+        marker=look.marker, markersize=3 if above and not single else 6, zorder=2.2 if above else 2.1,
         clip_on=False,  # a marker at 0 is shown whole
     )  # fmt: skip
 
@@ -257,11 +255,11 @@ def _percentile_ticks(axis: Axes, percentiles: np.ndarray) -> None:
         axis.set_xticks(percentiles, [f"{percentile:g}" for percentile in percentiles])
 
 
-def _names(frame: pd.DataFrame, kinds: Sequence[str]) -> dict[str, str]:
+def _names(frame: pd.DataFrame, looks: Mapping[str, style.KindLook]) -> dict[str, str]:
     """kind -> its name for the legend, which says whose line it shares; solid lines come first."""
     table = frame.pivot_table(index=["protocol", "percentile"], columns="kind", values="value", dropna=False)
     names: dict[str, str] = {}
-    for kind in sorted(kinds, key=lambda kind: plots.KIND_LINES[kind] != "-"):
+    for kind in sorted(looks, key=lambda kind: looks[kind].line != "-"):
         same = [other for other in names if np.array_equal(table[kind], table[other], equal_nan=True)]
         names[kind] = f"{kind} (same as {same[0]})" if same else kind
     return names
@@ -286,13 +284,13 @@ def _draw_marks(axis: Axes, points: Sequence[tuple[float, float, str]], bottom: 
     inner = [point for point in points if point[0] < middle] + [point for point in points[::-1] if point[0] >= middle]
     for row, (x, y, label) in enumerate(inner):
         side = 0.0 if x < middle else 1.0
-        axis.plot(x, y, "o", color=plots.DARK, markerfacecolor="none", markersize=11, markeredgewidth=1.5, zorder=4)
+        axis.plot(x, y, "o", color=style.DARK, markerfacecolor="none", markersize=11, markeredgewidth=1.5, zorder=4)
         axis.annotate(
             label, (x, y), (x, bottom + 0.03 + _ROW * (len(inner) - 1 - row)), textcoords=axis.get_xaxis_transform(),
             ha="right" if side else "left", va="bottom",
             bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5},
             arrowprops={
-                "arrowstyle": "-", "color": plots.DARK, "lw": 0.8, "shrinkA": 0, "shrinkB": 5, "relpos": (side, 0)
+                "arrowstyle": "-", "color": style.DARK, "lw": 0.8, "shrinkA": 0, "shrinkB": 5, "relpos": (side, 0)
             },
         )  # fmt: skip
 
@@ -305,7 +303,7 @@ def _write_cells(axis: Axes, table: pd.DataFrame) -> None:
     for (row, column), value in np.ndenumerate(table.to_numpy()):
         dark = relative_luminance(scale.to_rgba(value)) < 0.18 and not np.isnan(value)  # where white has more contrast
         text = "–" if np.isnan(value) else f"{value:.3f}"
-        look = {"ha": "center", "va": "center", "fontsize": plots.SMALLEST, "color": "white" if dark else "black"}
+        look = {"ha": "center", "va": "center", "fontsize": style.SMALLEST, "color": "white" if dark else "black"}
         axis.text(column + 0.5, row + 0.5, text, **look)
         if best[row, column]:
             axis.add_patch(Rectangle((column + 0.07, row + 0.1), 0.86, 0.8, **outline))
@@ -323,18 +321,18 @@ def _masks(heatmap: np.ndarray, settings: Sequence[Setting]) -> list[np.ndarray]
 def _tint(axis: Axes, mask: np.ndarray, image_size_wh: tuple[int, int]) -> None:
     """Colour what is in the mask, and outline it."""
     width, height = image_size_wh
-    tint = np.where(mask[..., None], to_rgba(plots.MASK, 0.38), 0.0)
+    tint = np.where(mask[..., None], to_rgba(style.MASK, 0.38), 0.0)
     axis.imshow(tint, extent=(0, width, height, 0), interpolation="nearest")
     if mask.any():
         # one pixel of nothing around it closes outlines at the border of the image
         x, y = ((np.arange(-1, side + 1) + 0.5) / side for side in mask.shape[::-1])
-        axis.contour(x * width, y * height, np.pad(mask, 1), levels=[0.5], colors=plots.DARK, linewidths=0.7)
+        axis.contour(x * width, y * height, np.pad(mask, 1), levels=[0.5], colors=style.DARK, linewidths=0.7)
 
 
 def _grid(count: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     """`count` axes in rows of `columns`; `size` is that of one of them, with what is written round it."""
     rows = -(-count // columns)
-    fig, axes = plots.new_figure(rows, columns, size=(size[0] * columns, size[1] * rows + 0.8))
+    fig, axes = style.new_figure(rows, columns, size=(size[0] * columns, size[1] * rows + 0.8))
     for axis in axes.flat[count:]:
         axis.remove()
     return fig, axes.ravel()[:count].tolist()
@@ -346,7 +344,7 @@ def _equal_axes(axis: Axes, values: np.ndarray) -> tuple[float, float]:
     margin = 0.05 * (high - low) or 0.1 * abs(high) or 0.1
     ends = (low - margin, high + margin)
     axis.fill_between(ends, ends, ends[0], color=_SHADE, linewidth=0, zorder=0)
-    axis.plot(ends, ends, color=plots.DARK, linewidth=1, linestyle=_DIAGONAL)
+    axis.plot(ends, ends, color=style.DARK, linewidth=1, linestyle=_DIAGONAL)
     axis.set(xlim=ends, ylim=ends, aspect="equal", xlabel="mean response outside", ylabel="mean response inside")
     axis.locator_params(nbins=5)
     return ends
@@ -365,15 +363,7 @@ def _count_bar(fig: Figure, hexagons: Sequence[PolyCollection]) -> None:
 def _inverted_share(axis: Axes, inverted: np.ndarray) -> None:
     """Write the share of inverted pairs into the corner that has fewer points."""
     share = float(np.mean(inverted)) if len(inverted) else 0.0
-    pairs = _count(len(inverted), "pair", "pairs")
+    pairs = style.counted(len(inverted), "pair", "pairs")
     text = f"inverted: {100 * share:.0f} %\nof {pairs}" if len(inverted) else "no pairs"
     at, ha, va = ((0.04, 0.96), "left", "top") if share > 0.5 else ((0.96, 0.04), "right", "bottom")
     axis.text(*at, text, transform=axis.transAxes, ha=ha, va=va, linespacing=1.3)
-
-
-def _legend(fig: Figure, handles: Sequence[Line2D | Patch]) -> None:
-    fig.legend(handles=handles, loc="outside lower center", ncols=max(len(handles), 1), handlelength=2.6)
-
-
-def _count(n: int, one: str, many: str) -> str:
-    return f"{n:,} {one if n == 1 else many}"

@@ -1,47 +1,41 @@
-"""Figures of the training notebook."""
+"""Figures of notebook 03: maps before and after an adapter, and what a head learns; the first in 01 and 02 as well."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..matching import BOX_COLUMNS
-from ..words import METHOD_NAMES
-from .maps import (
-    DARK,
-    GREY,
-    METHOD_COLOURS,
-    PALE,
-    PEAK,
-    PREDICTION,
-    SMALLEST,
-    TERM_COLOURS,
-    TRUTH,
-    WIDTH,
-    draw_boxes,
-    headline,
-    new_figure,
-    photo_axis,
-    styled,
-)
+from ..words import ALL, METHOD_NAMES, SEEN, STATES, UNSEEN
+from . import style
 
 _LOSSES = {
-    "loss": ("total", DARK, "-"),
-    "giou": ("1 − GIoU", TERM_COLOURS[0], "--"),
-    "l1": ("L1", TERM_COLOURS[1], ":"),
+    "loss": ("total", style.DARK, "-"),
+    "giou": ("1 − GIoU", style.TERM_COLOURS[0], "--"),
+    "l1": ("L1", style.TERM_COLOURS[1], ":"),
 }
 _VALIDATION = {
-    "val_iou": ("mean IoU, best cell (oracle)", METHOD_COLOURS["oracle"], "-"),
-    "val_share_50": ("share > 0.5, best cell", METHOD_COLOURS["oracle"], "--"),
-    "val_peak_iou": ("mean IoU, CAM's peak", METHOD_COLOURS["cam_peak"], "-"),
+    "val_iou": ("mean IoU, best cell (oracle)", style.METHOD_COLOURS["oracle"], "-"),
+    "val_share_50": ("share > 0.5, best cell", style.METHOD_COLOURS["oracle"], "--"),
+    "val_peak_iou": ("mean IoU, CAM's peak", style.METHOD_COLOURS["cam_peak"], "-"),
+}
+_STATE_MARKERS = {"before": "o", "floor": "s", "after": "D"}
+_LOSS_LINES = {
+    "loss": ("total", style.DARK, "-"),
+    "classification": ("classification", style.TERM_COLOURS[0], "--"),
+    "bce": ("cross-entropy of the patches", style.TERM_COLOURS[1], "-."),
+    "dice": ("Dice", style.TERM_COLOURS[2], (0, (1, 1))),
+    "sparsity": ("sparsity", style.TERM_COLOURS[3], ":"),
 }
 
 
-@styled
+@style.styled
 def method_bars(summary: pd.DataFrame, title: str) -> Figure:
     """Mean IoU of each method with its 95 % interval.
 
@@ -50,26 +44,26 @@ def method_bars(summary: pd.DataFrame, title: str) -> Figure:
         title: the finding.
     """
     means = summary[summary["figure"] == "mean"].set_index("method")
-    fig, axes = new_figure(size=(WIDTH, 3.2))
+    fig, axes = style.new_figure(size=(style.WIDTH, 3.2))
     axis = axes[0, 0]
     for row, (method, values) in enumerate(means.iterrows()):
         if np.isnan(values["value"]):
-            axis.text(0, row, " no boxes in this split", va="center", color=GREY)
+            axis.text(0, row, " no boxes in this split", va="center", color=style.GREY)
             continue
-        axis.barh(row, values["value"], height=0.62, color=METHOD_COLOURS[method])
+        axis.barh(row, values["value"], height=0.62, color=style.METHOD_COLOURS[method])
         end = values["value"] if np.isnan(values["high"]) else values["high"]
-        axis.hlines(row, values["low"], values["high"], color=DARK, linewidth=1)
+        axis.hlines(row, values["low"], values["high"], color=style.DARK, linewidth=1)
         axis.text(end, row, f"  {values['value']:.3f}", va="center")
     axis.set_yticks(range(len(means)), [METHOD_NAMES[method] for method in means.index])
     end = np.nanmax([0.1, *means["value"], *means["high"]])
-    headline(fig, title)
+    style.headline(fig, title)
     axis.set(xlim=(0, 1.12 * end), ylim=(len(means) - 0.4, -0.6))
     axis.set_xlabel("mean IoU with the ground truth box (line: 95 % interval over images)")
     axis.grid(visible=False, axis="y")
     return fig
 
 
-@styled
+@style.styled
 def training_curves(history: pd.DataFrame, rates: Sequence[float], best_epoch: int) -> Figure:
     """Loss terms, positives, learning rate and validation by epoch.
 
@@ -78,44 +72,42 @@ def training_curves(history: pd.DataFrame, rates: Sequence[float], best_epoch: i
         rates: the learning rate of each step.
         best_epoch: marked in the validation.
     """
-    fig, axes = new_figure(2, 2, size=(WIDTH, 5.6), sharex=True)
+    fig, axes = style.new_figure(2, 2, size=(style.WIDTH, 5.6), sharex=True)
     loss, validation, positives, rate = axes[0, 0], axes[0, 1], axes[1, 0], axes[1, 1]
     trained = history[history["epoch"] > 0]
     first, last = trained["loss"].iloc[0], trained["loss"].iloc[-1]
-    for name, (label, colour, style) in _LOSSES.items():
-        loss.plot(trained["epoch"], trained[name], color=colour, linestyle=style, label=label)
+    _draw_terms(loss, trained, _LOSSES)
     loss.set(title=f"Training loss: from {first:.2f} to {last:.2f}", ylabel="loss (total: weighted)", ylim=(0, None))
     loss.legend()
-    for name, (label, colour, style) in _VALIDATION.items():
-        validation.plot(history["epoch"], history[name], color=colour, linestyle=style, label=label)
-    validation.axvline(best_epoch, color=PALE, linewidth=1, linestyle=":")
+    _draw_terms(validation, history, _VALIDATION)
+    validation.axvline(best_epoch, color=style.PALE, linewidth=1, linestyle=":")
     best = history.set_index("epoch").loc[best_epoch, "val_iou"]
     validation.set(title=f"Validation: best cell {best:.3f} at epoch {best_epoch}", ylabel="IoU, share", ylim=(0, 1))
     validation.legend(loc="lower right")
     without = trained["share_without_positive"]
-    positives.plot(trained["epoch"], trained["positives_per_box"], color=TERM_COLOURS[2])
+    positives.plot(trained["epoch"], trained["positives_per_box"], color=style.TERM_COLOURS[2])
     title = f"{100 * without.iloc[-1]:.0f} % of the boxes have no positive cell"
     positives.set(title=title, xlabel="epoch", ylim=(0, None), ylabel="cells a box")
     share = positives.twinx()
-    share.plot(trained["epoch"], without, color=TERM_COLOURS[3], linestyle="--")
+    share.plot(trained["epoch"], without, color=style.TERM_COLOURS[3], linestyle="--")
     share.set(ylim=(-0.02, 1), ylabel="share of boxes")
     share.grid(visible=False)
     share.spines["right"].set_visible(True)
     positives.legend(
         handles=[
-            Line2D([], [], color=TERM_COLOURS[2], label="positive cells a box (left)"),
-            Line2D([], [], color=TERM_COLOURS[3], ls="--", label="boxes without one (right)"),
+            Line2D([], [], color=style.TERM_COLOURS[2], label="positive cells a box (left)"),
+            Line2D([], [], color=style.TERM_COLOURS[3], ls="--", label="boxes without one (right)"),
         ],
         loc="center right",
     )
     steps = int(history["step"].iloc[-1] / max(history["epoch"].iloc[-1], 1))
-    rate.plot(np.arange(1, len(rates) + 1) / steps, rates, color=DARK)
+    rate.plot(np.arange(1, len(rates) + 1) / steps, rates, color=style.DARK)
     rate.set(title="Warm-up and cosine, by step", xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     rate.ticklabel_format(axis="y", style="plain")
     return fig
 
 
-@styled
+@style.styled
 def prediction_steps(
     pictures: Sequence[tuple[np.ndarray, str]],
     truths: Sequence[np.ndarray],
@@ -130,27 +122,138 @@ def prediction_steps(
             and a line of text.
     """
     rows, columns = len(pictures), len(predictions)
-    side = WIDTH / max(columns, 3)
-    fig, axes = new_figure(rows, columns, size=(side * columns, 0.5 + (side + 0.35) * rows))
+    side = style.WIDTH / max(columns, 3)
+    fig, axes = style.new_figure(rows, columns, size=(side * columns, 0.5 + (side + 0.35) * rows))
     for row, (picture, title) in enumerate(pictures):
         for column, (stage, per_image) in enumerate(predictions.items()):
             axis = axes[row, column]
             best, peak, text = per_image[row]
-            photo_axis(axis, picture)
-            draw_boxes(axis, pd.DataFrame(truths[row], columns=BOX_COLUMNS), colour=TRUTH)
-            draw_boxes(axis, pd.DataFrame(best, columns=BOX_COLUMNS), colour=PREDICTION, style="--", width=1.5)
-            draw_boxes(axis, pd.DataFrame([peak], columns=BOX_COLUMNS), colour=PEAK, style=":", width=2)
+            style.photo_axis(axis, picture)
+            style.draw_boxes(axis, truths[row], colour=style.TRUTH)
+            style.draw_boxes(axis, best, colour=style.PREDICTION, style="--", width=1.5)
+            style.draw_boxes(axis, peak, colour=style.PEAK, style=":", width=2)
             heading = f"{title}\n" if column == 0 else "\n"
-            axis.set_title(f"{heading}{stage}: {text}", fontsize=SMALLEST)
-    head_legend(fig)
+            axis.set_title(f"{heading}{stage}: {text}", fontsize=style.SMALLEST)
+    style.box_legend(fig, truth="ground truth", prediction="best cell (oracle)", peak="cell of the CAM's peak")
     return fig
 
 
-def head_legend(fig: Figure) -> None:
-    """What the lines around boxes mean where a head's are drawn with the ground truth."""
+@style.styled
+def before_after(maps: pd.DataFrame, groups: Mapping[str, Sequence[str]], kind: str, title: str) -> Figure:
+    """mAP under `all` by IoU threshold, a line a state with its 95 % interval, a panel a group of classes.
+
+    Args:
+        maps: of an `Adaptation`.
+        groups: of classes, which are counted in the titles.
+        kind: the kind shown.
+        title: the finding.
+    """
+    shown = [group for group in (SEEN, UNSEEN, ALL) if group in groups]
+    fig, axes = style.new_figure(1, len(shown), size=(style.WIDTH * (0.25 + 0.25 * len(shown)), 3.6), sharey=True)
+    rows = maps[(maps["kind"] == kind) & (maps["protocol"] == "all")]
+    for axis, group in zip(axes[0], shown, strict=True):
+        for state, name in STATES.items():
+            own = rows[(rows["group"] == group) & (rows["state"] == state)]
+            if own.empty:
+                continue
+            colour = style.STATE_COLOURS[state]
+            axis.fill_between(own["iou_threshold"], own["low"], own["high"], color=colour, alpha=0.15, linewidth=0)
+            axis.plot(
+                own["iou_threshold"], own["map"], color=colour, marker=_STATE_MARKERS[state], markersize=4, label=name
+            )  # fmt: skip
+        n_classes = len(groups[group])
+        if own["map"].isna().all():
+            axis.text(0.5, 0.5, "no boxes in this split", transform=axis.transAxes, ha="center", color=style.GREY)
+        axis.set(title=f"{group} ({n_classes})", xlabel="IoU threshold")
+    # shared, and so set when all panels are drawn: a band that is higher in the last would be cut off
+    axes[0, 0].set(ylabel=f"mAP of {kind}, all protocol", ylim=(0, None))
+    style.headline(fig, title)
     handles = [
-        Line2D([], [], color=TRUTH, lw=1.8, label="ground truth"),
-        Line2D([], [], color=PREDICTION, lw=1.5, ls="--", label="best cell (oracle)"),
-        Line2D([], [], color=PEAK, lw=2, ls=":", label="cell of the CAM's peak"),
+        Line2D([], [], color=style.STATE_COLOURS[state], marker=_STATE_MARKERS[state], markersize=5, label=name)
+        for state, name in STATES.items()
+        if state in set(rows["state"])
     ]
-    fig.legend(handles=handles, loc="outside lower center", ncols=3)
+    style.legend_below(fig, handles)
+    return fig
+
+
+@style.styled
+def example_rows(examples: Sequence[Any]) -> Figure:
+    """The same images before and after: a row an image; the map before, its boxes, the map after, its boxes.
+
+    Args:
+        examples: of `study.examples`.
+    """
+    states = [state for state in STATES if all(state in example.maps for example in examples)]
+    # a floor changes the boxes of a map, not the map
+    panels = [(state, shown) for state in states for shown in ("map", "boxes") if (state, shown) != ("floor", "map")]
+    side = style.WIDTH / max(len(panels), 3)
+    fig, axes = style.new_figure(
+        len(examples), len(panels), size=(side * len(panels), 0.5 + (side + 0.6) * len(examples))
+    )
+    for row, example in enumerate(examples):
+        size_wh = (example.image.shape[1], example.image.shape[0])
+        for axis, (state, shown) in zip(axes[row], panels, strict=True):
+            style.photo_axis(axis, example.image)
+            heading = f"{textwrap.fill(example.title, int(side * 13))}\n" if axis is axes[row, 0] else ""
+            if shown == "map":
+                heatmap = example.maps[state]
+                style.overlay(axis, heatmap, size_wh)
+                quantity = "logit" if state == "after" else "similarity"
+                text = f"{heading}{style.range_text(heatmap, quantity, 1 if state == 'after' else 2)}"
+                axis.set_title(text, fontsize=style.SMALLEST)
+                continue
+            found = example.found[state]
+            style.draw_boxes(axis, found, colour=style.PREDICTION, style="--", width=1.4)
+            style.draw_boxes(axis, example.truth, colour=style.TRUTH)
+            if len(example.truth):
+                text = style.best_iou_text(example.truth, found)
+            else:
+                text = f"not in the image:\n{style.counted(len(found), 'false box', 'false boxes')}"
+            axis.set_title(f"{STATES[state]}\n{text}", fontsize=style.SMALLEST)
+    style.box_legend(fig, truth="ground truth of the class", prediction="boxes found")
+    return fig
+
+
+@style.styled
+def adapter_curves(histories: Mapping[str, pd.DataFrame], epochs: int, best_epochs: Mapping[str, int]) -> Figure:
+    """Loss terms of each adapter's training by epoch, and the validation of all.
+
+    Args:
+        histories: kind -> history of its `Training`.
+        epochs: of the schedule of all.
+        best_epochs: kind -> the epoch whose weights are taken, marked.
+    """
+    fig, axes = style.new_figure(1, len(histories) + 1, size=(style.WIDTH * min(1, (len(histories) + 1) / 3), 3.6))
+    highest = max(history["loss"].max() for history in histories.values())
+    for axis, (kind, history) in zip(axes[0], histories.items(), strict=False):
+        trained = history[history["epoch"] > 0]
+        _draw_terms(axis, trained, _LOSS_LINES)
+        first, last = trained["loss"].iloc[0], trained["loss"].iloc[-1]
+        axis.set(title=f"{kind}: loss {first:.2f} to {last:.2f}", xlabel="epoch", ylim=(0, 1.03 * highest))
+    axes[0, 0].set_ylabel("loss (total: weighted)")
+    handles = axes[0, 0].get_legend_handles_labels()
+    validation, looks, parts = axes[0, -1], style.kind_looks(histories), []
+    for kind, history in histories.items():
+        own = history.set_index("epoch")["val_patch_ap"]
+        validation.plot(own.index, own, color=looks[kind].colour, label=kind)
+        best = best_epochs[kind]
+        validation.plot(best, own[best], "o", color=looks[kind].colour, markersize=6)
+        parts.append(f"{own.iloc[0]:.2f} to {own[best]:.2f}")
+    validation.set(
+        title=f"Validation:\n{', '.join(parts)}", xlabel="epoch", ylabel="patch AP of the classes trained on"
+    )
+    validation.set_ylim(0, None)
+    validation.set_xlim(0, epochs)
+    validation.legend(title="point: weights taken")
+    fig.legend(*handles, loc="outside lower center", ncols=3)
+    return fig
+
+
+def _draw_terms(
+    axis: Axes, history: pd.DataFrame, lines: Mapping[str, tuple[str, str, str | tuple[int, tuple[int, ...]]]]
+) -> None:
+    """The columns of a history that it has: an own loss may have other terms."""
+    for name, (label, colour, line) in lines.items():
+        if name in history:
+            axis.plot(history["epoch"], history[name], color=colour, linestyle=line, label=label)

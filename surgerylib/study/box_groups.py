@@ -1,15 +1,13 @@
-"""Ground truth boxes in groups: by size, by size in patches, by company, by shape; and what each group reaches."""
+"""Ground truth boxes in groups: by size, by size in patches, by company, by shape."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from ..datasets import Dataset
-from ..engine.localization import SHARES, localization_summary
 from ..engine.measures import truth_codes
 from ..matching import BOX_COLUMNS
 
@@ -59,35 +57,6 @@ def box_groups(dataset: Dataset, grid: tuple[int, int]) -> pd.DataFrame:
         "aspect": sides.max(axis=1) / sides.min(axis=1),
     }
     return pd.DataFrame({name: _named(values[name], limits) for name, limits in GROUPINGS.items()})
-
-
-def breakdown(
-    ious: pd.DataFrame,
-    groups: pd.Series | np.ndarray,
-    names: Sequence[str],
-    images: pd.Series | np.ndarray,
-    *,
-    shares: Sequence[float] = SHARES,
-    n_resamples: int = 1000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """`localization_summary` of each group of boxes; intervals over the images that hold boxes of the group.
-
-    Args:
-        ious: [G rows] a column a method, IoU of each ground truth box.
-        groups: [G] the group of each box.
-        names: the groups, in the order to be listed; those without a box are listed too, with NaN.
-        images: [G] which image each box is in.
-        shares, n_resamples, seed: as in `localization_summary`.
-    """
-    groups, images = np.asarray(groups, dtype=object), np.asarray(images)
-    parts = []
-    for name in names:
-        own = groups == name
-        part = localization_summary(ious[own], images[own], shares=shares, n_resamples=n_resamples, seed=seed)
-        parts.append(part.assign(group=name))
-    frame = pd.concat(parts, ignore_index=True)
-    return frame[["group", *frame.columns.drop("group")]]
 
 
 def _sides(boxes: pd.DataFrame) -> np.ndarray:

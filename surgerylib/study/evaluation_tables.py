@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,24 +15,22 @@ from ..engine.localization import BASELINES
 from ..heatmaps import Setting, joint_names
 from ..intervals import basic_interval, resampled_means, with_interval
 from ..metrics import BootstrapResult, paired_difference
-from ..words import METHOD_NAMES
-from .classification import Classification
-from .localizer_tables import plain_methods, plain_rows
-from .responses import TOP
+from .classification import TOP, Classification
+from .tables import cells, plain, plain_methods, table
 from .verdict import SHARE, Verdict, verdict
 
-GUESSES = {method: METHOD_NAMES[method] for method in BASELINES}
 PATH_NAMES = {"qk": "CLS of the stock model (QK path)", "vv": "CLS of the value-value path"}
 _ACCURACIES = {
     "top1": "right class first",
     f"top{TOP}": f"among the first {TOP}",
     "class_mean": "first, mean over classes",
 }
-
-
-def verdict_of(summary: pd.DataFrame) -> Verdict:
-    """`verdict.verdict` with the names of the guesses; `summary` as of `localizer_training.summarise`."""
-    return verdict(summary, GUESSES)
+_GROUP_COLUMNS = {
+    ("oracle", "mean"): "mean IoU, best cell",
+    ("oracle", "median"): "median",
+    ("oracle", SHARE): "share > 0.5",
+    ("cam_peak", "mean"): "mean IoU, CAM's peak",
+}
 
 
 def spread_finding(summary: pd.DataFrame) -> str:
@@ -53,23 +52,17 @@ def groups_table(breakdown: pd.DataFrame) -> pd.DataFrame:
     keys = [name for name in ("grouping", "group") if name in breakdown.columns]
     rows = {}
     for key, part in breakdown.groupby(keys, sort=False):
-        n_boxes, n_images = int(part["n_boxes"].iloc[0]), int(part["n_images"].iloc[0])
-        row = {"boxes": f"{n_boxes:,}", "images": f"{n_images:,}"}
-        figures = part.set_index(["method", "figure"])
-        for title, method, figure in (
-            ("mean IoU, best cell", "oracle", "mean"),
-            ("median", "oracle", "median"),
-            ("share > 0.5", "oracle", SHARE),
-            ("mean IoU, CAM's peak", "cam_peak", "mean"),
-        ):
-            row[title] = with_interval(*figures.loc[(method, figure), ["value", "low", "high"]])
-        best = figures.loc[[(method, "mean") for method in BASELINES], "value"].max()
-        row["best guess"] = "no boxes" if math.isnan(best) else f"{best:.3f}"
-        rows[key if len(keys) > 1 else key[0]] = row
-    table = pd.DataFrame.from_dict(rows, orient="index")
+        shown = part.assign(cell=cells(part)).set_index(["method", "figure"])
+        best = shown.loc[[(method, "mean") for method in BASELINES], "value"].max()
+        rows[key if len(keys) > 1 else key[0]] = {
+            **{what: f"{int(part[f'n_{what}'].iloc[0]):,}" for what in ("boxes", "images")},
+            **{title: shown.loc[figure, "cell"] for figure, title in _GROUP_COLUMNS.items()},
+            "best guess": "no boxes" if math.isnan(best) else f"{best:.3f}",
+        }
+    found = table(rows)
     if len(keys) > 1:
-        table.index = pd.MultiIndex.from_tuples(list(rows), names=["", ""])
-    return table
+        found.index = pd.MultiIndex.from_tuples(list(rows), names=["", ""])
+    return found
 
 
 def groups_finding(breakdown: pd.DataFrame) -> str:
@@ -83,43 +76,34 @@ def groups_finding(breakdown: pd.DataFrame) -> str:
     if len(of) < 2:
         return "No grouping has two groups with an interval."
     low, high = of.loc[of["value"].idxmin()], of.loc[of["value"].idxmax()]
+    text = cells(of)
     apart = "" if low["high"] < high["low"] else "; the intervals overlap"
     return (
         f"Mean IoU of the best cell differs most by {low['grouping']}: "
-        f"{with_interval(*low[['value', 'low', 'high']])} ({low['group']}) against "
-        f"{with_interval(*high[['value', 'low', 'high']])} ({high['group']}){apart}."
+        f"{text[low.name]} ({low['group']}) "
+        f"against {text[high.name]} ({high['group']}){apart}."
     )
 
 
 def accuracy_table(found: Classification, sources: Mapping[str, Setting], *, seed: int = 0) -> pd.DataFrame:
-    """A row a kind: how often the right class responds most in a ground truth box; the last row is chance."""
+    """A row a kind: how often the right class responds most in a ground truth box; the last rows need no map."""
     rows = {}
     joint = joint_names(sources)
     for name, source in tqdm(joint.items(), desc="boxes named rightly", unit="kind", delay=2, leave=False):
-        figures = found.accuracy(source, seed=seed).set_index("figure")
-        rows[name] = {
-            title: with_interval(*figures.loc[figure, ["value", "low", "high"]])
-            for figure, title in _ACCURACIES.items()
-        }
+        rows[name] = cells(found.accuracy(source, seed=seed).set_index("figure")).rename(_ACCURACIES).to_dict()
     n_classes = len(found.dataset.classes)
-    counts = found.dataset.boxes["label"].value_counts()
     chance = (1 / n_classes, min(TOP, n_classes) / n_classes, 1 / n_classes)
-    rows["any class at random"] = {
-        title: f"{value:.3f}" for title, value in zip(_ACCURACIES.values(), chance, strict=True)
-    }
+    rows["any class at random"] = dict(zip(_ACCURACIES.values(), map("{:.3f}".format, chance), strict=True))
+    counts = found.dataset.boxes["label"].value_counts()
     if len(counts):
-        most = f"{counts.iloc[0] / counts.sum():.3f}"
-        rows[f"always {counts.index[0]}"] = dict(
-            zip(_ACCURACIES.values(), (most, "", f"{1 / len(counts):.3f}"), strict=True)
-        )
-    return pd.DataFrame.from_dict(rows, orient="index")
+        always = (f"{counts.iloc[0] / counts.sum():.3f}", "", f"{1 / len(counts):.3f}")
+        rows[f"always {counts.index[0]}"] = dict(zip(_ACCURACIES.values(), always, strict=True))
+    return table(rows)
 
 
 def image_level_table(results: Mapping[str, BootstrapResult], found: Classification) -> pd.DataFrame:
     """A row a CLS token: mean over classes of the average precision with which a class's images are ranked."""
-    rows = {}
-    for path, result in results.items():
-        rows[PATH_NAMES[path]] = with_interval(*result.summary()[["map", "low", "high"]].iloc[0])
+    rows = {PATH_NAMES[path]: cells(result.summary(), "map").iloc[0] for path, result in results.items()}
     pairs = found.dataset.boxes.drop_duplicates(["image_id", "label"])["label"].value_counts()
     share = (pairs / max(len(found.dataset.images), 1)).mean()
     rows["share of images with the class, mean (an AP in any order is somewhat higher)"] = (
@@ -141,7 +125,7 @@ def prompt_figures(
         seed: of the resamples.
 
     Returns:
-        Frame prompts, figure, value, low, high: the figures of `responses.accuracy_summary`, `image_map`, the
+        Frame prompts, figure, value, low, high: the figures of `classification.accuracy_summary`, `image_map`, the
         image-level mAP of the stock CLS, and the paired differences to the reference (not for the reference itself):
         `top1_difference` of the share named rightly, `difference` of the image-level mAP.
     """
@@ -173,30 +157,25 @@ def prompts_table(figures: pd.DataFrame, *, reference: str) -> pd.DataFrame:
     for row in figures.itertuples():
         cell = with_interval(row.value, row.low, row.high, sign="difference" in row.figure)
         rows.setdefault(row.prompts, {})[titles[row.figure]] = cell
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    return table[[title for title in titles.values() if title in table.columns]].fillna("–")
+    found = table(rows)
+    return found[[title for title in titles.values() if title in found.columns]].fillna("–")
 
 
 def main_confusions(confusion: pd.DataFrame) -> pd.DataFrame:
-    """For each class the other class that responds most in most of its boxes.
+    """For each class the other class that responds most in most of its boxes; of equal ones the first by name.
 
     Args:
         confusion: rows the class, columns the class that responds most; counts.
 
     Returns:
-        Frame label, other (NaN for none), boxes, share.
+        Frame label, other (None for none), boxes, share (NaN for a class without boxes).
     """
     rows = []
-    by_name = confusion[sorted(confusion.columns)]  # of equal counts the first by name, whatever the list's order
-    for label in confusion.index:
-        others = by_name.loc[label].to_numpy().copy()
-        total = int(others.sum())
-        others[by_name.columns.get_loc(label)] = -1
-        best = int(others.argmax())
-        if total == 0 or others[best] <= 0:
-            rows.append((label, None, 0, math.nan if total == 0 else 0.0))
-        else:
-            rows.append((label, str(by_name.columns[best]), int(others[best]), others[best] / total))
+    for label, counts in confusion[sorted(confusion.columns)].iterrows():
+        total, others = int(counts.sum()), counts.drop(label)
+        most = int(others.max()) if len(others) else 0
+        share = most / total if total else math.nan
+        rows.append((label, str(others.idxmax()) if most else None, most, share))
     return pd.DataFrame(rows, columns=["label", "other", "boxes", "share"])
 
 
@@ -229,6 +208,35 @@ def classification_sentence(found: Classification, source: Setting, kind: str, *
     )
 
 
+def classification_results(
+    found: Classification, sources: Mapping[str, Setting], image_level: Mapping[str, BootstrapResult], *, seed: int
+) -> dict[str, Any]:
+    """CLIP's own classification as plain values for `evaluation_results.json`.
+
+    Args:
+        found: of every source.
+        sources: kind -> its maps.
+        image_level: path -> its multi-label average precision.
+        seed: of the resamples.
+    """
+    # kinds with the same maps name the boxes alike: counted once
+    of_key = {}
+    for source in joint_names(sources).values():
+        confusion = found.confusion(source).to_dict("index")
+        named = {label: {other: n for other, n in row.items() if n} for label, row in plain(confusion).items()}
+        accuracy = found.accuracy(source, seed=seed).set_index("figure")
+        of_key[source.maps_key] = {"accuracy": plain(accuracy.to_dict("index")), "confusion": named}
+    levels = {}
+    for path, result in image_level.items():
+        by_class = result.class_summary().set_index("label")[["ap", "low", "high"]]
+        (level,) = plain(result.summary()[["map", "low", "high"]])
+        levels[path] = level | {"by_class": plain(by_class.to_dict("index"))}
+    return {
+        "classification": {kind: of_key[source.maps_key] for kind, source in sources.items()},
+        "image_level_map": levels,
+    }
+
+
 def evaluation_results(
     said: Verdict,
     summary: pd.DataFrame,
@@ -236,11 +244,6 @@ def evaluation_results(
     classes: pd.DataFrame,
     groups: pd.DataFrame,
     seen: Mapping[str, pd.DataFrame],
-    found: Classification,
-    sources: Mapping[str, Setting],
-    image_level: Mapping[str, BootstrapResult],
-    prompts: pd.DataFrame | None,
-    seed: int,
     **more: Any,
 ) -> dict[str, Any]:
     """`evaluation_results.json`: every number of notebook 04 as plain values, classes by name; NaN becomes None.
@@ -250,17 +253,11 @@ def evaluation_results(
         summary: of all boxes evaluated.
         classes: of `head_evaluation.by_class`; groups: of `by_group`.
         seen: of `localizer_tables.by_seen`.
-        found: CLIP's own classification; `sources`: kind -> its maps.
-        image_level: path -> its multi-label average precision.
-        prompts: of `prompt_figures`.
-        seed: of the resamples.
-        **more: what else belongs into the file.
+        **more: what else belongs into the file: `classification_results`, and the figures of the prompts.
     """
-    # kinds with the same maps name the boxes alike: counted once
-    of_key = {source.maps_key: _accuracies(found, source, seed) for source in joint_names(sources).values()}
     return {
         "finding": said.sentence,
-        "verdict": said.plain(),
+        "verdict": plain(asdict(said)),
         "n_boxes": int(summary["n_boxes"].max()),
         "n_images": int(summary["n_images"].max()),
         "methods": plain_methods(summary),
@@ -269,10 +266,7 @@ def evaluation_results(
             grouping: {name: _part(part) for name, part in of.groupby("group", sort=False)}
             for grouping, of in groups.groupby("grouping", sort=False)
         },
-        "by_seen": {name: _part(part) | {"verdict": verdict_of(part).plain()} for name, part in seen.items()},
-        "classification": {kind: of_key[source.maps_key] for kind, source in sources.items()},
-        "image_level_map": {path: _level(result) for path, result in image_level.items()},
-        "prompts": [] if prompts is None else plain_rows(prompts),
+        "by_seen": {name: _part(part) | {"verdict": plain(asdict(verdict(part)))} for name, part in seen.items()},
         **more,
     }
 
@@ -282,44 +276,17 @@ def _part(part: pd.DataFrame) -> dict[str, Any]:
     return counts | {"methods": plain_methods(part) if counts["n_boxes"] else None}
 
 
-def _accuracies(found: Classification, source: Setting, seed: int) -> dict[str, Any]:
-    rows = found.accuracy(source, seed=seed).set_index("figure")
-    figures = {
-        figure: {name: None if math.isnan(value) else value for name, value in row.items()}
-        for figure, row in rows.to_dict("index").items()
-    }
-    confusion = found.confusion(source)
-    named = {
-        label: {other: int(count) for other, count in row.items() if count}
-        for label, row in confusion.T.to_dict().items()
-    }
-    return {"accuracy": figures, "confusion": named}
-
-
-def _level(result: BootstrapResult) -> dict[str, Any]:
-    value, low, high = result.summary()[["map", "low", "high"]].iloc[0]
-    by_class = result.class_summary()[["label", "ap", "low", "high"]]
-    numbers = {"map": value, "low": low, "high": high}
-    return {name: None if math.isnan(number) else number for name, number in numbers.items()} | {
-        "by_class": {
-            row["label"]: {name: None if math.isnan(row[name]) else row[name] for name in ("ap", "low", "high")}
-            for row in by_class.to_dict("records")
-        }
-    }
-
-
 def verdicts_table(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The verdict of each part of the classes: a row a part, the share with its interval."""
     rows = {}
     for name, summary in parts.items():
-        said = verdict_of(summary)
-        boxes: Sequence[int] = summary["n_boxes"]
+        said = verdict(summary)
         rows[name] = {
-            "boxes": f"{int(max(boxes)):,}",
+            "boxes": f"{summary['n_boxes'].max():,}",
             "share > 0.5, best cell": with_interval(said.share, said.low, said.high),
-            "verdict": said.outcome if not math.isnan(said.share) else "no boxes",
+            "verdict": "no boxes" if math.isnan(said.share) else said.outcome,
         }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return table(rows)
 
 
 def classes_finding(classes: pd.DataFrame) -> str:

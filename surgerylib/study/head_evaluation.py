@@ -16,13 +16,13 @@ from ..clip import SurgeryCLIP
 from ..datasets import Dataset, flattered_by
 from ..engine.caches import FeatureCache
 from ..engine.feature_batches import BatchReader
-from ..engine.localizer_training import METHODS, localize, predict, with_untrained
+from ..engine.localizer_training import METHODS, localize, predict, summarise, with_untrained
 from ..errors import CheckpointError, ParameterError
 from ..files import file_sha256
 from ..heatmaps import Setting
 from ..localizer import GTClassLocalizer, clip_and_maps, load_localizer, to_grid, untrained_localizer
 from ..locations import PROJECT_ROOT, checkpoint_file
-from .box_groups import GROUPINGS, box_groups, breakdown
+from .box_groups import GROUPINGS, box_groups
 from .training import PUBLISHED
 
 EVALUATED = ("all", "seen", "unseen")
@@ -177,20 +177,32 @@ def evaluate_head(head: Head, cache: FeatureCache, classes: Iterable[str]) -> pd
 
 
 def by_group(ious: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """`box_groups.breakdown` under every grouping: frame grouping, group, and the columns of the summary."""
-    parts = [
-        breakdown(ious[list(METHODS)], ious[grouping], list(names), ious["image_id"], seed=seed).assign(
-            grouping=grouping
-        )
-        for grouping, names in tqdm(GROUPINGS.items(), desc="groups of boxes", delay=2, leave=False)
-    ]
-    frame = pd.concat(parts, ignore_index=True)
-    return frame[["grouping", *frame.columns.drop("grouping")]]
+    """As `by_class`, under each of `box_groups.GROUPINGS`, which the frame's first column names: `grouping`."""
+    parts = []
+    for grouping, names in tqdm(GROUPINGS.items(), desc="groups of boxes", delay=2, leave=False):
+        part = _breakdown(ious, grouping, names, seed)
+        part.insert(0, "grouping", grouping)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
 
 
 def by_class(ious: pd.DataFrame, classes: Sequence[str], *, seed: int = 0) -> pd.DataFrame:
-    """`box_groups.breakdown` by class; `group` is the name, and classes without a box are listed."""
-    return breakdown(ious[list(METHODS)], ious["label"], list(classes), ious["image_id"], seed=seed)
+    """`summarise` of each class's boxes; intervals over the images that hold some of them.
+
+    Args:
+        ious: of `evaluate_head`.
+        classes: in the order to be listed; those without a box are listed too, with NaN.
+        seed: of the resamples.
+
+    Returns:
+        Frame group (the class), and the columns of the summary.
+    """
+    return _breakdown(ious, "label", classes, seed)
+
+
+def _breakdown(ious: pd.DataFrame, column: str, names: Iterable[str], seed: int) -> pd.DataFrame:
+    parts = {name: summarise(ious[ious[column] == name], seed=seed) for name in names}
+    return pd.concat(parts, names=["group", None]).reset_index("group").reset_index(drop=True)
 
 
 def pick_examples(ious: pd.DataFrame, count: int) -> dict[str, pd.DataFrame]:

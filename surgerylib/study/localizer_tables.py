@@ -14,10 +14,10 @@ from ..engine.caches import FeatureCache
 from ..engine.localization import BASELINES, localization_difference
 from ..engine.localizer_training import METHODS, UNTRAINED, LocalizerTask, summarise
 from ..engine.training import Training
-from ..intervals import with_interval
 from ..localizer import GTClassLocalizer
 from ..words import METHOD_NAMES
 from .box_groups import SIZE_LIMITS, box_sizes
+from .tables import cells, plain, plain_methods, table
 
 FIGURES = {
     "mean": "mean IoU",
@@ -31,11 +31,9 @@ FIGURES = {
 
 def answer_table(summary: pd.DataFrame) -> pd.DataFrame:
     """A row a method, `value [low, high]`; `summary` as of `localizer_training.summarise`."""
-    cells = summary.assign(cell=[with_interval(*row) for row in summary[["value", "low", "high"]].to_numpy()])
-    table = cells.pivot_table(index="method", columns="figure", values="cell", aggfunc="first", sort=False)
-    known = [method for method in METHODS if method in table.index]
-    table = table.loc[known, list(FIGURES)].rename(index=METHOD_NAMES, columns=FIGURES)
-    return table.rename_axis(index=None, columns=None)
+    known = [method for method in METHODS if method in set(summary["method"])]
+    text = cells(summary.set_index(["method", "figure"]))
+    return table({METHOD_NAMES[of]: {title: text[of, figure] for figure, title in FIGURES.items()} for of in known})
 
 
 def finding(ious: pd.DataFrame, summary: pd.DataFrame, *, seed: int = 0) -> str:
@@ -51,10 +49,7 @@ def finding(ious: pd.DataFrame, summary: pd.DataFrame, *, seed: int = 0) -> str:
     if ious.empty:
         return "No image of this split holds a box of the class list: nothing can be measured."
     means = summary[summary["figure"] == "mean"].set_index("method")
-
-    def cell(method: str) -> str:
-        return with_interval(*means.loc[method, ["value", "low", "high"]])
-
+    cell = cells(means)
     best = means.loc[list(BASELINES), "value"].idxmax()
     highest = means.loc[list(BASELINES), "high"].max()
     learned = localization_difference(
@@ -70,9 +65,9 @@ def finding(ious: pd.DataFrame, summary: pd.DataFrame, *, seed: int = 0) -> str:
     else:
         verdict = "The trained head is not told apart from what needs no learning"
     return (
-        f"{verdict}: the class being given, mean IoU {cell('oracle')} in the best cell (an oracle; untrained "
-        f"{means.loc['untrained_oracle', 'value']:.3f}) and {cell('cam_peak')} at the CAM's peak (untrained "
-        f"{means.loc['untrained_peak', 'value']:.3f}), against {cell(best)} for the best guess ({METHOD_NAMES[best]})."
+        f"{verdict}: the class being given, mean IoU {cell['oracle']} in the best cell (an oracle; untrained "
+        f"{means.loc['untrained_oracle', 'value']:.3f}) and {cell['cam_peak']} at the CAM's peak (untrained "
+        f"{means.loc['untrained_peak', 'value']:.3f}), against {cell[best]} for the best guess ({METHOD_NAMES[best]})."
     )
 
 
@@ -89,9 +84,7 @@ def seen_table(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     for name, summary in parts.items():
         means = summary[summary["figure"] == "mean"].set_index("method").rename(index=METHOD_NAMES)
         boxes = int(summary["n_boxes"].max())
-        columns[f"{name} ({boxes:,} boxes)"] = {
-            method: with_interval(*row) for method, row in means[["value", "low", "high"]].iterrows()
-        }
+        columns[f"{name} ({boxes:,} boxes)"] = cells(means)
     return pd.DataFrame(columns)
 
 
@@ -151,15 +144,13 @@ def variant_figures(ious: Mapping[str, pd.DataFrame], reference: str, *, seed: i
 
 def variants_table(figures: pd.DataFrame, reference: str) -> pd.DataFrame:
     """`variant_figures` for a reader: a row a variant."""
-    rows: dict[str, dict[str, str]] = {name: {} for name in dict.fromkeys(figures["variant"])}
-    titles = {"oracle": "best cell", "cam_peak": "CAM's peak"}
-    for row in figures.itertuples():
-        rows[row.variant][f"mean IoU, {titles[row.method]}"] = with_interval(row.value, row.low, row.high)
-    for row in figures.itertuples():
-        cell = with_interval(row.difference, row.difference_low, row.difference_high, sign=True)
-        same = row.variant == reference
-        rows[row.variant][f"minus {reference}, {titles[row.method]}"] = "–" if same else cell
-    return pd.DataFrame.from_dict(rows, orient="index")
+    titles, columns = {"oracle": "best cell", "cam_peak": "CAM's peak"}, {}
+    by_method = {title: figures[figures["method"] == method].set_index("variant") for method, title in titles.items()}
+    for title, own in by_method.items():
+        columns[f"mean IoU, {title}"] = cells(own)
+    for title, own in by_method.items():
+        columns[f"minus {reference}, {title}"] = cells(own, "difference", sign=True).where(own.index != reference, "–")
+    return pd.DataFrame(columns).rename_axis(None)
 
 
 def variants_finding(figures: pd.DataFrame, reference: str) -> str:
@@ -178,10 +169,10 @@ def variants_finding(figures: pd.DataFrame, reference: str) -> str:
     else:
         verdict = f"not told apart from {reference}: what CLIP adds does not show here"
     best = oracle["value"].idxmax()
-    difference = with_interval(row["difference"], low, high, sign=True)
+    value, difference = cells(oracle)["image only"], cells(oracle, "difference", sign=True)["image only"]
     return (
-        f"The raw image alone reaches {with_interval(*row[['value', 'low', 'high']])} in the best cell, {verdict} "
-        f"(difference {difference}). Highest: {best}, {oracle.loc[best, 'value']:.3f}."
+        f"The raw image alone reaches {value} in the best cell, {verdict} (difference {difference}). "
+        f"Highest: {best}, {oracle.loc[best, 'value']:.3f}."
     )
 
 
@@ -214,12 +205,12 @@ def positives_table(figures: pd.DataFrame) -> pd.DataFrame:
     rows: dict[str, dict[str, str]] = {}
     for row in figures.itertuples():
         limit = SIZE_LIMITS[row.size]
-        cells = rows.setdefault(f"{row.size} (below {limit**0.5:.0f}² px)" if limit < math.inf else row.size, {})
-        cells["boxes trained on"] = f"{row.n_boxes:,}"
-        cells[f"ever a positive, {row.assigner}"] = f"{row.ever_positive:.3f}" if row.n_boxes else "no boxes"
-        cells[f"mean IoU, {row.assigner}"] = f"{row.mean_iou:.3f}" if row.n_measured else "no boxes"
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    return table[sorted(table.columns, key=lambda name: ("boxes", "ever", "mean").index(name.split()[0]))]
+        cell = rows.setdefault(f"{row.size} (below {limit**0.5:.0f}² px)" if limit < math.inf else row.size, {})
+        cell["boxes trained on"] = f"{row.n_boxes:,}"
+        cell[f"ever a positive, {row.assigner}"] = f"{row.ever_positive:.3f}" if row.n_boxes else "no boxes"
+        cell[f"mean IoU, {row.assigner}"] = f"{row.mean_iou:.3f}" if row.n_measured else "no boxes"
+    found = table(rows)
+    return found[sorted(found.columns, key=lambda name: ("boxes", "ever", "mean").index(name.split()[0]))]
 
 
 def training_results(
@@ -241,25 +232,8 @@ def training_results(
         "by_seen": {name: plain_methods(part) for name, part in seen.items()},
         "best_epoch": training.best_epoch,
         "stopped_early": training.stopped_early,
-        "history": plain_rows(training.history),
-        "variants": [] if variants is None else plain_rows(variants),
-        "positives_by_size": [] if positives is None else plain_rows(positives),
+        "history": plain(training.history),
+        "variants": [] if variants is None else plain(variants),
+        "positives_by_size": [] if positives is None else plain(positives),
         **more,
     }
-
-
-def plain_methods(summary: pd.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:
-    """A summary as plain values: method -> figure -> value, low, high; NaN becomes None."""
-    rows = plain_rows(summary)
-    methods: dict[str, dict[str, dict[str, float | None]]] = {row["method"]: {} for row in rows}
-    for row in rows:
-        methods[row["method"]][row["figure"]] = {name: row[name] for name in ("value", "low", "high")}
-    return methods
-
-
-def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """A frame's rows as plain values; NaN becomes None."""
-    return [
-        {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
-        for row in frame.to_dict("records")
-    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..datasets import Dataset
 from ..engine.measures import truth_codes
 from ..heatmaps import Setting
 from ..intervals import basic_interval, resampled_means, share_interval
-from ..matching import BOX_COLUMNS, overlapping_pairs
+from ..matching import BOX_COLUMNS, match, overlapping_pairs
 from ..words import ERROR_TYPES
 from .classification import Classification
 from .error_types import FATES, ErrorTypes, fates_by_class
@@ -32,6 +33,15 @@ CAUSES = {
     "missed": ("missed objects", "no box comes near enough to be mended"),
 }
 NO_CAUSE = "no single cause"
+# what bears on a cause, the strongest first
+_EVIDENCE = {
+    "classification": ("mistaken", "naming"),
+    "both": ("mistaken", "size"),
+    "localisation": ("size", "head"),
+    "duplicate": ("size", "response"),
+    "background": ("response", "naming"),
+    "missed": ("size", "response"),
+}
 
 
 @dataclass(frozen=True)
@@ -61,31 +71,26 @@ class Failure:
 
 
 def class_figures(
-    dataset: Dataset,
+    named: Classification,
+    source: Setting,
     grid: tuple[int, int],
     *,
     ap_by_class: pd.DataFrame,
     gaps: pd.DataFrame,
-    named: Classification,
-    source: Setting,
-    kind: str,
     decomposition: pd.DataFrame,
     errors: ErrorTypes,
-    detections: pd.DataFrame,
     evaluation: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
     """One row a class, with every number that its card and the tables need; NaN where there is none.
 
     Args:
-        dataset: images and boxes.
+        named: CLIP's own classification of the data set's boxes.
+        source: the maps of the kind shown.
         grid: the model's patches (rows, columns).
         ap_by_class: of notebook 01: protocol, kind, label, iou_threshold, ap, low, high.
         gaps: of `response_gaps`, a row a class, of the kind shown.
-        named: CLIP's own classification.
-        source: the maps of the kind shown.
-        kind: the kind shown.
         decomposition: of `error_types.error_decomposition`, of the detections of that kind.
-        errors: of `error_types.detection_errors`, of the same at the lowest IoU; `detections`: those.
+        errors: of `error_types.detection_errors`, of the same at the lowest IoU.
         evaluation: `evaluation_results.json` of notebook 04; None where it has not run.
 
     Returns:
@@ -94,23 +99,26 @@ def class_figures(
         confused_with, confused_share, oracle, oracle_low, oracle_high, cam_peak, gain_<error>, count_<error>,
         fate_<fate>.
     """
-    names = list(dataset.classes)
-    own = ap_by_class[(ap_by_class["protocol"] == PROTOCOL) & (ap_by_class["kind"] == kind)]
+    names = list(named.dataset.classes)
+    own = ap_by_class[(ap_by_class["protocol"] == PROTOCOL) & (ap_by_class["kind"] == source.kind)]
     ap = own.pivot_table(index="label", columns="iou_threshold", values="ap", dropna=False)
     confusions = main_confusions(named.confusion(source)).set_index("label")
     parts = [
-        _box_figures(dataset, grid, named.ranks(source) == 0),
+        _box_figures(named.dataset, grid, named.ranks(source) == 0),
         ap.rename(columns="ap@{:.2f}".format).assign(mean_ap=ap.mean(axis=1)),
         gaps.set_index("label")[["gap", "gap_low", "gap_high", "inverted"]],
         confusions[["other", "share"]].set_axis(["confused_with", "confused_share"], axis=1),
         _head_figures(evaluation, names),
         _error_figures(decomposition, names),
-        _lies_on(detections, dataset.boxes, errors)[["other", "share"]].set_axis(["lies_on", "lies_on_share"], axis=1),
-        fates_by_class(dataset.boxes, errors, names).set_index("label")[list(FATES)].add_prefix("fate_"),
+        _lies_on(errors)[["other", "share"]].set_axis(["lies_on", "lies_on_share"], axis=1),
     ]
     frame = pd.concat([part.reindex(names) for part in parts], axis=1).rename_axis("label")
-    fates = [f"fate_{fate}" for fate in FATES]
-    return frame.astype(dict.fromkeys(fates, int))
+    return frame.join(fates_by_class(errors, names).add_prefix("fate_"))
+
+
+def gains_of(figures: pd.DataFrame) -> pd.DataFrame:
+    """What mending each type of error gives back: the `gain_<error>` of `class_figures`, a column an error."""
+    return figures[[f"gain_{error}" for error in ERROR_TYPES]].set_axis(list(ERROR_TYPES), axis=1)
 
 
 def response_gaps(
@@ -176,6 +184,49 @@ def failing_finding(failures: Sequence[Failure], *, any_boxes: bool = True) -> s
     ]
     listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + f" and {parts[-1]}"
     return f"{'The class that fails' if len(parts) == 1 else 'The classes that fail'} most: {listed}."
+
+
+def precision_recall(
+    detections: pd.DataFrame,
+    ground_truth: pd.DataFrame,
+    *,
+    iou_threshold: float,
+    interpolation: str = "11point",
+    classes: Sequence[str] | None = None,
+    most_points: int = 200,
+) -> pd.DataFrame:
+    """The corners of each class's precision-recall curve: behind each true positive.
+
+    Args:
+        detections: as in `average_precision`.
+        ground_truth: as in `average_precision`.
+        iou_threshold: at which a box counts as found.
+        interpolation: decides the matching, as there.
+        classes: also listed, besides every label that occurs.
+        most_points: of a class with more true positives, so many of them, evenly spaced in recall, first and last too.
+
+    Returns:
+        Frame label, recall, precision, score (from which on), in the order of the ranking. A class without ground truth
+        or without a true positive has no row.
+
+    Raises:
+        ParameterError: as `average_precision`.
+    """
+    run = match(detections, ground_truth, (iou_threshold,), interpolation, classes=classes)
+    # the order of `Matches`
+    scores = detections["score"].to_numpy(np.float64)
+    ranked = scores[np.lexsort((-scores, pd.Index(run.classes).get_indexer(detections["label"])))]
+    parts = []
+    for label, (low, high), n_truth in zip(run.classes, pairwise(run.class_bounds), run.n_ground_truth, strict=True):
+        places = np.flatnonzero(run.is_tp[0, low:high])
+        if not n_truth or not len(places):
+            continue
+        found = np.arange(1, len(places) + 1)
+        kept = np.unique(np.linspace(0, len(places) - 1, min(most_points, len(places))).round().astype(int))
+        rows = {"recall": found / n_truth, "precision": found / (places + 1), "score": ranked[low + places]}
+        parts.append(pd.DataFrame({name: values[kept] for name, values in rows.items()}).assign(label=label))
+    columns = ["label", "recall", "precision", "score"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 
 def best_detection_iou(detections: pd.DataFrame, dataset: Dataset) -> np.ndarray:
@@ -248,20 +299,16 @@ def _error_figures(decomposition: pd.DataFrame, names: Sequence[str]) -> pd.Data
     return pd.concat([gains.add_prefix("gain_"), counts.fillna(0).astype(int).add_prefix("count_")], axis=1)
 
 
-def _lies_on(detections: pd.DataFrame, ground_truth: pd.DataFrame, errors: ErrorTypes) -> pd.DataFrame:
+def _lies_on(errors: ErrorTypes) -> pd.DataFrame:
     """For each class of detection the other class on whose objects its misnamed ones lie most: other, share.
 
     Looked at are those of highest score, as many as the class has boxes: what ranks below all objects costs nothing.
     """
-    wrong = np.flatnonzero(errors.of_detection == "classification")
-    pairs = pd.DataFrame(
-        {
-            "label": detections["label"].to_numpy(object)[wrong],
-            "other": ground_truth["label"].to_numpy(object)[errors.truth_row[wrong]],
-            "score": detections["score"].to_numpy(np.float64)[wrong],
-        }
-    ).sort_values("score", ascending=False, kind="stable")
-    n_boxes = pairs["label"].map(ground_truth["label"].value_counts()).fillna(0)
+    wrong, truth_labels = errors.of_detection == "classification", errors.ground_truth["label"]
+    pairs = errors.detections.loc[wrong, ["label", "score"]].astype({"label": object})
+    pairs["other"] = truth_labels.to_numpy(object)[errors.truth_row[wrong]]
+    pairs = pairs.sort_values("score", ascending=False, kind="stable")
+    n_boxes = pairs["label"].map(truth_labels.value_counts()).fillna(0)
     pairs = pairs[pairs.groupby("label").cumcount() < n_boxes]
     counts = pairs.value_counts(["label", "other"]).reset_index(name="count")
     counts = counts.sort_values(["count", "other"], ascending=[False, True], kind="stable")
@@ -271,45 +318,46 @@ def _lies_on(detections: pd.DataFrame, ground_truth: pd.DataFrame, errors: Error
 
 def _failure(row: pd.Series, iou_thresholds: Sequence[float], kind: str) -> Failure:
     label, mean_ap, n_boxes = str(row.name), float(row["mean_ap"]), int(row["n_boxes"])
-    gains = pd.Series({error: float(row[f"gain_{error}"]) for error in ERROR_TYPES})
-    ranked = gains.sort_values(ascending=False, kind="stable")
-    lowest = min(iou_thresholds)
-    boxes = "box" if n_boxes == 1 else "boxes"
-    few = " (too few to be sure of)" if n_boxes < 10 else ""
+    ranked = gains_of(row.to_frame().T).iloc[0].astype(float).sort_values(ascending=False, kind="stable")
+    gain, next_gain = ranked.iloc[:2].tolist()
+    boxes, few = "box" if n_boxes == 1 else "boxes", " (too few to be sure of)" if n_boxes < 10 else ""
     start = f"{label}, {n_boxes:,} {boxes}{few}, mean AP {mean_ap:.3f}: "
-    if not ranked.iloc[0] >= LEAST_GAIN:
-        counts = [f"{int(row[f'fate_{fate}']):,} {fate}" for fate in FATES if row[f"fate_{fate}"]]
+    if gain >= LEAST_GAIN:
+        cause, following = ranked.index[:2]
+        name, meaning = CAUSES[cause]
+        second = f" (next: {CAUSES[following][0]}, +{next_gain:.3f})" if next_gain >= LEAST_GAIN else ""
+        sentence = (
+            f"{start}{name} above all: {meaning}. Mending this type of error alone, in all classes, would give back "
+            f"{gain:.3f}{second}. {_evidence(row, cause, kind)}"
+        )
+    else:
+        cause = NO_CAUSE
         sentence = (
             f"{start}no single kind of error explains it, for mending any one alone gives back less than {LEAST_GAIN}; "
-            f"of its {boxes} at IoU {lowest:.2f}: {', '.join(counts)}. {_evidence(row, None, kind)}"
+            f"of its {boxes} at IoU {min(iou_thresholds):.2f}: {fates_text(row)}. {_evidence(row, cause, kind)}"
         )
-        return Failure(label, n_boxes, mean_ap, NO_CAUSE, float(ranked.iloc[0]), sentence.strip())
-    cause, gain = str(ranked.index[0]), float(ranked.iloc[0])
-    name, meaning = CAUSES[cause]
-    second = ""
-    if ranked.iloc[1] >= LEAST_GAIN:
-        second = f" (next: {CAUSES[str(ranked.index[1])][0]}, +{ranked.iloc[1]:.3f})"
-    sentence = (
-        f"{start}{name} above all: {meaning}. Mending this type of error alone, in all classes, would give back "
-        f"{gain:.3f}{second}. "
-        f"{_evidence(row, cause, kind)}"
-    )
-    return Failure(label, n_boxes, mean_ap, cause, gain, sentence.strip())
+    return Failure(label, n_boxes, mean_ap, cause, gain, sentence)
 
 
-def _evidence(row: pd.Series, cause: str | None, kind: str) -> str:
+def fates_text(row: pd.Series) -> str:
+    """What became of a class's boxes, of a row of `class_figures`: `18 found, 2 missed`."""
+    return ", ".join(f"{int(row[f'fate_{fate}']):,} {fate}" for fate in FATES if row[f"fate_{fate}"])
+
+
+def _evidence(row: pd.Series, cause: str, kind: str) -> str:
     """What else is known of the class, the facts that bear on the cause first."""
     naming = f"CLIP's {kind} maps put its name first in {100 * row['right_first']:.0f} % of its boxes"
     if isinstance(row["confused_with"], str):
         naming += f", {row['confused_with']} in {100 * row['confused_share']:.0f} %"
+    mistaken = "none of its own boxes is counted as misnamed at the lowest IoU"
     if isinstance(row["lies_on"], str):
-        mistaken = (
-            f"of its best-scored boxes on other objects {100 * row['lies_on_share']:.0f} % lie on {row['lies_on']}"
-        )
-    else:
-        mistaken = "none of its own boxes is counted as misnamed at the lowest IoU"
-    size = f"its median box covers {row['patches']:.1f} patches"
-    facts = {"naming": naming, "size": size, "mistaken": mistaken}
+        share = f"{100 * row['lies_on_share']:.0f} %"
+        mistaken = f"of its best-scored boxes on other objects {share} lie on {row['lies_on']}"
+    facts = {
+        "naming": naming,
+        "mistaken": mistaken,
+        "size": f"its median box covers {row['patches']:.1f} patches",
+    }
     if not math.isnan(row["gap"]):
         side = "higher" if row["gap"] >= 0 else "lower"
         facts["response"] = (
@@ -321,14 +369,6 @@ def _evidence(row: pd.Series, cause: str | None, kind: str) -> str:
             f"told the class, a trained head reaches mean IoU {row['oracle']:.2f} in its best cell (an oracle; "
             f"{row['cam_peak']:.2f} at the CAM's peak)"
         )
-    order = {
-        "classification": ("mistaken", "naming"),
-        "both": ("mistaken", "size"),
-        "localisation": ("size", "head"),
-        "duplicate": ("size", "response"),
-        "background": ("response", "naming"),
-        "missed": ("size", "response"),
-    }.get(cause, ("naming", "size"))
-    chosen = [facts[name] for name in dict.fromkeys((*order, "head")) if name in facts]
-    text = "; ".join(chosen)
+    order = dict.fromkeys((*_EVIDENCE.get(cause, ("naming", "size")), "head"))
+    text = "; ".join(facts[name] for name in order if name in facts)
     return f"{text[0].upper()}{text[1:]}."

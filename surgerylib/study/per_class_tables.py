@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..intervals import with_interval
 from ..words import ERROR_TYPES
-from .error_types import FATES
-from .localizer_tables import plain_rows
-from .per_class import CAUSES, LEAST_GAIN, PROTOCOL, Failure
+from .per_class import CAUSES, LEAST_GAIN, PROTOCOL, Failure, fates_text, gains_of
+from .tables import cells, plain, table
 
 ERROR_MEANINGS = {
     "classification": "on an object of another class (IoU ≥ t)",
@@ -34,36 +32,28 @@ def card_thresholds(iou_thresholds: Sequence[float]) -> list[float]:
 
 
 def failing_table(
-    failures: Sequence[Failure],
-    figures: pd.DataFrame,
-    ap_by_class: pd.DataFrame,
-    thresholds: Sequence[float],
-    kind: str,
+    failures: Sequence[Failure], ap_by_class: pd.DataFrame, thresholds: Sequence[float], kind: str
 ) -> pd.DataFrame:
     """The failing classes, worst first: boxes, AP, cause, and what mending it would give back.
 
     Args:
         failures: of `per_class.failing_classes`.
-        figures: of `per_class.class_figures`.
         ap_by_class: of notebook 01.
         thresholds: IoU thresholds whose AP is shown.
         kind: the kind shown.
     """
-    ap = {f"AP@{threshold:.2f}": _of(ap_by_class, kind, threshold) for threshold in thresholds}
-    rows = {}
-    for failure in failures:
-        row = figures.loc[failure.label]
-        rows[failure.label] = {
-            "boxes": f"{int(row['n_boxes']):,}",
+    ap = _ap_cells(ap_by_class, kind, thresholds)
+    rows = {
+        failure.label: {
+            "boxes": f"{failure.n_boxes:,}",
             "mean AP": f"{failure.mean_ap:.3f}",
-            **{
-                name: with_interval(*of.loc[failure.label, ["ap", "low", "high"]].astype(float))
-                for name, of in ap.items()
-            },
+            **ap.loc[failure.label],
             "what fails": failure.cause_name,
             "mending it gives back": f"{failure.gain:+.3f}",
         }
-    return pd.DataFrame.from_dict(rows, orient="index")
+        for failure in failures
+    }
+    return table(rows)
 
 
 def overview(
@@ -80,54 +70,42 @@ def overview(
     Returns:
         For `sortable.sortable_table`: the frame and `sort_values`.
     """
-    columns: dict[str, list[str]] = {}
+    texts: dict[str, Sequence[str]] = {}
     numbers: dict[str, list[float]] = {}
+    # a class with boxes may still not have been measured: its boxes cover the image, or no head was asked for it
+    unmeasured = np.where(figures["n_boxes"] > 0, "–", "no boxes")
 
-    has_boxes = (figures["n_boxes"] > 0).tolist()
+    def add(name: str, values: pd.Series, form: str | pd.Series) -> None:
+        numbers[name] = values.astype(float).tolist()
+        text = values.map(form.format) if isinstance(form, str) else form
+        texts[name] = text.str.replace("-", "−").where(values.notna(), unmeasured).tolist()
 
-    def add(name: str, values: Sequence[float], cells: Sequence[str]) -> None:
-        numbers[name] = [float(value) for value in values]
-        # a class with boxes may still not have been measured: its boxes cover the image, or no head was asked for it
-        columns[name] = [
-            "–" if known and math.isnan(value) else cell
-            for cell, value, known in zip(cells, numbers[name], has_boxes, strict=True)
-        ]
-
-    def plain(name: str, values: pd.Series, form: str) -> None:
-        add(name, values, [_number(value, form) for value in values])
-
-    add("boxes", figures["n_boxes"], [f"{n:,}" for n in figures["n_boxes"]])
-    add("images", figures["n_images"], [f"{n:,}" for n in figures["n_images"]])
-    plain("size, px", figures["side"], "{:.0f}")
-    plain("size, patches", figures["patches"], "{:.1f}")
-    plain("mean AP", figures["mean_ap"], "{:.3f}")
+    add("boxes", figures["n_boxes"], "{:,}")
+    add("images", figures["n_images"], "{:,}")
+    add("size, px", figures["side"], "{:.0f}")
+    add("size, patches", figures["patches"], "{:.1f}")
+    add("mean AP", figures["mean_ap"], "{:.3f}")
     for threshold in thresholds:
         own = _of(ap_by_class, kind, threshold).reindex(figures.index)
-        add(
-            f"AP@{threshold:.2f}",
-            own["ap"],
-            [with_interval(*row) for row in own[["ap", "low", "high"]].to_numpy(float)],
-        )
-    gaps = figures[["gap", "gap_low", "gap_high"]].to_numpy(float)
-    add("inside − outside", figures["gap"], [with_interval(*row) for row in gaps])
-    plain("inverted", figures["inverted"], "{:.2f}")
-    plain("right name first", figures["right_first"], "{:.2f}")
-    columns["mistaken for"] = [
+        add(f"AP@{threshold:.2f}", own["ap"], cells(own, "ap"))
+    add("inside − outside", figures["gap"], cells(figures, "gap"))
+    add("inverted", figures["inverted"], "{:.2f}")
+    add("right name first", figures["right_first"], "{:.2f}")
+    texts["mistaken for"] = [
         f"{other} ({100 * share:.0f} %)" if isinstance(other, str) else "–"
         for other, share in figures[["confused_with", "confused_share"]].itertuples(index=False)
     ]
     if figures["oracle"].notna().any():
-        heads = figures[["oracle", "oracle_low", "oracle_high"]].to_numpy(float)
-        add("head, best cell", figures["oracle"], [with_interval(*row) for row in heads])
-        plain("head, CAM's peak", figures["cam_peak"], "{:.3f}")
-    gains = figures[[f"gain_{error}" for error in ERROR_TYPES]].set_axis(list(ERROR_TYPES), axis=1)
+        add("head, best cell", figures["oracle"], cells(figures, "oracle"))
+        add("head, CAM's peak", figures["cam_peak"], "{:.3f}")
+    gains = gains_of(figures)
     largest = gains.max(axis=1)
-    columns["costliest error"] = [
+    texts["costliest error"] = [
         "no boxes" if math.isnan(gain) else str(gains.loc[label].idxmax()) if gain >= LEAST_GAIN else "–"
         for label, gain in largest.items()
     ]
-    plain("mending it", largest, "{:+.3f}")
-    return pd.DataFrame(columns, index=figures.index), numbers
+    add("mending it", largest, "{:+.3f}")
+    return pd.DataFrame(texts, index=figures.index), numbers
 
 
 def error_table(gains: pd.DataFrame) -> pd.DataFrame:
@@ -137,16 +115,15 @@ def error_table(gains: pd.DataFrame) -> pd.DataFrame:
         gains: of `error_types.mean_gains`.
     """
     thresholds = list(dict.fromkeys(gains["foreground_iou"]))
-    cells = gains.set_index(["error", "foreground_iou"])
-    rows = {"mAP as it is": {"": "", **{t: _number(cells.loc[("missed", t), "map"], "{:.3f}") for t in thresholds}}}
+    of = gains.set_index(["error", "foreground_iou"])
+    rows = {"mAP as it is": {"": "", **{t: _number(of.loc[("missed", t), "map"], "{:.3f}") for t in thresholds}}}
     for error in ERROR_TYPES:
         row = {"": ERROR_MEANINGS[error]}
         for threshold in thresholds:
-            gain, count = cells.loc[(error, threshold), ["gain", "count"]]
+            gain, count = of.loc[(error, threshold), ["gain", "count"]]
             row[threshold] = f"{_number(gain, '{:+.3f}')} ({int(count):,})"
         rows[error] = row
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    return table.rename(columns={threshold: f"t = {threshold:.2f}" for threshold in thresholds})
+    return table(rows).rename(columns={threshold: f"t = {threshold:.2f}" for threshold in thresholds})
 
 
 def errors_finding(gains: pd.DataFrame) -> str:
@@ -166,7 +143,7 @@ def errors_finding(gains: pd.DataFrame) -> str:
 
 def costliest_finding(figures: pd.DataFrame) -> str:
     """Which type of error costs most in most classes; `figures` of `per_class.class_figures`."""
-    gains = figures[[f"gain_{error}" for error in ERROR_TYPES]].set_axis(list(ERROR_TYPES), axis=1)
+    gains = gains_of(figures)
     gains = gains[gains.max(axis=1) >= LEAST_GAIN]
     if gains.empty:
         return "No error whose mending alone would give something back"
@@ -175,7 +152,7 @@ def costliest_finding(figures: pd.DataFrame) -> str:
 
 
 def recall_finding(curves: pd.DataFrame, classes: Sequence[str], kind: str) -> str:
-    """In how many classes some threshold finds half of the objects; `curves` of `precision_recall`, of the kind."""
+    """In how many classes some threshold finds half of the objects; `curves` of `per_class.precision_recall`."""
     most = curves.groupby("label")["recall"].max().reindex(list(classes)).fillna(0)
     n_found = (most >= 0.5).sum()
     return f"All boxes of {kind} together find half of the objects or more in {n_found} of {len(most)} classes"
@@ -218,16 +195,12 @@ def card_table(
         thresholds: IoU thresholds whose AP is shown.
     """
     responses = gaps[gaps["label"] == label].set_index("kind")
-    rows = {}
-    for name, kind in kinds.items():
-        row = {}
-        for threshold in thresholds:
-            own = _of(ap_by_class, kind, threshold)
-            row[f"AP@{threshold:.2f}"] = with_interval(*own.loc[label, ["ap", "low", "high"]].astype(float))
-        for title, figure in (("inside − outside", "gap"), ("inverted", "inverted")):
-            row[title] = with_interval(*responses.loc[name, [figure, f"{figure}_low", f"{figure}_high"]].astype(float))
-        rows[name] = row
-    return pd.DataFrame.from_dict(rows, orient="index")
+    titles = {"inside − outside": cells(responses, "gap"), "inverted": cells(responses, "inverted")}
+    rows = {
+        name: {**_ap_cells(ap_by_class, kind, thresholds).loc[label], **{t: of[name] for t, of in titles.items()}}
+        for name, kind in kinds.items()
+    }
+    return table(rows)
 
 
 def card_text(row: pd.Series, lowest_iou: float, kind: str) -> str:
@@ -237,7 +210,7 @@ def card_text(row: pd.Series, lowest_iou: float, kind: str) -> str:
         f"image{'' if row['n_images'] == 1 else 's'}; median size {row['side']:.0f} px, {row['patches']:.1f} patches"
     ]
     if not math.isnan(row["oracle"]):
-        oracle = with_interval(*row[["oracle", "oracle_low", "oracle_high"]].astype(float))
+        oracle = cells(row.to_frame().T, "oracle").iloc[0]
         lines.append(
             f"told the class, the head: mean IoU {oracle} in the best cell, {row['cam_peak']:.3f} at the CAM's peak"
         )
@@ -255,8 +228,7 @@ def card_text(row: pd.Series, lowest_iou: float, kind: str) -> str:
         f"{error} {gain:+.3f}" for error, gain in sorted(gains.items(), key=lambda item: -item[1]) if gain >= 0.0005
     ]
     lines.append(f"mending one type of error gives back, in mean AP: {', '.join(worth) or 'nothing'}")
-    fates = [f"{int(row[f'fate_{fate}']):,} {fate}" for fate in FATES if row[f"fate_{fate}"]]
-    lines.append(f"its boxes at IoU {lowest_iou:.2f}: {', '.join(fates)}")
+    lines.append(f"its boxes at IoU {lowest_iou:.2f}: {fates_text(row)}")
     return "\n".join(f"- {line}" for line in lines).replace(" %", "\u00a0%")
 
 
@@ -278,23 +250,15 @@ def per_class_results(
         decomposition: of `error_types.error_decomposition`.
         **more: what else belongs into the file.
     """
-    classes = {label: plain_rows(row.to_frame().T.infer_objects())[0] for label, row in figures.iterrows()}
     return {
         "finding": finding,
         "failing": [
-            {
-                "label": failure.label,
-                "mean_ap": failure.mean_ap,
-                "cause": failure.cause,
-                "cause_name": failure.cause_name,
-                "gain": failure.gain,
-                "sentence": failure.sentence,
-            }
+            {name: getattr(failure, name) for name in ("label", "mean_ap", "cause", "cause_name", "gain", "sentence")}
             for failure in failures
         ],
-        "classes": {label: {name: _plain(value) for name, value in row.items()} for label, row in classes.items()},
-        "errors": plain_rows(gains),
-        "errors_by_class": plain_rows(decomposition),
+        "classes": plain(figures.to_dict("index")),
+        "errors": plain(gains),
+        "errors_by_class": plain(decomposition),
         "causes": {cause: meaning for cause, (_, meaning) in CAUSES.items()},
         **more,
     }
@@ -306,9 +270,10 @@ def _of(ap_by_class: pd.DataFrame, kind: str, threshold: float) -> pd.DataFrame:
     return own[np.isclose(own["iou_threshold"], threshold)].set_index("label")
 
 
+def _ap_cells(ap_by_class: pd.DataFrame, kind: str, thresholds: Sequence[float]) -> pd.DataFrame:
+    """AP with its interval as text: a row a class, a column a threshold."""
+    return pd.DataFrame({f"AP@{t:.2f}": cells(_of(ap_by_class, kind, t), "ap") for t in thresholds})
+
+
 def _number(value: float, form: str) -> str:
     return "no boxes" if math.isnan(value) else form.format(value).replace("-", "−")
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import pandas as pd
+
+from ..engine.localization import BASELINES
+from ..words import METHOD_NAMES
 
 CLASSIFICATION = "classification is the problem"
 LOCALISATION = "localisation is the problem"
 NOT_DECIDED = "not decided"
-OUTCOMES = (CLASSIFICATION, LOCALISATION, NOT_DECIDED)
 ABOVE, BELOW = 0.7, 0.5  # of the share of boxes found at IoU > 0.5
 SHARE = "share>0.50"
 
@@ -21,7 +22,7 @@ class Verdict:
     """What the share of boxes that the head finds, told their class, says.
 
     Attributes:
-        outcome: one of `OUTCOMES`.
+        outcome: one of `CLASSIFICATION`, `LOCALISATION` and `NOT_DECIDED`.
         sentence: the outcome with the figures behind it.
         share, low, high: of boxes with IoU > 0.5 in the best cell, and its 95 % interval (NaN: not available).
     """
@@ -31,13 +32,6 @@ class Verdict:
     share: float
     low: float
     high: float
-
-    def plain(self) -> dict[str, Any]:
-        """As plain values for a JSON file; NaN becomes None."""
-        return {
-            name: None if isinstance(value, float) and math.isnan(value) else value
-            for name, value in asdict(self).items()
-        }
 
 
 def outcome(share: float, low: float, high: float) -> str:
@@ -52,13 +46,12 @@ def outcome(share: float, low: float, high: float) -> str:
     return NOT_DECIDED
 
 
-def verdict(summary: pd.DataFrame, baselines: dict[str, str]) -> Verdict:
+def verdict(summary: pd.DataFrame) -> Verdict:
     """The verdict on boxes whose class was given.
 
     Args:
-        summary: of `localization.localization_summary`, with the methods `oracle`, `cam_peak`, the baselines, and
-            perhaps `untrained_oracle`.
-        baselines: method -> its name for a reader, of those that need no learning.
+        summary: of `localizer_training.summarise`, with the methods `oracle`, `cam_peak`, the baselines, and perhaps
+            `untrained_oracle`.
     """
     of = summary[summary["figure"] == SHARE].set_index("method")
     share, low, high = (float(of.loc["oracle", name]) for name in ("value", "low", "high"))
@@ -72,14 +65,14 @@ def verdict(summary: pd.DataFrame, baselines: dict[str, str]) -> Verdict:
         f"told its class, the head has a box with IoU > 0.5 in some cell for {_percent(share, low, high)} of "
         f"{n_boxes:,} boxes on {n_images:,} image{'' if n_images == 1 else 's'}"
     )
-    best = of.loc[list(baselines), "value"].idxmax()
+    guesses = of.loc[list(BASELINES)]
+    best = guesses["value"].idxmax()
     beside = f"without that oracle, at the CAM's peak, for {_percent(*of.loc['cam_peak', ['value', 'low', 'high']])}"
-    guess = f"the best guess that needs no learning ({baselines[best]}) for {of.loc[best, 'value']:.1%}"
+    guess = f"the best guess that needs no learning ({METHOD_NAMES[best]}) for {of.loc[best, 'value']:.1%}"
     untrained = (
         f", the untrained head for {of.loc['untrained_oracle', 'value']:.1%}" if "untrained_oracle" in of.index else ""
     )
     sentence = f"{decided[0].upper()}{decided[1:]}: {found}, {_reason(share, low, high)}; {beside}; {guess}{untrained}."
-    guesses = of.loc[list(baselines)]
     if guesses["low"].max() > high:
         sentence += " The guess does better than the head: the share says nothing of what the head knows."
     elif guesses["high"].max() >= low:

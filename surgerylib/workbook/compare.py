@@ -26,8 +26,9 @@ from ..heatmaps import HEATMAP_KINDS
 from ..locations import PROJECT_ROOT
 from ..matching import BOX_COLUMNS
 from ..metrics import BootstrapResult, bootstrap_map, paired_difference
-from ..study.localizer_tables import FIGURES, plain_rows
+from ..study.localizer_tables import FIGURES
 from ..study.summary import INTERVAL_NOTE, average_precision_text, present_only
+from ..study.tables import plain
 from ..study.verdict import SHARE
 from ..words import METHOD_NAMES, PROTOCOLS
 from .index import figure_cell
@@ -349,7 +350,7 @@ def _map_differences(first: Run, run: Run) -> list[dict[str, Any]]:
         rows = []
         for kind in kinds:
             difference = paired_difference(*(of.bootstrap(protocol, kind, seed) for of in (run, first)))
-            rows.append(_row(kind, plain_rows(difference.summary()), "difference"))
+            rows.append(_row(kind, plain(difference.summary()), "difference"))
         columns = [f"IoU {threshold:.2f}" for threshold in first.thresholds]
         tables.append(_table(f"{caption}{_definition([first])}; {n_images}", "kind", columns, {"": rows}))
     return tables
@@ -371,7 +372,7 @@ def _localization_differences(first: Run, run: Run) -> list[dict[str, Any]]:
     seed = first.provenance(EVALUATION).get("seed", 0)
     found = localization_difference(*ious, frames[first.label]["image_id"], seed=seed)
     found = found[found["figure"].isin(SHOWN_FIGURES)]
-    rows = [_row(METHOD_NAMES[name], plain_rows(found[found["method"] == name]), "difference") for name in methods]
+    rows = [_row(METHOD_NAMES[name], plain(found[found["method"] == name]), "difference") for name in methods]
     caption = f"IoU of the same {len(ious[0]):,} ground truth boxes, their class given"
     return [_table(caption, "method", [FIGURES[figure] for figure in SHOWN_FIGURES], {"": rows})]
 
