@@ -37,7 +37,7 @@ from surgerylib.study.box_groups import box_groups
 from surgerylib.study.classification import Classification
 from surgerylib.study.error_types import detection_errors, error_decomposition, mean_gains
 from surgerylib.study.precision_recall import precision_recall
-from surgerylib.workbook.sortable import sortable_table
+from surgerylib.workbook import sortable_table
 
 KINDS = ("standard", "vv_qk", "vv_vv", "vv_mixed")
 SHOWN = "vv_mixed"

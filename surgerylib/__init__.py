@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -26,8 +27,29 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# each name is imported on first use: worker processes, `--help` and notebooks take only what they need of torch,
-# open_clip and papermill, which take seconds
+
+def lazy(package: str, homes: Mapping[str, Sequence[str]]) -> Callable[[str], object]:
+    """A `__getattr__` for a package that imports each name on first use.
+
+    So worker processes, `--help` and notebooks take only what they need of torch, open_clip and papermill, which take
+    seconds.
+
+    Args:
+        package: its `__name__`.
+        homes: module of the package -> the names that it has.
+    """
+    home_of = {name: home for home, names in homes.items() for name in names}
+
+    def get(name: str) -> object:
+        if name not in home_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(import_module(f".{home_of[name]}", package), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get
+
+
 _HOMES = {
     "engine.adapted_store": ("load_adapters",),
     "adapter": ("HeatmapAdapter", "load_adapter"),
@@ -48,6 +70,7 @@ _HOMES = {
     "workbook.run": ("run_workbook",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+__getattr__ = lazy(__name__, _HOMES)
 
 __all__ = [
     "DIOR_CLASSES",
@@ -84,14 +107,6 @@ __all__ = [
     "run_workbook",
     "upsample",
 ]
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
-    globals()[name] = value
-    return value
 
 
 def __dir__() -> list[str]:

@@ -29,7 +29,7 @@ from surgerylib.study.localizer_tables import plain_methods
 from surgerylib.workbook.cli import main
 from surgerylib.workbook.compare import compare_runs
 from surgerylib.workbook.run import compare, parameters
-from surgerylib.workbook.run_files import write_frames
+from surgerylib.workbook.run_files import RUN_FORMAT, write_frames
 
 BOX = ["xmin", "ymin", "xmax", "ymax"]
 CLASSES = ("ship", "dam", "airport")
@@ -133,7 +133,7 @@ def write_run(folder: Path, made: Made = Made(), *, name: str = "", evaluated: b
         for notebook, file in NOTEBOOKS.items()
         if file in results
     ]
-    run = {"name": name or folder.name, "status": "ok", "started": "2026-03-04T05:06:07+00:00", "seconds": 61}
+    run = {"format": RUN_FORMAT, "name": name or folder.name, "status": "ok", "started": "2026-03-04T05:06:07+00:00", "seconds": 61}
     run |= {"parameters": {}, "library_sha256": "b2" * 32, "platform": "Linux", "notebooks": entries}
     (folder / "run.json").write_text(json.dumps(run | record))
     (folder / "index.html").write_text("<p>the run</p>")

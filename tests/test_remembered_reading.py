@@ -381,7 +381,7 @@ class Touch:
 
 def test_a_session_remembers_its_other_splits_in_its_cache(root, cache, readings, monkeypatch):
     whole = load_dataset(root, "test")
-    session = Session(whole, None, cache.parent, cache, 0, 0.0, root, whole)
+    session = Session(whole, None, cache.parent, cache, {"seed": 0, "on_bad_image": "error"}, 0.0, root, whole)
     for _ in range(2):
         session.other_split("train")
     assert readings == [4, 1]

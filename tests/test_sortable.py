@@ -15,8 +15,8 @@ from bs4 import BeautifulSoup
 from test_report import CHROMIUM, HOSTILE, display, notebook, opened_in_chromium
 
 from surgerylib.errors import ParameterError
+from surgerylib.workbook import sortable_table
 from surgerylib.workbook.page import TEMPLATES, content_security_policy, notebook_html
-from surgerylib.workbook.sortable import sortable_table
 
 VENDOR = TEMPLATES / "report" / "vendor"
 FRAME = pd.DataFrame(

@@ -15,7 +15,6 @@ from pathlib import Path
 from types import FrameType
 
 from ..errors import SurgeryError
-from .threads import waiting_threads_sleep
 
 # the rest is imported where it is used: torch and papermill take seconds that `--help` need not wait for
 
@@ -52,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def shell(argv: Sequence[str] | None = None) -> int:
     """`main` for a process that ends behind it: its end must not add a line to the last one."""
-    os.environ.update(waiting_threads_sleep())
+    # threads of OpenMP that wait for each other sleep: by default they spin, and where something else wants the cores
+    # each waits for a thread that waits for a core (beside one busy process a training took two to six times as long)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     status = main(argv)
     if status == 130:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to be stopped but the interpreter's end

@@ -26,19 +26,6 @@ from .parameters import LEAVES_OUT, STAGE, find_notebooks, known_parameters, val
 from .session import Session, open_session
 
 NOTEBOOK = "03"
-_SESSION = (
-    "dataset",
-    "split",
-    "model",
-    "checkpoint",
-    "image_size",
-    "num_images",
-    "depth",
-    "device",
-    "seed",
-    "cache_dir",
-    "on_bad_image",
-)
 
 
 @dataclass(frozen=True)
@@ -208,7 +195,7 @@ def _open(config: Mapping[str, Any], out_dir: Path) -> _Opened:
     parameters |= {name: value for name, value in given.items() if name in own}
     plan, adapter_plan = TrainingPlan.from_parameters(parameters), AdapterPlan.from_parameters(parameters)
     stages = check_stage(parameters[STAGE])
-    session = open_session(**{name: parameters[name] for name in _SESSION}, out_dir=str(out_dir))
+    session = open_session(find_notebooks(only=NOTEBOOK)[0].stem, parameters | {"out_dir": str(out_dir)})
     datasets = session.training_datasets(plan)
     return _Opened(
         session=session,

@@ -29,10 +29,9 @@ from ..metrics import BootstrapResult, bootstrap_map, paired_difference
 from ..study.localizer_tables import FIGURES, plain_rows
 from ..study.summary import INTERVAL_NOTE, average_precision_text, present_only
 from ..study.verdict import SHARE
-from .index import figure_cell
-from .page import content_security_policy, page_environment, read_json, shown_value
+from .page import content_security_policy, figure_cell, page_environment, read_json, shown_value
 from .parameters import find_notebooks, known_parameters
-from .run_files import read_results
+from .run_files import RUN_FORMAT, read_results
 
 MAPS, EVALUATION = "map_results.json", "evaluation_results.json"
 RESULTS = (MAPS, "multi_iou_results.json", "training_results.json", EVALUATION)  # of notebooks 01 to 04
@@ -176,6 +175,8 @@ def _record(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ResultsError(f"{folder} holds no run.json, so it is no run's folder; name one that 'run' has written")
     record = read_json(path)
+    if record and record.get("format") != RUN_FORMAT:
+        raise ResultsError(f"{folder} was written by another version of this workbook; give its command again")
     entries = record.get("notebooks")
     whole = isinstance(record.get("parameters"), dict) and isinstance(entries, list) and "status" in record
     if not whole or not all(isinstance(e, dict) and {"name", "status", "files"} <= e.keys() for e in entries):
@@ -313,9 +314,7 @@ def _table(caption: str, corner: str, columns: list[str], groups: Mapping[str, l
 
 def _row(name: str, entries: Iterable[Mapping[str, Any] | None], value: str) -> dict[str, Any]:
     """A row of figures; a difference whose interval excludes 0 is strong."""
-    sign = value == "difference"
-    cells = [figure_cell(of, value, sign=sign) | {"strong": bool(of and of.get("excludes_zero"))} for of in entries]
-    return {"name": name, "cells": cells}
+    return {"name": name, "cells": [figure_cell(of, value) for of in entries]}
 
 
 def _pair(first: Run, run: Run) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +27,7 @@ from nbconvert.filters import strip_ansi
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor, Preprocessor
 from PIL import Image
 
+from ..intervals import interval_text, number
 from .parameters import SET_BY_RUNNER, parse_assignments, tagged_source
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -368,6 +369,19 @@ def _parameter_rows(notebook: nbformat.NotebookNode) -> list[dict[str, Any]]:
         comment = defaults[name].comment if name in defaults else ""
         rows.append({"name": name, "value": shown_value(parameter.default), "comment": comment, "changed": changed})
     return rows
+
+
+def figure_cell(entry: Mapping[str, Any] | None, field: str) -> dict[str, Any]:
+    """A number and its interval as text, a dash where there is none; a difference is strong when surely not 0."""
+    if entry is None or entry.get(field) is None:
+        return {"value": "–", "interval": "", "strong": False}
+    sign, low, high = field == "difference", entry.get("low"), entry.get("high")
+    known = low is not None and high is not None
+    return {
+        "value": number(entry[field], sign=sign),
+        "interval": interval_text(low, high, sign=sign) if known else "",
+        "strong": sign and known and (low > 0 or high < 0),
+    }
 
 
 def shown_value(value: Any) -> str:

@@ -26,7 +26,7 @@ from ..locations import RUN_LOCK, dataset_folder
 from ..versions import library_sha256, versions
 from . import page as report
 from .check import check, check_cache, check_head, check_output, check_values
-from .execution import NotebookFailure, execute_notebook, ready_kernels
+from .execution import Kernels, NotebookFailure, execute_notebook
 from .fingerprints import notebook_keys
 from .index import index_html
 from .parameters import (
@@ -41,7 +41,7 @@ from .parameters import (
     notebook_reads,
     validate,
 )
-from .ready_kernel import ReadyKernels
+from .run_files import RUN_FORMAT
 
 DEFAULT_TIME_LIMIT = 24 * 3600.0  # against what hangs: the longest notebook takes a night, see docs/scale.md
 _PARTIAL = ".partial.ipynb"
@@ -116,20 +116,20 @@ def run_workbook(
     with contextlib.ExitStack() as stack:
         kernels = None
         if force or not run:  # torch is imported here and there at once
-            kernels = stack.enter_context(ready_kernels(chosen, root))
+            kernels = stack.enter_context(Kernels(chosen, root))
         check_values(settings)
         check_cache(settings, root)
         check_head(chosen, settings, out, root)
         keys = notebook_keys(notebooks, settings, root)
         # the look at the input comes second: it takes longer than to see that nothing has changed
         if outdated := [path for path in chosen if force or not _up_to_date(run, path, keys[path], out)]:
-            kernels = kernels or stack.enter_context(ready_kernels(outdated, root))
+            kernels = kernels or stack.enter_context(Kernels(outdated, root))
             check(given, only=only, notebooks_dir=notebooks_dir)
             if _draw_embedded_scenes(settings, root):
                 keys = notebook_keys(notebooks, settings, root)
         stack.enter_context(_only_run(out))
         _remove_leftovers(out)
-        return _Run(out, root, given, notebooks, keys, kernels).execute(chosen, time_limit, force)
+        return _Run(out, root, given, notebooks, keys, kernels, run).execute(chosen, time_limit, force)
 
 
 def _without_left_out(chosen: list[Path], settings: Mapping[str, Any]) -> list[Path]:
@@ -165,13 +165,15 @@ class _Run:
         given: Mapping[str, Any],
         notebooks: list[Path],
         keys: Mapping[Path, str],
-        kernels: ReadyKernels | None,
+        kernels: Kernels | None,
+        previous: Mapping[str, Any],
     ) -> None:
         self.out, self.root, self.given, self.keys, self.kernels = out, root, given, keys, kernels
-        self.previous = _previous_run(out)
+        self.previous = previous
         entries = {entry["name"]: entry for entry in self.previous.get("notebooks", [])}
         self.entries = {path: _entry(path, entries.get(path.stem), keys[path]) for path in notebooks}
         self.record: dict[str, Any] = {
+            "format": RUN_FORMAT,
             "name": out.name,
             "status": "running",
             "pid": os.getpid(),
@@ -382,11 +384,13 @@ def _remove_leftovers(out: Path) -> None:
 
 
 def _previous_run(out: Path) -> dict[str, Any]:
-    try:
-        run = json.loads((out / "run.json").read_text(encoding="utf-8"))
-        return run if all("name" in e and "status" in e and "files" in e for e in run["notebooks"]) else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}  # none yet, or not one of ours: everything is executed
+    """`run.json` of an earlier run; empty where there is none, or none of ours: then everything is executed."""
+    run = report.read_json(out / "run.json")
+    if run and run.get("format") != RUN_FORMAT:
+        print(f"{out} was written by another version of this workbook: everything in it is made again", flush=True)
+    elif run and all({"name", "status", "files"} <= entry.keys() for entry in run.get("notebooks", [])):
+        return run
+    return {}
 
 
 def _files(out: Path) -> dict[str, tuple[int, int]]:
