@@ -31,10 +31,10 @@ from surgerylib.study.adapter_plan import (
 )
 from surgerylib.study.localizer_plan import plain
 from surgerylib.words import DIOR_CLASSES
+from surgerylib.workbook import run as workbook
 from surgerylib.workbook.check import check, check_head, check_values
 from surgerylib.workbook.fingerprints import notebook_keys
 from surgerylib.workbook.parameters import find_notebooks, known_parameters, notebook_parameters, validate
-from surgerylib.workbook.run import run as workbook
 
 # ---------------------------------------------------------------------------------------------------------- the plan
 

@@ -28,30 +28,17 @@ if TYPE_CHECKING:
 
 # parameters that count something -> the least they may be
 _WHOLE_NUMBERS = {
-    "image_size": 1,
-    "depth": 1,
-    "last_layers": 1,
-    "batch_size": 1,
-    "num_images": 1,
-    "num_choice_images": 1,
-    "num_examples": 0,
-    "min_side": 0,
-    "max_side": 1,
-    "seed": 0,
-    "feature_layers": 1,
+    **dict.fromkeys(
+        ("image_size", "depth", "last_layers", "batch_size", "num_images", "num_choice_images", "max_side",
+         "feature_layers", "grid_size", "epochs", "training_batch_size", "num_train_images", "patience", "num_failing",
+         "adapter_rank", "adapter_epochs"),
+        1,
+    ),
+    **dict.fromkeys(
+        ("num_examples", "min_side", "seed", "ablation_epochs", "num_class_examples", "adapter_ablation_epochs"), 0
+    ),
     "picture_size": 8,
-    "grid_size": 1,
-    "epochs": 1,
-    "training_batch_size": 1,
-    "ablation_epochs": 0,
-    "num_train_images": 1,
-    "patience": 1,
-    "num_failing": 1,
-    "num_class_examples": 0,
-    "adapter_rank": 1,
-    "adapter_epochs": 1,
-    "adapter_ablation_epochs": 0,
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -211,14 +198,17 @@ def check_cache(settings: Mapping[str, Any], root: Path) -> None:
     Raises:
         OutputError: It cannot.
     """
-    if not settings.get("cache_dir"):
-        return
-    folder = root / settings["cache_dir"]
+    if settings.get("cache_dir"):
+        check_writable(root / settings["cache_dir"], "another cache_dir")
+
+
+def check_writable(folder: Path, other: str) -> None:
+    """Whether a folder can be made or written to; an `OutputError` that says to choose the `other`, where it cannot."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():
-        raise OutputError(f"cache_dir {folder} cannot be a folder: {existing} is a file; choose another")
+        raise OutputError(f"cannot write to {folder}: {existing} is a file; choose {other}")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputError(f"cache_dir {folder} cannot be written: no permission in {existing}; choose another")
+        raise OutputError(f"cannot write to {folder}: no permission in {existing}; choose {other}")
 
 
 def check_head(chosen: Sequence[Path], settings: Mapping[str, Any], out_dir: Path, root: Path) -> None:
@@ -243,11 +233,7 @@ def check_output(out_dir: Path) -> None:
     Raises:
         OutputError: It cannot, or it holds a page that is not a run's.
     """
-    existing = next(path for path in (out_dir, *out_dir.parents) if path.exists())
-    if not existing.is_dir():
-        raise OutputError(f"cannot write to {out_dir}: {existing} is a file; choose another --out")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write to {out_dir}: no permission in {existing}; choose another --out")
+    check_writable(out_dir, "another --out")
     if (out_dir / "index.html").exists() and not (out_dir / "run.json").exists():
         raise OutputError(f"{out_dir} holds an index.html but no run.json, so it is no run's folder; choose another")
 

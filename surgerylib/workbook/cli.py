@@ -18,7 +18,7 @@ from ..errors import SurgeryError
 
 # the rest is imported where it is used: torch and papermill take seconds that `--help` need not wait for
 
-SHORTHANDS = ("dataset", "split", "model", "checkpoint")
+SHORTHANDS = ("dataset", "split", "model", "checkpoint", "stage")
 _SAME_INTERRUPT_SECONDS = 5.0
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -106,26 +106,19 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _training_configuration(arguments: argparse.Namespace) -> tuple[Path, dict]:
-    from .parameters import STAGE
+def _features(arguments: argparse.Namespace) -> int:
+    from .commands import features
 
     path, config = _configuration(arguments)
-    return path, config | ({} if arguments.stage is None else {STAGE: arguments.stage})
-
-
-def _features(arguments: argparse.Namespace) -> int:
-    from . import commands as training_commands
-
-    path, config = _training_configuration(arguments)
-    training_commands.features(config, _out(arguments, path), predict_only=arguments.predict)
+    features(config, _out(arguments, path), predict_only=arguments.predict)
     return 0
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from . import commands as training_commands
+    from .commands import train
 
-    path, config = _training_configuration(arguments)
-    print(*training_commands.train(config, _out(arguments, path), resume=arguments.resume), sep="\n")
+    path, config = _configuration(arguments)
+    print(*train(config, _out(arguments, path), resume=arguments.resume), sep="\n")
     return 0
 
 
@@ -161,7 +154,8 @@ def _configuration(arguments: argparse.Namespace) -> tuple[Path, dict]:
     path = arguments.config or default
     known = known_parameters(find_notebooks())
     config = load_config(path)
-    overrides = [f"{name}={getattr(arguments, name)}" for name in SHORTHANDS if getattr(arguments, name) is not None]
+    shorthands = {name: getattr(arguments, name, None) for name in SHORTHANDS}
+    overrides = [f"{name}={value}" for name, value in shorthands.items() if value is not None]
     return path, apply_overrides(config, overrides + arguments.parameters, known)
 
 
@@ -205,17 +199,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.set_defaults(command=_check)
 
+    staged = argparse.ArgumentParser(add_help=False)
+    staged.add_argument("--stage", help="heatmap, localizer or both (default: the configuration's, else both)")
     features = commands.add_parser(
-        "features", parents=[shared, placed], help="compute what the adapters and the localiser are trained on"
+        "features", parents=[shared, placed, staged], help="compute what the adapters and the localiser are trained on"
     )
-    features.add_argument("--stage", help="heatmap, localizer or both (default: the configuration's, else both)")
     features.add_argument("--predict", action="store_true", help="only say how much disk they need")
     features.set_defaults(command=_features)
 
     train = commands.add_parser(
-        "train", parents=[shared, placed], help="train what notebook 03 trains: heatmap adapters, localiser"
+        "train", parents=[shared, placed, staged], help="train what notebook 03 trains: heatmap adapters, localiser"
     )
-    train.add_argument("--stage", help="heatmap, localizer or both (default: the configuration's, else both)")
     train.add_argument("--resume", action="store_true", help="go on with a training of these settings that was stopped")
     train.set_defaults(command=_train)
 

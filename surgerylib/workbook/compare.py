@@ -29,6 +29,7 @@ from ..metrics import BootstrapResult, bootstrap_map, paired_difference
 from ..study.localizer_tables import FIGURES, plain_rows
 from ..study.summary import INTERVAL_NOTE, average_precision_text, present_only
 from ..study.verdict import SHARE
+from .check import check_writable
 from .page import content_security_policy, figure_cell, page_environment, read_json, shown_value
 from .parameters import find_notebooks, known_parameters
 from .run_files import RUN_FORMAT, read_results
@@ -240,9 +241,7 @@ def _check_output(page: Path) -> None:
             raise OutputError(f"--out {page} is a folder; name a file, such as {page / 'compare.html'}")
         if page.exists() and not (page.is_file() and MARK.encode() in page.read_bytes()):
             raise OutputError(f"{page} is there and was not written by compare; choose another --out")
-        existing = next(path for path in page.parents if path.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            raise OutputError(f"{existing} is no folder that {page} can be written into; choose another --out")
+        check_writable(page.parent, "another --out")
     except OSError as error:
         raise OutputError(f"cannot write {page}: {error.strerror}; choose another --out") from None
 
@@ -313,7 +312,6 @@ def _table(caption: str, corner: str, columns: list[str], groups: Mapping[str, l
 
 
 def _row(name: str, entries: Iterable[Mapping[str, Any] | None], value: str) -> dict[str, Any]:
-    """A row of figures; a difference whose interval excludes 0 is strong."""
     return {"name": name, "cells": [figure_cell(of, value) for of in entries]}
 
 
