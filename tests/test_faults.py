@@ -21,7 +21,6 @@ from disturbed import (
     Project,
     assert_whole,
     interrupt,
-    interrupt_from_inside,
     leftovers,
     small_disk,
 )
@@ -121,29 +120,20 @@ def test_a_read_only_output_is_one_line_and_status_2(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("moment", "times"), [("the look at the input", 2), ("the start of the kernel", 1), ("a cell", 2)]
-)
-def test_ctrl_c_is_one_line_and_status_130(tmp_path, moment, times):
+@pytest.mark.parametrize("begun", [False, True], ids=["the start of the kernel", "a cell"])
+def test_ctrl_c_is_one_line_and_status_130(tmp_path, begun):
     project = Project(tmp_path, WRITES, WAITS)
-    prelude = ""
-    if moment == "the look at the input":
-        prelude = interrupt_from_inside("check", twice=times == 2)
-    command = project.start(prelude)
-    if moment == "the start of the kernel":
-        command.wait_until(lambda: "02_some: started" in "\n".join(command.said))
-        interrupt(command, times=times)
-    elif moment == "a cell":
+    command = project.start()
+    command.wait_until(lambda: "02_some: started" in "\n".join(command.said))
+    if begun:
         command.wait_until((project.out / "begun").exists)
-        interrupt(command, times=times)
+    interrupt(command, times=2)
     assert command.end(60) == 130, command.errors
     assert command.errors == [INTERRUPTED]
     command.assert_alone_gone(10)
-    if moment != "the look at the input":
-        assert project.statuses() == ["ok", "interrupted"]
-        assert "was interrupted" in (project.out / "index.html").read_text()
+    assert project.statuses() == ["ok", "interrupted"]
+    assert "was interrupted" in (project.out / "index.html").read_text()
     assert_whole(project.out)
-    project.out.mkdir(exist_ok=True)
     (project.out / "go").touch()
     project.assert_a_rerun_finishes()
 

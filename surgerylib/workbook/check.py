@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import CheckpointError, OutputError, ParameterError, TrainingError
 from ..locations import EMBEDDED, checkpoint_file, dataset_folder
@@ -22,9 +21,6 @@ from .parameters import (
     notebook_parameters,
     validate,
 )
-
-if TYPE_CHECKING:
-    from ..datasets.dataset import Dataset
 
 # parameters that count something -> the least they may be
 _WHOLE_NUMBERS = {
@@ -41,24 +37,16 @@ _WHOLE_NUMBERS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class CheckReport:
-    """What `check` found, a line each, ready to print."""
-
-    lines: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return "\n".join(self.lines)
-
-
 def check(
     config: Mapping[str, Any] | str | Path | None = None,
     *,
     device: str = "cpu",
     only: str | None = None,
     notebooks_dir: str | Path | None = None,
-) -> CheckReport:
+) -> str:
     """Read everything that a run with this configuration reads, run the model's self-check, change nothing.
+
+    Returns what was found, a line each.
 
     Args:
         config: As in `run_workbook`.
@@ -77,12 +65,9 @@ def check(
     settings = {name: value for name, value in settings.items() if name in of_chosen}
     root = notebooks[0].resolve().parent.parent
     check_values(settings)
-    lines = []
-    if "dataset" in settings:
-        lines += _check_dataset(settings, root)
-    if "model" in settings:
-        lines += _check_model(settings, root, device)
-    return CheckReport(tuple(lines))
+    lines = _check_dataset(settings, root) if "dataset" in settings else []
+    lines += _check_model(settings, root, device) if "model" in settings else []
+    return "\n".join(lines)
 
 
 def check_values(settings: Mapping[str, Any]) -> None:
@@ -265,7 +250,7 @@ def _check_dataset(settings: Mapping[str, Any], root: Path) -> list[str]:
     return lines
 
 
-def _check_to_learn_from(parts: Mapping[str, Dataset], settings: Mapping[str, Any]) -> None:
+def _check_to_learn_from(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """The images to train and to choose on must have boxes of the classes that are trained on, at every stage."""
     from ..datasets.dataset import check_have_boxes
     from ..study.adapter_plan import BOTH, AdapterPlan, check_stage
