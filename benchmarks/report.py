@@ -51,7 +51,7 @@ def _only_imports(notebooks: list[Path], folder: Path) -> Iterator[Path]:
     for path in notebooks:
         cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
         source = next(source for source in cells if "from surgerylib" in source)
-        imports = source.partition("\n\ngiven = ")[0]
+        imports = source.partition("\n\nsession = ")[0]
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(imports)])
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(notebook, folder / path.name)

@@ -38,7 +38,7 @@ from surgerylib.study.classification import Classification
 from surgerylib.study.error_types import detection_errors, error_decomposition, mean_gains
 from surgerylib.study.tables import plain
 from surgerylib.study.verdict import verdict
-from surgerylib.workbook.sortable import sortable_table
+from surgerylib.workbook.tables import sortable_table
 
 KINDS = ("standard", "vv_qk", "vv_vv", "vv_mixed")
 SHOWN = "vv_mixed"

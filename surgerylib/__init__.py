@@ -11,47 +11,45 @@ from .heatmaps import HEATMAP_KINDS, Setting, heatmaps, upsample
 __version__ = "0.1.0"
 
 
-def lazily(package: str, homes: Mapping[str, Sequence[str]]) -> tuple[list[str], Callable[[str], object]]:
-    """`__all__` and `__getattr__` of a package whose names are imported on first use.
+def lazy(package: str, homes: Mapping[str, Sequence[str]]) -> Callable[[str], object]:
+    """A `__getattr__` for a package that imports each name on first use.
 
-    Worker processes, `--help` and notebooks take only what they need of torch, open_clip and papermill, which take
+    So worker processes, `--help` and notebooks take only what they need of torch, open_clip and papermill, which take
     seconds.
 
     Args:
-        package: its name.
-        homes: module below it -> names that it gives.
+        package: its `__name__`.
+        homes: module of the package -> the names that it has.
     """
     home_of = {name: home for home, names in homes.items() for name in names}
 
-    def getattribute(name: str) -> object:
+    def get(name: str) -> object:
         if name not in home_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(f".{home_of[name]}", package), name)
 
-    return sorted(home_of), getattribute
+    return get
 
 
-_NAMES, __getattr__ = lazily(
-    __name__,
-    {
-        "adapter": ("HeatmapAdapter", "load_adapter"),
-        "boxes": ("box_giou", "box_iou", "extract_boxes", "nms", "patch_coverage"),
-        "clip": ("ImageTokens", "SurgeryCLIP", "load_clip"),
-        "datasets": ("Dataset", "load_dataset", "read_image"),
-        "engine.adapters": ("load_adapters",),
-        "engine.caches": ("FeatureCache",),
-        "engine.evaluate": ("Evaluation", "evaluate"),
-        "engine.localization": ("gt_class_localization", "peak_localization"),
-        "engine.store": ("HeatmapStore",),
-        "errors": ("SurgeryError", "SurgeryWarning"),
-        "localizer": ("GTClassLocalizer", "load_localizer"),
-        "losses": ("gt_class_localization_loss", "heatmap_loss"),
-        "metrics": ("average_precision",),
-        "words": ("DIOR_CLASSES", "PROMPT_TEMPLATES", "prompt_names"),
-        "workbook.run": ("run_workbook",),
-    },
-)
-__all__ = ["HEATMAP_KINDS", "Setting", "heatmaps", "upsample", *_NAMES]
+_HOMES = {
+    "adapter": ("HeatmapAdapter", "load_adapter"),
+    "boxes": ("box_giou", "box_iou", "extract_boxes", "nms", "patch_coverage"),
+    "clip": ("ImageTokens", "SurgeryCLIP", "load_clip"),
+    "datasets": ("Dataset", "load_dataset", "read_image"),
+    "engine.adapters": ("load_adapters",),
+    "engine.caches": ("FeatureCache",),
+    "engine.evaluate": ("Evaluation", "evaluate"),
+    "engine.localization": ("gt_class_localization", "peak_localization"),
+    "engine.store": ("HeatmapStore",),
+    "errors": ("SurgeryError", "SurgeryWarning"),
+    "localizer": ("GTClassLocalizer", "load_localizer"),
+    "losses": ("gt_class_localization_loss", "heatmap_loss"),
+    "metrics": ("average_precision",),
+    "words": ("DIOR_CLASSES", "PROMPT_TEMPLATES", "prompt_names"),
+    "workbook.run": ("run_workbook",),
+}
+__all__ = ["HEATMAP_KINDS", "Setting", "heatmaps", "upsample", *sorted(name for own in _HOMES.values() for name in own)]
+__getattr__ = lazy(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

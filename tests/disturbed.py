@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import uuid
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -157,21 +156,6 @@ class Project:
         assert leftovers(self.out) == []
 
 
-def interrupt_from_inside(function: str, *, twice: bool = False) -> str:
-    """A prelude of `Command`: Ctrl-C while this function of the workbook works."""
-    again = "threading.Timer(0.03, os.kill, (os.getpid(), signal.SIGINT)).start()" if twice else "pass"
-    return f"""
-import surgerylib.workbook.run as workbook
-work = workbook.{function}
-def disturbed(*args, **kwargs):
-    workbook.{function} = work
-    {again}
-    os.kill(os.getpid(), signal.SIGINT)
-    return work(*args, **kwargs)
-workbook.{function} = disturbed
-"""
-
-
 def leftovers(folder: Path) -> list[Path]:
     """What is written aside and has not got its name."""
     return [path for path in folder.rglob(".*") if path.is_file() and not path.name.endswith(".lock")]
@@ -189,7 +173,7 @@ def assert_whole(folder: Path) -> int:
 
 def read_whole(path: Path) -> None:
     try:
-        _READERS[path.suffix](path)
+        _READERS.get(path.suffix, Path.read_bytes)(path)
     except Exception as error:
         raise AssertionError(f"{path} is no whole file: {error}") from error
 
@@ -208,10 +192,6 @@ def _archive(path: Path) -> None:
         assert [stored[name] for name in stored.files]
 
 
-def _text(path: Path) -> None:
-    assert path.read_text(encoding="utf-8").endswith("\n")
-
-
 _READERS: dict[str, Callable[[Path], object]] = {
     ".json": lambda path: json.loads(path.read_text(encoding="utf-8")),
     ".ipynb": lambda path: nbformat.validate(nbformat.read(path, as_version=4)),
@@ -222,12 +202,7 @@ _READERS: dict[str, Callable[[Path], object]] = {
     ".npz": _archive,
     ".pt": lambda path: torch.load(path, weights_only=True),
     ".png": _picture,
-    ".jpg": _picture,
     ".yaml": lambda path: yaml.safe_load(path.read_text(encoding="utf-8")),
-    ".md": _text,
-    ".txt": _text,
-    "": lambda path: path.read_bytes(),
-    ".xml": ElementTree.parse,
 }
 
 

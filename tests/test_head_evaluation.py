@@ -35,10 +35,11 @@ def scenes(tmp_path_factory):
 
 
 def opened(scenes, tiny_folder, out_dir, **given) -> Session:
-    return open_session(
-        dataset=str(scenes), split=given.pop("split", "test"), model=f"local-dir:{tiny_folder}",
-        checkpoint=str(tiny_folder / "model.safetensors"), out_dir=str(out_dir), depth=3, device="cpu", **given,
-    )  # fmt: skip
+    parameters = {
+        "dataset": str(scenes), "split": "test", "model": f"local-dir:{tiny_folder}", "depth": 3, "device": "cpu",
+        "checkpoint": str(tiny_folder / "model.safetensors"), "out_dir": str(out_dir),
+    }  # fmt: skip
+    return open_session("04_gt_class_evaluation", parameters | given)
 
 
 @pytest.fixture(scope="module")

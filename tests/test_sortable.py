@@ -6,17 +6,16 @@ import base64
 import hashlib
 import math
 import re
-from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
-from test_report import CHROMIUM, HOSTILE, display, notebook, opened_in_chromium
+from test_report import display, notebook
 
 from surgerylib.errors import ParameterError
+from surgerylib.workbook import sortable_table
 from surgerylib.workbook.page import TEMPLATES, content_security_policy, notebook_html
-from surgerylib.workbook.sortable import sortable_table
 
 VENDOR = TEMPLATES / "report" / "vendor"
 FRAME = pd.DataFrame(
@@ -40,17 +39,6 @@ def policy_of(soup: BeautifulSoup) -> str:
 
 def hashes(scripts: list[str]) -> list[str]:
     return [f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts]
-
-
-def test_rows_columns_and_caption() -> None:
-    table = parsed(sortable_table(FRAME, caption="Each class", label="name")).table
-    assert table["class"] == ["sortable"]
-    assert table.caption.get_text() == "Each class"
-    assert [th.get_text() for th in table.select("thead tr > th[scope=col]")] == ["name", "AP", "error"]
-    rows = [[cell.get_text() for cell in row.find_all(["th", "td"])] for row in table.select("tbody tr")]
-    assert rows == [[name, *texts] for name, *texts in FRAME.itertuples(name=None)]
-    assert len(table.select("tbody th[scope=row]")) == 3
-    assert not table.find(attrs={"data-order": True})
 
 
 def test_an_empty_frame_is_a_header() -> None:
@@ -101,12 +89,6 @@ def test_a_page_with_such_a_table_holds_the_library_once() -> None:
     assert cells[0].get_text() == "0.312 [0.280,\u00a00.344]"
 
 
-def test_a_wide_table_is_marked_and_stays_sortable() -> None:
-    frame = pd.DataFrame({f"column {number}": ["1", "2"] for number in range(14)}, index=["a", "b"])
-    soup = parsed(page(notebook(display(text_html=sortable_table(frame, caption="c")))))
-    assert soup.select(".output table")[0]["class"] == ["sortable", "wide"]
-
-
 def test_a_page_without_such_a_table_is_as_before() -> None:
     plain = page(notebook(display(text_html=FRAME.to_html()), display(text_plain='<table class="sortable">')))
     soup = parsed(plain)
@@ -129,17 +111,3 @@ def test_the_library_is_the_one_that_is_described() -> None:
         # either would end an inline script before its end, or hide its end
         assert "</script" not in text.lower()
         assert "<!--" not in text
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium to open the page with")
-def test_a_browser_makes_the_table_sortable_in_the_order_given(tmp_path: Path) -> None:
-    frame = FRAME.rename(index={"dam": HOSTILE})
-    single = sortable_table(FRAME.iloc[:1], caption="one row, nothing to sort")
-    html = sortable_table(frame, caption="c", sort_values={"AP": AP})
-    dom, _ = opened_in_chromium(page(notebook(display(text_html=html), display(text_html=single))), tmp_path / "page")
-    soup = parsed(dom)
-    assert [label.get_text() for label in soup.select(".output > .dt-search > label")] == ["Filter"]
-    assert soup.find("input", id=soup.select(".dt-search > label")[0]["for"])
-    assert len(soup.select('thead th .dt-column-order[role="button"][tabindex="0"]')) == 3
-    assert not soup.select("[aria-sort]")
-    assert [th.get_text() for th in soup.select(".output tbody th")] == [*frame.index, "ship"]

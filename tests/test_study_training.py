@@ -167,7 +167,7 @@ def arguments(root, tiny_folder) -> dict:
 
 @pytest.fixture(scope="module")
 def session(arguments, tmp_path_factory):
-    return open_session(**arguments, split="test", out_dir=str(tmp_path_factory.mktemp("out")))
+    return open_session("03_training", arguments | {"split": "test", "out_dir": str(tmp_path_factory.mktemp("out"))})
 
 
 @pytest.fixture(scope="module")

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
-import filelock
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from surgerylib.errors import OutputError, ParameterError
+from surgerylib.workbook import parameters
+from surgerylib.workbook import run as workbook
 from surgerylib.workbook.fingerprints import notebook_keys
-from surgerylib.workbook.run import parameters, run_workbook
+from surgerylib.workbook.run import run_workbook
+from surgerylib.workbook.run_files import RUN_FORMAT
 
 PARAMETERS = """\
 seed = 0  # keeps the draw (seed = 0) the same
@@ -40,6 +39,22 @@ def write_notebook(path: Path, title: str, *sources: str, parameters: str = PARA
     cells = [new_markdown_cell(f"# {title}"), tagged, *(new_code_cell(source) for source in sources)]
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(new_notebook(cells=cells), path)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells are executed here, which takes no kernel."""
+
+    def execute(path: Path, output: Path, given: dict, *_: object) -> None:
+        notebook, namespace = nbformat.read(path, as_version=4), {}
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                exec(cell.source, namespace)
+                namespace |= given if "parameters" in cell.metadata.get("tags", []) else {}
+        nbformat.write(notebook, output)
+
+    monkeypatch.setattr(workbook, "execute_notebook", execute)
+    monkeypatch.setattr(workbook, "Kernels", lambda *_: contextlib.nullcontext())
 
 
 @pytest.fixture
@@ -123,11 +138,7 @@ def test_only_takes_numbers_and_names(notebooks: Path) -> None:
         parameters.find_notebooks(notebooks, "07")
 
 
-def test_without_notebooks_the_error_says_to_run_from_a_clone(tmp_path: Path) -> None:
-    with pytest.raises(ParameterError, match="run from a clone"):
-        parameters.find_notebooks(tmp_path)
-
-
+@pytest.mark.slow
 def test_run_failure_repair_and_second_time(notebooks: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     """A whole life of a run's folder, in one test because every kernel costs two seconds."""
     write_notebook(notebooks / "02_second.ipynb", "Second", "print('before')", "raise ValueError('no <b>such</b> map')")
@@ -218,48 +229,7 @@ def test_the_key_follows_source_parameters_data_and_checkpoint(notebooks: Path, 
     assert keys()[0] != before[0]
 
 
-def test_time_limit_is_for_the_whole_notebook(tmp_path: Path) -> None:
-    notebooks = tmp_path / "notebooks"
-    write_notebook(notebooks / "01_slow.ipynb", "Slow", "print('started')", "import time\ntime.sleep(60)")
-    started = time.monotonic()
-    result = run_workbook(None, tmp_path / "out", time_limit=3, notebooks_dir=notebooks)
-    assert time.monotonic() - started < 20
-    assert "time limit of 0.05 minutes" in result.notebooks[0].message
-    assert "started" in (tmp_path / "out" / "01_slow.html").read_text()
-
-
-def test_ctrl_c_leaves_a_record_and_no_kernel(notebooks: Path, tmp_path: Path) -> None:
-    slow = "import os, pathlib, time\npathlib.Path(out_dir, 'pid').write_text(str(os.getpid()))\ntime.sleep(60)"
-    write_notebook(notebooks / "02_slow.ipynb", "Slow", slow)
-    out = tmp_path / "out"
-    config = tmp_path / "c.yaml"
-    config.write_text("seed: 1\n")
-    program = (
-        "import sys, pathlib, surgerylib.workbook.parameters as p, surgerylib.locations as l\n"
-        "import surgerylib.workbook.cli as m\n"
-        "p.PROJECT_ROOT = l.PROJECT_ROOT = pathlib.Path(sys.argv[1])\n"
-        "sys.exit(m.main(['run', '--config', sys.argv[2], '--out', sys.argv[3]]))"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(notebooks.parent), str(config), str(out)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while not (out / "pid").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=30)
-    assert process.returncode == 130, error
-    assert error.strip().splitlines() == ["interrupted; the same command goes on where this stopped"]
-    assert status(out) == {"01_first": "ok", "02_slow": "interrupted"}
-    assert json.loads((out / "run.json").read_text())["status"] == "interrupted"
-    assert "was interrupted" in (out / "index.html").read_text()
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((out / "pid").read_text()), 0)
-
-
+@pytest.mark.usefixtures("in_process")
 def test_a_killed_run_is_executed_again(notebooks: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
     run_workbook({}, out, notebooks_dir=notebooks)
@@ -271,17 +241,6 @@ def test_a_killed_run_is_executed_again(notebooks: Path, tmp_path: Path, capsys)
     assert "01_first: ok" in capsys.readouterr().out
 
 
-def test_two_runs_into_one_folder_at_once(notebooks: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    with (
-        filelock.FileLock(out / ".run.lock"),
-        pytest.raises(OutputError, match=r"another process writes in .*out"),
-    ):
-        run_workbook({}, out, notebooks_dir=notebooks)
-    assert {path.name for path in out.iterdir()} <= {".run.lock"}
-
-
 def test_a_folder_with_somebody_elses_page_is_left_alone(notebooks: Path, tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("mine")
     with pytest.raises(OutputError, match=r"no run\.json"):
@@ -289,6 +248,7 @@ def test_a_folder_with_somebody_elses_page_is_left_alone(notebooks: Path, tmp_pa
     assert (tmp_path / "index.html").read_text() == "mine"
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_notebook_runs_again_when_what_it_reads_of_another_has_changed(notebooks: Path, tmp_path: Path) -> None:
     """A head that was trained anew by itself left the evaluation of the old one up to date."""
     path = notebooks / "02_second.ipynb"
@@ -315,6 +275,7 @@ def test_a_notebook_runs_again_when_what_it_reads_of_another_has_changed(noteboo
     assert executed() == [False, False]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_what_is_made_of_an_outdated_notebook_is_outdated_too(notebooks: Path, tmp_path: Path) -> None:
     """The index showed results of one setting beside those of another, and blamed neither."""
     path = notebooks / "02_second.ipynb"
@@ -334,3 +295,17 @@ def test_what_is_made_of_an_outdated_notebook_is_outdated_too(notebooks: Path, t
     assert status(out) == {"01_first": "ok", "02_second": "outdated"}
     run_workbook({"seed": 1}, out, notebooks_dir=notebooks)
     assert status(out) == {"01_first": "ok", "02_second": "ok"}
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_folder_of_another_version_is_made_again_and_says_so(notebooks: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    run_workbook(None, out, notebooks_dir=notebooks)
+    run = json.loads((out / "run.json").read_text())
+    assert run.pop("format") == RUN_FORMAT
+    (out / "run.json").write_text(json.dumps(run))
+    capsys.readouterr()
+    assert not run_workbook(None, out, notebooks_dir=notebooks).notebooks[0].up_to_date
+    said = capsys.readouterr().out.splitlines()[0]
+    assert said == f"{out} was written by another version of this workbook: everything in it is made again"
+    assert run_workbook(None, out, notebooks_dir=notebooks).notebooks[0].up_to_date

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,40 +24,21 @@ from .parameters import (
 )
 
 if TYPE_CHECKING:
-    from ..datasets import Dataset
+    pass
 
 # parameters that count something -> the least they may be
 _WHOLE_NUMBERS = {
-    "image_size": 1,
-    "depth": 1,
-    "batch_size": 1,
-    "num_images": 1,
-    "num_choice_images": 1,
-    "num_examples": 0,
-    "feature_layers": 1,
+    **dict.fromkeys(
+        ("image_size", "depth", "batch_size", "num_images", "num_choice_images",
+         "feature_layers", "grid_size", "epochs", "training_batch_size", "num_train_images", "patience", "num_failing",
+         "adapter_rank", "adapter_epochs"),
+        1,
+    ),
+    **dict.fromkeys(
+        ("num_examples", "ablation_epochs", "num_class_examples", "adapter_ablation_epochs"), 0
+    ),
     "picture_size": 8,
-    "grid_size": 1,
-    "epochs": 1,
-    "training_batch_size": 1,
-    "ablation_epochs": 0,
-    "num_train_images": 1,
-    "patience": 1,
-    "num_failing": 1,
-    "num_class_examples": 0,
-    "adapter_rank": 1,
-    "adapter_epochs": 1,
-    "adapter_ablation_epochs": 0,
-}
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """What `check` found, a line each, ready to print."""
-
-    lines: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return "\n".join(self.lines)
+}  # fmt: skip
 
 
 def check(
@@ -67,8 +47,10 @@ def check(
     device: str = "cpu",
     only: str | None = None,
     notebooks_dir: str | Path | None = None,
-) -> CheckReport:
+) -> str:
     """Read everything that a run with this configuration reads, run the model's self-check, change nothing.
+
+    Returns what was found, a line each.
 
     Args:
         config: As in `run_workbook`.
@@ -87,12 +69,9 @@ def check(
     settings = {name: value for name, value in settings.items() if name in of_chosen}
     root = notebooks[0].resolve().parent.parent
     check_values(settings)
-    lines = []
-    if "dataset" in settings:
-        lines += _check_dataset(settings, root)
-    if "model" in settings:
-        lines += _check_model(settings, root, device)
-    return CheckReport(tuple(lines))
+    lines = _check_dataset(settings, root) if "dataset" in settings else []
+    lines += _check_model(settings, root, device) if "model" in settings else []
+    return "\n".join(lines)
 
 
 def check_values(settings: Mapping[str, Any]) -> None:
@@ -184,14 +163,17 @@ def check_cache(settings: Mapping[str, Any], root: Path) -> None:
     Raises:
         OutputError: It cannot.
     """
-    if not settings.get("cache_dir"):
-        return
-    folder = root / settings["cache_dir"]
+    if settings.get("cache_dir"):
+        check_writable(root / settings["cache_dir"], "another cache_dir")
+
+
+def check_writable(folder: Path, other: str) -> None:
+    """Whether a folder can be made or written to; an `OutputError` that says to choose the `other`, where it cannot."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():
-        raise OutputError(f"cache_dir {folder} cannot be a folder: {existing} is a file; choose another")
+        raise OutputError(f"cannot write to {folder}: {existing} is a file; choose {other}")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputError(f"cache_dir {folder} cannot be written: no permission in {existing}; choose another")
+        raise OutputError(f"cannot write to {folder}: no permission in {existing}; choose {other}")
 
 
 def check_head(chosen: Sequence[Path], settings: Mapping[str, Any], out_dir: Path, root: Path) -> None:
@@ -216,11 +198,7 @@ def check_output(out_dir: Path) -> None:
     Raises:
         OutputError: It cannot, or it holds a page that is not a run's.
     """
-    existing = next(path for path in (out_dir, *out_dir.parents) if path.exists())
-    if not existing.is_dir():
-        raise OutputError(f"cannot write to {out_dir}: {existing} is a file; choose another --out")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write to {out_dir}: no permission in {existing}; choose another --out")
+    check_writable(out_dir, "another --out")
     if (out_dir / "index.html").exists() and not (out_dir / "run.json").exists():
         raise OutputError(f"{out_dir} holds an index.html but no run.json, so it is no run's folder; choose another")
 
@@ -251,7 +229,7 @@ def _check_dataset(settings: Mapping[str, Any], root: Path) -> list[str]:
     return lines
 
 
-def _check_to_learn_from(parts: Mapping[str, Dataset], settings: Mapping[str, Any]) -> None:
+def _check_to_learn_from(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """The images to train and to choose on must have boxes of the classes that are trained on, at every stage."""
     from ..datasets import check_have_boxes
     from ..study.training import TrainingPlan

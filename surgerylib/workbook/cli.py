@@ -15,11 +15,10 @@ from pathlib import Path
 from types import FrameType
 
 from ..errors import SurgeryError
-from .threads import waiting_threads_sleep
 
 # the rest is imported where it is used: torch and papermill take seconds that `--help` need not wait for
 
-SHORTHANDS = ("dataset", "split", "model", "checkpoint")
+SHORTHANDS = ("dataset", "split", "model", "checkpoint", "stage")
 _SAME_INTERRUPT_SECONDS = 5.0
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -52,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def shell(argv: Sequence[str] | None = None) -> int:
     """`main` for a process that ends behind it: its end must not add a line to the last one."""
-    os.environ.update(waiting_threads_sleep())
+    # threads of OpenMP that wait for each other sleep: by default they spin, and where something else wants the cores
+    # each waits for a thread that waits for a core (beside one busy process a training took two to six times as long)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     status = main(argv)
     if status == 130:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to be stopped but the interpreter's end
@@ -105,26 +106,19 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _training_configuration(arguments: argparse.Namespace) -> tuple[Path, dict]:
-    from .parameters import STAGE
+def _features(arguments: argparse.Namespace) -> int:
+    from .commands import features
 
     path, config = _configuration(arguments)
-    return path, config | ({} if arguments.stage is None else {STAGE: arguments.stage})
-
-
-def _features(arguments: argparse.Namespace) -> int:
-    from . import commands as training_commands
-
-    path, config = _training_configuration(arguments)
-    training_commands.features(config, _out(arguments, path), predict_only=arguments.predict)
+    features(config, _out(arguments, path), predict_only=arguments.predict)
     return 0
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from . import commands as training_commands
+    from .commands import train
 
-    path, config = _training_configuration(arguments)
-    print(*training_commands.train(config, _out(arguments, path), resume=arguments.resume), sep="\n")
+    path, config = _configuration(arguments)
+    print(*train(config, _out(arguments, path), resume=arguments.resume), sep="\n")
     return 0
 
 
@@ -160,18 +154,16 @@ def _configuration(arguments: argparse.Namespace) -> tuple[Path, dict]:
     path = arguments.config or default
     known = known_parameters(find_notebooks())
     config = load_config(path)
-    overrides = [f"{name}={getattr(arguments, name)}" for name in SHORTHANDS if getattr(arguments, name) is not None]
+    shorthands = {name: getattr(arguments, name, None) for name in SHORTHANDS}
+    overrides = [f"{name}={value}" for name, value in shorthands.items() if value is not None]
     return path, apply_overrides(config, overrides + arguments.parameters, known)
 
 
 def _minutes(text: str) -> float:
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = 0.0
-    if not minutes > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes above 0")
-    return minutes
+    with contextlib.suppress(ValueError):
+        if (minutes := float(text)) > 0:
+            return minutes
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes above 0")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -204,17 +196,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.set_defaults(command=_check)
 
+    staged = argparse.ArgumentParser(add_help=False)
+    staged.add_argument("--stage", help="heatmap, localizer or both (default: the configuration's, else both)")
     features = commands.add_parser(
-        "features", parents=[shared, placed], help="compute what the adapters and the localiser are trained on"
+        "features", parents=[shared, placed, staged], help="compute what the adapters and the localiser are trained on"
     )
-    features.add_argument("--stage", help="heatmap, localizer or both (default: the configuration's, else both)")
     features.add_argument("--predict", action="store_true", help="only say how much disk they need")
     features.set_defaults(command=_features)
 
     train = commands.add_parser(
-        "train", parents=[shared, placed], help="train what notebook 03 trains: heatmap adapters, localiser"
+        "train", parents=[shared, placed, staged], help="train what notebook 03 trains: heatmap adapters, localiser"
     )
-    train.add_argument("--stage", help="heatmap, localizer or both (default: the configuration's, else both)")
     train.add_argument("--resume", action="store_true", help="go on with a training of these settings that was stopped")
     train.set_defaults(command=_train)
 

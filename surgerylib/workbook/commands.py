@@ -24,19 +24,6 @@ from .parameters import LEAVES_OUT, find_notebooks, known_parameters, validate
 from .session import Session, open_session
 
 NOTEBOOK = "03"
-_SESSION = (
-    "dataset",
-    "split",
-    "model",
-    "checkpoint",
-    "image_size",
-    "num_images",
-    "depth",
-    "device",
-    "seed",
-    "cache_dir",
-    "on_bad_image",
-)
 
 
 _REPORTS = {"heatmap": "adapter_results.json", "localizer": "training_results.json"}
@@ -189,7 +176,7 @@ def _open(config: Mapping[str, Any], out_dir: Path) -> _Opened:
     parameters = {name: parameter.default for name, parameter in own.items()}
     parameters |= {name: value for name, value in given.items() if name in own}
     plan = TrainingPlan.from_parameters(parameters)
-    session = open_session(**{name: parameters[name] for name in _SESSION}, out_dir=str(out_dir))
+    session = open_session(find_notebooks(only=NOTEBOOK)[0].stem, parameters | {"out_dir": str(out_dir)})
     datasets = session.training_datasets(plan)
     made_of = (session.clip, datasets, session.cache_dir)
     return _Opened(

@@ -31,10 +31,10 @@ from ..study.summary import INTERVAL_NOTE, average_precision_text, present_only
 from ..study.tables import plain
 from ..study.verdict import SHARE
 from ..words import METHOD_NAMES, PROTOCOLS
-from .index import figure_cell
-from .page import content_security_policy, page_environment, read_json, shown_value
+from .check import check_writable
+from .page import content_security_policy, figure_cell, page_environment, read_json, shown_value
 from .parameters import find_notebooks, known_parameters
-from .run_files import read_results
+from .run_files import RUN_FORMAT, read_results
 
 MAPS, EVALUATION = "map_results.json", "evaluation_results.json"
 RESULTS = (MAPS, "multi_iou_results.json", "training_results.json", EVALUATION)  # of notebooks 01 to 04
@@ -178,6 +178,8 @@ def _record(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ResultsError(f"{folder} holds no run.json, so it is no run's folder; name one that 'run' has written")
     record = read_json(path)
+    if record and record.get("format") != RUN_FORMAT:
+        raise ResultsError(f"{folder} was written by another version of this workbook; give its command again")
     entries = record.get("notebooks")
     whole = isinstance(record.get("parameters"), dict) and isinstance(entries, list) and "status" in record
     if not whole or not all(isinstance(e, dict) and {"name", "status", "files"} <= e.keys() for e in entries):
@@ -241,9 +243,7 @@ def _check_output(page: Path) -> None:
             raise OutputError(f"--out {page} is a folder; name a file, such as {page / 'compare.html'}")
         if page.exists() and not (page.is_file() and MARK.encode() in page.read_bytes()):
             raise OutputError(f"{page} is there and was not written by compare; choose another --out")
-        existing = next(path for path in page.parents if path.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            raise OutputError(f"{existing} is no folder that {page} can be written into; choose another --out")
+        check_writable(page.parent, "another --out")
     except OSError as error:
         raise OutputError(f"cannot write {page}: {error.strerror}; choose another --out") from None
 
@@ -314,10 +314,7 @@ def _table(caption: str, corner: str, columns: list[str], groups: Mapping[str, l
 
 
 def _row(name: str, entries: Iterable[Mapping[str, Any] | None], value: str) -> dict[str, Any]:
-    """A row of figures; a difference whose interval excludes 0 is strong."""
-    sign = value == "difference"
-    cells = [figure_cell(of, value, sign=sign) | {"strong": bool(of and of.get("excludes_zero"))} for of in entries]
-    return {"name": name, "cells": cells}
+    return {"name": name, "cells": [figure_cell(of, value) for of in entries]}
 
 
 def _pair(first: Run, run: Run) -> dict[str, Any]:

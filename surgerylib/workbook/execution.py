@@ -1,75 +1,120 @@
-"""One notebook from start to end, in a kernel of this interpreter."""
+"""One notebook from start to end, in a kernel of this interpreter; the next one's kernel imports meanwhile."""
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import contextlib
 import logging
 import os
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import papermill
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from nbclient.util import run_sync
 from traitlets import default
 from zmq import ZMQError
 
 from ..files import DISK_IS_FULL
-from .ready_kernel import ReadyKernels
-from .threads import waiting_threads_sleep
+
+_PACKAGE = __name__.partition(".")[0]
+_IMPORTS_MAY_TAKE = 600  # seconds, from a slow disk; a kernel that dies of them is noticed at once
 
 
 class NotebookFailure(Exception):
     """A notebook stopped before its end; the message is one line."""
 
 
-class ThisInterpreter(AsyncKernelManager):
-    """Kernels of the interpreter that runs this, whatever a user's kernelspec called python3 points to."""
-
-    ready: ReadyKernels | None = None  # what has been started ahead
+class _Kernel(AsyncKernelManager):
+    """A kernel of the interpreter that runs this, whatever a user's kernelspec called python3 points to."""
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        return KernelSpec(**get_kernel_dict() | {"env": _environment()})
+        environment = {
+            # with Agg, as it may be in the user's shell, the figures would silently be missing from the report
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),  # as in `cli.shell`
+        }
+        return KernelSpec(**get_kernel_dict() | {"env": environment})
 
     @default("transport_encryption")
     def _encrypt(self) -> str:
         return "auto"  # otherwise ipykernel prints a warning into the middle of the progress lines
 
-    async def start_kernel(self, **kwargs: Any) -> None:
-        """Start without the kernel process's own messages; what cells print comes through the notebook."""
+    async def begin(self, root: Path, imports: str) -> None:
         # how a cell ended that Ctrl-C had stopped is nobody's to hear, and else nothing is said there
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
-        await super().start_kernel(stderr=subprocess.DEVNULL, **kwargs)
+        self.opened: list[Any] = []
+        ahead = f"--IPKernelApp.exec_lines={[f'exec({imports!r}, dict())']}"
+        # without the kernel process's own messages; what cells print comes through the notebook
+        await self.start_kernel(cwd=str(root), stderr=subprocess.DEVNULL, extra_arguments=[ahead] if imports else [])
 
-    async def _async_launch_kernel(self, kernel_cmd: list[str], **kwargs: Any) -> None:
-        """Take a kernel that is ready, where there is one; jupyter_client's own place to launch otherwise."""
-        process = self.ready.launch(kernel_cmd) if self.ready else None
-        if process is None:
-            await super()._async_launch_kernel(kernel_cmd, **kwargs)
-            return
-        self.provisioner.process, self.provisioner.pid = process, process.pid
-        self.provisioner.pgid = process.pid if os.name == "posix" else None  # it leads a session of its own
-        self._reconcile_connection_info(self.provisioner.connection_info)
+    def client(self, **kwargs: Any) -> Any:
+        self.opened.append(super().client(**kwargs))
+        return self.opened[-1]
+
+    async def end(self) -> None:
+        for client in self.opened:
+            client.stop_channels()
+        await self.shutdown_kernel(now=True)
 
 
-def ready_kernels(notebooks: Sequence[Path], root: Path) -> ReadyKernels:
-    """Kernels for `execute_notebook` that have imported what these notebooks import, or are about to.
+class Kernels(contextlib.AbstractContextManager):
+    """Kernels for some notebooks, one after the other, each started while the notebook before works.
 
-    Args:
-        notebooks, root: as there.
+    Importing torch and open_clip takes longer than much of what a notebook does, so a kernel is told at once to import
+    what its notebook imports of this package: into no namespace, and nothing else is done ahead. What fails there the
+    notebook will meet, and say so.
     """
-    return ReadyKernels(notebooks, root, _environment())
+
+    def __init__(self, notebooks: Iterable[Path], root: Path) -> None:
+        """Start the first kernel; this returns at once.
+
+        Args:
+            notebooks: about to run, in this order. Any other can be run as well.
+            root: working directory of the kernels.
+        """
+        self._left, self._root = list(notebooks), root
+        self._next: _Kernel | None = None
+        self._start_next()
+
+    def take(self) -> _Kernel:
+        """The kernel that is ready, or a new one where none is left or it was killed; the next one is started."""
+        kernel, self._next = self._next, None
+        if kernel is not None and not run_sync(kernel.is_alive)():
+            run_sync(kernel.end)()
+            kernel = None
+        if kernel is None:
+            kernel = _Kernel()
+            run_sync(kernel.begin)(self._root, "")
+        self._start_next()
+        return kernel
+
+    def __exit__(self, *_: object) -> None:
+        if self._next is not None:
+            run_sync(self._next.end)()
+
+    def _start_next(self) -> None:
+        if self._left:
+            self._next = _Kernel()
+            run_sync(self._next.begin)(self._root, package_imports(self._left.pop(0)))
 
 
-def _environment() -> dict[str, str]:
-    # with MPLBACKEND=Agg in the user's shell the figures would silently be missing from the report
-    return {"MPLBACKEND": "module://matplotlib_inline.backend_inline", **waiting_threads_sleep()}
+def package_imports(notebook: Path) -> str:
+    """The statements by which a notebook imports from this package; none of one that does not parse."""
+    cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    with contextlib.suppress(SyntaxError, ValueError):
+        nodes = [node for source in cells for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+        return "\n".join(ast.unparse(node) for node in nodes if (node.module or "").split(".")[0] == _PACKAGE)
+    return ""
 
 
 def execute_notebook(
@@ -78,7 +123,7 @@ def execute_notebook(
     parameters: Mapping[str, Any],
     root: Path,
     time_limit: float,
-    ready: ReadyKernels | None = None,
+    kernels: Kernels | None = None,
 ) -> None:
     """Run a notebook with papermill in a kernel of this interpreter, with one deadline for the whole of it.
 
@@ -88,7 +133,7 @@ def execute_notebook(
         parameters: put behind its cell of parameters.
         root: the kernel's working directory.
         time_limit: seconds.
-        ready: gives the kernel; None starts one.
+        kernels: give the kernel; None starts one.
 
     Raises:
         NotebookFailure: it did not reach its end.
@@ -97,17 +142,21 @@ def execute_notebook(
     # papermill and nbclient log what is said here in one line
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
     try:
-        papermill.execute_notebook(
-            _literal(notebook),
-            _literal(output),
-            parameters=dict(parameters),
-            kernel_name="python3",
-            language="python",
-            cwd=str(root),
-            progress_bar={"desc": notebook.stem, "disable": None, "leave": False},
-            kernel_manager_class=type("ReadyOrNew", (ThisInterpreter,), {"ready": ready}),
-            timeout_func=lambda cell: max(0.1, deadline - time.monotonic()),
-        )
+        with contextlib.ExitStack() as stack:
+            kernel = (kernels or stack.enter_context(Kernels([notebook], root))).take()
+            stack.callback(run_sync(kernel.end))
+            papermill.execute_notebook(
+                _literal(notebook),
+                _literal(output),
+                parameters=dict(parameters),
+                kernel_name="python3",
+                language="python",
+                cwd=str(root),
+                progress_bar={"desc": notebook.stem, "disable": None, "leave": False},
+                km=kernel,
+                start_timeout=_IMPORTS_MAY_TAKE,
+                timeout_func=lambda cell: max(0.1, deadline - time.monotonic()),
+            )
     except papermill.PapermillExecutionError as error:
         lines = str(error.evalue).strip().splitlines() or ["(no message)"]
         raise NotebookFailure(f"{error.ename}: {lines[0]}") from None
@@ -123,9 +172,6 @@ def execute_notebook(
         raise NotebookFailure(f"{where}: {error.strerror or error}{free}") from None
     except RuntimeError as error:  # of jupyter_client, when the kernel does not come up
         raise NotebookFailure(f"the kernel did not start: {str(error).splitlines()[0]}") from None
-    finally:
-        if ready:
-            ready.end_launched()
 
 
 def _literal(path: Path) -> str:

@@ -11,9 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from ..intervals import interval_text, number
 from ..study.summary import INTERVAL_NOTE, average_precision_text
-from .page import content_security_policy, held_together, image_size, page_environment, read_json
+from .page import content_security_policy, figure_cell, held_together, image_size, page_environment, read_json
 
 MAX_KEY_FIGURES = 14
 _GIVEN = {"present": "Classes of the image given", "all": "Neither given"}
@@ -64,42 +63,40 @@ def _headline(
     """The run in a few rows: finding, naming, detection, before and after training; unmeasured things have no row."""
     rows = []
 
-    def add(
-        text: str, entry: Mapping[str, Any] | None, field: str = "value", notebook: str = "", *, sign: bool = False
-    ) -> None:
+    def add(text: str, entry: Mapping[str, Any] | None, notebook: str, field: str = "value") -> None:
         if entry and entry.get(field) is not None:
-            rows.append({"text": text, "notebook": notebook, **figure_cell(entry, field, sign=sign)})
+            rows.append({"text": text, "notebook": notebook, **figure_cell(entry, field)})
 
     methods = evaluation.get("methods") or {}
     for method, text in (
         ("oracle", "Class given: boxes that some cell of the head meets with IoU > 0.5 (oracle)"),
         ("cam_peak", "Class given: boxes met so in the cell of the CAM's peak"),
     ):
-        add(text, (methods.get(method) or {}).get("share>0.50"), notebook="04_gt_class_evaluation")
+        add(text, (methods.get(method) or {}).get("share>0.50"), "04_gt_class_evaluation")
     guesses = {
         name: methods[name]["share>0.50"] for name in ("whole_image", "centre_box", "class_mean") if name in methods
     }
     if known := {name: entry for name, entry in guesses.items() if entry["value"] is not None}:
         best = max(known, key=lambda name: known[name]["value"])
         text = f"Class given: boxes met so by the best guess ({best.replace('_', ' ')})"
-        add(text, known[best], notebook="04_gt_class_evaluation")
+        add(text, known[best], "04_gt_class_evaluation")
     kind = evaluation.get("kind")
     accuracy = ((evaluation.get("classification") or {}).get(kind) or {}).get("accuracy") or {}
     n_classes = len((evaluation.get("provenance") or {}).get("classes") or [])
     add(
         f"Box given: boxes whose class comes first of {n_classes} ({kind} maps)", accuracy.get("top1"),
-        notebook="04_gt_class_evaluation",
+        "04_gt_class_evaluation",
     )  # fmt: skip
     for protocol, by_kind in (results.get("protocols") or {}).items():
         for name in dict.fromkeys(("standard", results.get("kind"))):
             if by_kind.get(name):
                 entry = by_kind[name][0]
                 text = f"{_GIVEN[protocol]}: mAP@{entry['iou_threshold']:.2f} of {name}, protocol “{protocol}”"
-                add(text, entry, "map", "01_heatmap_generation")
+                add(text, entry, "01_heatmap_generation", "map")
     recommended = ((sweep.get("report") or {}).get("recommended") or {}).get("protocols") or {}
     for protocol, entries in recommended.items():
         text = f"{_GIVEN[protocol]}: mean mAP of the recommended setting, protocol “{protocol}”"
-        add(text, entries[-1], "map", "02_threshold_sweep")
+        add(text, entries[-1], "02_threshold_sweep", "map")
     kind, groups = adapter.get("kind"), adapter.get("groups") or {}
 
     def trained(group: str, state: str) -> Mapping[str, Any]:
@@ -115,10 +112,10 @@ def _headline(
             for entry in ((trained(group, state).get("protocols") or {}).get("all") or [])[:1]:
                 text = f"{name}: mAP@{entry['iou_threshold']:.2f} of {kind}, {words}"
                 field = "difference" if "-" in state else "map"
-                add(text, entry, field, "03_training", sign=field == "difference")
+                add(text, entry, "03_training", field)
     for state, words in (("before", "before training"), ("after", "after")) if "all classes" in groups else ():
         figure = (trained("all classes", state).get("figures") or {}).get("false_box_rate")
-        add(f"Heatmap adapter: classes not in an image that get a box there, {words}", figure, "value", "03_training")
+        add(f"Heatmap adapter: classes not in an image that get a box there, {words}", figure, "03_training")
     return rows
 
 
@@ -135,34 +132,17 @@ def _map_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     tables = []
     for protocol, by_kind in (results.get("protocols") or {}).items():
         thresholds = results.get("iou_thresholds") or []
-        values = {
-            kind: {entry["iou_threshold"]: entry for entry in by_kind.get(kind, [])}
-            for kind in results.get("kinds") or by_kind
-        }
-        best = {
-            threshold: max((row[threshold]["map"] or 0 for row in values.values() if threshold in row), default=None)
-            for threshold in thresholds
-        }
-        rows = [
-            {
-                "name": kind,
-                "difference": False,
-                "cells": [
-                    figure_cell(row.get(t), "map") | {"strong": t in row and (row[t]["map"] or 0) == best[t] > 0}
-                    for t in thresholds
-                ],
-            }
-            for kind, row in values.items()
-        ]
-        differences = {e["iou_threshold"]: e for e in (paired.get("protocols") or {}).get(protocol, [])}
-        if differences:
-            cells = []
-            for threshold in thresholds:
-                entry = differences.get(threshold)
-                known = entry is not None and entry.get("low") is not None and entry.get("high") is not None
-                sure = known and (entry["low"] > 0 or entry["high"] < 0)
-                cells.append(figure_cell(entry, "difference", sign=True) | {"strong": sure})
-            rows.append({"name": f"{paired['a']} − {paired['b']}", "cells": cells, "difference": True})
+        rows = [_figure_row(kind, by_kind.get(kind, []), "map", thresholds) for kind in results.get("kinds") or by_kind]
+        for column, threshold in enumerate(thresholds):
+            values = {
+                kind: entry["map"] or 0 for kind in by_kind for entry in by_kind[kind]
+                if entry["iou_threshold"] == threshold
+            }  # fmt: skip
+            best = max(values.values(), default=0)
+            for row in rows:
+                row["cells"][column]["strong"] = values.get(row["name"], 0) == best > 0
+        if differences := (paired.get("protocols") or {}).get(protocol):
+            rows.append(_figure_row(f"{paired['a']} − {paired['b']}", differences, "difference", thresholds))
         tables.append({"caption": captions.get(protocol, protocol), "thresholds": thresholds, "rows": rows})
     return tables
 
@@ -187,7 +167,7 @@ def _recommendation(run_dir: Path, owners: Mapping[str, Mapping[str, Any]]) -> d
             "corner": "setting",
             "caption": f"On {report.get('split')} (protocol “{protocol}”){definition}",
             "thresholds": [*thresholds, None],
-            "rows": [_recommendation_row(row, *of_row, [*thresholds, None]) for row, of_row in rows.items()],
+            "rows": [_figure_row(row, *of_row, [*thresholds, None]) for row, of_row in rows.items()],
         })  # fmt: skip
     return {
         "finding": found.get("finding"),
@@ -198,27 +178,11 @@ def _recommendation(run_dir: Path, owners: Mapping[str, Mapping[str, Any]]) -> d
     }
 
 
-def _recommendation_row(
-    name: str, entries: Iterable[Mapping[str, Any]], field: str, thresholds: Iterable[float | None]
-) -> dict[str, Any]:
+def _figure_row(name: str, entries: Iterable[Mapping[str, Any]], field: str, columns: Iterable[float | None]) -> dict:
+    """A row of a table with a column an IoU threshold, None for their mean."""
     by_threshold = {entry["iou_threshold"]: entry for entry in entries}
-    difference = field == "difference"
-    cells = []
-    for threshold in thresholds:
-        entry = by_threshold.get(threshold) or {}
-        known = entry.get("low") is not None and entry.get("high") is not None
-        sure = difference and known and (entry["low"] > 0 or entry["high"] < 0)
-        cells.append(figure_cell(entry, field, sign=difference) | {"strong": sure})
-    return {"name": name, "difference": difference, "cells": cells}
-
-
-def figure_cell(entry: Mapping[str, Any] | None, field: str, *, sign: bool = False) -> dict[str, Any]:
-    """A number and its interval as text; a dash where there is none."""
-    if entry is None or entry.get(field) is None:
-        return {"value": "–", "interval": ""}
-    low, high = entry.get("low"), entry.get("high")
-    known = low is not None and high is not None
-    return {"value": number(entry[field], sign=sign), "interval": interval_text(low, high, sign=sign) if known else ""}
+    cells = [figure_cell(by_threshold.get(column), field) for column in columns]
+    return {"name": name, "difference": field == "difference", "cells": cells}
 
 
 def _key_figures(run_dir: Path, names: Iterable[str]) -> list[dict[str, Any]]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import itertools
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from nbconvert.filters import strip_ansi
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor, Preprocessor
 from PIL import Image
 
+from ..intervals import interval_text, number
 from .parameters import SET_BY_RUNNER, parse_assignments, tagged_source
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -189,15 +190,13 @@ def _mark_setup(cells: list[nbformat.NotebookNode]) -> None:
     """Marks the code that runs before the first section: folded into one, it doesn't part a question and its answer."""
     first = next((at for at, cell in enumerate(cells) if re.search(r"^## ", cell.source, re.MULTILINE)), 0)
     start = first
-    while start and cells[start - 1].cell_type == "code" and _only_says(cells[start - 1]):
+    while start and cells[start - 1].cell_type == "code":
+        if any(output.output_type != "stream" for output in cells[start - 1].outputs):
+            break
         start -= 1
     if start < first:
         cells[start].metadata["setup"] = {"opens": True}
         cells[first - 1].metadata.setdefault("setup", {})["closes"] = True
-
-
-def _only_says(cell: nbformat.NotebookNode) -> bool:
-    return all(output.output_type == "stream" for output in cell.outputs)
 
 
 def image_size(data: bytes) -> dict[str, Any]:
@@ -218,19 +217,12 @@ def _last_states(text: str) -> str:
     return "\n".join(kept)
 
 
-@dataclass(frozen=True)
-class _Heading:
-    level: int
-    anchor: str
-    text: str
-
-
 class _ReportExporter(HTMLExporter):
     """nbconvert's exporter with a table of contents, anchors that are unique, and tables that scroll in their box."""
 
     def __init__(self, **kw: Any) -> None:
         super().__init__(**kw)
-        self._headings: list[_Heading] = []
+        self._headings: list[dict[str, Any]] = []
         self._title_seen = False
         self._sortable_seen = False
 
@@ -262,16 +254,13 @@ class _ReportExporter(HTMLExporter):
             link = soup.new_tag("a", href=f"#{anchor}", attrs={"class": "anchor", "aria-label": "link to here"})
             link.string = "#"
             tag.append(link)
-            self._headings.append(_Heading(int(tag.name[1]), anchor, text))
+            self._headings.append({"level": int(tag.name[1]), "anchor": anchor, "text": text})
         return self._self_contained(soup)
 
     def _unique_anchor(self, text: str) -> str:
-        slug = anchor_of(text)
-        taken = {heading.anchor for heading in self._headings}
-        anchor, number = slug, 2
-        while anchor in taken:
-            anchor, number = f"{slug}-{number}", number + 1
-        return anchor
+        slug, taken = anchor_of(text), {heading["anchor"] for heading in self._headings}
+        names = itertools.chain([slug], (f"{slug}-{number}" for number in itertools.count(2)))
+        return next(name for name in names if name not in taken)
 
     def _self_contained(self, html: str | BeautifulSoup) -> str:
         """HTML of a cell or an output with nothing that would be fetched, and each table in a box of its own."""
@@ -317,13 +306,11 @@ def _join_header_rows(table: Tag) -> None:
     if corner := " ".join(cell.get_text(strip=True) for cell in upper[:levels]).strip():  # the name of the columns
         name = Tag(name="strong")
         name.string = corner
-        caption = table.find("caption")
-        if caption is None:
-            caption = Tag(name="caption")
-            table.insert(0, caption)
+        if table.caption is None:
+            table.insert(0, Tag(name="caption"))
         else:
-            caption.insert(0, " · ")
-        caption.insert(0, name)
+            table.caption.insert(0, " · ")
+        table.caption.insert(0, name)
     for above, below in zip(upper[:levels], lower, strict=False):
         above.string = below.get_text()
     rows[1].decompose()
@@ -361,13 +348,28 @@ def _parameter_rows(notebook: nbformat.NotebookNode) -> list[dict[str, Any]]:
     """The parameters table: name, value, what it means, and whether the run changed the default."""
     defaults = parse_assignments(tagged_source(notebook, "parameters"))
     given = parse_assignments(tagged_source(notebook, "injected-parameters"))
-    rows = []
-    for name, parameter in {**defaults, **given}.items():
-        by_user = name != SET_BY_RUNNER
-        changed = by_user and (name not in defaults or parameter.default != defaults[name].default)
-        comment = defaults[name].comment if name in defaults else ""
-        rows.append({"name": name, "value": shown_value(parameter.default), "comment": comment, "changed": changed})
-    return rows
+    return [
+        {
+            "name": name,
+            "value": shown_value(parameter.default),
+            "comment": defaults[name].comment if name in defaults else "",
+            "changed": name != SET_BY_RUNNER and (name not in defaults or parameter.default != defaults[name].default),
+        }
+        for name, parameter in {**defaults, **given}.items()
+    ]
+
+
+def figure_cell(entry: Mapping[str, Any] | None, field: str) -> dict[str, Any]:
+    """A number and its interval as text, a dash where there is none; a difference is strong when surely not 0."""
+    if entry is None or entry.get(field) is None:
+        return {"value": "–", "interval": "", "strong": False}
+    sign, low, high = field == "difference", entry.get("low"), entry.get("high")
+    known = low is not None and high is not None
+    return {
+        "value": number(entry[field], sign=sign),
+        "interval": interval_text(low, high, sign=sign) if known else "",
+        "strong": sign and known and (low > 0 or high < 0),
+    }
 
 
 def shown_value(value: Any) -> str:

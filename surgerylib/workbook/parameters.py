@@ -133,16 +133,6 @@ def notebook_reads(path: Path) -> list[str]:
     return list(nbformat.read(path, as_version=4).metadata.get("reads", []))
 
 
-def parameter_values(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """What a notebook was run with, by name: for its provenance.
-
-    Args:
-        notebook: its file's name in `notebooks/`, without the ending.
-        namespace: its `globals()`.
-    """
-    return {name: namespace[name] for name in notebook_parameters(PROJECT_ROOT / "notebooks" / f"{notebook}.ipynb")}
-
-
 def known_parameters(notebooks: Iterable[Path]) -> dict[str, Parameter]:
     """The parameters of all notebooks; where two share one, the first notebook's default stands."""
     known: dict[str, Parameter] = {}

@@ -26,7 +26,7 @@ from ..locations import RUN_LOCK, dataset_folder
 from ..versions import library_sha256, versions
 from . import page as report
 from .check import check, check_cache, check_head, check_output, check_values
-from .execution import NotebookFailure, execute_notebook, ready_kernels
+from .execution import Kernels, NotebookFailure, execute_notebook
 from .fingerprints import notebook_keys
 from .index import index_html
 from .parameters import (
@@ -41,7 +41,7 @@ from .parameters import (
     notebook_reads,
     validate,
 )
-from .ready_kernel import ReadyKernels
+from .run_files import RUN_FORMAT
 
 DEFAULT_TIME_LIMIT = 24 * 3600.0  # against what hangs: the longest notebook takes a night, see docs/scale.md
 _PARTIAL = ".partial.ipynb"
@@ -109,27 +109,30 @@ def run_workbook(
     out = Path(out_dir).expanduser().resolve()
     check_output(out)
     if (out / RUN_LOCK).exists():  # who holds it is said before every image is looked at
-        with _only_run(out):
+        with only_process(out, "writes", lock_name=RUN_LOCK):
             pass
 
     run = _previous_run(out)
     with contextlib.ExitStack() as stack:
         kernels = None
         if force or not run:  # torch is imported here and there at once
-            kernels = stack.enter_context(ready_kernels(chosen, root))
+            kernels = stack.enter_context(Kernels(chosen, root))
         check_values(settings)
         check_cache(settings, root)
         check_head(chosen, settings, out, root)
         keys = notebook_keys(notebooks, settings, root)
         # the look at the input comes second: it takes longer than to see that nothing has changed
-        if outdated := [path for path in chosen if force or not _up_to_date(run, path, keys[path], out)]:
-            kernels = kernels or stack.enter_context(ready_kernels(outdated, root))
+        before = run.get("notebooks", [])
+        if outdated := [path for path in chosen if force or not _up_to_date(before, path, keys[path], out)]:
+            kernels = kernels or stack.enter_context(Kernels(outdated, root))
             check(given, only=only, notebooks_dir=notebooks_dir)
             if _draw_embedded_scenes(settings, root):
                 keys = notebook_keys(notebooks, settings, root)
-        stack.enter_context(_only_run(out))
-        _remove_leftovers(out)
-        return _Run(out, root, given, notebooks, keys, kernels).execute(chosen, time_limit, force)
+        stack.enter_context(only_process(out, "writes", lock_name=RUN_LOCK))
+        remove_parts(out)  # of a run that was killed
+        for partial in out.glob(f".*{_PARTIAL}"):
+            partial.unlink(missing_ok=True)
+        return _Run(out, root, given, notebooks, keys, kernels, run).execute(chosen, time_limit, force)
 
 
 def _without_left_out(chosen: list[Path], settings: Mapping[str, Any]) -> list[Path]:
@@ -165,22 +168,18 @@ class _Run:
         given: Mapping[str, Any],
         notebooks: list[Path],
         keys: Mapping[Path, str],
-        kernels: ReadyKernels | None,
+        kernels: Kernels | None,
+        previous: Mapping[str, Any],
     ) -> None:
         self.out, self.root, self.given, self.keys, self.kernels = out, root, given, keys, kernels
-        self.previous = _previous_run(out)
+        self.previous = previous
         entries = {entry["name"]: entry for entry in self.previous.get("notebooks", [])}
         self.entries = {path: _entry(path, entries.get(path.stem), keys[path]) for path in notebooks}
         self.record: dict[str, Any] = {
-            "name": out.name,
-            "status": "running",
-            "pid": os.getpid(),
-            "started": _now(),
-            "parameters": dict(given),
-            "versions": versions(),
-            "platform": platform.platform(),
+            "format": RUN_FORMAT, "name": out.name, "status": "running", "pid": os.getpid(), "started": _now(),
+            "parameters": dict(given), "versions": versions(), "platform": platform.platform(),
             "library_sha256": library_sha256(),
-        }
+        }  # fmt: skip
 
     def execute(self, chosen: list[Path], time_limit: float, force: bool) -> RunResult:
         started = time.monotonic()
@@ -196,20 +195,13 @@ class _Run:
             self._finish("interrupted", started)
             raise
         ok = all(result.status == "ok" for result in results)
-        unchanged = all(result.up_to_date for result in results) and self._is_as_before()
-        if unchanged:
+        ended = self.previous.get("status") in ("ok", "failed")
+        as_before = ended and list(self.entries.values()) == self.previous["notebooks"]
+        if as_before and all(result.up_to_date for result in results):
             self._write_index()  # the record of the work done stays; the run may have been killed before its page
         else:
             self._finish("ok" if ok else "failed", started)
         return RunResult(self.out / "index.html", ok, tuple(results))
-
-    def _is_as_before(self) -> bool:
-        """Whether a run that came to its end has left the very record that this one would."""
-        ended = self.previous.get("status") in ("ok", "failed")
-        return ended and list(self.entries.values()) == self.previous["notebooks"]
-
-    def _is_done(self, path: Path) -> bool:
-        return _up_to_date({"notebooks": [self.entries[path]]}, path, self.keys[path], self.out)
 
     def _result(self, path: Path, failed: str, time_limit: float, force: bool) -> NotebookResult:
         """One notebook, executed where it has to be and none has `failed` before it."""
@@ -217,7 +209,7 @@ class _Run:
         if failed:
             entry.update(status="not run", message=f"{failed} failed before it")
             return NotebookResult(path.stem, "not run", 0.0, message=entry["message"])
-        if not force and self._is_done(path):
+        if not force and _up_to_date([entry], path, self.keys[path], self.out):
             print(f"{path.stem}: up to date", flush=True)
             return NotebookResult(path.stem, "ok", entry["seconds"], up_to_date=True)
         self._one(path, entry, time_limit)
@@ -228,15 +220,12 @@ class _Run:
         accepted = notebook_parameters(path)
         parameters = {name: value for name, value in self.given.items() if name in accepted}
         if SET_BY_RUNNER in accepted:
-            parameters[SET_BY_RUNNER] = (
-                str(self.out.relative_to(self.root)) if self.out.is_relative_to(self.root) else str(self.out)
-            )
+            inside = self.out.is_relative_to(self.root)
+            parameters[SET_BY_RUNNER] = str(self.out.relative_to(self.root) if inside else self.out)
         before = _files(self.out)
         kept = set(entry["files"]) if entry.get("key") == self.keys[path] else set()
-        entry.update(
-            status="running", key=self.keys[path], sha256=file_sha256(path), parameters=parameters, started=_now()
-        )
-        entry.update(seconds=0.0, message="", files=[], finding="")
+        entry.update(status="running", seconds=0.0, message="", files=[], finding="", parameters=parameters)
+        entry.update(key=self.keys[path], sha256=file_sha256(path), started=_now())
         self._save()
         print(f"{path.stem}: started {datetime.now():%H:%M:%S}", flush=True)
         started = time.monotonic()
@@ -298,9 +287,8 @@ class _Run:
                 stale = owner["status"] != "ok" if owner else name.endswith(".json")
                 if stale or now[name] != read[name]:
                     of = f"{name} of {owner['name']}" if owner else name
-                    entry.update(
-                        status="outdated", message=f"made of {of}, which is from an earlier run or has changed"
-                    )
+                    message = f"made of {of}, which is from an earlier run or has changed"
+                    entry.update(status="outdated", message=message)
                     print(f"{path.stem}: outdated, {entry['message']}", flush=True)
                     break
 
@@ -342,9 +330,9 @@ def _entry(path: Path, previous: dict[str, Any] | None, key: str) -> dict[str, A
     return entry
 
 
-def _up_to_date(run: Mapping[str, Any], path: Path, key: str, out: Path) -> bool:
+def _up_to_date(entries: Iterable[Mapping[str, Any]], path: Path, key: str, out: Path) -> bool:
     """Whether a good run with this key left everything that it wrote and read, and it is all still there."""
-    entry = next((entry for entry in run.get("notebooks", []) if entry["name"] == path.stem), None)
+    entry = next((entry for entry in entries if entry["name"] == path.stem), None)
     if entry is None or entry["status"] not in ("ok", "outdated") or entry.get("key") != key:
         return False
     there = all((out / name).exists() for name in [f"{path.stem}.html", f"{path.stem}.ipynb", *entry["files"]])
@@ -370,23 +358,14 @@ def _draw_embedded_scenes(settings: Mapping[str, Any], root: Path) -> bool:
     return True
 
 
-def _only_run(out: Path) -> contextlib.AbstractContextManager[None]:
-    return only_process(out, "writes", lock_name=RUN_LOCK)
-
-
-def _remove_leftovers(out: Path) -> None:
-    """What a run that was killed left half written."""
-    remove_parts(out)
-    for partial in out.glob(f".*{_PARTIAL}"):
-        partial.unlink(missing_ok=True)
-
-
 def _previous_run(out: Path) -> dict[str, Any]:
-    try:
-        run = json.loads((out / "run.json").read_text(encoding="utf-8"))
-        return run if all("name" in e and "status" in e and "files" in e for e in run["notebooks"]) else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}  # none yet, or not one of ours: everything is executed
+    """`run.json` of an earlier run; empty where there is none, or none of ours: then everything is executed."""
+    run = report.read_json(out / "run.json")
+    if run and run.get("format") != RUN_FORMAT:
+        print(f"{out} was written by another version of this workbook: everything in it is made again", flush=True)
+    elif run and all({"name", "status", "files"} <= entry.keys() for entry in run.get("notebooks", [])):
+        return run
+    return {}
 
 
 def _files(out: Path) -> dict[str, tuple[int, int]]:

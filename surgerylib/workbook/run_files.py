@@ -5,31 +5,31 @@ A notebook that reads another's results must not take those of another model, da
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+from tqdm import tqdm
 
+from ..clip import SurgeryCLIP
+from ..datasets import Dataset
 from ..errors import ResultsError
 from ..files import atomic_write, file_sha256
 from ..identities import differences
+from ..versions import library_sha256, versions
 
+# of run.json and of what a run's folder holds: another number where a folder of an earlier version no longer fits
+RUN_FORMAT = 2
 # of a provenance: what two notebooks of one run have in common
 _SHARED = (
-    "model",
-    "weights_sha256",
-    "depth",
-    "image_size",
-    "dataset",
-    "split",
-    "annotations_sha256",
-    "images_sha256",
+    "model", "weights_sha256", "depth", "image_size", "dataset", "split", "annotations_sha256", "images_sha256",
     "classes",
-)
-
-
+)  # fmt: skip
 _WRITTEN_BY = {"map_results.json": "01", "evaluation_results.json": "04"}
 
 
@@ -85,3 +85,67 @@ def read_frame(out_dir: Path, results: Mapping[str, Any], name: str) -> pd.DataF
     if file_sha256(path) != stated:
         raise ResultsError(f"{path} is not the file that this run's results were made with; run its notebook again")
     return pd.read_parquet(path)
+
+
+def images_sha256(dataset: Dataset) -> str:
+    """A hash over the bytes of all image files, in the split's order."""
+
+    def of_file(path: str) -> bytes:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+
+    paths = dataset.images["path"]
+    whole = hashlib.sha256()
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter lock
+        for digest in tqdm(pool.map(of_file, paths), total=len(paths), desc="hashing images", delay=2, leave=False):
+            whole.update(digest)
+    return whole.hexdigest()
+
+
+def data_provenance(dataset: Dataset) -> dict:
+    """Which images and boxes were used: plain values."""
+    return {
+        "dataset": dataset.name,
+        "layout": dataset.layout,
+        "split": dataset.split,
+        "annotations_sha256": dataset.fingerprint(),
+        "images_sha256": images_sha256(dataset),
+        "n_images": len(dataset.images),
+        "skipped": [
+            {
+                "image_id": row.image_id,
+                "reason": row.reason,
+                "n_boxes": None if pd.isna(row.n_boxes) else int(row.n_boxes),
+            }
+            for row in dataset.skipped.itertuples()
+        ],
+    }
+
+
+def provenance(clip: SurgeryCLIP, dataset: Dataset, *, parameters: Mapping[str, Any], seconds: float) -> dict:
+    """What is needed to repeat a result, as plain values: for a notebook's last cell and for the JSON files.
+
+    Args:
+        clip: the model used.
+        dataset: the data used, as sampled.
+        parameters: of the notebook: plain values.
+        seconds: wall time of the notebook so far.
+    """
+    device = torch.cuda.get_device_name(clip.device) if clip.device.type == "cuda" else str(clip.device)
+    return {
+        "model": clip.name,
+        "weights": clip.weights.source,
+        "weights_sha256": clip.weights.sha256,
+        "depth": clip.depth,
+        "image_size": clip.image_size,
+        "self_check_error": clip.self_check_error,
+        **data_provenance(dataset),
+        "classes": list(dataset.classes),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "seed": parameters["seed"],
+        "parameters": dict(parameters),
+        "library_sha256": library_sha256(),
+        "versions": versions(),
+        "seconds": seconds,
+    }

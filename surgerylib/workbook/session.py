@@ -19,7 +19,8 @@ from ..errors import OutputError
 from ..locations import PROJECT_ROOT, checkpoint_file, dataset_folder
 from ..study.summary import skipped_note, warnings_for
 from ..study.training import TrainingPlan
-from .provenance import provenance
+from .parameters import notebook_parameters
+from .run_files import provenance
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,10 @@ class Session:
         dataset: the images that are reported on, every one of them known to decode.
         clip: the frozen model.
         out_dir, cache_dir: folders, made.
-        seed: of samples and resamples.
+        parameters: of the notebook, with the values that it was run with.
         started: clock at the start, in seconds.
         source: the dataset's folder.
         whole_split: all images of the split that `dataset` is a sample of.
-        on_bad_image: what becomes of damaged images, see `damage`.
         opened: every data set that was opened, the first is `dataset`.
     """
 
@@ -42,11 +42,10 @@ class Session:
     clip: SurgeryCLIP
     out_dir: Path
     cache_dir: Path
-    seed: int
+    parameters: Mapping[str, Any]
     started: float
     source: Path
     whole_split: Dataset
-    on_bad_image: str = "error"
     opened: list[Dataset] = field(default_factory=list)
 
     def other_split(self, split: str, num_images: int | None = None, *, purpose: str = "to choose on") -> Dataset:
@@ -61,9 +60,10 @@ class Session:
             ParameterError: the two splits share an image.
             ImageReadError, AnnotationError: a damaged image, unless the session skips them.
         """
-        other = load_dataset(self.source, split, on_bad_image=self.on_bad_image, decode=False)
+        policy = self.parameters["on_bad_image"]
+        other = load_dataset(self.source, split, on_bad_image=policy, decode=False)
         check_disjoint(self.whole_split, other)  # samples of the two may miss what they share
-        other = sound(other.sample(num_images, self.seed), self.on_bad_image, memory_dir=self.cache_dir)
+        other = sound(other.sample(num_images, self.parameters["seed"]), policy, memory_dir=self.cache_dir)
         print(f"{purpose}: {other.describe()}")
         self.opened.append(other)
         return other
@@ -116,13 +116,9 @@ class Session:
         with pd.option_context("display.max_colwidth", None):
             display(pd.DataFrame({"value": pd.Series(rows, dtype=object).astype(str)}))
 
-    def provenance(self, parameters: Mapping[str, Any]) -> dict:
-        """What is needed to repeat the notebook, with the seconds since it started.
-
-        Args:
-            parameters: of the notebook, see `parameters.parameter_values`.
-        """
-        return provenance(self.clip, self.dataset, seed=self.seed, seconds=self.seconds, parameters=parameters)
+    def provenance(self) -> dict:
+        """What is needed to repeat the notebook, with the seconds since it started."""
+        return provenance(self.clip, self.dataset, parameters=self.parameters, seconds=self.seconds)
 
     @property
     def seconds(self) -> float:
@@ -130,57 +126,41 @@ class Session:
         return round(time.monotonic() - self.started, 1)
 
 
-def open_session(
-    *,
-    dataset: str,
-    split: str,
-    model: str,
-    checkpoint: str | None,
-    out_dir: str,
-    image_size: int | None = None,
-    num_images: int | None = None,
-    depth: int = 6,
-    device: str = "auto",
-    seed: int = 0,
-    cache_dir: str | None = None,
-    on_bad_image: str = "error",
-) -> Session:
+def open_session(notebook: str, namespace: Mapping[str, Any]) -> Session:
     """Load dataset and model as a notebook's parameters name them, and say in a few lines what was found.
 
+    Of the parameters it takes `dataset` (a folder in one of the layouts, relative to the project, or `embedded`: the
+    procedural scenes, drawn on first use), `split`, `model`, `checkpoint`, `image_size`, `depth` and `device` (as in
+    `load_clip`), `num_images` (so many, drawn at random with `seed`; None takes all), `out_dir` (made here),
+    `cache_dir` (for what was computed; None takes `cache` in `out_dir`) and `on_bad_image` (`error` stops at
+    a damaged image before the work begins, `skip` leaves such images out).
+
     Args:
-        dataset: a folder in one of the layouts (relative to the project), or `embedded`: the procedural scenes, drawn
-            on first use.
-        split: train, val, test or trainval.
-        model: as in `load_clip`.
-        checkpoint: as in `load_clip`; a file relative to the project is found from anywhere.
-        out_dir: folder for the notebook's files, made here.
-        image_size: as in `load_clip`.
-        num_images: this many images, drawn at random with the seed; None takes all.
-        depth: as in `load_clip`.
-        device: as in `load_clip`.
-        seed: of the sample, and of the resamples later.
-        cache_dir: folder for what is computed; None takes `cache` in `out_dir`.
-        on_bad_image: `error` stops at a damaged image before the work begins, `skip` leaves such images out.
+        notebook: its file's name in `notebooks/`, without the ending.
+        namespace: its `globals()`, before any name is used for something else; a parameter that is not there has the
+            notebook's default.
 
     Raises:
         SurgeryError: whatever is wrong with the parameters, as one line.
     """
     started = time.monotonic()
-    source, embedded = dataset_folder(dataset)
+    declared = notebook_parameters(PROJECT_ROOT / "notebooks" / f"{notebook}.ipynb")
+    given = {name: namespace.get(name, parameter.default) for name, parameter in declared.items()}
+    source, embedded = dataset_folder(given["dataset"])
     if embedded:
         write_scenes(source)
-    folder = PROJECT_ROOT / out_dir
-    cache = PROJECT_ROOT / cache_dir if cache_dir else folder / "cache"
-    whole = load_dataset(source, split, on_bad_image=on_bad_image, decode=False)
-    data = sound(whole.sample(num_images, seed), on_bad_image, memory_dir=cache)
-    clip = load_clip(
-        model, checkpoint_file(checkpoint) or checkpoint, device=device, image_size=image_size, depth=depth
-    )
+    folder = PROJECT_ROOT / given["out_dir"]
+    cache = PROJECT_ROOT / given["cache_dir"] if given["cache_dir"] else folder / "cache"
+    policy = given["on_bad_image"]
+    whole = load_dataset(source, given["split"], on_bad_image=policy, decode=False)
+    data = sound(whole.sample(given["num_images"], given["seed"]), policy, memory_dir=cache)
+    weights = checkpoint_file(given["checkpoint"]) or given["checkpoint"]
+    clip = load_clip(given["model"], weights, **{name: given[name] for name in ("device", "image_size", "depth")})
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"the folder {folder} cannot be made: {error.strerror}; choose another out_dir") from error
-    session = Session(data, clip, folder, cache, seed, started, source, whole, on_bad_image, [data])
+    session = Session(data, clip, folder, cache, given, started, source, whole, [data])
     print(f"data: {data.name}, {data.describe()}")
     print(
         f"model: {clip.name}, weights from {clip.weights.source}, {clip.image_size} pixels, "

@@ -42,6 +42,18 @@ def test_a_page_is_whole_without_a_network_and_fits_its_window(browser, folder, 
     page.context.close()
 
 
+def test_the_policy_stops_what_got_past_the_tidying(browser, folder, tmp_path):
+    html = (folder / "index.html").read_text().replace("</main>", "<img src='https://a.example/a.png'></main>")
+    for name, content in (("guarded", html), ("unguarded", html.replace("Content-Security-Policy", "X-Nothing"))):
+        (tmp_path / f"{name}.html").write_text(content)
+        said = []
+        page = browser.new_context(offline=True).new_page()
+        page.on("console", lambda message, said=said: said.append(message.text))
+        page.goto((tmp_path / f"{name}.html").as_uri())
+        assert any("Content Security Policy" in text for text in said) == (name == "guarded"), said
+        page.context.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", PAGES)
 def test_axe_finds_no_serious_violation(browser, folder, name, scheme):

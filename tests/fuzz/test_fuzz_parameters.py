@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import re
-
 import pytest
 import yaml
 from hypothesis import assume, example, given
@@ -21,7 +18,6 @@ from surgerylib.workbook.parameters import (
     known_parameters,
     load_config,
     parse_assignments,
-    parse_override,
     validate,
 )
 
@@ -84,13 +80,6 @@ def test_any_value_of_any_parameter(name, value):
     assert message is None or names(message, name), message
 
 
-@fuzz(60)
-@given(st.dictionaries(st.sampled_from(SETTABLE), VALUES, min_size=2, max_size=6))
-def test_several_parameters_at_once(config):
-    message = outcome(config)
-    assert message is None or any(names(message, name) for name in [*config, "kind", "iou_thresholds"]), message
-
-
 @fuzz(40)
 @given(st.dictionaries(st.text(max_size=12), VALUES, max_size=2))
 def test_names_that_no_notebook_knows(config):
@@ -113,29 +102,6 @@ YAML_TEXT = st.one_of(
         ]
     ),
 )  # fmt: skip
-
-
-@fuzz(120)
-@given(YAML_TEXT)
-@example("2001-99-99")
-@example("9" * 5000)
-@example("0x" + "f" * 5000)
-@example("[" * 500)
-def test_any_text_after_the_equals_sign_of_an_override(text):
-    name, raw, _ = parse_override(f"seed={text}")
-    assert (name, raw) == ("seed", text)
-
-
-@fuzz(80)
-@given(st.text(max_size=30))
-def test_any_override(text):
-    try:
-        name, raw, _ = parse_override(text)
-    except ParameterError as error:
-        one_line(error)
-    else:
-        assert name.isidentifier()
-        assert text.endswith(raw)
 
 
 @pytest.mark.parametrize(
@@ -169,12 +135,6 @@ def check_file(file, content: bytes) -> None:
         return
     assert all(isinstance(name, str) for name in config)
     outcome(config)
-
-
-@fuzz(80)
-@given(content=st.binary(max_size=60))
-def test_any_bytes_as_a_configuration(file, content):
-    check_file(file, content)
 
 
 @fuzz(120)
@@ -230,28 +190,3 @@ def test_any_text_as_a_parameters_cell(source):
         one_line(error)
     else:
         assert all(name == parameter.name and name.isidentifier() for name, parameter in parameters.items())
-
-
-@fuzz(80)
-@given(
-    st.dictionaries(
-        st.from_regex(re.compile(r"[a-z_]{1,8}\d", re.ASCII), fullmatch=True),
-        st.tuples(
-            st.recursive(
-                st.one_of(
-                    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text()
-                ),
-                functools.partial(st.lists, max_size=3),
-                max_leaves=4,
-            ),
-            st.from_regex(re.compile(r"[a-z=#,]{1,12}"), fullmatch=True),
-        ),
-        max_size=4,
-    )
-)  # fmt: skip
-def test_a_parameters_cell_is_read_back(cell):
-    source = "\n".join(f"{name} = {value!r}  # {comment}" for name, (value, comment) in cell.items())
-    parameters = parse_assignments(source)
-    assert {name: (p.default, p.comment) for name, p in parameters.items()} == {
-        name: (value, comment.lstrip("# ").strip()) for name, (value, comment) in cell.items()
-    }
