@@ -87,7 +87,15 @@ def test_the_plan_has_the_notebooks_parameters_and_defaults():
 
 
 def test_each_training_takes_its_own_of_all_parameters():
-    given = {"adapter_epochs": 7, "epochs": 99, "learning_rate": 0.5, "adapter_rank": 3, "seed": 4, "weight_decay": 0.3}
+    given = {
+        "adapter": "folder",
+        "adapter_epochs": 7,
+        "epochs": 99,
+        "learning_rate": 0.5,
+        "adapter_rank": 3,
+        "seed": 4,
+        "weight_decay": 0.3,
+    }
     plan = TrainingPlan.from_parameters(given)
     assert plan.adapter_schedule == Schedule(epochs=7, learning_rate=0.5, weight_decay=0.3)
     assert plan.schedule == Schedule(epochs=99, learning_rate=0.5, weight_decay=0.3)
