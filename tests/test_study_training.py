@@ -125,6 +125,8 @@ def test_the_configurations_are_plans(name):
     assert set(config) <= set(defaults())
     settings = defaults() | config
     check_values(settings)
+    if settings["train_split"] is None:  # nothing is trained
+        return
     plan = TrainingPlan.from_parameters(settings)
     assert 1 <= len(plan.adapter.seen(DIOR_CLASSES)) <= 20
     if name == "earlier-study":
@@ -492,7 +494,7 @@ BAD = {
     "no class": ({"seen_classes": "[]"}, "list of class names"),
     "a rate of nought": ({"learning_rate": "0"}, "learning_rate must be greater than 0, got 0"),
     "too many layers": ({"feature_layers": "5"}, "feature_layers must be at most 4"),
-    "a tiny picture": ({"picture_size": "4"}, "picture_size .* 8, got 4"),
+    "a tiny picture": ({"picture_size": "4"}, "picture_size .* 8"),
 }
 
 
