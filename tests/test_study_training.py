@@ -458,13 +458,6 @@ def test_train_of_both_stages_and_the_stage_that_the_command_names(arguments, tm
     assert error == ["error: stage must be 'heatmap', 'localizer' or 'both', got 'heatmaps'"]
 
 
-def test_features_of_the_heatmap_stage_say_their_size(arguments, tmp_path, capsys):
-    assert main([*words("features", arguments, tmp_path), "--stage", "heatmap", "--predict"]) == 0
-    said = capsys.readouterr().out
-    assert f"tokens, train (train): {2 * 3 * 16 * 24 * 2:,} bytes an image, 12 images, 0.000 GB" in said
-    assert not (tmp_path / "cache").exists()
-
-
 def test_train_leaves_the_report_of_another_training_alone(arguments, tmp_path, capsys):
     assert main(words("train", arguments, tmp_path)) == 0
     before = (tmp_path / "localizer.safetensors").read_bytes()
