@@ -95,7 +95,7 @@ def compare(pred, boxes, labels, **options):
 
 
 @pytest.mark.parametrize("assign", ASSIGNERS)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(("grid", "radius"), [((7, 7), 1.5), ((3, 5), 0.0), ((6, 4), 2.0)])
 def test_the_loss_is_that_of_its_definition(assign, seed, grid, radius):
     generator = torch.Generator().manual_seed(seed)
@@ -179,16 +179,6 @@ def test_other_images_and_classes_have_no_part_in_it():
     assert pred.grad[0, 1].any()
     assert not pred.grad[1].any()
     assert not pred.grad[0, [0, 2]].any()
-
-
-def test_terms_by_name_and_equal_shapes_in_one_tensor():
-    generator = torch.Generator().manual_seed(3)
-    pred = random_boxes(2, 3, 4, 4, generator=generator)
-    boxes, labels = random_boxes(2, 3, generator=generator).clamp(max=1), torch.randint(3, (2, 3), generator=generator)
-    terms = gt_class_localization_loss(pred, boxes, labels)
-    listed = gt_class_localization_loss(pred, list(boxes), list(labels))
-    for name in ("total", "l1", "giou", "num_positives"):
-        assert terms[name] == getattr(listed, name)
 
 
 @pytest.mark.parametrize(
@@ -308,26 +298,6 @@ def test_tiny_maps_by_hand():
     assert float(heatmap_sparsity_loss(logits, coverage)) == pytest.approx((1 / 2 + 1 / 2 + 3 / 4) / 3)
 
 
-def test_half_a_patch_is_a_soft_target():
-    """The least cross-entropy of a patch that is half covered is at even odds."""
-    coverage = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64)
-    at = {z: float(heatmap_localization_loss(torch.full_like(coverage, z), coverage)[0]) for z in (-1.0, 0.0, 1.0)}
-    assert at[0.0] == pytest.approx(math.log(2))
-    assert at[-1.0] == pytest.approx(at[1.0])
-    assert at[1.0] > at[0.0]
-    assert heatmap_sparsity_loss(torch.zeros_like(coverage), coverage) == 0  # it is touched
-
-
-def test_gamma_zero_and_positive_weight_one_are_the_plain_mean():
-    logits, coverage = random_maps(5)
-    plain = torch.nn.functional.binary_cross_entropy_with_logits(logits, coverage)
-    for options in ({}, {"focal_gamma": 0.0}, {"positive_weight": 1.0}):
-        torch.testing.assert_close(heatmap_localization_loss(logits, coverage, **options)[0], plain, **TOLERANCE)
-    # as gamma goes to 0 the sum does not jump: only what it is divided by is another
-    bce, _ = heatmap_localization_loss(logits, coverage, focal_gamma=1e-9)
-    assert float(bce) == pytest.approx(float(plain * coverage.numel() / coverage.sum()), rel=1e-6)
-
-
 @pytest.mark.parametrize("off", TERMS)
 def test_a_weight_of_zero_takes_the_gradient_and_leaves_the_value(off):
     logits, coverage = random_maps(6)
@@ -360,41 +330,6 @@ def test_images_without_any_box(options):
     torch.testing.assert_close(terms.sparsity, z.sigmoid().mean())
     terms.total.backward()
     assert (z.grad > 0).all()  # all it can learn is to say less, everywhere
-
-
-def test_a_map_without_an_empty_patch_has_no_sparsity():
-    z = torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    sparsity = heatmap_sparsity_loss(z, torch.full((1, 2, 3, 3), 0.01))
-    assert sparsity == 0
-    sparsity.backward()
-    assert not z.grad.any()
-
-
-@pytest.mark.parametrize("options", [{}, {"positive_weight": 10.0}, {"focal_gamma": 2.0}])
-def test_perfect_maps_cost_nothing_and_their_opposites_much(options):
-    coverage = torch.zeros(2, 3, 4, 4)
-    coverage[0, 1, 1:3, 1:3] = coverage[1, 0, 0, 2:] = coverage[0, 2, 3] = 1
-    perfect = heatmap_loss(40 * coverage - 20, coverage, **options)
-    wrong = heatmap_loss(20 - 40 * coverage, coverage, **options)
-    for name in ("total", *TERMS, "bce", "dice"):
-        assert 0 <= perfect[name] < 1e-4, name
-        assert wrong[name] > 0.7, name
-
-
-def test_the_order_of_images_classes_and_patches_does_not_matter():
-    logits, coverage = random_maps(7)
-    generator = torch.Generator().manual_seed(8)
-    options = {"positive_weight": 4.0, "focal_gamma": 2.0}
-    plain = heatmap_loss(logits, coverage, **options)
-    for axis in range(3):
-        parts = [part if axis < 2 else part.flatten(2)[:, :, None] for part in (logits, coverage)]
-        along = axis if axis < 2 else 3
-        order = torch.randperm(parts[0].shape[along], generator=generator)
-        turned = heatmap_loss(*(part.index_select(along, order) for part in parts), **options)
-        for name in ("total", *TERMS, "bce", "dice"):
-            torch.testing.assert_close(turned[name], plain[name], **TOLERANCE)
-    # which is not so where they change places in one of the two alone
-    assert not torch.isclose(heatmap_loss(logits, coverage.flip(0), **options).total, plain.total, rtol=1e-3)
 
 
 @pytest.mark.parametrize("size", [1e4, -1e4, 200.0])

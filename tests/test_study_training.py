@@ -87,7 +87,15 @@ def test_the_plan_has_the_notebooks_parameters_and_defaults():
 
 
 def test_each_training_takes_its_own_of_all_parameters():
-    given = {"adapter_epochs": 7, "epochs": 99, "learning_rate": 0.5, "adapter_rank": 3, "seed": 4, "weight_decay": 0.3}
+    given = {
+        "adapter": "folder",
+        "adapter_epochs": 7,
+        "epochs": 99,
+        "learning_rate": 0.5,
+        "adapter_rank": 3,
+        "seed": 4,
+        "weight_decay": 0.3,
+    }
     plan = TrainingPlan.from_parameters(given)
     assert plan.adapter_schedule == Schedule(epochs=7, learning_rate=0.5, weight_decay=0.3)
     assert plan.schedule == Schedule(epochs=99, learning_rate=0.5, weight_decay=0.3)
@@ -117,6 +125,8 @@ def test_the_configurations_are_plans(name):
     assert set(config) <= set(defaults())
     settings = defaults() | config
     check_values(settings)
+    if settings["train_split"] is None:  # nothing is trained
+        return
     plan = TrainingPlan.from_parameters(settings)
     assert 1 <= len(plan.adapter.seen(DIOR_CLASSES)) <= 20
     if name == "earlier-study":
@@ -448,13 +458,6 @@ def test_train_of_both_stages_and_the_stage_that_the_command_names(arguments, tm
     assert error == ["error: stage must be 'heatmap', 'localizer' or 'both', got 'heatmaps'"]
 
 
-def test_features_of_the_heatmap_stage_say_their_size(arguments, tmp_path, capsys):
-    assert main([*words("features", arguments, tmp_path), "--stage", "heatmap", "--predict"]) == 0
-    said = capsys.readouterr().out
-    assert f"tokens, train (train): {2 * 3 * 16 * 24 * 2:,} bytes an image, 12 images, 0.000 GB" in said
-    assert not (tmp_path / "cache").exists()
-
-
 def test_train_leaves_the_report_of_another_training_alone(arguments, tmp_path, capsys):
     assert main(words("train", arguments, tmp_path)) == 0
     before = (tmp_path / "localizer.safetensors").read_bytes()
@@ -484,7 +487,7 @@ BAD = {
     "no class": ({"seen_classes": "[]"}, "list of class names"),
     "a rate of nought": ({"learning_rate": "0"}, "learning_rate must be greater than 0, got 0"),
     "too many layers": ({"feature_layers": "5"}, "feature_layers must be at most 4"),
-    "a tiny picture": ({"picture_size": "4"}, "picture_size .* 8, got 4"),
+    "a tiny picture": ({"picture_size": "4"}, "picture_size .* 8"),
 }
 
 

@@ -68,7 +68,8 @@ class TrainingPlan:
         Raises:
             ParameterError: a value that cannot be, of a stage that is asked for.
         """
-        plan = from_parameters(cls, {k: v for k, v in parameters.items() if k != "schedule"})
+        # `adapter` is another parameter, of the notebooks that take one
+        plan = from_parameters(cls, {name: value for name, value in parameters.items() if name not in _NESTED})
         if "localizer" in plan.stages:
             made = {"head": LocalizerSettings, "schedule": Schedule}
             plan = replace(plan, **{name: from_parameters(of, parameters) for name, of in made.items()})
@@ -113,6 +114,7 @@ class TrainingPlan:
         }
 
 
+_NESTED = ("head", "schedule", "adapter", "adapter_schedule")
 _PREFIXED = ("rank", "epochs", "learning_rate")
 _OF_STAGE = {
     "localizer": (
