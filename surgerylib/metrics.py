@@ -146,7 +146,7 @@ class BootstrapResult:
         return tuple(float(end) for end in list(columns.values())[:3])
 
     def bias_note(self) -> str:
-        """One sentence where half-samples read high by more than half an interval's width; else (and of a difference) "".
+        """One sentence where half-samples read higher by over half an interval's width; empty else and for differences.
 
         Their excess is what is left of the bias if it falls as 1 / images, and less if it falls more slowly.
         """
