@@ -92,8 +92,8 @@ class BootstrapResult:
     many images give less: `bias_note`. A class with boxes in fewer than two images has none; that of a class with AP
     exactly 0 or 1 is a point, which says nothing.
 
-    Simulated (tests/slow/test_interval_coverage.py) for 50 to 500 images, 3 and 20 classes, 100 to 300 sets of each, they
-    held mAP of 0.05 to 0.8 in 92 to 98 % of the sets, paired differences in 92 to 100 %. Less often:
+    Simulated (tests/slow/test_interval_coverage.py) for 50 to 500 images, 3 and 20 classes, 100 to 300 sets of each,
+    they held mAP of 0.05 to 0.8 in 92 to 98 % of the sets, paired differences in 92 to 100 %. Less often:
 
     - `11point`, 3 classes, mAP below 0.12, where the level at recall 0 hangs on the first detections: 86 to 95 %, and
       78 to 92 % below 0.05; differences there in 87 to 99 %. `area` in the same place: 91 to 97 %.
