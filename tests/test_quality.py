@@ -283,8 +283,7 @@ def test_intervals_are_those_of_resampled_images():
     n_images = result.loc[names, "n_images"].to_numpy()  # an image without a pair for a figure tells nothing of it
     # Student's t, and the spread that a bootstrap is short of
     wider = scipy.stats.t.ppf(0.975, n_images - 1) / 1.96 * np.sqrt(n_images / (n_images - 1))
-    expected_low = np.minimum(value - wider * (high - value), value)
-    expected_high = np.maximum(value + wider * (value - low), value)
+    expected_low, expected_high = value - wider * (high - value), value + wider * (value - low)
     expected_low[1:], expected_high[1:] = expected_low[1:].clip(0, 1), expected_high[1:].clip(0, 1)
     np.testing.assert_allclose(result.loc[names, "low"], expected_low, atol=1e-3)
     np.testing.assert_allclose(result.loc[names, "high"], expected_high, atol=1e-3)

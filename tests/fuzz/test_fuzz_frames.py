@@ -12,47 +12,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from profiles import fuzz
+from test_metrics import BOX, random_frames
 from voc_target import one_line
 
 from surgerylib.errors import ParameterError, SurgeryError
 from surgerylib.matching import INTERPOLATIONS
-from surgerylib.metrics import (
-    average_precision,
-    bootstrap_map,
-    mean_average_precision,
-    paired_difference,
-)
+from surgerylib.metrics import average_precision, bootstrap_map, mean_average_precision
 
-BOX = ["xmin", "ymin", "xmax", "ymax"]
 COLUMNS = {"detections": ["image_id", "label", *BOX, "score"], "ground_truth": ["image_id", "label", *BOX]}
-LABELS = ["ship", "dam", "bridge"]
-IMAGES = ["00001", "00002", "00003"]
-# few different ones, so that boxes coincide and touch; and any in an image
-SIDES = st.one_of(st.integers(0, 6).map(float), st.floats(0, 800))
+LABELS, IMAGES = ["a", "b", "c"], ["im0", "im1", "im2"]
+WITH_EACH = pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 
 
-@st.composite
-def frames(draw, distinct_scores: bool = True) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Detections and ground truth of up to three images and classes."""
-
-    def rows(most: int) -> list[list]:
-        drawn = draw(st.lists(st.tuples(st.sampled_from(IMAGES), st.sampled_from(LABELS), *[SIDES] * 4), max_size=most))
-        return [[i, c, min(a, e), min(b, f), max(a, e), max(b, f)] for i, c, a, b, e, f in drawn]
-
-    truth, found = rows(8), rows(14)
-    # some of the boxes are found, exactly or nearly
-    found += [
-        [*row[:4], row[4] + draw(st.sampled_from([0.0, 1.0])), row[5]] for row in truth[: draw(st.integers(0, 8))]
-    ]
-    score = st.floats(-1, 1) if distinct_scores else st.sampled_from([0.1, 0.5])
-    scores = draw(st.lists(score, min_size=len(found), max_size=len(found), unique=distinct_scores))
-    detections = pd.DataFrame([[*row, s] for row, s in zip(found, scores, strict=True)], columns=COLUMNS["detections"])
-    return _typed(detections), _typed(pd.DataFrame(truth, columns=COLUMNS["ground_truth"]))
-
-
-def _typed(frame: pd.DataFrame) -> pd.DataFrame:
-    numbers = [name for name in frame.columns if name not in ("image_id", "label")]
-    return frame.astype({"image_id": "str", "label": "str", **dict.fromkeys(numbers, "float64")})
+def frames(score_steps: int = 1 << 30) -> st.SearchStrategy:
+    """Detections and ground truth of up to three images and classes; as good as all scores differ."""
+    seed, n_truth, n_found = st.integers(0, 2**32 - 1), st.integers(0, 8), st.integers(0, 14)
+    return st.builds(random_frames, seed, st.just(3), n_truth, n_found, st.just(LABELS), st.just(score_steps))
 
 
 def ap_of(detections: pd.DataFrame, truth: pd.DataFrame, interpolation: str, **arguments) -> pd.Series:
@@ -67,12 +42,10 @@ def identical(a: pd.Series, b: pd.Series) -> bool:
 
 # ---------------------------------------------------------------------------------------------- right frames
 
-WITH_EACH = pytest.mark.parametrize("interpolation", INTERPOLATIONS)
-
 
 @WITH_EACH
 @fuzz(25)
-@given(pair=frames(distinct_scores=False), most=st.one_of(st.none(), st.integers(1, 3)))
+@given(pair=frames(score_steps=2), most=st.one_of(st.none(), st.integers(1, 3)))
 def test_average_precision_of_any_frames(interpolation, pair, most):
     detections, truth = pair
     result = average_precision(detections, truth, interpolation=interpolation, max_detections=most, classes=LABELS)
@@ -129,32 +102,6 @@ def test_a_box_on_nothing_never_raises_average_precision(interpolation, pair, la
     assert identical(after[others], before[others])
 
 
-@WITH_EACH
-@fuzz(25)
-@given(pair=frames())
-def test_the_ground_truth_found_once_is_all_there_is_to_find(interpolation, pair):
-    _, truth = pair
-    truth = truth[(truth["xmax"] > truth["xmin"]) & (truth["ymax"] > truth["ymin"])].drop_duplicates(ignore_index=True)
-    found = truth.assign(score=np.linspace(1, 0, len(truth)))
-    assert (ap_of(found, truth, interpolation) == 1).all()
-
-
-@fuzz(10)
-@given(pair=frames(), others=frames(), seed=st.integers(0, 9))
-def test_intervals_hold_their_ends_in_order_on_any_frames(pair, others, seed):
-    detections, truth = pair
-    options = {"image_ids": [*IMAGES, "00004"], "iou_thresholds": (0.05, 0.5), "n_resamples": 20, "classes": LABELS}
-    result = bootstrap_map(detections, truth, seed=seed, **options)
-    points = average_precision(detections, truth, iou_thresholds=(0.05, 0.5), classes=LABELS)
-    assert result.class_summary()["ap"].to_numpy().tobytes() == points["ap"].to_numpy().tobytes()
-    shuffled = bootstrap_map(detections.sample(frac=1, random_state=0), truth, seed=seed, **options)
-    assert shuffled.map_samples.tobytes() == result.map_samples.tobytes()
-    difference = paired_difference(result, bootstrap_map(others[0], truth, seed=seed, **options))
-    for table in (result.summary(), result.class_summary(), difference.summary(), difference.class_summary()):
-        known = table.dropna(subset=["low", "high"])
-        assert (known["low"] <= known["high"]).all()
-
-
 # ---------------------------------------------------------------------------------------------- wrong frames
 
 # what a cell of a column may hold instead
@@ -171,8 +118,7 @@ DTYPES = st.sampled_from(
      "datetime64[ns]", "timedelta64[ns]", "Sparse[float64]", "period[D]"]
 )  # fmt: skip
 FRAME = pd.DataFrame(
-    [["00001", "ship", 0.0, 0.0, 10.0, 10.0, 0.9], ["00002", "dam", 5.0, 5.0, 20.0, 30.0, 0.8], ["00002", "ship", 1.0,
-     2.0, 3.0, 4.0, 0.7]],
+    [["im0", "ship", 0.0, 0.0, 10.0, 10.0, 0.9], ["im1", "dam", 5, 5, 20, 30, 0.8], ["im1", "ship", 1, 2, 3, 4, 0.7]],
     columns=COLUMNS["detections"],
 )  # fmt: skip
 
@@ -243,9 +189,7 @@ def test_a_column_that_is_not_there_once(change):
         assert messages[1] is not None or name == "score"
 
 
-@pytest.mark.parametrize("wrong", [None, [], {}, "frame", 3, np.zeros((2, 7)), pd.Series([1.0]), pd.DataFrame(),
-FRAME.to_dict("list")],
-                         ids=lambda wrong: type(wrong).__name__)  # fmt: skip
+@pytest.mark.parametrize("wrong", [None, {}, "frame", 3, np.zeros((2, 7)), pd.Series([1.0]), pd.DataFrame()], ids=type)
 def test_what_is_no_frame(wrong):
     messages = both(lambda frame: wrong)
     assert "detections" in messages[0]
@@ -285,13 +229,9 @@ def test_any_value_of_any_argument(name, value):
 
 @pytest.mark.parametrize("name", ["image_ids", "n_resamples", "seed"])
 @fuzz(25)
-@given(
-    value=st.one_of(
-        ANYTHING.filter(lambda value: not isinstance(value, int) or value < 100), st.just(["00001", "00002"])
-    )
-)
+@given(value=ANYTHING.filter(lambda value: not isinstance(value, int) or value < 100))
 def test_any_value_of_any_argument_of_the_intervals(name, value):
-    arguments = {"image_ids": IMAGES, "n_resamples": 5, "seed": 0, "iou_thresholds": (0.5,), name: value}
+    arguments = {"image_ids": IMAGES, "n_resamples": 5, "iou_thresholds": (0.5,), name: value}
     try:
         bootstrap_map(FRAME, FRAME[COLUMNS["ground_truth"]], **arguments)
     except ParameterError as error:
