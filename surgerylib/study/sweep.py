@@ -58,9 +58,7 @@ def sweep(store: HeatmapStore, settings: Sequence[Setting], **options: Any) -> E
     Raises:
         ParameterError: no settings, or an argument out of range.
     """
-    if not settings:
-        raise ParameterError("there are no settings to sweep; give one or more")
-    return evaluate(store, {setting: setting for setting in settings}, by_class=False, **options)
+    return evaluate(store, {setting: setting for setting in settings}, details=False, **options)
 
 
 def sweep_frame(found: Evaluation) -> pd.DataFrame:
