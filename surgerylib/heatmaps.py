@@ -112,7 +112,7 @@ def maps_of(similarities: Tensor, grid: tuple[int, int], kind: str, *, similarit
         weights = (2 * similarities[:, :, cls_path, :, 0]).softmax(dim=-1)  # [B, L, C]
         weighted = (weights / weights.mean(dim=-1, keepdim=True))[..., None] * patches
         patches = weighted - weighted.mean(dim=2, keepdim=True)
-    return patches.mean(dim=1).reshape(len(patches), -1, *grid)
+    return patches.mean(dim=1).unflatten(-1, grid)
 
 
 def own_map(found: Any, n_classes: int, grid: tuple[int, int]) -> Tensor:
@@ -192,10 +192,13 @@ def _threshold(percentile: Any) -> float | tuple[float, ...] | str:
     if values == [OTSU]:
         return OTSU
     for value in values:
-        number = hasattr(value, "__float__") and not isinstance(value, bool | str)
-        if not number or not 0 < value < 100:
+        try:
+            possible = not isinstance(value, bool | str) and 0 < float(value) < 100
+        except (TypeError, ValueError, OverflowError):
+            possible = False
+        if not possible:
             raise ParameterError(
-                f"percentile must lie between 0 and 100 (both excluded), or be {OTSU!r}, got {percentile!r}"
+                f"percentile must lie between 0 and 100 (both excluded), or be {OTSU!r}, got {value!r}"
             )
     if len(set(values)) < len(values):
         raise ParameterError(f"percentile names one value twice: {values}; name each once")

@@ -15,7 +15,7 @@ from voc_target import one_line
 
 from surgerylib.boxes import box_giou, box_iou, extract_boxes, extract_many, nms, patch_coverage
 from surgerylib.errors import ParameterError
-from surgerylib.heatmaps import BOX_SCORES, Setting
+from surgerylib.heatmaps import SCORE_NAMES, Setting
 
 # small whole numbers, so that boxes touch, coincide and have no area; and anything whose area is a float64
 PIXELS = st.one_of(st.integers(-4, 4).map(float), st.floats(-1e6, 1e6).map(lambda x: round(x, 6)))
@@ -111,7 +111,7 @@ SETTINGS = st.builds(
     working_size=st.integers(1, 96),
     min_side=st.integers(0, 10),
     max_side=st.one_of(st.none(), st.integers(11, 96)),
-    score=st.sampled_from(BOX_SCORES),
+    box_score=st.sampled_from(list(SCORE_NAMES)),
     nms_iou=st.one_of(st.none(), st.floats(0.01, 1)),
     floor=st.one_of(st.none(), st.floats(-2, 2), st.sampled_from([3e38, -3e38, 1e-45])),
 )
@@ -128,8 +128,8 @@ SIZES = st.tuples(st.integers(1, 3000), st.integers(1, 3000))
 
 @fuzz(240)
 @given(MAPS, SIZES, SETTINGS)
-@example(np.array([[-3.4e38, 3.4e38]], np.float32), (8, 8), Setting("otsu", min_side=0))
-@example(np.array([[0, 1e-45]], np.float32), (8, 8), Setting("otsu", min_side=0))
+@example(np.array([[-3.4e38, 3.4e38]], np.float32), (8, 8), Setting(percentile="otsu", min_side=0))
+@example(np.array([[0, 1e-45]], np.float32), (8, 8), Setting(percentile="otsu", min_side=0))
 def test_boxes_of_any_map_under_any_setting(heatmap, size_wh, setting):
     if float(heatmap.max()) - float(heatmap.min()) > float(np.finfo(np.float32).max):
         with pytest.raises(ParameterError, match="too far apart"):
@@ -148,7 +148,7 @@ def test_boxes_of_any_map_under_any_setting(heatmap, size_wh, setting):
     assert setting.max_side is None or (sides <= setting.max_side + 1e-6).all()
     assert np.isfinite(scores).all()
     assert (np.diff(scores) <= 0).all()
-    if setting.score != "mean_sqrt_area":
+    if setting.box_score != "mean_sqrt_area":
         # means come from sums over the whole map
         rounding = 1e-6 * float(np.abs(heatmap.astype(np.float64)).max())
         assert (scores >= heatmap.min() - rounding).all()
@@ -200,7 +200,9 @@ ANYTHING = st.one_of(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["percentile", "working_size", "min_side", "max_side", "score", "nms_iou", "floor"])
+@pytest.mark.parametrize(
+    "name", ["percentile", "working_size", "min_side", "max_side", "box_score", "nms_iou", "floor"]
+)
 @fuzz(90)
 @given(value=ANYTHING)
 def test_any_value_of_any_argument_of_the_extraction(name, value):
