@@ -24,7 +24,6 @@ Array = TypeVar("Array", np.ndarray, "Tensor")
 Rectangle = tuple[int, int, int, int]  # x, y, width, height in working pixels, as OpenCV gives it
 _KERNEL = np.ones((3, 3), np.uint8)
 _LARGEST = float(np.finfo(np.float32).max)
-_TINY = float(np.finfo(np.float32).tiny)  # a divisor that keeps 0 / 0 at 0 without touching any real area
 
 
 class FoundBoxes(NamedTuple):
@@ -45,7 +44,7 @@ def box_iou(boxes_a: Array, boxes_b: Array) -> Array:
         [...] in 0..1
     """
     intersection, union = _intersection_union(boxes_a, boxes_b)
-    return intersection / union.clip(min=_TINY)
+    return intersection / union.clip(min=_tiny(union))
 
 
 def box_giou(boxes_a: Array, boxes_b: Array) -> Array:
@@ -58,7 +57,7 @@ def box_giou(boxes_a: Array, boxes_b: Array) -> Array:
     low = _minimum(boxes_a[..., :2], boxes_b[..., :2])
     high = _maximum(boxes_a[..., 2:], boxes_b[..., 2:])
     hull = _area(low, high)
-    return intersection / union.clip(min=_TINY) - (hull - union) / hull.clip(min=_TINY)
+    return intersection / union.clip(min=_tiny(union)) - (hull - union) / hull.clip(min=_tiny(hull))
 
 
 def patch_coverage(boxes_xyxy: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
@@ -345,6 +344,12 @@ def _intersection_union(boxes_a: Array, boxes_b: Array) -> tuple[Array, Array]:
 def _area(low: Array, high: Array) -> Array:
     sides = (high - low).clip(min=0)
     return sides[..., 0] * sides[..., 1]
+
+
+def _tiny(values: Array) -> float:
+    """A divisor that keeps 0 / 0 at 0 without touching any real area, for numbers of this type."""
+    name = str(values.dtype).removeprefix("torch.")
+    return float(np.finfo("float32" if name == "bfloat16" else name).tiny)
 
 
 def _minimum(a: Array, b: Array) -> Array:

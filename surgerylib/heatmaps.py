@@ -112,7 +112,28 @@ def maps_of(similarities: Tensor, grid: tuple[int, int], kind: str, *, similarit
         weights = (2 * similarities[:, :, cls_path, :, 0]).softmax(dim=-1)  # [B, L, C]
         weighted = (weights / weights.mean(dim=-1, keepdim=True))[..., None] * patches
         patches = weighted - weighted.mean(dim=2, keepdim=True)
-    return patches.mean(dim=1).reshape(len(patches), -1, *grid)
+    return patches.mean(dim=1).unflatten(-1, grid)
+
+
+def own_map(found: Any, n_classes: int, grid: tuple[int, int]) -> Tensor:
+    """What a function from outside of the package gave for one image, as float32 [C, h, w] on the CPU.
+
+    Raises:
+        ParameterError: neither [C, h, w] nor [C, N] (a batch of 1 is taken too), or not finite.
+    """
+    import torch
+
+    try:
+        maps = torch.as_tensor(found).detach().float().cpu()
+        shape = list(maps.shape)
+    except (TypeError, ValueError, RuntimeError):
+        maps, shape = None, type(found).__name__
+    allowed = [[n_classes, *grid], [n_classes, math.prod(grid)]]
+    if maps is None or (shape[1:] if len(shape) and shape[0] == 1 and shape not in allowed else shape) not in allowed:
+        raise ParameterError(f"heatmap= must give [C, h, w], here {allowed[0]}, or [C, N], {allowed[1]}; got {shape}")
+    if not maps.isfinite().all():
+        raise ParameterError("heatmap= gave NaN or infinite values; give finite ones")
+    return maps.reshape(n_classes, *grid)
 
 
 def upsample(maps: Tensor, size_hw: tuple[int, int]) -> Tensor:
@@ -147,8 +168,10 @@ def chosen_kind(kind: str | None, kinds: Sequence[str]) -> str:
     """The kind that a notebook shows in detail: the one named, or the last of those compared.
 
     Raises:
-        ParameterError: it is not one of those compared.
+        ParameterError: it is not one of those compared, or they are none.
     """
+    if not kinds or len(set(kinds)) < len(kinds):
+        raise ParameterError(f"kinds is {kinds!r}; name one or more, each once")
     if kind is not None and kind not in kinds:
         raise ParameterError(f"kind is {kind!r}, which is not among kinds ({', '.join(kinds)}); add it there")
     return kinds[-1] if kind is None else kind
@@ -169,10 +192,13 @@ def _threshold(percentile: Any) -> float | tuple[float, ...] | str:
     if values == [OTSU]:
         return OTSU
     for value in values:
-        number = hasattr(value, "__float__") and not isinstance(value, bool | str)
-        if not number or not 0 < value < 100:
+        try:
+            possible = not isinstance(value, bool | str) and 0 < float(value) < 100
+        except (TypeError, ValueError, OverflowError):
+            possible = False
+        if not possible:
             raise ParameterError(
-                f"percentile must lie between 0 and 100 (both excluded), or be {OTSU!r}, got {percentile!r}"
+                f"percentile must lie between 0 and 100 (both excluded), or be {OTSU!r}, got {value!r}"
             )
     if len(set(values)) < len(values):
         raise ParameterError(f"percentile names one value twice: {values}; name each once")

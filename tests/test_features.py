@@ -1,11 +1,5 @@
 from __future__ import annotations
 
-import json
-import shutil
-import signal
-import subprocess
-import sys
-from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,26 +7,18 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tiny_models import write_model
 
 from surgerylib.clip import load_clip
 from surgerylib.datasets import Dataset, load_dataset, read_image
 from surgerylib.embedded.scenes import write_scenes
-from surgerylib.engine import features as features_module
+from surgerylib.engine import recipes
 from surgerylib.engine.caches import FeatureCache
 from surgerylib.engine.feature_batches import N_SYMMETRIES, BatchReader, turn, turn_boxes
-from surgerylib.engine.store import check_disk
-from surgerylib.errors import CacheError, CheckpointError, ImageReadError, OutputError, ParameterError
-from surgerylib.files import file_sha256
-from surgerylib.heatmaps import heatmaps
+from surgerylib.errors import CacheError, CheckpointError, ImageReadError, ParameterError
+from surgerylib.heatmaps import Setting, heatmaps
 from surgerylib.words import prompt_names
 
 N_IMAGES, SHARD_IMAGES, PICTURE = 7, 3, 24
-
-
-@pytest.fixture(autouse=True)
-def small_shards(monkeypatch):
-    monkeypatch.setattr(features_module, "SHARD_IMAGES", SHARD_IMAGES)
 
 
 @pytest.fixture(scope="module")
@@ -46,23 +32,14 @@ def data(root) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def kept(tiny, root, tmp_path_factory) -> Path:
+def cache(tiny, root, tmp_path_factory) -> FeatureCache:
     folder = tmp_path_factory.mktemp("kept")
+    plain = recipes.Recipe.__init__
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features_module, "SHARD_IMAGES", SHARD_IMAGES)
-        FeatureCache(tiny, load_dataset(root, "train"), folder, picture_size=PICTURE).compute(batch_size=2)
-    return folder
-
-
-@pytest.fixture
-def cache(tiny, data, kept) -> FeatureCache:
-    return FeatureCache(tiny, data, kept, picture_size=PICTURE)
-
-
-@pytest.fixture
-def copied(tiny, data, kept, tmp_path) -> FeatureCache:
-    shutil.copytree(kept, tmp_path / "copied")
-    return FeatureCache(tiny, data, tmp_path / "copied", picture_size=PICTURE)
+        patch.setattr(
+            recipes.Recipe, "__init__", lambda self, *a, **k: plain(self, *a, **{**k, "shard_images": SHARD_IMAGES})
+        )
+        return FeatureCache(tiny, load_dataset(root, "train"), folder, picture_size=PICTURE).compute(batch_size=2)
 
 
 def test_a_record_is_what_the_model_says_of_the_image(cache, tiny, data):
@@ -107,64 +84,19 @@ def test_the_size_for_dior_and_a_real_model(data, tmp_path):
     assert round(cache.record.itemsize * 11_725 / 1e9, 2) == 3.27
 
 
-def test_a_disk_that_is_too_small(tiny, data, tmp_path, monkeypatch):
-    cache = FeatureCache(tiny, data, tmp_path, picture_size=PICTURE)
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, cache.nbytes - 1))
-    with pytest.raises(OutputError, match="GB are free"):
-        cache.compute()
-    assert not list(tmp_path.iterdir())
-
-
-def test_all_caches_must_fit_before_the_first_is_computed(tiny, data, tmp_path, monkeypatch):
-    caches = [FeatureCache(tiny, data, tmp_path, picture_size=size) for size in (PICTURE, 2 * PICTURE)]
-    usage = namedtuple("usage", "total used free")
-    needed = sum(cache.nbytes for cache in caches)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, needed - 1))
-    for cache in caches:
-        check_disk([cache])
-    with pytest.raises(OutputError, match="GB are free"):
-        check_disk(caches)
-    caches[0].compute()
-    check_disk(caches)  # what is there already needs no room
-
-
-def test_a_full_disk_leaves_no_shard(tiny, data, tmp_path, monkeypatch):
-    cache = FeatureCache(tiny, data, tmp_path, picture_size=PICTURE)
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OutputError, match="No space left"):
-        cache.compute()
-    assert not [path for path in tmp_path.rglob("*features-*") if path.is_file()]
-
-
 @pytest.mark.parametrize(
     "other",
-    [{"kind": "standard"}, {"similarity": "surgery"}, {"layers": 2}, {"picture_size": 32}, {"templates": ["{}"]}],
+    [
+        {"setting": Setting("standard", layers=3)},
+        {"setting": Setting(similarity="surgery", layers=3)},
+        {"setting": Setting(layers=2)},
+        {"picture_size": 32},
+        {"templates": ["{}"]},
+    ],
 )
-def test_another_question_is_another_cache(cache, tiny, data, kept, other):
-    found = FeatureCache(tiny, data, kept, **{"picture_size": PICTURE, **other})
-    assert found.folder != cache.folder
-    with pytest.raises(CacheError, match=next(iter(other))):
-        FeatureCache(tiny, data, kept, folder=cache.folder, **{"picture_size": PICTURE, **other})
-
-
-def test_a_cache_of_other_weights_classes_or_boxes_is_refused(cache, tiny, data, kept, tmp_path):
-    other = write_model(tmp_path / "other", seed=8)
-    model = load_clip(f"local-dir:{other}", str(other / "model.safetensors"), device="cpu", depth=3)
-    boxes = data.boxes.copy()
-    boxes.loc[0, "xmin"] -= 1
-    for what, clip, dataset in (
-        ("weights_sha256", model, data),
-        ("annotations_sha256", tiny, replace(data, boxes=boxes)),
-        ("classes", tiny, replace(data, classes=(*data.classes[:-1], "mill"))),
-    ):
-        with pytest.raises(CacheError, match=what) as raised:
-            FeatureCache(clip, dataset, kept, picture_size=PICTURE, folder=cache.folder)
-        assert "\n" not in str(raised.value)
+def test_another_question_is_another_cache(tiny, data, tmp_path, other):
+    found = FeatureCache(tiny, data, tmp_path, **{"picture_size": PICTURE, **other})
+    assert found.folder != FeatureCache(tiny, data, tmp_path, picture_size=PICTURE).folder
 
 
 def test_features_too_large_for_16_bits(tiny, data, tmp_path, monkeypatch):
@@ -172,16 +104,14 @@ def test_features_too_large_for_16_bits(tiny, data, tmp_path, monkeypatch):
     monkeypatch.setattr(
         tiny, "encode_image", lambda *args: replace(encode(*args), features=encode(*args).features * 1e6)
     )
-    with pytest.raises(CheckpointError, match="16-bit"):
+    with pytest.raises(CheckpointError, match="16 bits do not hold them"):
         FeatureCache(tiny, data, tmp_path, picture_size=PICTURE).compute()
 
 
 def test_arguments_that_cannot_be(tiny, data, tmp_path):
     for options, message in (
         ({"picture_size": 4}, "picture_size"),
-        ({"layers": 9}, "layers"),
-        ({"kind": "vv"}, "kind"),
-        ({"similarity": "dot"}, "similarity"),
+        ({"setting": Setting(layers=9)}, "layers"),
     ):
         with pytest.raises(ParameterError, match=message):
             FeatureCache(tiny, data, tmp_path, **options)
@@ -202,67 +132,6 @@ def test_no_images_and_no_boxes(tiny, data, tmp_path):
     assert reader.batch([0, 1]).boxes[0].shape == (0, 4)
 
 
-KILLED = """
-import os, signal, sys, time
-from pathlib import Path
-from surgerylib.engine import features
-from surgerylib.clip import load_clip
-from surgerylib.datasets import load_dataset
-features.SHARD_IMAGES = 3
-clip = load_clip(f"local-dir:{sys.argv[1]}", sys.argv[1] + "/model.safetensors", device="cpu", depth=3)
-encode, calls = clip.encode_image, []
-def killing(*args):
-    calls.append(0)
-    if len(calls) == 4:  # it runs ahead of the writing
-        while not (any(Path(sys.argv[3]).rglob("features-*.npy")) and any(Path(sys.argv[3]).rglob(".features-*.part"))):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGKILL)
-    return encode(*args)
-clip.encode_image = killing
-features.FeatureCache(clip, load_dataset(sys.argv[2], "train"), sys.argv[3], picture_size=24).compute(batch_size=2)
-"""
-
-
-def test_a_killed_run_goes_on_behind_the_last_whole_shard(tiny, tiny_folder, root, data, kept, tmp_path):
-    arguments = [sys.executable, "-c", KILLED, str(tiny_folder), str(root), str(tmp_path)]
-    process = subprocess.run(arguments, cwd=Path(__file__).parents[1], capture_output=True, check=False)
-    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
-    (folder,) = tmp_path.iterdir()
-    whole = {path.name: path.stat().st_mtime_ns for path in folder.glob("features-*.npy")}
-    assert list(whole) == ["features-00000.npy"]
-    assert len(list(folder.glob(".features-*.part"))) == 1
-    cache = FeatureCache(tiny, data, tmp_path, picture_size=PICTURE).compute(batch_size=2)
-    assert (folder / "features-00000.npy").stat().st_mtime_ns == whole["features-00000.npy"]
-    (undisturbed,) = kept.iterdir()
-    for path in undisturbed.glob("*.npy"):
-        assert (folder / path.name).read_bytes() == path.read_bytes()
-    assert cache.folder == folder
-    assert not list(folder.glob("*.part"))
-
-
-def test_a_damaged_shard_is_named(copied):
-    path = copied.path(3)
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(CacheError, match=r"features-00001\.npy"):
-        copied.compute()
-    with pytest.raises(CacheError, match=r"features-00001\.npy"):
-        copied.read([3])
-
-
-def test_the_hashes_are_those_of_the_files(copied):
-    hashes = json.loads((copied.folder / "hashes.json").read_text())
-    assert hashes == {path.name: file_sha256(path) for path in copied.folder.glob("features-*.npy")}
-    path = copied.path(0)
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 255
-    path.write_bytes(content)
-    with pytest.raises(CacheError, match="is not as it was written"):
-        copied.compute()
-    (copied.folder / "hashes.json").write_text("[")
-    with pytest.raises(CacheError, match="does not parse"):
-        copied.compute()
-
-
 # ------------------------------------------------------------------------------------------------------- batches
 
 
@@ -274,11 +143,6 @@ def test_boxes_turn_with_the_picture(symmetry):
     rows, columns = np.nonzero(turn(picture, symmetry)[0])
     found = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / 20
     np.testing.assert_allclose(turn_boxes(np.array([[0.4, 0.1, 0.9, 0.3]]), symmetry), [found], atol=1e-12)
-
-
-def test_the_symmetries_are_eight_different_ones():
-    picture = np.arange(9).reshape(3, 3)
-    assert len({turn(picture, symmetry).tobytes() for symmetry in range(N_SYMMETRIES)}) == N_SYMMETRIES
 
 
 @pytest.mark.parametrize("symmetry", range(N_SYMMETRIES))

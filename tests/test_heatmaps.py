@@ -7,7 +7,7 @@ import torch
 from surgerylib.boxes import resize_map
 from surgerylib.clip import ImageTokens
 from surgerylib.errors import ParameterError
-from surgerylib.heatmaps import HEATMAP_KINDS, check_kinds, heatmaps, map_source, upsample
+from surgerylib.heatmaps import HEATMAP_KINDS, Setting, check_kinds, heatmaps, joint_names, upsample
 
 
 def unit(x: torch.Tensor) -> torch.Tensor:
@@ -93,7 +93,7 @@ def test_kinds_of_one_source_have_the_same_maps(tokens, text, similarity):
             same = torch.equal(
                 heatmaps(tokens, text, a, similarity=similarity), heatmaps(tokens, text, b, similarity=similarity)
             )
-            assert same == (map_source(a, similarity) == map_source(b, similarity))
+            assert same == (Setting(a, similarity).maps_key == Setting(b, similarity).maps_key)
 
 
 def test_redundant_feature_is_subtracted(tokens, text):
@@ -133,3 +133,59 @@ def test_upsampling_is_the_one_that_boxes_are_found_on(tokens, text):
     maps = heatmaps(tokens, text)
     large = upsample(maps, (224, 224))
     np.testing.assert_allclose(large[1, 2].numpy(), resize_map(maps[1, 2], 224), atol=1e-6)
+
+
+def test_a_setting_by_the_names_of_the_notebooks_and_in_words():
+    setting = Setting(
+        "standard", "surgery", 3, (60, 90), min_side=9, max_side=99, box_score="max", nms_iou=0.5, floor=0.25
+    )  # fmt: skip
+    parameters = setting.parameters()
+    assert parameters == {
+        "kind": "standard", "similarity": "surgery", "last_layers": 3, "percentile": [60, 90], "min_side": 9,
+        "max_side": 99, "box_score": "max", "nms_iou": 0.5, "floor": 0.25, "adapter": None,
+    }  # fmt: skip
+    assert Setting.of(parameters | {"adapter": "a/folder", "seed": 1}) == setting
+    assert Setting.of({"kind": None, "percentile": 90}, kind="vv_vv") == Setting("vv_vv", percentile=90)
+    assert setting.describe() == (
+        "standard, surgery, mean of the last 3 layers, percentile 60 + 90, floor 0.25, NMS at 0.5, sides > 9, "
+        "sides ≤ 99, score max"
+    )
+    adapted = Setting("vv_mixed", "cosine", 3, adapter="0123456789ab")
+    assert adapted.describe() == "vv_mixed, cosine, adapter on the last 3 layers, percentile 75"
+    assert adapted.describe_maps() == "cosine similarity, adapter on the last 3 layers"
+    assert setting.describe_maps() == "surgery similarity, mean of the last 3 layers"
+    assert Setting(floor=-0.012345).describe() == "vv_mixed, cosine, percentile 75, floor -0.0123"
+    assert Setting(percentile="otsu").describe() == "vv_mixed, cosine, Otsu's threshold"
+
+
+def test_names_with_the_same_maps_stand_together_and_equal_boxes_have_equal_keys():
+    settings = {kind: Setting(kind) for kind in HEATMAP_KINDS}
+    assert list(joint_names(settings)) == ["standard = vv_qk", "vv_vv = vv_mixed"]
+    assert list(joint_names({kind: Setting(kind, "surgery") for kind in HEATMAP_KINDS})) == [
+        "standard = vv_qk", "vv_vv", "vv_mixed",
+    ]  # fmt: skip
+    adapted = [Setting(kind, layers=3, adapter="x") for kind in ("standard", "vv_mixed")]
+    assert len({*(s.maps_key for s in adapted), Setting(layers=3).maps_key, Setting().maps_key}) == 4
+    assert Setting("vv_vv").key == Setting().key != Setting(percentile=80).key != Setting(min_side=6).key
+    assert Setting("vv_vv", "surgery").key != Setting("vv_mixed", "surgery").key
+
+
+@pytest.mark.parametrize(
+    ("bad", "match"),
+    [
+        ({"kind": "vv"}, "unknown heatmap kind 'vv'; the kinds are standard, vv_qk, vv_vv, vv_mixed"),
+        ({"kind": None}, "unknown heatmap kind None"),
+        ({"similarity": "dot"}, "similarity must be 'cosine' or 'surgery', got 'dot'"),
+        ({"layers": 0}, "layers must be greater than or equal to 1, got 0"),
+        ({"layers": True}, "layers .*got True"),
+        ({"layers": 1.5}, "layers .*got 1.5"),
+        ({"similarity": "surgery", "adapter": "x"}, "trained on cosine maps, similarity is 'surgery'"),
+    ],
+)
+def test_settings_that_cannot_be(bad, match):
+    with pytest.raises(ParameterError, match=match) as raised:
+        Setting(**bad)
+    assert "\n" not in str(raised.value)
+    if "layers" in bad:
+        with pytest.raises(ParameterError, match="last_" + match):
+            Setting.of({"last_layers": bad["layers"]})

@@ -1,141 +1,119 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
+from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import pytest
 
+from surgerylib.datasets import load_dataset
+from surgerylib.embedded.scenes import write_scenes
+from surgerylib.engine.evaluate import evaluate
+from surgerylib.engine.store import HeatmapStore
+from surgerylib.heatmaps import HEATMAP_KINDS, Setting
 from surgerylib.intervals import number, with_interval
 from surgerylib.study import summary
-from surgerylib.study.summary import evaluate_kinds, present_only, warnings_for
+from surgerylib.study.summary import present_only, warnings_for
 
 CLASSES = ("ship", "dam", "airport")
-BOX = ["xmin", "ymin", "xmax", "ymax"]
-
-
-def frames(n_images: int = 40, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Two boxes an image (ship, dam); `vv` kinds hit most of them, `standard` few, all kinds ask for every class."""
-    rng = np.random.default_rng(seed)
-    truth, found = [], []
-    for image in range(n_images):
-        for label in CLASSES[:2]:
-            corner = rng.uniform(0, 60, 2)
-            truth.append((f"{image:03d}", label, *corner, *(corner + 30)))
-            for kind, hits in (("standard", 0.2), ("vv_qk", 0.2), ("vv_vv", 0.9), ("vv_mixed", 0.9)):
-                shift = 0 if np.random.default_rng([image, len(label), hits > 0.5]).random() < hits else 200
-                found.append(
-                    (f"{image:03d}", label, *(corner + shift), *(corner + 30 + shift), 0.5 + image / 100, kind)
-                )
-        for kind in ("standard", "vv_qk", "vv_vv", "vv_mixed"):
-            found.append((f"{image:03d}", "airport", 0, 0, 9, 9, 0.9, kind))
-    columns = ["image_id", "label", *BOX]
-    return pd.DataFrame(truth, columns=columns), pd.DataFrame(found, columns=[*columns, "score", "kind"])
+KINDS = {kind: Setting(kind) for kind in HEATMAP_KINDS}
+FAST = {"n_resamples": 50, "workers": 1}
 
 
 @pytest.fixture(scope="module")
-def evaluated():
-    truth, found = frames()
-    ids = sorted(truth["image_id"].unique())
-    return evaluate_kinds(found, truth, image_ids=ids, classes=CLASSES, n_resamples=200)
+def store(tiny, tmp_path_factory) -> HeatmapStore:
+    """A ship and a dam on each image where the VV maps have a box of theirs, so that those kinds do better."""
+    folder = tmp_path_factory.mktemp("data")
+    data = load_dataset(write_scenes(folder / "scenes", num_train=0, num_val=0, num_test=12, size=96), "test")
+    data = replace(data, classes=CLASSES, boxes=data.boxes.iloc[:0])
+    plain = HeatmapStore(tiny, data, folder / "cache").compute()
+    found = evaluate(plain, {"vv_mixed": Setting()}, **FAST).detections.query("label != 'airport'")
+    boxes = found.groupby(["image_id", "label"]).head(1).drop(columns=["score", "kind"]).reset_index(drop=True)
+    return HeatmapStore(tiny, replace(data, boxes=boxes), folder / "cache")
 
 
-def test_present_keeps_annotated_classes_only():
-    truth, found = frames(3)
+@pytest.fixture(scope="module")
+def evaluated(store):
+    return evaluate(store, KINDS, **FAST)
+
+
+def of_images(store: HeatmapStore, n: int, **changes) -> HeatmapStore:
+    images = store.dataset.images.iloc[:n]
+    boxes = store.dataset.boxes[store.dataset.boxes["image_id"].isin(images["image_id"])].reset_index(drop=True)
+    data = replace(store.dataset, images=images, **{"boxes": boxes, **changes})
+    return HeatmapStore(store.clip, data, store.folder.parent).compute()
+
+
+def with_ends(evaluated, monkeypatch, ends: dict[str, tuple[float, float]]):
+    """Differences with these intervals by protocol."""
+    monkeypatch.setattr(
+        type(evaluated), "difference", lambda self, a, b, protocol, iou=None: (sum(ends[protocol]) / 2, *ends[protocol])
+    )
+    return summary.finding(evaluated)
+
+
+def test_present_keeps_annotated_classes_only(store, evaluated):
+    truth, found = store.dataset.boxes, evaluated.detections
     kept = present_only(found, truth)
-    assert set(kept["label"]) == {"ship", "dam"}
-    assert len(kept) == 3 * 2 * 4
+    assert set(kept["label"]) == {"ship", "dam"} < set(found["label"])
+    assert 0 < len(kept) < len(found)
     assert present_only(found, truth.iloc[:0]).empty
     assert present_only(found.iloc[:0], truth).empty
 
 
-def test_table_holds_every_protocol_kind_and_threshold(evaluated):
+def test_tables_hold_every_protocol_kind_and_threshold(evaluated):
     table = summary.map_table(evaluated)
     assert list(table.columns) == [f"mAP@{t:.2f}" for t in (0.05, 0.1, 0.15, 0.2, 0.3, 0.5)]
-    assert len(table) == 8
-    assert table.notna().all().all()
-
-
-def test_equal_kinds_get_equal_numbers_and_the_difference_is_real(evaluated):
-    rows = evaluated.summary.set_index(["protocol", "kind", "iou_threshold"])["map"].sort_index()
-    for protocol in ("present", "all"):
-        pd.testing.assert_series_equal(rows[protocol, "standard"], rows[protocol, "vv_qk"])
-    differences = evaluated.differences.set_index(["protocol", "iou_threshold"])
-    assert (differences["low"] > 0).all()
-    assert differences["excludes_zero"].all()
-    assert "vv_mixed scores higher than standard" in summary.finding(evaluated)
-
-
-def test_paired_difference_of_a_kind_with_itself_is_exactly_zero():
-    truth, found = frames(10)
-    ids = sorted(truth["image_id"].unique())
-    result = evaluate_kinds(
-        found, truth, image_ids=ids, classes=CLASSES, compared=("vv_mixed", "vv_vv"), n_resamples=50
+    assert table.index.tolist() == [(protocol, kind) for protocol in ("present", "all") for kind in HEATMAP_KINDS]
+    value = evaluated.value("vv_mixed", "all", 0.05)
+    assert table.loc[("all", "vv_mixed"), "mAP@0.05"] == with_interval(*value)
+    differences = summary.difference_table(evaluated)
+    assert differences.loc[0.05, "all"] == with_interval(
+        *evaluated.difference("vv_mixed", "standard", "all", 0.05), sign=True
     )
-    assert (result.differences[["difference", "low", "high"]] == 0).all().all()
-    assert "cannot be told apart" in summary.finding(result)
-
-
-def test_one_image_has_no_interval_and_says_so():
-    truth, found = frames(1)
-    result = evaluate_kinds(found, truth, image_ids=["000"], classes=CLASSES, n_resamples=10)
-    assert result.summary["low"].isna().all()
-    assert "interval not available" in summary.map_table(result).iloc[0, 0]
-    assert "cannot be told apart" in summary.finding(result)
-
-
-def test_no_ground_truth_at_all():
-    truth, found = frames(2)
-    result = evaluate_kinds(found, truth.iloc[:0], image_ids=["000", "001"], classes=CLASSES, n_resamples=10)
-    assert "nothing can be measured" in summary.finding(result)
-    assert summary.map_table(result).iloc[0, 0] == "no boxes"
-
-
-def test_no_detections_at_all():
-    truth, found = frames(4)
-    kept = found[found["kind"] == "standard"].iloc[:1]
-    result = evaluate_kinds(kept, truth, image_ids=sorted(truth["image_id"].unique()), classes=CLASSES, n_resamples=10)
-    assert (result.summary[result.summary["kind"] == "vv_mixed"]["map"] == 0).all()
-    assert len(result.differences) == 12
-
-
-def test_one_kind_has_no_difference_and_the_finding_names_it():
-    truth, found = frames(4)
-    ids = sorted(truth["image_id"].unique())
-    result = evaluate_kinds(found, truth, image_ids=ids, classes=CLASSES, kinds=["vv_vv"], n_resamples=10)
-    assert set(result.summary["kind"]) == {"vv_vv"}
-    assert result.differences.empty
-    assert "best of the kinds asked for is vv_vv" in summary.finding(result)
-
-
-def test_finding_names_the_protocol_where_the_two_differ(evaluated):
-    rows = evaluated.differences.copy()
-    rows.loc[rows["protocol"] == "all", ["low", "high"]] = -1.0, 1.0
-    mixed = dataclasses.replace(evaluated, differences=rows)
-    assert "higher under present, not told apart otherwise" in summary.finding(mixed)
-    rows.loc[rows["protocol"] == "all", ["low", "high"]] = -1.0, -0.5
-    both = dataclasses.replace(evaluated, differences=rows)
-    assert "higher under present and lower under all" in summary.finding(both)
-
-
-def test_class_in_one_image_has_no_interval():
-    truth, found = frames(6)
-    truth.loc[len(truth)] = ["000", "airport", 0, 0, 9, 9]
-    ids = sorted(truth["image_id"].unique())
-    result = evaluate_kinds(found, truth, image_ids=ids, classes=CLASSES, n_resamples=50)
-    rows = result.by_class.set_index("label")
-    assert rows.loc["airport", "ap"].notna().all()
-    assert rows.loc["airport", "low"].isna().all()
-    assert rows.loc["ship", "low"].notna().all()
-
-
-def test_class_without_boxes_is_nan_and_never_zero(evaluated):
-    rows = evaluated.by_class[evaluated.by_class["label"] == "airport"]
-    assert rows["ap"].isna().all()
+    by_class = summary.class_table(evaluated, "vv_mixed", 0.05)
+    assert set(by_class.index) >= {"ship", "dam"}
+    rows = evaluated.by_class().query("label == 'airport'")
+    assert rows["ap"].isna().all()  # without boxes: never zero
     assert (rows["n_ground_truth"] == 0).all()
     assert (rows["n_detections"] > 0).any()
+
+
+def test_the_finding_says_what_the_intervals_allow(evaluated, monkeypatch):
+    up, down, none = (0.1, 0.3), (-0.3, -0.1), (-0.1, 0.1)
+    for (present, every), said in {
+        (up, up): "vv_mixed scores higher than standard: mAP@0.05",
+        (down, down): "vv_mixed scores lower than standard",
+        (none, none): "vv_mixed and standard cannot be told apart on these images",
+        (up, none): "higher under present, not told apart otherwise",
+        (up, down): "higher under present and lower under all",
+    }.items():
+        assert said in with_ends(evaluated, monkeypatch, {"present": present, "all": every})
+
+
+def test_little_to_measure(store):
+    one = evaluate(of_images(store, 1), KINDS, **FAST)
+    assert one.summary()["low"].isna().all()
+    assert "interval not available" in summary.map_table(one).iloc[0, 0]
+    assert "cannot be told apart" in summary.finding(one)
+    blind = evaluate(of_images(store, 2, boxes=store.dataset.boxes.iloc[:0]), KINDS, **FAST)
+    assert "nothing can be measured" in summary.finding(blind)
+    assert summary.map_table(blind).iloc[0, 0] == "no boxes"
+    alone = evaluate(of_images(store, 4), {"vv_vv": Setting("vv_vv")}, **FAST)
+    assert alone.differences(*summary.COMPARED).empty
+    assert summary.difference_table(alone).empty
+    assert "best of the kinds asked for is vv_vv" in summary.finding(alone)
+    without = evaluate(of_images(store, 4), KINDS, boxes=lambda heatmap, size_wh: [], **FAST)
+    assert (without.summary()["map"] == 0).all()
+    assert len(without.differences(*summary.COMPARED)) == 12
+    boxes = store.dataset.boxes
+    extra = boxes.iloc[:1].assign(label="airport")
+    rare = of_images(store, 12, boxes=pd.concat([boxes, extra], ignore_index=True))
+    rows = evaluate(rare, KINDS, **FAST).by_class().set_index("label")
+    assert rows.loc["airport", "ap"].notna().all()
+    assert rows.loc["airport", "low"].isna().all()  # in one image: no interval
+    assert rows.loc["ship", "low"].notna().all()
 
 
 def test_results_are_plain_json_and_the_report_repeats_them(evaluated):
@@ -149,8 +127,7 @@ def test_results_are_plain_json_and_the_report_repeats_them(evaluated):
     )
     again = json.loads(json.dumps(results, allow_nan=False))
     cell = again["protocols"]["all"]["vv_mixed"][0]
-    expected = evaluated.value("all", "vv_mixed", 0.05)
-    assert cell["map"] == expected["map"]
+    assert cell["map"] == evaluated.value("vv_mixed", "all", 0.05)[0]
     text = summary.markdown_report(again)
     assert with_interval(cell["map"], cell["low"], cell["high"]) in text
     assert "> Only 40 images." in text

@@ -23,7 +23,7 @@ from pydantic import BeforeValidator
 from tqdm import tqdm
 
 from ..datasets import Dataset
-from ..errors import CacheError, checked
+from ..errors import CacheError, ParameterError, checked
 from ..files import atomic_write
 from ..heatmaps import KIND_PREFERENCE, Setting, check_classes_suffice
 from ..matching import BOX_COLUMNS, check_interpolation, checked_thresholds
@@ -40,11 +40,7 @@ if TYPE_CHECKING:  # a worker process has no need of torch
 # how boxes and their figures are made of maps: to be raised with them; figures kept under another number are not taken
 EVALUATION_VERSION = 1
 _AT_ONCE = 24  # settings whose boxes of all images are in memory together
-
-
-def _interpolation(value: Any) -> str:
-    check_interpolation(value)
-    return value
+_BAR = {"bar_format": "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]", "delay": 2, "leave": False}
 
 
 @checked
@@ -61,11 +57,16 @@ class Options:
     iou_thresholds: Annotated[tuple[float, ...], BeforeValidator(lambda v: tuple(checked_thresholds(v).tolist()))] = (
         IOU_THRESHOLDS
     )
-    interpolation: Annotated[str, BeforeValidator(_interpolation)] = "11point"
+    interpolation: Annotated[str, BeforeValidator(lambda v: check_interpolation(v) or v)] = "11point"
     n_resamples: Annotated[int, Ge(1)] = 1000
     seed: Annotated[int, Ge(0)] = 0
     workers: Annotated[int, Ge(1)] | None = None
     cache_dir: Path | None = None
+
+    @property
+    def of_figures(self) -> dict[str, Any]:
+        """Those that decide the figures, by name."""
+        return {name: getattr(self, name) for name in ("iou_thresholds", "interpolation", "n_resamples", "seed")}
 
 
 @dataclass(frozen=True)
@@ -248,8 +249,7 @@ def evaluate(
         heatmap: similarities of one image [L, 2, C, 1+N] (layers, paths qk and vv, classes, CLS and patches) -> its
             maps [C, h, w] or [C, N]. One whose first parameter is called `tokens` gets the image's `ImageTokens`, and
             the text [C, D] behind them.
-        boxes: map float32 [h, w] and the image's (width, height) -> [K, 5] xyxy in its pixels, score. May be called in
-            worker processes.
+        boxes: map float32 [h, w] and (width, height) -> [K, 5] xyxy in pixels, score; called in worker processes.
         name: of the one setting, where no settings are given.
         details: keep all boxes and the classes' own figures, which take many times the memory of the rest.
         **options: fields of `Options`.
@@ -259,39 +259,34 @@ def evaluate(
             what an own function gives has another shape.
     """
     chosen = Options(**options)
-    settings = dict(settings or {name: Setting()})
+    settings = {name: Setting()} if settings is None else dict(settings)
+    if not settings:
+        raise ParameterError("there are no settings to evaluate; give one or more")
     if heatmap is None:
         check_classes_suffice([setting.similarity for setting in settings.values()], len(store.dataset.classes))
-    groups: dict[tuple, dict[tuple, Setting]] = {}
+    groups: dict[tuple, dict[tuple, Setting]] = {}  # settings with the same maps
     for setting in settings.values():
         groups.setdefault(() if heatmap else setting.maps_key, {}).setdefault(setting.key, setting)
-    judge = _Judge(store.dataset, chosen, details)
-    kept = _Kept(store, chosen, details, (heatmap, boxes))
+    judge, kept = _Judge(store.dataset, chosen, details), _Kept(store, chosen, details, (heatmap, boxes))
     total = 2 * sum(map(len, groups.values())) * len(store.dataset.images)  # boxes are found, then measured
-    found: dict[tuple, dict[str, Figures]] = {}
-    tables: dict[tuple, Boxes] = {}
-    bar = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
-    with (
-        ExitStack() as stack,
-        tqdm(total=total, desc=f"boxes of {len(settings)} settings", bar_format=bar, delay=2, leave=False) as progress,
-    ):
+    found, tables = {}, {}
+    with ExitStack() as stack, tqdm(total=total, desc=f"boxes of {len(settings)} settings", **_BAR) as progress:
         for members in groups.values():
             maps = maps_from(store, next(iter(members.values())), heatmap, stack)
             for start in range(0, len(members), _AT_ONCE):
                 part = dict(list(members.items())[start : start + _AT_ONCE])
                 known = kept.load(part, judge)
-                if known is not None:
-                    progress.update(2 * len(part) * len(store.dataset.images))
-                else:
+                if known is None:
                     of_part = find_boxes(store, list(part.values()), maps, boxes, chosen.workers, progress.update)
-                    sizes = [len(store.dataset.images)] * len(part)
                     judged = in_processes(
-                        judge.figures, of_part, sizes=sizes, workers=chosen.workers, description="evaluation",
-                        progress=progress.update,
+                        judge.figures, of_part, sizes=[len(store.dataset.images)] * len(part), workers=chosen.workers,
+                        description="evaluation", progress=progress.update,
                     )  # fmt: skip
                     known = dict(zip(part, judged, strict=True))
                     kept.save(known)
                     tables |= zip(part, of_part, strict=True) if details else ()
+                else:
+                    progress.update(2 * len(part) * len(store.dataset.images))
                 found |= known
     return Evaluation(
         settings=settings,
@@ -323,12 +318,8 @@ class _Judge:
         self.number_of_image = ids.sort_values().get_indexer(ids)
         place, label = truth_codes(dataset)
         self.truth = dataset.boxes[BOX_COLUMNS].assign(image_id=self.number_of_image[place], label=label)
-        names = ("iou_thresholds", "interpolation", "n_resamples", "seed")
-        self.options = {
-            "image_ids": range(len(ids)),
-            "classes": range(len(dataset.classes)),
-            **{name: getattr(options, name) for name in names},
-        }
+        classes = range(len(dataset.classes))
+        self.options = {"image_ids": range(len(ids)), "classes": classes, **options.of_figures}
 
     def figures(self, table: Boxes) -> dict[str, Figures]:
         """Protocol -> figures."""
@@ -355,12 +346,9 @@ class _Kept:
         own = [key_of(function) if function else "" for function in functions]
         self.folder = None
         if options.cache_dir is not None and not details and None not in own:
-            names = ("iou_thresholds", "interpolation", "n_resamples", "seed")
-            identity = [
-                store.identity, [adapter.key for adapter in store.adapters], store.dataset.fingerprint(), own,
-                EVALUATION_VERSION, {name: getattr(options, name) for name in names},
-            ]  # fmt: skip
-            self.folder = options.cache_dir / f"figures-{_hash(identity)}"
+            adapters = [adapter.key for adapter in store.adapters]
+            made_of = [store.identity, adapters, store.dataset.fingerprint(), own, EVALUATION_VERSION]
+            self.folder = options.cache_dir / f"figures-{_hash([*made_of, options.of_figures])}"
 
     def _path(self, settings: Iterable[tuple]) -> Path:
         return self.folder / f"{_hash(sorted(map(repr, settings)))}.npz"
@@ -387,9 +375,8 @@ class _Kept:
             return None
         try:
             with np.load(path, allow_pickle=False) as stored:
-                maps, samples, measures, counts = (
-                    stored[name] for name in ("map", "map_samples", "measures", "n_detections")
-                )
+                names = ("map", "map_samples", "measures", "n_detections")
+                maps, samples, measures, counts = (stored[name] for name in names)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise CacheError(f"{path} cannot be read ({error}); delete it") from error
         # an evaluation without detections gives everything but the figures

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..boxes import FoundBoxes, extract_many
 from ..errors import ParameterError
-from ..heatmaps import Setting
+from ..heatmaps import Setting, own_map
 from .own import key_of
 from .parallel import in_processes
 
@@ -74,7 +74,9 @@ def _cut_images(
     first, maps, sizes_wh = task
     found = [  # [n][C][settings]
         [
-            extract_many(heatmap, size_wh, settings) if boxes is None else _own_boxes(boxes, heatmap, size_wh)
+            extract_many(heatmap, size_wh, settings)
+            if boxes is None
+            else [_own_boxes(boxes, heatmap, size_wh)] * len(settings)
             for heatmap in of_image
         ]
         for of_image, size_wh in zip(maps, sizes_wh, strict=True)
@@ -82,14 +84,18 @@ def _cut_images(
     return [_table(first, [[of_class[s] for of_class in image] for image in found]) for s in range(len(settings))]
 
 
-def _own_boxes(boxes: Cut, heatmap: np.ndarray, size_wh: tuple[int, int]) -> list[FoundBoxes]:
-    found = np.asarray(boxes(heatmap, size_wh), dtype=np.float64)
+def _own_boxes(boxes: Cut, heatmap: np.ndarray, size_wh: tuple[int, int]) -> FoundBoxes:
+    found = boxes(heatmap, size_wh)
+    try:
+        found = np.asarray(found, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ParameterError(f"boxes= must give [K, 5] (xyxy in pixels, score), got {type(found).__name__}") from None
     found = found if found.size else np.empty((0, 5))
     if found.ndim != 2 or found.shape[1] != 5 or not np.isfinite(found).all():
         raise ParameterError(
             f"boxes= must give finite [K, 5] (xyxy in pixels, score), got {list(found.shape)}; one row a box"
         )
-    return [FoundBoxes(found[np.argsort(-found[:, 4], kind="stable")], float("nan"))]
+    return FoundBoxes(found[np.argsort(-found[:, 4], kind="stable")], float("nan"))
 
 
 def _table(first: int, found: list[list[FoundBoxes]]) -> Boxes:
@@ -125,14 +131,7 @@ def maps_from(store: HeatmapStore, setting: Setting, heatmap: Callable[..., Any]
         return lambda start, stop: np.array(own.block(start, stop)).reshape(-1, len(classes), *grid)
 
     def maps(start: int, stop: int) -> np.ndarray:
-        found = []
-        for similarities in torch.from_numpy(np.array(store.block(start, stop))):
-            of_image = torch.as_tensor(heatmap(similarities)).float()
-            if of_image.numel() != len(classes) * grid[0] * grid[1]:
-                raise ParameterError(
-                    f"heatmap= must give [C, h, w], here {[len(classes), *grid]}, got {list(of_image.shape)}"
-                )
-            found.append(of_image.reshape(len(classes), *grid).numpy())
-        return np.stack(found)
+        similarities = torch.from_numpy(np.array(store.block(start, stop)))
+        return np.stack([own_map(heatmap(of_image), len(classes), grid) for of_image in similarities])
 
     return maps

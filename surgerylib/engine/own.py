@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 _PACKAGE = __name__.partition(".")[0]
-_PLAIN = {type(None), bool, int, float, complex, str, bytes, type(...), range, slice, torch.dtype, torch.device}
+_PLAIN = {type(None), bool, int, float, complex, str, bytes, type(...), range, slice}
 # through these a function sees what nothing in its code says
 _UNSEEN = {"open", "eval", "exec", "compile", "globals", "locals", "vars", "input", "__import__"}
 # of a class; what dataclasses keep there shows in the methods that they write
@@ -77,11 +76,11 @@ class _Walk:
         self.met: dict[Any, int] = {}
 
     def value(self, value: Any) -> tuple:
-        if type(value) in _PLAIN or isinstance(value, np.dtype):
+        if type(value) in _PLAIN or isinstance(value, np.dtype) or _is_torchs(value, "dtype", "device"):
             return type(value).__name__, repr(value)
         if type(value) in (list, tuple, dict, set, frozenset):
             return self._container(value)
-        if isinstance(value, np.ndarray | np.generic | torch.Tensor):
+        if isinstance(value, np.ndarray | np.generic) or _is_torchs(value, "Tensor"):
             return _array(value)
         if isinstance(value, types.ModuleType):
             return self._module(value, frozenset())
@@ -179,8 +178,15 @@ class _Walk:
         return "instance", self.value(cls), self._once(value, lambda _: self.value(dict(values)))
 
 
+def _is_torchs(value: Any, *types: str) -> bool:
+    torch = sys.modules.get("torch")  # not imported for this: without it no value can be one of its own
+    return torch is not None and isinstance(value, tuple(getattr(torch, name) for name in types))
+
+
 def _array(value: Any) -> tuple:
-    if isinstance(value, torch.Tensor):
+    if _is_torchs(value, "Tensor"):
+        import torch
+
         value = value.detach().cpu()
         if value.layout != torch.strided or value.is_quantized:
             raise _Unknown(repr(value.layout))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..clip import ImageTokens, SurgeryCLIP
-from ..heatmaps import PATHS, Setting, check_classes_suffice, heatmaps
+from ..heatmaps import PATHS, Setting, check_classes_suffice, heatmaps, own_map
 from ..words import PROMPT_SETS, Prompts, check_prompts, prompt_names
 from .adapters import TrainedAdapter
 
@@ -103,8 +103,8 @@ def own_maps(
     @torch.no_grad()
     def records(images: list[Tensor]) -> np.ndarray:
         text, tokens = _text(clip, classes, templates), clip.encode_image(torch.stack(images), layers)
-        maps = [torch.as_tensor(function(tokens.image(k), text)).float().cpu() for k in range(len(images))]
-        return torch.stack([of_image.reshape(len(classes), -1) for of_image in maps]).numpy()
+        maps = [own_map(function(tokens.image(k), text), len(classes), clip.grid) for k in range(len(images))]
+        return torch.stack(maps).flatten(2).numpy()
 
     record = np.dtype((np.float32, (len(classes), _n_patches(clip))))
     made_of = {"function": key, "classes": list(classes), "templates": list(templates)}

@@ -106,10 +106,8 @@ class Store:
         """One line: how much is stored where, what of it an earlier run has left, and what that was made of."""
         n_images, sizes = len(self.dataset.images), dict(self._shards())
         there = sum(size for first, size in sizes.items() if self.path(first).is_file())
-        text = (
-            f"{self.what} of {there:,} of {n_images:,} images, {self.layers} layers, "
-            f"{self.nbytes / 1e6:,.1f} MB, in {self.folder.parent.name}/{self.folder.name}"
-        )
+        text = f"{self.what} of {there:,} of {n_images:,} images, {self.layers} layers, {self.nbytes / 1e6:,.1f} MB, "
+        text += f"in {self.folder.parent.name}/{self.folder.name}"
         if self.found:
             made_of = f"{self.clip.name}, weights {self.clip.weights.sha256[:12]}, store version {STORE_VERSION}"
             text += f"; {self.found} of {len(sizes)} files were there already, made of {made_of}"
@@ -131,8 +129,8 @@ class Store:
         """
         batch_size, n_threads = whole_number("batch_size", batch_size), worker_count(workers)
         hashes, shards = self._hashes(), list(self._shards())
-        looked_at = tqdm(shards, desc=f"checking {self.what}", unit="file", delay=2, leave=False)
-        self.found = sum(self._is_there(first, size, hashes) for first, size in looked_at)
+        bar = tqdm(shards, desc=f"checking {self.what}", unit="file", delay=2, leave=False)
+        self.found = sum(self._is_there(*shard, hashes) for shard in bar)
         if self.found < len(shards):
             check_disk([self])
             with only_process(self.folder, f"computes the {self.what}"):
@@ -205,9 +203,8 @@ class Store:
         records = self.recipe.records(images)
         fields = [records[name] for name in records.dtype.names] if records.dtype.names else [records]
         if not all(np.isfinite(field).all() for field in fields if field.dtype.kind == "f"):
-            bits = (
-                "" if all(field.dtype.itemsize > 2 for field in fields) else ", or such that 16 bits do not hold them"
-            )
+            short = any(field.dtype.itemsize == 2 for field in fields)
+            bits = ", or such that 16 bits do not hold them" if short else ""
             raise CheckpointError(
                 f"{self.clip.name} gives NaN or infinite values{bits} on images of {self.path(first).name}: its "
                 'weights are damaged, or overflow in half precision; try device "cpu" or another checkpoint'
@@ -228,9 +225,9 @@ class Store:
         """
         paths = self.dataset.images["path"].tolist()
         pending: list[list[Future]] = []
-        for first, size in shards:
-            for start in range(first, first + size, batch_size):
-                batch = paths[start : min(start + batch_size, first + size)]
+        for first, end in ((first, first + size) for first, size in shards):
+            for start in range(first, end, batch_size):
+                batch = paths[start : min(start + batch_size, end)]
                 pending.append([pool.submit(lambda path: self.recipe.read(read_image(path)), path) for path in batch])
                 if len(pending) > 2:
                     yield [image.result() for image in pending.pop(0)]
@@ -396,9 +393,5 @@ def write_shard_head(file: BinaryIO, record: np.dtype, n_images: int) -> None:
 
     Not through a memory map: a full disk would end the process there, here it is an error.
     """
-    header = {
-        "descr": np.lib.format.dtype_to_descr(record.base),
-        "fortran_order": False,
-        "shape": (n_images, *record.shape),
-    }
-    np.lib.format.write_array_header_1_0(file, header)
+    descr, shape = np.lib.format.dtype_to_descr(record.base), (n_images, *record.shape)
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ParameterError
-from ..heatmaps import Setting
+from ..heatmaps import OTSU, Setting
 
 if TYPE_CHECKING:  # a store brings torch, which checking percentiles needs none of
     from ..engine.store import HeatmapStore
@@ -63,6 +63,8 @@ def check_floor_percentiles(percentiles: Sequence[float]) -> None:
     """Raise a `ParameterError` unless this is a list of different percentiles, each in (0, 100), or an empty one."""
     if not isinstance(percentiles, list | tuple):
         raise ParameterError(f"floor_percentiles is {percentiles!r}; give a list, an empty one to try no floor")
+    if OTSU in percentiles:
+        raise ParameterError(f"floor_percentiles holds {OTSU!r}; each must be a number between 0 and 100")
     try:
         Setting(percentile=percentiles or 75.0)
     except ParameterError as error:

@@ -58,8 +58,6 @@ def sweep(store: HeatmapStore, settings: Sequence[Setting], **options: Any) -> E
     Raises:
         ParameterError: no settings, or an argument out of range.
     """
-    if not settings:
-        raise ParameterError("there are no settings to sweep; give one or more")
     return evaluate(store, {setting: setting for setting in settings}, details=False, **options)
 
 
@@ -157,7 +155,8 @@ def post_processing_variants(
                 raise ParameterError(f"unions holds {value!r}; each must be a list of percentiles")
             change = {field: value} | ({"nms_iou": _UNION_NMS_IOU} if name == "unions" else {})
             # a least side at or above the plain setting's greatest would leave no box
-            if name != "min_sides" or plain.max_side is None or not value >= plain.max_side:
+            most = plain.max_side if name == "min_sides" and isinstance(value, int) else None
+            if most is None or value < most:
                 _named(name, lambda change=change: replace(plain, **change))
                 changes[words(value)] = change
     for words, value in (floors or {}).items():

@@ -13,11 +13,12 @@ from hypothesis.extra import numpy as hnp
 from profiles import fuzz
 from voc_target import one_line
 
-from surgerylib.boxes import box_giou, box_iou, extract_boxes, extract_many, nms
+from surgerylib.boxes import box_giou, box_iou, extract_boxes, extract_many, nms, patch_coverage
 from surgerylib.errors import ParameterError
-from surgerylib.heatmaps import BOX_SCORES, Setting
+from surgerylib.heatmaps import SCORE_NAMES, Setting
 
 # small whole numbers, so that boxes touch, coincide and have no area; and anything whose area is a float64
+PIXELS = st.one_of(st.integers(-4, 4).map(float), st.floats(-1e6, 1e6).map(lambda x: round(x, 6)))
 COORDINATES = st.one_of(st.integers(-4, 4).map(float), st.floats(-1e6, 1e6), st.floats(-1e150, 1e150))
 
 
@@ -27,7 +28,7 @@ def boxes(draw, coordinates=COORDINATES) -> np.ndarray:
     return np.array([x[0], y[0], x[1], y[1]])
 
 
-@fuzz(80)
+@fuzz(240)
 @given(boxes(), boxes())
 def test_overlaps_of_any_two_boxes(a, b):
     iou, giou = box_iou(a, b), box_giou(a, b)
@@ -44,7 +45,14 @@ def test_overlaps_of_any_two_boxes(a, b):
     assert box_iou(a, a) == (1 if area >= np.finfo(np.float64).tiny else pytest.approx(box_iou(a, a)))
 
 
-@fuzz(40)
+@fuzz(120)
+@given(boxes(PIXELS), boxes(PIXELS), st.integers(-20, 20))
+def test_overlaps_are_those_of_any_unit(a, b, power):
+    scaled = box_iou(a * 2.0**power, b * 2.0**power), box_giou(a * 2.0**power, b * 2.0**power)
+    assert scaled == (box_iou(a, b), box_giou(a, b))  # to the last bit: a power of two rounds nothing
+
+
+@fuzz(90)
 @given(st.lists(boxes(), max_size=5), st.lists(boxes(), max_size=5))
 def test_all_pairs_at_once_are_each_pair_alone(some, others):
     some, others = (np.array(one).reshape(-1, 4) for one in (some, others))
@@ -53,7 +61,14 @@ def test_all_pairs_at_once_are_each_pair_alone(some, others):
     assert together.tolist() == [[box_iou(a, b).item() for b in others] for a in some]
 
 
-@fuzz(40)
+@fuzz(90)
+@given(hnp.arrays(np.uint8, (2, 4)))
+def test_whole_numbers_without_sign_do_not_wrap_around(corners):
+    corners = np.sort(corners.reshape(2, 2, 2), axis=1).reshape(2, 4)
+    assert box_iou(*corners) == box_iou(*corners.astype(np.float64))
+
+
+@fuzz(90)
 @given(
     st.lists(st.tuples(boxes(st.floats(0, 100)), st.floats(-1, 1)), max_size=8),
     st.one_of(st.just(1.0), st.floats(0.01, 1)),
@@ -69,6 +84,21 @@ def test_suppression_leaves_the_best_and_no_two_that_overlap(scored, threshold):
     assert nms(kept, threshold).tolist() == kept.tolist()
 
 
+@fuzz(90)
+@given(
+    st.lists(boxes(st.one_of(st.floats(-2, 3), st.integers(-4, 4).map(lambda n: n / 4))), max_size=5),
+    st.integers(1, 7),
+    st.integers(1, 7),
+)
+def test_coverage_is_a_share_and_more_boxes_cover_more(found, rows, columns):
+    found = np.array(found).reshape(-1, 4)
+    covered = patch_coverage(found, (rows, columns))
+    assert covered.shape == (rows, columns)
+    assert (covered >= 0).all()
+    assert (covered <= 1).all()
+    assert (patch_coverage(found[:-1], (rows, columns)) <= covered + 1e-9).all()
+
+
 # ------------------------------------------------------------------------------------------------ maps -> boxes
 
 SETTINGS = st.builds(
@@ -81,7 +111,7 @@ SETTINGS = st.builds(
     working_size=st.integers(1, 96),
     min_side=st.integers(0, 10),
     max_side=st.one_of(st.none(), st.integers(11, 96)),
-    score=st.sampled_from(BOX_SCORES),
+    box_score=st.sampled_from(list(SCORE_NAMES)),
     nms_iou=st.one_of(st.none(), st.floats(0.01, 1)),
     floor=st.one_of(st.none(), st.floats(-2, 2), st.sampled_from([3e38, -3e38, 1e-45])),
 )
@@ -96,10 +126,10 @@ MAPS = st.one_of(
 SIZES = st.tuples(st.integers(1, 3000), st.integers(1, 3000))
 
 
-@fuzz(80)
+@fuzz(240)
 @given(MAPS, SIZES, SETTINGS)
-@example(np.array([[-3.4e38, 3.4e38]], np.float32), (8, 8), Setting("otsu", min_side=0))
-@example(np.array([[0, 1e-45]], np.float32), (8, 8), Setting("otsu", min_side=0))
+@example(np.array([[-3.4e38, 3.4e38]], np.float32), (8, 8), Setting(percentile="otsu", min_side=0))
+@example(np.array([[0, 1e-45]], np.float32), (8, 8), Setting(percentile="otsu", min_side=0))
 def test_boxes_of_any_map_under_any_setting(heatmap, size_wh, setting):
     if float(heatmap.max()) - float(heatmap.min()) > float(np.finfo(np.float32).max):
         with pytest.raises(ParameterError, match="too far apart"):
@@ -118,7 +148,7 @@ def test_boxes_of_any_map_under_any_setting(heatmap, size_wh, setting):
     assert setting.max_side is None or (sides <= setting.max_side + 1e-6).all()
     assert np.isfinite(scores).all()
     assert (np.diff(scores) <= 0).all()
-    if setting.score != "mean_sqrt_area":
+    if setting.box_score != "mean_sqrt_area":
         # means come from sums over the whole map
         rounding = 1e-6 * float(np.abs(heatmap.astype(np.float64)).max())
         assert (scores >= heatmap.min() - rounding).all()
@@ -129,7 +159,13 @@ def test_boxes_of_any_map_under_any_setting(heatmap, size_wh, setting):
     assert again.boxes.tolist() == found.boxes.tolist()
 
 
-@fuzz(40)
+@fuzz(90)
+@given(st.floats(allow_nan=False, allow_infinity=False, width=32), SHAPES, SETTINGS)
+def test_a_constant_map_has_no_box(value, shape, setting):
+    assert extract_many(np.full(shape, value, np.float32), (640, 480), [setting])[0].boxes.shape == (0, 5)
+
+
+@fuzz(120)
 @given(MAPS, st.sampled_from([math.nan, math.inf, -math.inf, 1e39, -1e300]), st.data())
 def test_a_map_with_a_value_that_is_no_float32_is_refused(heatmap, bad, data):
     place = data.draw(st.tuples(*(st.integers(0, side - 1) for side in heatmap.shape)))
@@ -139,3 +175,42 @@ def test_a_map_with_a_value_that_is_no_float32_is_refused(heatmap, bad, data):
         with np.errstate(over="ignore"), pytest.raises(ParameterError, match="NaN or infinite") as error:
             extract_boxes(given_map, (640, 480))
         one_line(error.value)
+
+
+@fuzz(90)
+@given(
+    hnp.arrays(
+        st.sampled_from([np.float64, np.int32, np.bool_, np.complex64, "U3", object]),
+        hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4),
+        fill=st.nothing(),
+    ).filter(lambda values: values.ndim != 2 or values.size == 0 or values.dtype.kind in "OUc")
+)
+def test_what_is_no_map_is_refused(values):
+    with pytest.raises(ParameterError) as error:
+        extract_boxes(values, (640, 480))
+    one_line(error.value)
+
+
+ANYTHING = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=4), st.binary(max_size=2), st.just(object),
+    st.lists(st.one_of(st.none(), st.floats(), st.text(max_size=2), st.lists(st.integers(), max_size=2)), max_size=3),
+    st.dictionaries(st.integers(), st.integers(), max_size=1), st.complex_numbers(), st.decimals(), st.fractions(),
+    st.sampled_from([np.float32(5), np.int64(5), np.nan, np.array([3.0, 5.0]), np.array(3.0), np.array([]),
+                     np.array([[1, 2]]), np.bool_(True)]),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["percentile", "working_size", "min_side", "max_side", "box_score", "nms_iou", "floor"]
+)
+@fuzz(90)
+@given(value=ANYTHING)
+def test_any_value_of_any_argument_of_the_extraction(name, value):
+    try:
+        setting = Setting(**{name: value})
+    except ParameterError as error:
+        one_line(error)
+        return
+    assert hash(setting) == hash(Setting(**{name: value}))
+    if setting.working_size <= 1000:
+        extract_many(np.eye(5, dtype=np.float32), (50, 40), [setting])
