@@ -3,8 +3,8 @@
     python benchmarks/bench.py [--out build/bench.json] [STAGE ...]
 
 Each stage is a file of this folder and runs in a process of its own, one after the other. The status is 1 where a ratio
-exceeds its limit, or where the two sides did not compute the same. Without a name all run but `report`, which is a
-whole `make report` and takes as long again as most of the others together.
+exceeds its limit, or where the two sides did not compute the same. Without a name all run but `report` (a whole
+`make report`) and `explorer`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import harness
@@ -28,7 +29,7 @@ BY_DEFAULT = (
     "imports", "annotations", "reading", "forward", "similarity", "extraction", "training", "average_precision",
     "end_to_end",
 )  # fmt: skip
-STAGES = (*BY_DEFAULT, "report")
+STAGES = (*BY_DEFAULT, "explorer", "report")
 
 
 def main() -> None:
@@ -55,13 +56,11 @@ def main() -> None:
     print(f"{len(rows)} rows, {missed} over their limit, {len(failed)} stages failed; {seconds:.0f} s")
     about = {
         "date": time.strftime("%Y-%m-%d"), "seconds": round(seconds), "cores": os.cpu_count(),
-        "platform": platform.platform(), "versions": versions(), "failed": failed,
-        "rows": [harness.as_plain(row) for row in rows],
+        "load": os.getloadavg()[0], "platform": platform.platform(), "versions": versions(), "failed": failed,
+        "rows": [asdict(row) for row in rows],
     }  # fmt: skip
     atomic_write(options.out, json.dumps(about, indent=1))
     print(f"written to {options.out}")
-    if not options.stages:
-        print("not among them, some minutes more: make bench STAGES=report")
     sys.exit(1 if missed or failed else 0)
 
 
@@ -75,7 +74,7 @@ def measured(stage: str) -> list[harness.Row]:
         if not path.is_file():
             print(done.stderr.strip()[-2000:], file=sys.stderr)
             return []
-        return [harness.from_plain(row) for row in json.loads(path.read_text())]
+        return [harness.Row(**values) for values in json.loads(path.read_text())]
 
 
 if __name__ == "__main__":

@@ -6,14 +6,17 @@ A benchmark is a file that yields `Row`s and ends in `main(rows)`; `bench.py` ru
 from __future__ import annotations
 
 import argparse
-import gc
 import json
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+import psutil
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,11 @@ class Row:
 
     Attributes:
         stage, reference: what is compared.
-        ours, theirs: medians, in `unit`.
+        ours, theirs: medians, wall seconds.
         ratio, low, high: median and quartiles of ours by theirs over the rounds.
-        limit: what the ratio must not exceed; None where nothing is promised.
-        unit: `s` or `MB`.
+        cpu: median of the same ratio of CPU seconds, worker processes included: what others on the machine change
+            least, and what does not say how well the cores are used.
+        limit: what `ratio` must not exceed; None where nothing is promised.
     """
 
     stage: str
@@ -35,8 +39,8 @@ class Row:
     ratio: float
     low: float
     high: float
+    cpu: float
     limit: float | None = None
-    unit: str = "s"
 
     @property
     def holds(self) -> bool:
@@ -45,13 +49,19 @@ class Row:
     def line(self) -> str:
         limit = "" if self.limit is None else f"<= {self.limit:.3g}"
         return (
-            f"{self.stage:58.58s} {_amount(self.ours, self.unit):>9s} {_amount(self.theirs, self.unit):>9s} "
-            f"{self.ratio:7.3f} {limit:>9s} {self.low:6.3f} to {self.high:6.3f}{'' if self.holds else '  MISSED'}  "
-            f"{self.reference}"
+            f"{self.stage:58.58s} {_seconds(self.ours):>9s} {_seconds(self.theirs):>9s} {self.ratio:7.3f} {limit:>9s} "
+            f"{self.low:6.3f} to {self.high:6.3f} {self.cpu:7.3f}  {self.reference}{'' if self.holds else '  MISSED'}"
         )
 
 
-HEAD = f"{'stage':58s} {'ours':>9s} {'reference':>9s} {'ratio':>7s} {'limit':>9s} {'quartiles':>16s}  reference"
+HEAD = f"{'stage':58s} {'ours':>9s} {'reference':>9s} {'ratio':>7s} {'limit':>9s} {'quartiles':>16s} {'of CPU':>7s}"
+
+
+class Spent(NamedTuple):
+    """Wall and CPU seconds."""
+
+    wall: float
+    cpu: float
 
 
 def compare(
@@ -77,87 +87,59 @@ def compare(
     pairs = []
     for number in range(rounds):
         sides = (call, other) if number % 2 else (other, call)
-        seconds = [timed(side) for side in sides]
-        pairs.append(seconds if number % 2 else seconds[::-1])
+        spent = [timed(side) for side in sides]
+        pairs.append(spent if number % 2 else spent[::-1])
     return row(stage, reference, pairs, limit=limit)
 
 
-def row(
-    stage: str, reference: str, pairs: Sequence[Sequence[float]], *, limit: float | None = None, unit: str = "s"
-) -> Row:
+def row(stage: str, reference: str, pairs: Sequence[Sequence[Spent]], *, limit: float | None = None) -> Row:
     """A row of pairs (ours, theirs) that were measured in turns."""
-    ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
-    ratios = [mine / other for mine, other in pairs]
+    ours, theirs = (statistics.median(spent.wall for spent in side) for side in zip(*pairs, strict=True))
+    ratios = [mine.wall / other.wall for mine, other in pairs]
     low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-    return Row(stage, reference, ours, theirs, statistics.median(ratios), low, high, limit, unit)
+    cpu = statistics.median(mine.cpu / max(other.cpu, 1e-9) for mine, other in pairs)
+    return Row(stage, reference, ours, theirs, statistics.median(ratios), low, high, cpu, limit)
 
 
-def timed(call: Callable[[], object]) -> float:
-    """Seconds of one call."""
-    start = time.perf_counter()
+def timed(call: Callable[[], object]) -> Spent:
+    """What one call takes."""
+    cpu, wall = _cpu_seconds(), time.perf_counter()
     call()
-    return time.perf_counter() - start
+    wall = time.perf_counter() - wall
+    return Spent(wall, _cpu_seconds() - cpu)
 
 
-def extra_memory(call: Callable[[], object]) -> float:
-    """MB by which the process grows at most while this is called (Linux)."""
-    gc.collect()
-    start_of_peak()
-    before = status("VmRSS")
-    call()
-    return max(status("VmHWM") - before, 0.0)
+def _cpu_seconds() -> float:
+    """Of this process, of its children that have ended, and of those that work still."""
+    ended = os.times()
+    seconds = time.process_time() + ended.children_user + ended.children_system
+    for child in psutil.Process().children(recursive=True):
+        try:
+            seconds += sum(child.cpu_times()[:4])
+        except psutil.Error:  # it has just ended
+            continue
+    return seconds
 
 
-def start_of_peak() -> None:
-    """The peak of this process's memory counts from here on (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def status(name: str) -> float:
-    """A figure of this process's status in MB: VmRSS is its memory now, VmHWM at its peak (Linux)."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines[name].split()[0]) / 1024
-
-
-def stop_workers() -> None:
-    """End the worker processes that joblib keeps for the next work, so that their CPU seconds are counted."""
-    from joblib.externals.loky import get_reusable_executor
-
-    get_reusable_executor().shutdown(wait=True)
-
-
-def main(rows: Callable[[], Iterator[Row]], description: str | None, arguments: Sequence[str] | None = None) -> None:
+def main(rows: Callable[[], Iterator[Row]], description: str) -> None:
     """The command line of a benchmark: its table, and with `--json FILE` the same for `bench.py`.
 
     Args:
         rows: measures.
         description: its docstring.
-        arguments: of the command line; None takes all.
     """
-    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--json", type=Path, help="file to write the rows to")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     print(HEAD)
     found = []
     for each in rows():
         print(each.line(), flush=True)
         found.append(each)
     if options.json:
-        options.json.write_text(json.dumps([as_plain(each) for each in found], indent=1))
+        options.json.write_text(json.dumps([asdict(each) for each in found], indent=1))
     sys.exit(0 if all(each.holds for each in found) else 1)
 
 
-def as_plain(row: Row) -> dict:
-    """For a JSON file."""
-    return asdict(row) | {"holds": row.holds}
-
-
-def from_plain(values: dict) -> Row:
-    """What `as_plain` was made of."""
-    return Row(**{name: value for name, value in values.items() if name != "holds"})
-
-
-def _amount(value: float, unit: str) -> str:
-    if unit == "s" and value < 1:
-        return f"{1000 * value:.3g} ms"
-    return f"{value:.3g} {unit}"
+def _seconds(value: float) -> str:
+    return f"{1000 * value:.3g} ms" if value < 1 else f"{value:.3g} s"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import harness
 
@@ -23,29 +24,20 @@ except RuntimeError:
 import open_clip
 """
 PACKAGE = "import surgerylib"
-ROUNDS = 3
 MODEL = "from surgerylib import extract_boxes, heatmaps, load_clip, read_image"
 
 
 def rows() -> Iterator[harness.Row]:
-    said = _run(MODEL + "\nimport sys; print('open_clip' in sys.modules and load_clip.__module__)")
+    said = run(MODEL + "\nimport sys; print('open_clip' in sys.modules and load_clip.__module__)")
     assert said.strip() == "surgerylib.clip", said
-    pairs = {PACKAGE: [], "import load_clip, heatmaps, extract_boxes": []}
-    for number in range(ROUNDS + 1):
-        calls = [_call(PACKAGE), _call(MODEL), _call(OPEN_CLIP)]
-        order = (0, 1, 2) if number % 2 else (2, 1, 0)
-        seconds = {place: harness.timed(calls[place]) for place in order}
-        for place, measured in enumerate(pairs.values()):
-            measured += [(seconds[place], seconds[2])] if number else []  # the first reads the files from disk
-    for name, measured in pairs.items():
-        yield harness.row(name, "import torch, open_clip", measured, limit=1.05)
+    for name, code, limit in ((PACKAGE, PACKAGE, 0.25), ("import load_clip, heatmaps, extract_boxes", MODEL, 1.25)):
+        # the first calls read the files from disk
+        yield harness.compare(
+            name, partial(run, code), "import torch, open_clip", partial(run, OPEN_CLIP), rounds=3, limit=limit
+        )
 
 
-def _call(code: str) -> Callable[[], str]:
-    return lambda: _run(code)
-
-
-def _run(code: str) -> str:
+def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
 
 
