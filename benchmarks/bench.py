@@ -22,8 +22,7 @@ from pathlib import Path
 
 import harness
 
-from surgerylib.files import atomic_write
-from surgerylib.versions import versions
+from surgerylib.files import atomic_write, versions
 
 BY_DEFAULT = (
     "imports", "annotations", "reading", "forward", "similarity", "extraction", "training", "average_precision",

@@ -23,7 +23,7 @@ import nbformat
 import papermill
 
 from surgerylib.embedded.scenes import write_scenes
-from surgerylib.locations import PROJECT_ROOT
+from surgerylib.files import PROJECT_ROOT
 
 CONFIG = PROJECT_ROOT / "notebooks/configs/embedded.yaml"
 

@@ -29,9 +29,8 @@ from surgerylib.errors import SurgeryError
 from surgerylib.figures import figure_bytes
 from surgerylib.figures.maps import extraction_steps
 from surgerylib.figures.style import KIND_LOOKS, PEAK, PREDICTION, TRUTH, draw_boxes, new_figure, photo_axis, styled
-from surgerylib.files import atomic_write
+from surgerylib.files import PROJECT_ROOT, atomic_write
 from surgerylib.heatmaps import heatmaps
-from surgerylib.locations import PROJECT_ROOT
 from surgerylib.losses import assign_cells
 from surgerylib.matching import BOX_COLUMNS
 from surgerylib.study.error_types import detection_errors

@@ -10,7 +10,7 @@ import pandas as pd
 from surgerylib import DetectionSettings, load_clip, load_dataset, read_image
 from surgerylib.engine.evaluate import image_heatmaps
 from surgerylib.figures import maps as plots
-from surgerylib.locations import PROJECT_ROOT
+from surgerylib.files import PROJECT_ROOT
 
 image_id, label = sys.argv[1:3] if len(sys.argv) > 2 else ("00392", "airplane")
 data = load_dataset(PROJECT_ROOT / "data" / "scenes", "test")

@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import whole_number
 from .clip import SurgeryCLIP
-from .errors import ParameterError
+from .errors import ParameterError, whole_number
 from .heatmaps import KIND_PATHS, check_kinds
 from .weights import load_trained, save_trained
 

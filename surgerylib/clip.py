@@ -23,8 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import attention
-from .checks import whole_number
-from .errors import ParameterError, SurgeryError, UnsupportedModelError
+from .errors import ParameterError, SurgeryError, UnsupportedModelError, whole_number
 from .heatmaps import PATHS
 from .weights import Weights, build_model, load_weights, open_clip
 from .words import PROMPT_TEMPLATES, spoken

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from functools import wraps
 from typing import Any, TypeVar, dataclass_transform
 
+import numpy as np
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
@@ -93,6 +94,24 @@ def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
     by_folded = {k.lower(): k for k in known}
     close = [by_folded[m] for m in get_close_matches(name.lower(), by_folded, n=n, cutoff=0.5)]
     return ", ".join(close or known)
+
+
+def whole_number(name: str, value: int, least: int = 1) -> int:
+    """`value` as an int; a `ParameterError` unless it is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ParameterError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return int(value)
+
+
+def worker_count(workers: int | None) -> int:
+    """`workers`, or the CPU's cores for None; a `ParameterError` unless it is a whole number of at least 1."""
+    if workers is None:
+        from joblib import cpu_count  # those this process may use, in a container too
+
+        return cpu_count()
+    if isinstance(workers, bool) or not isinstance(workers, int | np.integer) or workers < 1:
+        raise ParameterError(f"workers must be a whole number of at least 1, or None for all cores, got {workers!r}")
+    return int(workers)
 
 
 Class = TypeVar("Class")

@@ -1,23 +1,34 @@
-"""Writing files so that a name never stands for half a file."""
+"""Where things lie, what they were made of, and writing them so that a name never stands for half a file."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import platform
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
 from .errors import OutputError
 
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+EMBEDDED = "embedded"  # as a dataset: the procedural scenes; as a model: the small CLIP that is shipped
+RUN_LOCK = ".run.lock"  # in a run's folder: held by the one process that writes there
+ADAPTER_FILES = "adapter_*.safetensors"  # in a folder of trained heatmap adapters
+EMBEDDED_MODEL = PROJECT_ROOT / "data" / "embedded"
+PACKAGES = (
+    "torch", "torchvision", "open_clip_torch", "numpy", "pandas", "scipy", "opencv-python-headless", "pillow",
+    "matplotlib",
+)  # fmt: skip
 # of what name, and the machine and the number of the process that writes it; 8 letters are tempfile's
 _ASIDE = re.compile(r"\..+\.([0-9a-f]{6})-(\d+)-[a-z0-9_]{8}\.part(?:ial)?")
 _STARTED = time.time()
@@ -155,3 +166,88 @@ def file_sha256(path: Path) -> str:
     """sha256 (hex) of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def dataset_folder(dataset: str, root: Path = PROJECT_ROOT) -> tuple[Path, bool]:
+    """Where a dataset lies, and whether it is the embedded one, which is drawn on demand into `data/scenes`.
+
+    Args:
+        dataset: a folder, relative to the project or absolute, or `embedded`.
+        root: the project's folder.
+    """
+    embedded = root / "data" / "scenes"
+    folder = embedded if dataset == EMBEDDED else project_path(dataset, root)
+    return folder, folder == embedded
+
+
+def project_path(path: str | Path, root: Path = PROJECT_ROOT) -> Path:
+    """A path relative to the project or absolute; `~` is the user's home, and stays where it is nobody's."""
+    try:
+        return root / Path(path).expanduser()
+    except RuntimeError:
+        return root / path
+
+
+def adapter_files(where: str, root: Path = PROJECT_ROOT) -> list[Path]:
+    """The adapter files that a parameter names, relative to the project or absolute: one, or those in a folder."""
+    try:
+        path = root / Path(where).expanduser()
+        return [path] if path.is_file() else sorted(path.glob(ADAPTER_FILES))
+    except (OSError, RuntimeError):  # too long for a name, or the home of nobody
+        return []
+
+
+def checkpoint_file(checkpoint: str | None, root: Path = PROJECT_ROOT) -> Path | None:
+    """The file that a checkpoint names, relative to the project or absolute; None when it names no file."""
+    try:
+        path = root / Path(checkpoint).expanduser() if checkpoint else root
+        return path if path.is_file() else None
+    except (OSError, RuntimeError):  # too long for a name, or the home of nobody
+        return None
+
+
+def short_hash(*values: Any) -> str:
+    """16 digits that name plain values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """What differs between two identities, short, with both values; empty when `there` has all of `here`."""
+    others = [name for name in here if there.get(name) != here[name]]
+    return "; ".join(_difference(name, there.get(name), here[name]) for name in others)
+
+
+def _difference(name: str, there: object, here: object) -> str:
+    """Of two lists or mappings, the first item that differs."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        item = next((key for key in {**here, **there} if there.get(key) != here.get(key)), None)
+        return _difference(str(item), there.get(item), here.get(item))
+    if isinstance(there, list) and isinstance(here, list):
+        item = next((i for i, pair in enumerate(zip(there, here, strict=False)) if pair[0] != pair[1]), None)
+        if item is None:
+            return f"{name}: {len(there)} items there, {len(here)} here"
+        name, there, here = f"{name}, item {item + 1}", there[item], here[item]
+    return f"{name}: {_short(there)} there, {_short(here)} here"
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:16]}…{text[-16:]}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def library_sha256() -> str:
+    """A hash over everything in this package that shapes a result or a page: source and templates."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parent
+    for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".j2", ".css", ".js", ".json")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

@@ -15,8 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .checks import whole_number
-from .errors import ParameterError
+from .errors import ParameterError, whole_number
 from .words import check_classes
 
 BOX_COLUMNS = ["xmin", "ymin", "xmax", "ymax"]
@@ -108,7 +107,7 @@ def checked_thresholds(iou_thresholds: Sequence[float]) -> np.ndarray:
     except (TypeError, ValueError):
         thresholds = np.empty(0)
     if not len(thresholds) or not ((thresholds > 0) & (thresholds <= 1)).all():
-        raise ParameterError(f"iou_thresholds is {iou_thresholds!r}; give one or more numbers above 0 and at most 1")
+        raise ParameterError(f"iou_thresholds is {list(iou_thresholds)}; give one or more numbers above 0 and at most 1")
     if len(np.unique(thresholds)) < len(thresholds):
         raise ParameterError(f"iou_thresholds is {iou_thresholds!r}; name each threshold once")
     return thresholds

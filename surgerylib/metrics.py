@@ -16,8 +16,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from .checks import whole_number
-from .errors import ParameterError
+from .errors import ParameterError, whole_number
 from .intervals import degrees_of_freedom, half_samples, jackknife_interval, number
 from .matching import BOX_COLUMNS, Matches, check_names, match
 

@@ -21,9 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .errors import CheckpointError, ParameterError, SurgeryWarning, nearest
-from .files import atomic_write
-from .identities import differences
-from .locations import EMBEDDED, EMBEDDED_MODEL
+from .files import EMBEDDED, EMBEDDED_MODEL, atomic_write, differences
 
 try:
     import torchvision  # noqa: F401

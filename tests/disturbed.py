@@ -24,14 +24,14 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 from safetensors.torch import load_file
 
-from surgerylib.locations import PROJECT_ROOT
+from surgerylib.files import PROJECT_ROOT
 
 INTERRUPTED = "interrupted; the same command goes on where this stopped"
 _MARK = "SURGERYLIB_TEST"  # in the environment of a command and of all that it starts
 _IN_PROJECT = """\
 import os, pathlib, signal, sys, threading, time
-import surgerylib.locations, surgerylib.workbook.parameters
-surgerylib.workbook.parameters.PROJECT_ROOT = surgerylib.locations.PROJECT_ROOT = pathlib.Path(sys.argv[1])
+import surgerylib.files, surgerylib.workbook.parameters
+surgerylib.workbook.parameters.PROJECT_ROOT = surgerylib.files.PROJECT_ROOT = pathlib.Path(sys.argv[1])
 from surgerylib.workbook.cli import shell
 {prelude}
 sys.exit(shell(sys.argv[2:]))

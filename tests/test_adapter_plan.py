@@ -13,7 +13,7 @@ from surgerylib.clip import load_clip
 from surgerylib.datasets import load_dataset
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.errors import CheckpointError, SurgeryError
-from surgerylib.locations import PROJECT_ROOT
+from surgerylib.files import PROJECT_ROOT
 from surgerylib.words import DIOR_CLASSES
 from surgerylib.workbook import run as workbook
 from surgerylib.workbook.check import check, check_head, check_values

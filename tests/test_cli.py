@@ -15,7 +15,7 @@ from dior_folders import annotation_dir, image_file, split_file, write_dataset
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from safetensors.torch import load_file
 
-from surgerylib import locations
+from surgerylib import files
 from surgerylib.errors import OutputError
 from surgerylib.workbook import parameters
 from surgerylib.workbook.check import check_cache
@@ -67,7 +67,7 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    for module in (locations, parameters):
+    for module in (files, parameters):
         monkeypatch.setattr(module, "PROJECT_ROOT", tmp_path)
     return Project(tmp_path, tiny_folder)
 

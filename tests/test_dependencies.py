@@ -23,7 +23,7 @@ from dependency_rules import (
 )
 from packaging.requirements import Requirement
 
-from surgerylib.locations import PROJECT_ROOT
+from surgerylib.files import PROJECT_ROOT
 
 HERE = Installed()
 

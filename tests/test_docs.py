@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from surgerylib.locations import PROJECT_ROOT
+from surgerylib.files import PROJECT_ROOT
 
 NAMES = ("README.md", "SECURITY.md", "docs/method.md", "docs/scale.md", "data/README.md", "reports/README.md")
 PAGES = [PROJECT_ROOT / name for name in NAMES]

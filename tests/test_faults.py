@@ -26,7 +26,7 @@ from disturbed import (
 )
 from nbformat.v4 import new_output
 
-from surgerylib.locations import PROJECT_ROOT
+from surgerylib.files import PROJECT_ROOT
 from surgerylib.workbook import run as workbook
 from surgerylib.workbook.cli import main
 

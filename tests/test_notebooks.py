@@ -17,9 +17,9 @@ from bs4 import BeautifulSoup
 from surgerylib.datasets import load_dataset
 from surgerylib.errors import CheckpointError, DatasetError, ParameterError, TrainingError
 from surgerylib.figures import WIDTH
+from surgerylib.files import PROJECT_ROOT
 from surgerylib.heatmaps import HEATMAP_KINDS
 from surgerylib.localizer import load_localizer
-from surgerylib.locations import PROJECT_ROOT
 from surgerylib.workbook.check import check
 from surgerylib.workbook.run import run_workbook
 

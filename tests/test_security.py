@@ -13,7 +13,7 @@ from dependency_rules import declared
 
 from surgerylib.clip import load_clip
 from surgerylib.errors import CacheError, CheckpointError, ParameterError
-from surgerylib.locations import PROJECT_ROOT
+from surgerylib.files import PROJECT_ROOT
 from surgerylib.study.sweep import _load
 from surgerylib.weights import load_weights
 from surgerylib.workbook.check import check

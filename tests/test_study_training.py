@@ -37,10 +37,9 @@ from surgerylib.engine.training import progress_of
 from surgerylib.errors import ParameterError
 from surgerylib.figures import figure_bytes
 from surgerylib.figures import training as training_plots
-from surgerylib.files import only_process
+from surgerylib.files import PROJECT_ROOT, RUN_LOCK, only_process
 from surgerylib.heatmaps import HEATMAP_KINDS, KIND_PATHS
 from surgerylib.localizer import load_localizer
-from surgerylib.locations import PROJECT_ROOT, RUN_LOCK
 from surgerylib.study import localizer_tables
 from surgerylib.study.box_groups import box_sizes
 from surgerylib.study.training import (

@@ -15,7 +15,7 @@ from matplotlib.text import Text
 
 from surgerylib.engine.training import Schedule
 from surgerylib.figures import evaluation, maps, per_class, style, sweep, training
-from surgerylib.locations import PROJECT_ROOT
+from surgerylib.files import PROJECT_ROOT
 from surgerylib.study.examples import Example
 from surgerylib.words import ALL, ERROR_TYPES, METHOD_NAMES
 

@@ -15,7 +15,7 @@ from dior_folders import annotation_dir, image_file, split_file
 from surgerylib.datasets import load_dataset
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.errors import ImageReadError
-from surgerylib.versions import PACKAGES
+from surgerylib.files import PACKAGES
 from surgerylib.workbook.check import check
 from surgerylib.workbook.parameters import find_notebooks, notebook_parameters
 from surgerylib.workbook.run import RunResult, run_workbook

@@ -17,11 +17,8 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from ..checks import worker_count
-from ..errors import AnnotationError, ImageReadError, OutputError, ParameterError
-from ..files import atomic_write
-from ..identities import short_hash
-from ..versions import versions
+from ..errors import AnnotationError, ImageReadError, OutputError, ParameterError, worker_count
+from ..files import atomic_write, short_hash, versions
 from .dataset import Dataset, skipped_frame
 from .images import check_decodes, image_size
 

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..checks import whole_number
-from ..errors import DatasetError, ParameterError
+from ..errors import DatasetError, ParameterError, whole_number
 from ..words import canonical_class
 
 _KEY_DIGITS = 12

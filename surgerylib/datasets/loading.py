@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ..checks import whole_number
-from ..errors import ParameterError
+from ..errors import ParameterError, whole_number
 from ..words import DIOR_CLASSES, check_classes
 from .damage import SkippedImages, sound
 from .dataset import Dataset, check_any_left

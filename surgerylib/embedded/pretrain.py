@@ -29,8 +29,7 @@ from tqdm import tqdm
 from ..clip import SurgeryCLIP, interpolate_positions, load_clip, open_clip
 from ..datasets import load_dataset, read_image
 from ..errors import SurgeryError, checked
-from ..files import atomic_write
-from ..locations import EMBEDDED_MODEL
+from ..files import EMBEDDED_MODEL, atomic_write
 from ..matching import BOX_COLUMNS
 from ..words import DIOR_CLASSES, PROMPT_TEMPLATES, prompt_names
 from .crops import IMAGE_SIZE, ScenePool, render_pool, sample_crops

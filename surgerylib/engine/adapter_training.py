@@ -20,8 +20,8 @@ from torch import Tensor
 from ..adapter import HeatmapAdapter, clip_and_tokens, save_adapter, untrained_adapter
 from ..datasets import check_disjoint
 from ..errors import CacheError, ParameterError, TrainingError, UnknownClassError, checked
+from ..files import differences
 from ..heatmaps import KIND_PATHS, check_kinds
-from ..identities import differences
 from ..losses import heatmap_loss, total_of
 from ..words import PROMPT_TEMPLATES, canonical_class, prompt_names
 from .caches import CoverageTargets, TokenCache

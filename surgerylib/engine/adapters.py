@@ -11,9 +11,8 @@ from ..adapter import HeatmapAdapter, clip_and_tokens, load_adapter
 from ..clip import SurgeryCLIP
 from ..datasets import Dataset, flattered_by
 from ..errors import CheckpointError
-from ..files import file_sha256
+from ..files import ADAPTER_FILES, PROJECT_ROOT, file_sha256
 from ..heatmaps import KIND_PATHS, Setting
-from ..locations import ADAPTER_FILES, PROJECT_ROOT
 
 
 @dataclass(frozen=True)

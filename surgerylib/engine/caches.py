@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..boxes import patch_coverage
-from ..checks import whole_number
 from ..clip import SurgeryCLIP
 from ..datasets import Dataset
+from ..errors import whole_number
 from ..heatmaps import PATHS, Setting
 from ..matching import BOX_COLUMNS
 from ..words import PROMPT_TEMPLATES

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..datasets import check_disjoint, check_have_boxes
 from ..errors import CacheError, ParameterError, TrainingError, checked
-from ..identities import differences
+from ..files import differences
 from ..localizer import (
     LOCALIZER_INPUTS,
     GTClassLocalizer,

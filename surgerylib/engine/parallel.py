@@ -10,8 +10,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from ..checks import worker_count
-from ..errors import OutputError
+from ..errors import OutputError, worker_count
 
 _IDLE_SECONDS = 60
 _PARENT_SECONDS = 1.0

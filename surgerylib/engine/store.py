@@ -21,13 +21,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..checks import whole_number, worker_count
 from ..clip import SurgeryCLIP
 from ..datasets import Dataset, files_sha256, read_image
-from ..errors import CacheError, CheckpointError, OutputError, ParameterError
-from ..files import atomic_write, file_sha256, only_process, remove_parts, written_aside
+from ..errors import CacheError, CheckpointError, OutputError, ParameterError, whole_number, worker_count
+from ..files import atomic_write, file_sha256, only_process, remove_parts, versions, written_aside
 from ..heatmaps import Setting, maps_of
-from ..versions import versions
 from ..words import PROMPT_TEMPLATES
 from .adapters import TrainedAdapter
 from .recipes import Recipe, adapted_maps, similarities

@@ -29,8 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import CheckpointError, TrainingError
-from ..files import atomic_write, only_process, remove_parts
-from ..identities import differences, short_hash
+from ..files import atomic_write, differences, only_process, remove_parts, short_hash
 from .schedule import Schedule
 
 # counted up when the same data and settings give other weights than before; a golden test says when

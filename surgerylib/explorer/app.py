@@ -23,8 +23,7 @@ from ..embedded import write_scenes
 from ..engine.adapters import load_adapters
 from ..errors import ParameterError, SurgeryError
 from ..figures import figure_bytes
-from ..files import atomic_write
-from ..locations import EMBEDDED, PROJECT_ROOT, checkpoint_file, dataset_folder, project_path
+from ..files import EMBEDDED, PROJECT_ROOT, atomic_write, checkpoint_file, dataset_folder, project_path
 from ..study.summary import FEW_IMAGES, warnings_for
 from . import drawing as view
 from .album import Album

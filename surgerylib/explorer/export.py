@@ -9,8 +9,8 @@ import yaml
 from pydantic import Field
 
 from ..errors import checked
+from ..files import EMBEDDED, checkpoint_file
 from ..heatmaps import Setting
-from ..locations import EMBEDDED, checkpoint_file
 from .view_model import Exploration, Shown, words_of
 
 

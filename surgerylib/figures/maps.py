@@ -206,7 +206,7 @@ def extraction_steps(
     style.photo_axis(result, image)
     style.draw_boxes(result, truth[truth["label"] == label], colour=style.TRUTH)
     style.draw_boxes(result, found, colour=style.PREDICTION, style="--", scores=True)
-    result.set_title(f"6  scored with the {SCORE_NAMES[settings.score]} inside")
+    result.set_title(f"6  scored with the {SCORE_NAMES[settings.box_score]} inside")
     for axis in axes.flat:
         axis.title.set_fontsize(style.SMALLEST)
         axis._left_title.set_fontsize(style.SMALLEST)

@@ -18,10 +18,9 @@ from ..engine.caches import FeatureCache
 from ..engine.feature_batches import BatchReader
 from ..engine.localizer_training import METHODS, localize, predict, summarise, with_untrained
 from ..errors import CheckpointError, ParameterError
-from ..files import file_sha256
+from ..files import PROJECT_ROOT, checkpoint_file, file_sha256
 from ..heatmaps import Setting
 from ..localizer import GTClassLocalizer, clip_and_maps, load_localizer, to_grid, untrained_localizer
-from ..locations import PROJECT_ROOT, checkpoint_file
 from .box_groups import GROUPINGS, box_groups
 from .training import PUBLISHED
 

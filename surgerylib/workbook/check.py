@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, OutputError, ParameterError, TrainingError
+from ..files import EMBEDDED, checkpoint_file, dataset_folder
 from ..heatmaps import Setting
-from ..locations import EMBEDDED, checkpoint_file, dataset_folder
 from .parameters import (
     LEAVES_OUT,
     NEEDS_HEAD,

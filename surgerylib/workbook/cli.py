@@ -140,14 +140,14 @@ def _scenes(arguments: argparse.Namespace) -> int:
 
 def _out(arguments: argparse.Namespace, config: Path) -> Path:
     """The run's folder: the one given, or one named after the configuration."""
-    from ..locations import PROJECT_ROOT
+    from ..files import PROJECT_ROOT
 
     return (arguments.out or PROJECT_ROOT / "reports" / config.stem).expanduser().resolve()
 
 
 def _configuration(arguments: argparse.Namespace) -> tuple[Path, dict]:
     """The configuration file and its parameters, with the command line's values over them."""
-    from ..locations import PROJECT_ROOT
+    from ..files import PROJECT_ROOT
     from .parameters import apply_overrides, find_notebooks, known_parameters, load_config
 
     default = PROJECT_ROOT / "notebooks" / "configs" / "embedded.yaml"

@@ -15,9 +15,7 @@ from ..engine.schedule import Schedule
 from ..engine.store import Store, check_disk
 from ..engine.training import Task, Training, fit, folder_of, progress_of
 from ..errors import OutputError, ParameterError
-from ..files import only_process, remove_parts
-from ..identities import differences
-from ..locations import RUN_LOCK
+from ..files import RUN_LOCK, differences, only_process, remove_parts
 from ..study.training import TrainingPlan, adapted_kinds, publish, publish_adapters
 from .check import check, check_cache, check_output
 from .parameters import LEAVES_OUT, find_notebooks, known_parameters, validate

@@ -21,9 +21,8 @@ import pandas as pd
 
 from ..engine.localization import localization_difference
 from ..errors import OutputError, ParameterError, ResultsError
-from ..files import atomic_write, file_sha256
+from ..files import PROJECT_ROOT, atomic_write, file_sha256
 from ..heatmaps import HEATMAP_KINDS
-from ..locations import PROJECT_ROOT
 from ..matching import BOX_COLUMNS
 from ..metrics import BootstrapResult, bootstrap_map, paired_difference
 from ..study.localizer_tables import FIGURES

@@ -10,9 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import file_sha256
-from ..locations import EMBEDDED, adapter_files, checkpoint_file, dataset_folder
-from ..versions import library_sha256, versions
+from ..files import EMBEDDED, adapter_files, checkpoint_file, dataset_folder, file_sha256, library_sha256, versions
 from .parameters import NEEDS_HEAD, SET_BY_RUNNER, TAKES_ADAPTER, notebook_parameters
 
 

@@ -19,7 +19,7 @@ import nbformat
 import yaml
 
 from ..errors import ParameterError, nearest
-from ..locations import PROJECT_ROOT
+from ..files import PROJECT_ROOT
 
 PATH_PARAMETERS = ("dataset", "checkpoint", "cache_dir", "localizer", "adapter")
 SET_BY_RUNNER = "out_dir"

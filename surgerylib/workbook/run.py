@@ -21,9 +21,16 @@ from typing import Any
 import nbformat
 
 from ..errors import OutputError, ParameterError
-from ..files import atomic_write, file_sha256, only_process, remove_parts
-from ..locations import RUN_LOCK, dataset_folder
-from ..versions import library_sha256, versions
+from ..files import (
+    RUN_LOCK,
+    atomic_write,
+    dataset_folder,
+    file_sha256,
+    library_sha256,
+    only_process,
+    remove_parts,
+    versions,
+)
 from . import page as report
 from .check import check, check_cache, check_head, check_output, check_values
 from .execution import Kernels, NotebookFailure, execute_notebook

@@ -19,9 +19,7 @@ from tqdm import tqdm
 from ..clip import SurgeryCLIP
 from ..datasets import Dataset
 from ..errors import ResultsError
-from ..files import atomic_write, file_sha256
-from ..identities import differences
-from ..versions import library_sha256, versions
+from ..files import atomic_write, differences, file_sha256, library_sha256, versions
 
 # of run.json and of what a run's folder holds: another number where a folder of an earlier version no longer fits
 RUN_FORMAT = 2

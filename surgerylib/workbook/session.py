@@ -16,7 +16,7 @@ from ..clip import SurgeryCLIP, load_clip
 from ..datasets import Dataset, check_disjoint, load_dataset, sound
 from ..embedded.scenes import write_scenes
 from ..errors import OutputError
-from ..locations import PROJECT_ROOT, checkpoint_file, dataset_folder
+from ..files import PROJECT_ROOT, checkpoint_file, dataset_folder
 from ..study.summary import skipped_note, warnings_for
 from ..study.training import TrainingPlan
 from .parameters import notebook_parameters

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from surgerylib.locations import PROJECT_ROOT
+from surgerylib.files import PROJECT_ROOT
 
 SCREENSHOTS = PROJECT_ROOT / "build" / "browser"
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -25,7 +25,7 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from surgerylib.locations import PROJECT_ROOT
+from surgerylib.files import PROJECT_ROOT
 
 FIRST_OPENING = 120_000  # ms: in a fresh clone the scenes are drawn first
 FOUND = "rect.found"

@@ -21,7 +21,7 @@ from disturbed import INTERRUPTED, Command, assert_whole, interrupt, leftovers
 from same_results import differing
 
 from surgerylib.engine.training import progress_of
-from surgerylib.locations import PROJECT_ROOT
+from surgerylib.files import PROJECT_ROOT
 
 pytestmark = pytest.mark.slow
 SEED = 20
