@@ -107,7 +107,8 @@ def checked_thresholds(iou_thresholds: Sequence[float]) -> np.ndarray:
     except (TypeError, ValueError):
         thresholds = np.empty(0)
     if not len(thresholds) or not ((thresholds > 0) & (thresholds <= 1)).all():
-        raise ParameterError(f"iou_thresholds is {list(iou_thresholds)}; give one or more numbers above 0 and at most 1")
+        shown = list(iou_thresholds) if isinstance(iou_thresholds, tuple) else iou_thresholds
+        raise ParameterError(f"iou_thresholds is {shown!r}; give one or more numbers above 0 and at most 1")
     if len(np.unique(thresholds)) < len(thresholds):
         raise ParameterError(f"iou_thresholds is {iou_thresholds!r}; name each threshold once")
     return thresholds
