@@ -311,18 +311,6 @@ def test_a_data_set_without_boxes(tiny, data, folder, adapters, states, groups):
     assert set(found.figure_differences.dropna()["figure"]) == {"false_box_rate"}
 
 
-def test_where_no_class_is_ever_absent_there_is_no_false_box_rate(tiny, data, folder, adapters, states, groups):
-    store = adapted_store(tiny, with_large_boxes(data), folder, adapters)
-    found = compare_adapted(store, {"standard": states["standard"]}, groups, **OPTIONS)
-    rates = only(found.figures, figure="false_box_rate")[["value", "low", "high"]]
-    assert rates.isna().all(axis=None)
-    assert only(found.figures, figure="mean_best_iou")["value"].notna().all()
-    for group, state in product(groups, ("before", "floor", "after")):
-        of_state = only(found.maps, group=group, state=state)
-        both = [only(of_state, protocol=protocol)["map"] for protocol in PROTOCOLS]
-        np.testing.assert_array_equal(*both)  # every class is present: the protocols ask for the same
-
-
 def test_a_state_without_a_single_box(store, adapters, groups):
     states = states_of({"vv_mixed": SETTINGS["vv_mixed"]}, adapters, adapter_floor=1e6)
     found = compare_adapted(store, states, groups, **OPTIONS)

@@ -125,7 +125,9 @@ def test_detections_and_their_map_are_average_precision_with_its_bootstrap(store
             counts = own["label"].value_counts().reindex(data.classes, fill_value=0)
             known = of_class.drop_duplicates("label").set_index("label")
             np.testing.assert_array_equal(known["n_detections"], counts[known.index])
-            np.testing.assert_array_equal(known["n_ground_truth"], [(data.boxes["label"] == n).sum() for n in known.index])
+            np.testing.assert_array_equal(
+                known["n_ground_truth"], [(data.boxes["label"] == n).sum() for n in known.index]
+            )
         paired = paired_difference(results["vv_mixed"], results["standard"])
         columns = ["difference", "low", "high"]
         mine = found.differences("vv_mixed", "standard").query("protocol == @protocol")
@@ -135,7 +137,9 @@ def test_detections_and_their_map_are_average_precision_with_its_bootstrap(store
 
 def test_kinds_with_equal_maps_are_found_and_judged_once_and_differ_by_exactly_nothing(store, found, monkeypatch):
     cut, judged, find = [], [], module.find_boxes
-    monkeypatch.setattr(module, "find_boxes", lambda s, settings, *a: cut.append(len(settings)) or find(s, settings, *a))
+    monkeypatch.setattr(
+        module, "find_boxes", lambda s, settings, *a: cut.append(len(settings)) or find(s, settings, *a)
+    )
     figures = module._Judge.figures
     monkeypatch.setattr(module._Judge, "figures", lambda self, table: judged.append(1) or figures(self, table))
     again = evaluate(store, {**KINDS, "again": Setting("vv_vv", percentile=60), "other": Setting("vv_vv")}, **FAST)
@@ -145,7 +149,9 @@ def test_kinds_with_equal_maps_are_found_and_judged_once_and_differ_by_exactly_n
     assert [sorted(names) for names in again.distinct.values()] == [
         ["standard", "vv_qk"], ["again", "vv_mixed", "vv_vv"], ["other"],
     ]  # fmt: skip
-    by_kind = {kind: frame.drop(columns="kind").reset_index(drop=True) for kind, frame in again.detections.groupby("kind")}
+    by_kind = {
+        kind: frame.drop(columns="kind").reset_index(drop=True) for kind, frame in again.detections.groupby("kind")
+    }
     pd.testing.assert_frame_equal(by_kind["vv_vv"], by_kind["vv_mixed"])
     assert not by_kind["standard"].equals(by_kind["vv_vv"])
 
@@ -211,7 +217,9 @@ def test_a_rerun_takes_finished_figures_from_the_folder(store, tmp_path, monkeyp
     assert [bar.n for bar in bars] == [bar.total for bar in bars]
     for other in (again, plain):
         pd.testing.assert_frame_equal(other.summary(), first.summary())
-        assert other.difference("standard 60", "vv_mixed 90", "all") == first.difference("standard 60", "vv_mixed 90", "all")
+        assert other.difference("standard 60", "vv_mixed 90", "all") == first.difference(
+            "standard 60", "vv_mixed 90", "all"
+        )
         assert other.figures["standard 60", "all"].measures == first.figures["standard 60", "all"].measures
     for change in ({"seed": 1}, {"interpolation": "area"}, {"iou_thresholds": [0.5]}, {"n_resamples": 31}):
         evaluate(store, {"": Setting("standard", percentile=60)}, **{**options, **change})
@@ -256,9 +264,8 @@ def test_measures_and_overlaps_by_hand(store):
     a, b = data.images["image_id"].iloc[:2]
     names = data.classes
     truth = pd.DataFrame(
-        [(b, names[2], 0.0, 0.0, 20.0, 10.0), (a, names[0], 50.0, 50.0, 60.0, 60.0), (a, names[0], 0.0, 0.0, 10.0, 10.0)],
-        columns=COLUMNS,
-    )  # fmt: skip
+        [(b, names[2], 0, 0, 20, 10), (a, names[0], 50, 50, 60, 60), (a, names[0], 0, 0, 10, 10)], columns=COLUMNS
+    ).astype(dict.fromkeys(COLUMNS[2:], "float64"))
     few = replace(data, images=data.images.iloc[:2], boxes=truth)
     table = box_table(
         [

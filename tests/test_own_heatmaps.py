@@ -174,7 +174,9 @@ def test_a_changed_function_is_never_served_what_the_one_before_gave(store, tmp_
         found.setdefault(w, []).append(own.summary())
     assert len(list(tmp_path.glob("figures-*"))) == 2
     pd.testing.assert_frame_equal(*found[1])
-    score = {w: evaluate(store, heatmap=cell(text.format(w=w))["f"], **FAST).detections["score"].mean() for w in (1, -1)}
+    score = {
+        w: evaluate(store, heatmap=cell(text.format(w=w))["f"], **FAST).detections["score"].mean() for w in (1, -1)
+    }
     assert score[1] != pytest.approx(score[-1])
 
     def scaled(by: float):
