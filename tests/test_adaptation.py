@@ -15,11 +15,10 @@ from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine.adapter_training import LOSSES, AdapterSettings
 from surgerylib.engine.evaluate import evaluate
 from surgerylib.engine.finding import Boxes, find_boxes
-from surgerylib.engine.measures import best_overlaps, measure_boxes, present_pairs
+from surgerylib.engine.measures import measure_boxes, present_pairs
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import ParameterError
 from surgerylib.heatmaps import HEATMAP_KINDS, Setting
-from surgerylib.intervals import basic_interval, resampled_means, share_interval
 from surgerylib.metrics import bootstrap_map, paired_difference
 from surgerylib.study import adaptation as module
 from surgerylib.study.adaptation import (
@@ -201,50 +200,6 @@ def test_figures_of_the_boxes_are_those_of_measure_boxes(store, states, groups, 
                 assert own[name] == pytest.approx(present[name], nan_ok=True)
             every = measure_boxes(table, few, in_group)
             assert own["false_box_rate"] == pytest.approx(every["false_box_rate"])
-
-
-def test_intervals_of_figures_are_those_of_resampled_rows(store, states, found):
-    """Every image holds a box and an absent class: the rows' own bootstrap draws the same images."""
-    data, n_images = store.dataset, found.n_images
-    present = present_pairs(data)
-    assert data.boxes["image_id"].nunique() == n_images
-    ids = data.images["image_id"].to_numpy()
-    absent_image = np.repeat(ids, (~present).sum(axis=1))
-    rows = {}
-    for state, setting in states["vv_mixed"].items():
-        table = boxes_in(store, setting)
-        counts = np.zeros(present.shape)
-        np.add.at(counts, (table.image, table.label), 1)
-        of_box, of_truth = best_overlaps(table, data, present[table.image, table.label])
-        image = ids[table.image[present[table.image, table.label]]]
-        rows[state] = {
-            "false_box_rate": (counts[~present] > 0, absent_image),
-            "mean_best_iou": (of_truth, data.boxes["image_id"].to_numpy()),
-            "mean_iou": (of_box, image),
-        }
-
-    def means(state: str, name: str):
-        values, images = rows[state][name]
-        means, samples, n = resampled_means(values[:, None].astype(float), images, DRAWN["n_resamples"], DRAWN["seed"])
-        return means[0], samples[:, 0], n, len(values)
-
-    for state in rows:
-        own = only(found.figures, group=ALL, kind="vv_mixed", state=state).set_index("figure")
-        for name in rows[state]:
-            value, samples, n, n_rows = means(state, name)
-            if n < n_images:  # a state without a box on some image
-                continue
-            share = name == "false_box_rate"
-            low, high = share_interval(value, samples, n_rows, n) if share else basic_interval(value, samples, n)
-            expected = np.clip([value, low, high], 0, 1)
-            np.testing.assert_allclose(own.loc[name, ["value", "low", "high"]].astype(float), expected, atol=1e-12)
-    for state, reference in PAIRS:
-        own = only(found.figure_differences, group=ALL, kind="vv_mixed", state=state, reference=reference)
-        for name in ("false_box_rate", "mean_best_iou"):
-            (a, samples_a, *_), (b, samples_b, *_) = means(state, name), means(reference, name)
-            expected = np.clip([a - b, *basic_interval(a - b, samples_a - samples_b, n_images)], -1, 1)
-            mine = own.set_index("figure").loc[name, ["difference", "low", "high"]].astype(float)
-            np.testing.assert_allclose(mine, expected, atol=1e-12)
 
 
 # ---------------------------------------------------------------------------------------------------------- groups

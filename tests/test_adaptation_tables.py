@@ -421,44 +421,15 @@ def test_map_before_and_after_of_anything(case):
     assert_readable(figure)
 
 
-def example(label: str, shape=(96, 96, 3), *, n_truth: int = 1, n_found: int = 2, states=STATES, image="00012"):
-    rng = np.random.default_rng(len(label))
-    maps = {state: rng.normal(-3, 9, (7, 7)).astype(np.float32) for state in states}
-    rows = [(5.0 + k, 5.0, 40.0 + k, 60.0) for k in range(max(n_truth, n_found))]
-    found = pd.DataFrame([(*row, 0.5) for row in rows[:n_found]], columns=[*BOX, "score"])
-    truth = pd.DataFrame(rows[:n_truth], columns=BOX)
-    picture = rng.integers(0, 255, shape, dtype=np.uint8)
-    return Example(picture, f"{label} on {image}", truth, maps, dict.fromkeys(states, found))
-
-
-EXAMPLES = {
-    "many": [example("ship"), example("Expressway-Service-area", n_truth=3), example("Expressway-toll-station")],
-    "one": [example("Expressway-Service-area", n_truth=12)],
-    "no floor": [example("Expressway-Service-area", states=("before", "after")), example("ship", states=STATES)],
-    "absent, without boxes": [example("ship"), example("Expressway-Service-area", n_truth=0, n_found=0)],
-    "absent, with many": [example("Expressway-Service-area", n_truth=0, n_found=123)],
-    "a name of a file": [example("Expressway-Service-area", image="P0001__1024__3840___2112_rotated_by_90")],
-    "wide": [example("Expressway-Service-area", (60, 180, 3))] * 2,
-    "high": [example("Expressway-Service-area", (180, 60, 3))] * 2,
-}
-
-
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_examples_of_anything(name):
-    shown = EXAMPLES[name]
+def test_examples_are_drawn_a_row_each(store, states):
+    shown = examples(store, states[KIND], GROUPS, count=2)
     figure = adaptation_plots.example_rows(shown)
-    columns = 4 if name == "no floor" else 5
-    assert len(figure.axes) == columns * len(shown)
-    for row, of_row in enumerate(shown):
-        axes = figure.axes[row * columns : (row + 1) * columns]
-        titles = [axis.get_title(loc="left") for axis in axes]
-        first = "".join(titles[0].split())
-        assert first.startswith("".join(of_row.title.split()))
-        assert "similarity" in titles[0]
-        assert titles[-2].startswith("logit")
-        if not len(of_row.truth):
-            boxes = len(of_row.found["after"])
-            assert titles[-1].endswith(f"not in the image:\n{boxes} false boxes")
-        assert len(axes[-1].patches) == len(of_row.found["after"]) + len(of_row.truth)
+    assert len(figure.axes) == 5 * 2
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert "".join(titles[0].split()).startswith("".join(shown[0].title.split()))
+    assert "similarity" in titles[0]
+    assert titles[-2].startswith("logit")
+    assert titles[-1].endswith(f"not in the image:\n{len(shown[1].found['after'])} false boxes")
+    assert len(figure.axes[4].patches) == len(shown[0].found["after"]) + len(shown[0].truth)
     assert_readable(figure)

@@ -158,23 +158,6 @@ def test_a_union_that_helps_brings_its_suppression_along():
     assert together == {"union, score": with_percentile((75.0, 90.0), nms_iou=0.5, box_score="max")}
 
 
-def test_one_floor_at_most_is_part_of_a_combination():
-    plain = with_percentile(90.0)
-    variants = {
-        "low": with_percentile(90.0, floor=0.1),
-        "high": with_percentile(90.0, floor=0.2),
-        "max": with_percentile(90.0, box_score="max"),
-        "too high": with_percentile(90.0, floor=9.0),
-    }
-    changed = fake_sweep(dict(zip([plain, *variants.values()], [0.3, 0.6, 0.8, 0.7, 0.0], strict=True)))
-    assert sweep_tables.combinations(changed, plain, variants, MEANS) == {
-        "low, max": with_percentile(90.0, floor=0.1, box_score="max"),
-        "high, max": with_percentile(90.0, floor=0.2, box_score="max"),
-    }
-    table = sweep_tables.changes_table(changed, plain, variants, MEANS)
-    assert table["false_box_rate"].tolist() == [MEASURES["false_box_rate"]] * 5
-
-
 def test_absent_classes_with_a_box_are_told_beside_the_defaults(choice, confirmed):
     figures = dict(confirmed.report.figures)
     figures[BETTER, "all"] = replace(figures[BETTER, "all"], measures={**MEASURES, "false_box_rate": 0.1234})
