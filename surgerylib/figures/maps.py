@@ -347,7 +347,7 @@ def extraction_steps(
     photo_axis(result, image)
     draw_boxes(result, truth[truth["label"] == label], colour=TRUTH)
     draw_boxes(result, pd.DataFrame(found, columns=[*BOX_COLUMNS, "score"]), colour=PREDICTION, style="--", scores=True)
-    result.set_title(f"6  scored with the {SCORE_NAMES[settings.score]} inside")
+    result.set_title(f"6  scored with the {SCORE_NAMES[settings.box_score]} inside")
     for axis in axes.flat:
         axis.title.set_fontsize(SMALLEST)
         axis._left_title.set_fontsize(SMALLEST)
