@@ -264,9 +264,8 @@ def test_measures_and_overlaps_by_hand(store):
     a, b = data.images["image_id"].iloc[:2]
     names = data.classes
     truth = pd.DataFrame(
-        [(b, names[2], 0.0, 0.0, 20.0, 10.0), (a, names[0], 50.0, 50.0, 60.0, 60.0), (a, names[0], 0.0, 0.0, 10.0, 10.0)],
-        columns=COLUMNS,
-    )  # fmt: skip
+        [(b, names[2], 0, 0, 20, 10), (a, names[0], 50, 50, 60, 60), (a, names[0], 0, 0, 10, 10)], columns=COLUMNS
+    ).astype(dict.fromkeys(COLUMNS[2:], "float64"))
     few = replace(data, images=data.images.iloc[:2], boxes=truth)
     table = box_table(
         [

@@ -178,16 +178,6 @@ def test_an_epoch_shows_each_image_once_and_can_be_taken_up_anywhere(cache):
     assert other.tolist() != np.concatenate([batch.positions for batch in whole]).tolist()
 
 
-def test_only_the_boxes_of_some_classes(cache):
-    targets = cache.targets
-    label = int(targets.label[0])
-    reader = BatchReader(cache, [label])
-    assert set(reader.usable) == set(targets.image[targets.label == label])
-    for batch in reader.in_order(2):
-        assert all((labels == label).all() and len(labels) for labels in batch.labels)
-        assert (targets.label[batch.rows] == label).all()
-
-
 def test_records_are_views_that_do_not_pile_up(cache):
     """What was read is given back to the system: no file stays mapped behind the records."""
     records = cache.read(range(N_IMAGES))

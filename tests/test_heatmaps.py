@@ -86,16 +86,6 @@ def test_known_error_03_kind_silently_ignored(tokens, text):
         heatmaps(tokens, text, "vv")
 
 
-@pytest.mark.parametrize("similarity", ["cosine", "surgery"])
-def test_kinds_of_one_source_have_the_same_maps(tokens, text, similarity):
-    for a in HEATMAP_KINDS:
-        for b in HEATMAP_KINDS:
-            same = torch.equal(
-                heatmaps(tokens, text, a, similarity=similarity), heatmaps(tokens, text, b, similarity=similarity)
-            )
-            assert same == (Setting(a, similarity).maps_key == Setting(b, similarity).maps_key)
-
-
 def test_redundant_feature_is_subtracted(tokens, text):
     redundant = unit(random(16, seed=3))
     maps = heatmaps(tokens, text[:1], "vv_vv", similarity="surgery", redundant=redundant)

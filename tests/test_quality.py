@@ -61,12 +61,6 @@ def test_response_inside_and_outside():
     assert record.energy == 1  # all that rises above the minimum
 
 
-def test_inverted_map():
-    record = judged(block(slice(2, 4), slice(1, 4), inside=-1, outside=1), (10, 20, 40, 40))
-    assert (record.inside_mean, record.outside_mean, record.inverted) == (-1, 1, 1)
-    assert (record.pointing, record.energy) == (0, 0)
-
-
 def test_energy_has_no_offset_and_a_flat_map_scores_the_area():
     heatmap = block(slice(0, 7), slice(0, 7), inside=0.5)
     heatmap[6, 6] = 0  # flat but for one pixel
@@ -94,19 +88,6 @@ def test_box_smaller_than_a_pixel_takes_the_pixel_of_its_middle():
     assert (thin.inside_mean, thin.area) == (2 * 7 + 2, 3 / 49)
 
 
-def test_boxes_scale_with_each_side():
-    ramp = np.arange(49, dtype=np.float32).reshape(7, 7)
-    (record,) = image_quality(ramp[None], [[200, 10, 300, 20]], [0], (700, 70), working_size=7)
-    assert record.inside_mean == 7 + 2
-
-
-def test_two_boxes_of_one_class_are_one_pair():
-    heatmap = block(slice(0, 1), slice(0, 1))
-    record = judged(heatmap, (0, 0, 10, 10), (0, 0, 20, 10))
-    assert (record.n_boxes, record.area, record.inside_mean) == (2, 2 / 49, 0.5)  # the overlap counts once
-    assert record.best_iou is None
-
-
 def test_classes_are_judged_by_their_own_map_and_boxes():
     maps = np.stack([block(slice(0, 1), slice(0, 1)), np.zeros((7, 7)), block(slice(6, 7), slice(6, 7))])
     corner, opposite = [0, 0, 10, 10], [60, 60, 70, 70]
@@ -129,13 +110,6 @@ def test_constant_map_has_no_peak_and_no_box(value):
     assert not record.best_iou.any()
 
 
-def test_first_of_equal_peaks_in_reading_order():
-    heatmap = block(slice(1, 2), slice(5, 6))
-    heatmap[2, 0] = 1
-    assert judged(heatmap, (50, 10, 60, 20)).pointing == 1
-    assert judged(heatmap, (0, 20, 10, 30)).pointing == 0
-
-
 def test_best_iou_at_each_threshold():
     heatmap = block(slice(1, 5), slice(1, 5), inside=0.5)
     heatmap[1:3, 1:3] = 1.0
@@ -143,26 +117,6 @@ def test_best_iou_at_each_threshold():
     # threshold 0 takes the whole map, up to 0.5 the large block, above it the small one
     np.testing.assert_array_equal(record.best_iou, [4 / 49, *[4 / 16] * 5, *[1.0] * 4])
     np.testing.assert_array_equal(judged(heatmap * 4 - 9, (10, 10, 30, 30)).best_iou, record.best_iou)
-
-
-def test_best_iou_takes_the_best_of_all_boxes_and_external_contours_alone():
-    heatmap = block(slice(0, 5), slice(0, 5))
-    heatmap[1:4, 1:4] = 0  # a hole
-    heatmap[2, 2] = 1  # an island in the hole
-    heatmap[6, 6] = 1  # one pixel: no least side, no morphology
-    assert judged(heatmap, (60, 60, 70, 70)).best_iou[5] == 1
-    assert judged(heatmap, (20, 20, 30, 30)).best_iou[5] == 1 / 25
-    assert judged(heatmap, (60, 65, 70, 70)).best_iou[5] == 0.5  # the box is not rounded to pixels
-    assert judged(heatmap, (65, 65, 65, 65)).best_iou[5] == 0
-
-
-def test_max_box_acc_takes_one_threshold_for_all_pairs():
-    best_iou = np.array([[0.3, 0.5, 0.1, 0.0], [0.2, 0.6, 0.8, 0.0], [0.0, 0.0, 0.9, 0.4]])
-    result = max_box_acc_v2(best_iou)
-    np.testing.assert_allclose(result.accuracies, [2 / 3, 2 / 3, 2 / 3])  # 0.3 and 0.5: reached, not exceeded
-    np.testing.assert_array_equal(result.cam_thresholds, [0.25, 0.25, 0.5])
-    assert result.value == pytest.approx(2 / 3)
-    np.testing.assert_allclose(max_box_acc_v2(best_iou, [0.85]).accuracies, [1 / 3])
 
 
 def test_max_box_acc_against_the_definition_in_slow_loops():
@@ -253,12 +207,6 @@ def test_pairs_left_out_are_counted():
     assert np.isnan(summary.loc["max_box_acc_v2", "low"])  # from one image there is nothing to resample
 
 
-def test_one_image_has_no_interval():
-    summary = quality_summary(random_pairs(n_images=1), n_resamples=20)
-    assert summary["value"].notna().all()
-    assert summary[["low", "high"]].isna().all(axis=None)
-
-
 def test_intervals_follow_the_seed_and_not_the_order():
     pairs = random_pairs()
     first = quality_summary(pairs, n_resamples=100, seed=3)
@@ -301,13 +249,6 @@ def test_difference_of_kinds_is_paired():
     np.testing.assert_allclose(quality_difference(pairs, others, n_resamples=5)["difference"], values[0] - values[1])
     with pytest.raises(ParameterError, match="not a paired comparison"):
         quality_difference(pairs, pairs.iloc[1:])
-
-
-def test_frame_survives_a_parquet_file(tmp_path):
-    pairs = random_pairs()
-    pairs.to_parquet(tmp_path / "pairs.parquet", index=False)
-    read = pd.read_parquet(tmp_path / "pairs.parquet")
-    pd.testing.assert_frame_equal(quality_summary(read, n_resamples=20), quality_summary(pairs, n_resamples=20))
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,15 @@ import pandas as pd
 import pytest
 import yaml
 
-from surgerylib.heatmaps import Setting
+from surgerylib.engine.evaluate import Evaluation, Figures
+from surgerylib.heatmaps import Setting, joint_names
 from surgerylib.intervals import number
 from surgerylib.metrics import bootstrap_map
 from surgerylib.study import recommendation as module
 from surgerylib.study import sweep_tables
-from surgerylib.study.diagnosis import difference_column, joint_names, map_quality, quality_by_kind, quality_table
+from surgerylib.study.diagnosis import difference_column, joint_pairs, map_quality, quality_by_kind, quality_table
 from surgerylib.study.quality import image_quality
-from surgerylib.study.sweep import Criterion, _tidy
+from surgerylib.study.sweep import Criterion
 from surgerylib.workbook.check import check_values
 from surgerylib.workbook.parameters import find_notebooks, known_parameters, validate
 
@@ -27,7 +28,7 @@ MEASURES = {
 }  # fmt: skip
 
 
-def fake_sweep(hits: dict[Setting, float], n_images: int = 60, seed: int = 0) -> Sweep:
+def fake_sweep(hits: dict[Setting, float], n_images: int = 60, seed: int = 0) -> Evaluation:
     """Settings that find a given share of the boxes, the easiest first, with false boxes of lower score."""
     rng = np.random.default_rng(seed)
     ease = rng.permutation(n_images) / n_images
@@ -35,32 +36,29 @@ def fake_sweep(hits: dict[Setting, float], n_images: int = 60, seed: int = 0) ->
         [(f"{i:03d}", label, 0.0, 0.0, 10.0, 10.0) for i in range(n_images) for label in ("ship", "dam")],
         columns=COLUMNS,
     )
-    results, measures = {}, {}
+    ids, figures = truth["image_id"].unique(), {}
     for setting, share in hits.items():
         found = truth.assign(score=np.repeat(ease, 2))
-        miss = np.repeat(ease, 2) >= share
-        found.loc[miss, ["xmin", "xmax"]] += 50.0
-        for protocol in ("present", "all"):
-            results[setting.key, protocol] = bootstrap_map(
-                found, truth, image_ids=truth["image_id"].unique(), iou_thresholds=(0.1, 0.5), n_resamples=100
-            ).without_classes()
-            measures[setting.key, protocol] = MEASURES
-    return Sweep(tuple(hits), _tidy(tuple(hits), results, measures), results)
+        found.loc[np.repeat(ease, 2) >= share, ["xmin", "xmax"]] += 50.0
+        ap = bootstrap_map(found, truth, image_ids=ids, iou_thresholds=(0.1, 0.5), n_resamples=100).without_classes()
+        figures |= {(setting, protocol): Figures(ap, MEASURES, np.zeros(2)) for protocol in ("present", "all")}
+    settings = {setting: setting for setting in hits}
+    return Evaluation(settings, figures, ("dam", "ship"), np.full(2, n_images), ids, "11point", {})
 
 
-def with_percentile(percentile: float, **boxes) -> Setting:
-    return Setting(Setting("vv_mixed"), Setting(percentile, **boxes))
+def with_percentile(percentile: float, **others) -> Setting:
+    return Setting(percentile=percentile, **others)
 
 
 DEFAULT, BETTER, ALIKE = with_percentile(75.0), with_percentile(90.0), with_percentile(92.0)
 
 
 @pytest.fixture(scope="module")
-def choice() -> Sweep:
+def choice() -> Evaluation:
     return fake_sweep({DEFAULT: 0.3, BETTER: 0.8, ALIKE: 0.8, with_percentile(95.0): 0.5})
 
 
-def recommend(choice: Sweep, report: Sweep, chosen: Setting = BETTER) -> module.Recommendation:
+def recommend(choice: Evaluation, report: Evaluation, chosen: Setting = BETTER) -> module.Recommendation:
     return module.Recommendation(DEFAULT, chosen, chosen, MEANS, choice, report, "val", "test")
 
 
@@ -93,7 +91,7 @@ def test_few_images_confirm_nothing_and_choose_with_a_note(choice):
 
 def test_of_equals_the_default_stays(choice):
     """A setting with the same maps, or the same value, is no reason to change anything."""
-    twin = replace(DEFAULT, source=Setting("vv_vv"))
+    twin = replace(DEFAULT, kind="vv_vv")
     equal = fake_sweep({DEFAULT: 0.5, BETTER: 0.5, twin: 0.5})
     for chosen in (BETTER, twin):
         kept = recommend(equal, equal, chosen)
@@ -105,11 +103,6 @@ def test_of_equals_the_default_stays(choice):
 def test_no_ground_truth_to_choose_on_is_said(choice):
     empty = fake_sweep({DEFAULT: 0.0, BETTER: 0.0}, n_images=0)
     assert "nothing can be chosen" in module.finding(recommend(empty, choice))
-
-
-def test_nothing_to_measure_is_said(choice):
-    empty = fake_sweep({DEFAULT: 0.0, BETTER: 0.0}, n_images=0)
-    assert "nothing can be confirmed" in module.finding(recommend(choice, empty))
 
 
 def test_the_answer_has_both_settings_their_difference_and_the_mean(confirmed):
@@ -141,13 +134,13 @@ def test_changes_that_help_are_combined_in_every_way():
     variants = {
         "small": with_percentile(90.0, min_side=10),
         "large": with_percentile(90.0, min_side=20),
-        "max": with_percentile(90.0, score="max"),
+        "max": with_percentile(90.0, box_score="max"),
         "nms": with_percentile(90.0, nms_iou=0.3),
     }
     changed = fake_sweep(dict(zip([plain, *variants.values()], [0.3, 0.6, 0.8, 0.7, 0.1], strict=True)))
     assert sweep_tables.combinations(changed, plain, variants, MEANS) == {
-        "small, max": with_percentile(90.0, min_side=10, score="max"),
-        "large, max": with_percentile(90.0, min_side=20, score="max"),
+        "small, max": with_percentile(90.0, min_side=10, box_score="max"),
+        "large, max": with_percentile(90.0, min_side=20, box_score="max"),
     }
     assert sweep_tables.best_of(variants, changed, MEANS) == "large"
     table = sweep_tables.changes_table(changed, plain, variants, MEANS)
@@ -159,38 +152,20 @@ def test_changes_that_help_are_combined_in_every_way():
 
 def test_a_union_that_helps_brings_its_suppression_along():
     plain = with_percentile(90.0)
-    union, score = with_percentile((75.0, 90.0), nms_iou=0.5), with_percentile(90.0, score="max")
+    union, score = with_percentile((75.0, 90.0), nms_iou=0.5), with_percentile(90.0, box_score="max")
     changed = fake_sweep({plain: 0.2, union: 0.6, score: 0.7})
     together = sweep_tables.combinations(changed, plain, {"union": union, "score": score}, MEANS)
-    assert together == {"union, score": with_percentile((75.0, 90.0), nms_iou=0.5, score="max")}
-
-
-def test_one_floor_at_most_is_part_of_a_combination():
-    plain = with_percentile(90.0)
-    variants = {
-        "low": with_percentile(90.0, floor=0.1),
-        "high": with_percentile(90.0, floor=0.2),
-        "max": with_percentile(90.0, score="max"),
-        "too high": with_percentile(90.0, floor=9.0),
-    }
-    changed = fake_sweep(dict(zip([plain, *variants.values()], [0.3, 0.6, 0.8, 0.7, 0.0], strict=True)))
-    assert sweep_tables.combinations(changed, plain, variants, MEANS) == {
-        "low, max": with_percentile(90.0, floor=0.1, score="max"),
-        "high, max": with_percentile(90.0, floor=0.2, score="max"),
-    }
-    table = sweep_tables.changes_table(changed, plain, variants, MEANS)
-    assert table["false_box_rate"].tolist() == [MEASURES["false_box_rate"]] * 5
+    assert together == {"union, score": with_percentile((75.0, 90.0), nms_iou=0.5, box_score="max")}
 
 
 def test_absent_classes_with_a_box_are_told_beside_the_defaults(choice, confirmed):
-    frame = confirmed.report.frame.copy()
-    place = confirmed.report.settings.index(BETTER)
-    frame.loc[(frame["setting"] == place) & (frame["protocol"] == "all"), "false_box_rate"] = 0.1234
-    own = replace(confirmed, report=replace(confirmed.report, frame=frame))
+    figures = dict(confirmed.report.figures)
+    figures[BETTER, "all"] = replace(figures[BETTER, "all"], measures={**MEASURES, "false_box_rate": 0.1234})
+    own = replace(confirmed, report=replace(confirmed.report, figures=figures))
     assert module.false_boxes(own) == "Absent classes with a box on test: 12.3 %; under the default 100.0 %."
     assert module.false_boxes(recommend(choice, choice, DEFAULT)) == "Absent classes with a box on test: 100.0 %."
-    everywhere = replace(own.report, frame=frame.assign(false_box_rate=np.nan))
-    assert module.false_boxes(replace(own, report=everywhere)) == ""
+    figures[BETTER, "all"] = replace(figures[BETTER, "all"], measures={**MEASURES, "false_box_rate": np.nan})
+    assert module.false_boxes(replace(own, report=replace(confirmed.report, figures=figures))) == ""
 
 
 def test_sides_that_contradict_each_other_are_not_combined():
@@ -208,7 +183,7 @@ def test_curves_hold_plain_percentiles_of_one_map_under_both_protocols(choice):
     assert (frame["value"] <= frame["high"]).all()
     assert sweep_tables.curve_titles(frame)["all"].endswith("best vv_mixed at 90")
     assert sweep_tables.marks(DEFAULT, BETTER) == {"default": (75.0, "vv_mixed"), "best": (90.0, "vv_mixed")}
-    assert list(sweep_tables.marks(replace(DEFAULT, source=Setting(similarity="surgery")), BETTER)) == ["best"]
+    assert list(sweep_tables.marks(replace(DEFAULT, similarity="surgery"), BETTER)) == ["best"]
     table = sweep_tables.map_by_percentile(choice, BETTER, "all")
     assert sweep_tables.grid_titles({"all": table}, BETTER)["all"] == (
         "vv_mixed, all: percentile 90 is best at 2 of 2 IoU thresholds"
@@ -220,7 +195,7 @@ def test_curves_hold_plain_percentiles_of_one_map_under_both_protocols(choice):
 
 @pytest.mark.parametrize("floor", [None, 0.25, 0.0, -0.1, 1 / 3, 3e-05, 1e-30])
 def test_recommended_yaml_is_taken_by_the_workbook(confirmed, floor):
-    chosen = with_percentile((75.0, 90.0), nms_iou=0.5, min_side=9, max_side=99, score="max", floor=floor)
+    chosen = with_percentile((75.0, 90.0), nms_iou=0.5, min_side=9, max_side=99, box_score="max", floor=floor)
     report = fake_sweep({DEFAULT: 0.3, chosen: 0.7})
     parameters = {"dataset": "data/DIOR", "split": "test", "choose_split": "val", "model": "ViT-B-32",
                   "checkpoint": "openai", "image_size": None, "depth": 6}  # fmt: skip
@@ -246,7 +221,7 @@ def test_the_file_of_results_is_plain_json(confirmed):
         again["choice"]["by_percentile"]["all"]["vv_mixed"]["90"]["0.1"]
         == confirmed.choice.value(BETTER, "all", 0.1)[0]
     )
-    frame = module.sweep_frame(confirmed)
+    frame = module.recommendation_frame(confirmed)
     assert frame.groupby("role")["setting"].nunique().to_dict() == {"choice": 4, "report": 2}
 
 
@@ -257,17 +232,17 @@ def test_quality_of_a_store_is_image_quality_of_its_maps(tiny, tmp_path):
 
     data = load_dataset(write_scenes(tmp_path / "scenes", num_train=0, num_val=0, num_test=5, size=96), "test")
     store = HeatmapStore(tiny, data, tmp_path / "cache").compute()
-    sources = {kind: Setting(kind, "cosine", 2) for kind in ("standard", "vv_qk", "vv_mixed")}
-    found = map_quality(store, list(sources.values()), workers=2)
-    pairs = {kind: found[source] for kind, source in sources.items()}
-    assert list(joint_names(pairs)) == ["standard = vv_qk", "vv_mixed"]
+    settings = {kind: Setting(kind, "cosine", 2) for kind in ("standard", "vv_qk", "vv_mixed")}
+    pairs = map_quality(store, settings, workers=2)
+    assert pairs["standard"] is pairs["vv_qk"]
+    assert list(joint_pairs(pairs)) == list(joint_names(settings)) == ["standard = vv_qk", "vv_mixed"]
     assert len(pairs["standard"]) == len(data.boxes.groupby(["image_id", "label"]))
     row = pairs["vv_mixed"].iloc[-1]
     position = data.images["image_id"].tolist().index(row["image_id"])
     boxes = data.boxes[data.boxes["image_id"] == row["image_id"]]
     labels = [data.classes.index(label) for label in boxes["label"]]
     alone = image_quality(
-        store.maps(position, sources["vv_mixed"]), boxes[COLUMNS[2:]].to_numpy(), labels,
+        store.maps(settings["vv_mixed"], position)[0], boxes[COLUMNS[2:]].to_numpy(), labels,
         tuple(data.images[["width", "height"]].iloc[position]),
     )  # fmt: skip
     own = next(record for record in alone if data.classes[record.class_index] == row["label"])
@@ -283,9 +258,3 @@ def test_quality_of_a_store_is_image_quality_of_its_maps(tiny, tmp_path):
     by_percentile = pd.DataFrame({"mean_iou": [0.1, np.nan]}, index=["75", "90"])
     results = module.quality_results(quality, by_percentile, Setting(), "val", {})
     assert json.loads(json.dumps(results, allow_nan=False))["kinds"]["vv_qk"]["pointing"]["n_images"] == 5
-
-
-def test_numbers_of_a_column_have_the_same_digits():
-    table = pd.DataFrame({"rate": [1.0, np.nan], "boxes": [1234.56, 2.0], "name": ["a", "b"]})
-    shown = sweep_tables.shown_numbers(table, {"rate": 3, "boxes": 1})
-    assert shown.to_numpy().tolist() == [["1.000", "1,234.6", "a"], ["–", "2.0", "b"]]

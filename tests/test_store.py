@@ -210,7 +210,8 @@ def drawn(tmp_path) -> Dataset:
         rows.append((str(number), str(tmp_path / f"{number}.png"), 60, 40))
     images = pd.DataFrame(rows, columns=["image_id", "path", "width", "height"])
     boxes = pd.DataFrame(
-        [("0", "ship", 2, 2, 30, 30), ("0", "dam", 20, 5, 58, 38), ("1", "ship", 0, 0, 60, 40), ("2", "dam", 9, 9, 50, 30)],
+        [("0", "ship", 2, 2, 30, 30), ("0", "dam", 20, 5, 58, 38), ("1", "ship", 0, 0, 60, 40),
+         ("2", "dam", 9, 9, 50, 30)],
         columns=["image_id", "label", "xmin", "ymin", "xmax", "ymax"],
     ).astype(dict.fromkeys(["xmin", "ymin", "xmax", "ymax"], "float64"))  # fmt: skip
     return Dataset("drawn", tmp_path, "test", "VOC", images, boxes, ("ship", "dam", "bridge"), pd.DataFrame())
