@@ -17,7 +17,7 @@ from surgerylib.datasets import Dataset, load_dataset
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.engine.training import Training
-from surgerylib.figures import adaptation as adaptation_plots
+from surgerylib.figures import training as adaptation_plots
 from surgerylib.heatmaps import HEATMAP_KINDS, Setting
 from surgerylib.intervals import number
 from surgerylib.study import adaptation_tables as module

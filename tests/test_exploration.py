@@ -114,7 +114,7 @@ def test_boxes_are_held_against_the_class_that_a_phrase_names(subject):
         (Question(("ship",), "ship", setting=Setting(layers=9)), "layers is 9"),
         (Question(("ship",), "ship", adapted=True), "no trained adapter for vv_mixed"),
         (
-            Question(("red roof",), "red roof", setting=Setting(Setting(similarity="surgery"))),
+            Question(("red roof",), "red roof", setting=Setting(similarity="surgery")),
             "is alone: add another",
         ),
     ],
