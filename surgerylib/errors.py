@@ -141,7 +141,7 @@ def checked(cls: type[Class]) -> type[Class]:
 def _plain(value: Any) -> Any:
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         return value.item()
-    return tuple(map(_plain, value)) if isinstance(value, list) else value
+    return tuple(_plain(item) if item is not value else item for item in value) if isinstance(value, list) else value
 
 
 def _first_error(error: ValidationError, fields: list[str]) -> str:

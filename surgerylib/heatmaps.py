@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from .errors import ParameterError, checked
 
@@ -228,13 +227,13 @@ class Setting:
 
     kind: Annotated[str, BeforeValidator(_known_kind)] = "vv_mixed"
     similarity: Literal["cosine", "surgery"] = "cosine"
-    layers: Annotated[int, Ge(1)] = 1
+    layers: Annotated[int, Field(ge=1)] = 1
     percentile: Annotated[float | tuple[float, ...] | str, BeforeValidator(_threshold)] = 75.0
-    working_size: Annotated[int, Ge(1)] = 224
-    min_side: Annotated[int, Ge(0)] = 5
+    working_size: Annotated[int, Field(ge=1)] = 224
+    min_side: Annotated[int, Field(ge=0)] = 5
     max_side: int | None = None
     box_score: Literal["mean", "max", "mean_sqrt_area"] = "mean"
-    nms_iou: Annotated[float, Gt(0), Le(1)] | None = None
+    nms_iou: Annotated[float, Field(gt=0, le=1)] | None = None
     floor: float | None = None
     adapter: str | None = None
 

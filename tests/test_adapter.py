@@ -52,15 +52,16 @@ def text(tiny) -> torch.Tensor:
 
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("kind", HEATMAP_KINDS)
-def test_an_untrained_adapter_changes_nothing_bit_for_bit(tiny, tokens, text, kind, layers):
-    empty = tiny.encode_text([""], ["{}"])[0]
+def test_an_untrained_adapter_changes_nothing(tiny, tokens, text, kind, layers):
     model = HeatmapAdapter(tiny.embed_dim, layers)
-    for options in ({"similarity": "cosine"}, {"similarity": "surgery"}, {"similarity": "surgery", "redundant": empty}):
-        plain = heatmaps(tokens[layers], text, kind, **options)
-        assert torch.equal(heatmaps(tokens[layers], text, kind, **options, adapter=model), plain)
-        # that it was asked at all: trained, it changes every one of these maps
-        other = heatmaps(tokens[layers], text, kind, **options, adapter=changed(HeatmapAdapter(24, layers)))
-        assert not torch.allclose(other, plain, atol=1e-3)
+    plain = heatmaps(tokens[layers], text, kind)
+    # another order of the products: equal to float32's rounding
+    torch.testing.assert_close(heatmaps(tokens[layers], text, kind, adapter=model), plain, rtol=0, atol=1e-6)
+    # that it was asked at all: trained, it changes every one of these maps
+    other = heatmaps(tokens[layers], text, kind, adapter=changed(HeatmapAdapter(24, layers)))
+    assert not torch.allclose(other, plain, atol=1e-3)
+    with pytest.raises(ParameterError, match="trained on cosine maps, similarity is 'surgery'"):
+        heatmaps(tokens[layers], text, kind, similarity="surgery", adapter=model)
 
 
 def test_the_seed_decides_where_it_starts_and_the_callers_generator_is_left_alone():
@@ -192,7 +193,7 @@ def test_tokens_and_text_of_another_model_are_refused_by_heatmaps_too(tokens, te
         got = rf"\[{model.num_layers}, B, N, {model.embed_dim}\], got \[{layers}, 2, 16, 24\]"
         with pytest.raises(ParameterError, match=got):
             heatmaps(tokens[layers], text, adapter=model)
-    with pytest.raises(ParameterError, match=r"\[C, 24\] for these tokens, got \[5, 16\]"):
+    with pytest.raises(ParameterError, match=r"text must be \[C, 24\] for this adapter, got \[5, 16\]"):
         heatmaps(tokens[3], text[:, :16], adapter=HeatmapAdapter(24, 3))
     with pytest.raises(ParameterError, match="at least two classes, got 1"):
         heatmaps(tokens[3], text[:1], similarity="surgery", adapter=HeatmapAdapter(24, 3))

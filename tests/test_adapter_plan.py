@@ -69,7 +69,7 @@ BAD = {
     "adapter_learning_rate": (0.0, "adapter_learning_rate must be greater than 0"),
     "adapter_ablation_epochs": (-1, "adapter_ablation_epochs must be .* 0"),
     "localization_weight": (float("inf"), "localization_weight must be a"),
-    "adapter_floor": (float("nan"), "adapter_floor: .* finite number"),
+    "adapter_floor": (float("nan"), "adapter_floor must be a finite number"),
     "adapter": ("", "adapter must be text, or null, not ''"),
 }
 

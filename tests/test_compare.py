@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
+from judged_frames import judged
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from surgerylib.engine.localization import localization_difference
@@ -23,8 +24,9 @@ from surgerylib.engine.localizer_training import METHODS, summarise
 from surgerylib.files import file_sha256
 from surgerylib.metrics import bootstrap_map, paired_difference
 from surgerylib.study import summary
-from surgerylib.study.evaluation_tables import verdict_of
 from surgerylib.study.localizer_tables import plain_methods
+from surgerylib.study.tables import plain
+from surgerylib.study.verdict import verdict
 from surgerylib.workbook import compare, parameters
 from surgerylib.workbook.cli import main
 from surgerylib.workbook.compare import compare_runs
@@ -99,7 +101,7 @@ def write_run(folder: Path, made: Made = Made(), *, name: str = "", evaluated: b
         "versions": {"torch": "2.13.0"},
         "seconds": np.random.default_rng().random(),
     } | made.provenance
-    result = summary.evaluate_kinds(
+    result = judged(
         found, truth, image_ids=list(images["image_id"]), classes=made.classes, kinds=made.kinds,
         iou_thresholds=made.iou_thresholds, interpolation=made.interpolation, n_resamples=50,
     )  # fmt: skip
@@ -118,7 +120,7 @@ def write_run(folder: Path, made: Made = Made(), *, name: str = "", evaluated: b
         figures = summarise(ious)
         results["evaluation_results.json"] = {
             "finding": "found",
-            "verdict": verdict_of(figures).plain(),
+            "verdict": plain(asdict(verdict(figures))),
             "n_boxes": len(ious),
             "n_images": len(images),
             "methods": plain_methods(figures),

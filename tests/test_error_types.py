@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_metrics import BOX, detection_frame, random_frames, slow_iou, truth_frame
 
 from surgerylib.errors import ParameterError
-from surgerylib.matching import INTERPOLATIONS
+from surgerylib.matching import INTERPOLATIONS, match
 from surgerylib.metrics import average_precision, mean_average_precision
 from surgerylib.study.error_types import (
     detection_errors,
@@ -380,7 +380,7 @@ def test_types_are_exclusive_and_exhaustive(interpolation):
         errors = detection_errors(detections, truth, foreground_iou=f, interpolation=interpolation)
         is_tp = errors.of_detection == ""
         assert set(errors.of_detection[~is_tp]) <= set(ERROR_TYPES[:5])
-        assert is_tp.sum() == evaluate(detections, truth, [f], interpolation, None, None).is_tp.sum()
+        assert is_tp.sum() == match(detections, truth, [f], interpolation).is_tp.sum()
         assert is_tp.sum() == (errors.fate == "found").sum()
         means_a_box = np.isin(errors.of_detection, ["classification", "localisation"])
         np.testing.assert_array_equal(errors.truth_row >= 0, means_a_box)

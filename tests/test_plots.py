@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from judged_frames import judged
 from PIL import Image
 
 from surgerylib.boxes import extract_many
@@ -13,7 +14,6 @@ from surgerylib.figures import maps as plots
 from surgerylib.figures import style
 from surgerylib.heatmaps import Setting
 from surgerylib.study.examples import example_pairs
-from surgerylib.study.summary import evaluate_kinds
 
 BOX = ["xmin", "ymin", "xmax", "ymax"]
 
@@ -67,9 +67,9 @@ def test_curves_and_bars_say_when_a_class_has_no_boxes():
         [("a", "ship", 0, 0, 9, 9, 0.5, kind) for kind in style.KIND_LOOKS],
         columns=["image_id", "label", *BOX, "score", "kind"],
     )
-    result = evaluate_kinds(found, truth, image_ids=["a", "b"], classes=["ship", "dam"], n_resamples=20)
-    assert len(plots.map_curves(result.summary, {"present": "p", "all": "a"}).axes) == 2
-    rows = result.by_class.query("protocol == 'all' and iou_threshold == 0.05")
+    result = judged(found, truth, image_ids=["a", "b"], classes=["ship", "dam"], n_resamples=20)
+    assert len(plots.map_curves(result.summary(), {"present": "p", "all": "a"}).axes) == 2
+    rows = result.by_class().query("protocol == 'all' and iou_threshold == 0.05")
     axis = plots.class_bars(rows, "ap", "title", "AP").axes[0]
     assert [text.get_text().strip() for text in axis.texts] == ["no boxes in this split"]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["dam  (0)", "ship  (2)"]

@@ -626,7 +626,6 @@ def test_features_of_different_things_are_not_trained_on_together(caches, tiny, 
     folder = write_model(tmp_path / "other", seed=8)
     clip = load_clip(f"local-dir:{folder}", str(folder / "model.safetensors"), device="cpu", depth=3)
     others = {
-        "kind": FeatureCache(tiny, data, tmp_path, kind="standard", picture_size=PICTURE),
         "weights_sha256": FeatureCache(clip, data, tmp_path, picture_size=PICTURE),
     }
     for what, other in others.items():

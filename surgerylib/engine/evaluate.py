@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pandas as pd
-from annotated_types import Ge
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 from tqdm import tqdm
 
 from ..datasets import Dataset
@@ -58,9 +57,9 @@ class Options:
         IOU_THRESHOLDS
     )
     interpolation: Annotated[str, BeforeValidator(lambda v: check_interpolation(v) or v)] = "11point"
-    n_resamples: Annotated[int, Ge(1)] = 1000
-    seed: Annotated[int, Ge(0)] = 0
-    workers: Annotated[int, Ge(1)] | None = None
+    n_resamples: Annotated[int, Field(ge=1)] = 1000
+    seed: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=1)] | None = None
     cache_dir: Path | None = None
 
     @property
