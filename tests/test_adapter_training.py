@@ -22,7 +22,7 @@ from surgerylib.boxes import patch_coverage
 from surgerylib.clip import ImageTokens
 from surgerylib.datasets import Dataset, load_dataset, read_image
 from surgerylib.embedded.scenes import write_scenes
-from surgerylib.engine import token_cache as token_cache_module
+from surgerylib.engine import caches as caches_module
 from surgerylib.engine.adapter_training import (
     AdapterSettings,
     AdapterTask,
@@ -31,6 +31,7 @@ from surgerylib.engine.adapter_training import (
     train_adapter,
 )
 from surgerylib.engine.caches import CoverageTargets, TokenCache
+from surgerylib.engine.recipes import patch_tokens
 from surgerylib.engine.training import TRAINING_VERSION, Schedule, folder_of
 from surgerylib.errors import (
     CacheError,
@@ -49,9 +50,13 @@ SCHEDULE = Schedule(epochs=2, learning_rate=1e-2, warmup_epochs=0.5)
 SHORT = Schedule(epochs=1, learning_rate=1e-2, warmup_epochs=0)
 
 
+def small(clip, layers):
+    return replace(patch_tokens(clip, layers), shard_images=SHARD_IMAGES)
+
+
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(token_cache_module, "SHARD_IMAGES", SHARD_IMAGES)
+    monkeypatch.setattr(caches_module, "patch_tokens", small)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +70,7 @@ def caches(tiny, root, tmp_path_factory) -> tuple[TokenCache, TokenCache]:
     """For reading only."""
     folder = tmp_path_factory.mktemp("kept")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(token_cache_module, "SHARD_IMAGES", SHARD_IMAGES)
+        patch.setattr(caches_module, "patch_tokens", small)
         both = [TokenCache(tiny, load_dataset(root, split), folder) for split in ("train", "val")]
     return tuple(cache.compute(batch_size=2) for cache in both)
 
@@ -177,11 +182,13 @@ def test_a_damaged_shard_is_refused(tiny, caches, tmp_path):
 KILLED = f"""
 import os, signal, sys, time
 from pathlib import Path
-from surgerylib.engine import token_cache
+from dataclasses import replace
+from surgerylib.engine import caches
 from surgerylib.clip import load_clip
 from surgerylib.datasets.dataset import load_dataset
 model, scenes, cached = sys.argv[1:]
-token_cache.SHARD_IMAGES = {SHARD_IMAGES}
+plain = caches.patch_tokens
+caches.patch_tokens = lambda clip, layers: replace(plain(clip, layers), shard_images={SHARD_IMAGES})
 clip = load_clip(f"local-dir:{{model}}", model + "/model.safetensors", device="cpu", depth=3)
 encode, left = clip.encode_image, [4]
 def killed(*args):
@@ -193,7 +200,7 @@ def killed(*args):
         os.kill(os.getpid(), signal.SIGKILL)
     return encode(*args)
 clip.encode_image = killed
-token_cache.TokenCache(clip, load_dataset(scenes, "train"), cached).compute(batch_size=2)
+caches.TokenCache(clip, load_dataset(scenes, "train"), cached).compute(batch_size=2)
 """
 
 

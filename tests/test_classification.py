@@ -73,7 +73,7 @@ def store(tiny, scenes, tmp_path_factory) -> HeatmapStore:
 
 @pytest.fixture(scope="module")
 def found(store, scenes, tiny):
-    return classify(store.similarities(), scenes, tiny.grid, SOURCES)
+    return classify(store.shards(), scenes, tiny.grid, SOURCES)
 
 
 def test_a_store_is_classified_as_its_maps_say(found, store, scenes):

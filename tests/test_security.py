@@ -12,9 +12,13 @@ import yaml
 from dependency_rules import declared
 
 from surgerylib.clip import load_clip
+from surgerylib.datasets import load_dataset
+from surgerylib.embedded.scenes import write_scenes
+from surgerylib.engine.evaluate import evaluate
+from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import CacheError, CheckpointError, ParameterError
 from surgerylib.files import PROJECT_ROOT
-from surgerylib.study.sweep import _load
+from surgerylib.heatmaps import Setting
 from surgerylib.weights import load_weights
 from surgerylib.workbook.check import check
 from surgerylib.workbook.parameters import load_config, parse_override
@@ -87,11 +91,16 @@ def test_yaml_runs_no_code(tmp_path, tag) -> None:
         assert target.exists()
 
 
-def test_figures_stored_as_pickles_are_not_run(tmp_path) -> None:
-    path, target = tmp_path / "figures.npz", tmp_path / "made"
-    np.savez(path, map=np.array([Touch(target)], dtype=object), map_samples=0, measures=0)
+def test_figures_stored_as_pickles_are_not_run(tmp_path, tiny) -> None:
+    drawn = load_dataset(write_scenes(tmp_path / "scenes", num_train=1, num_val=1, num_test=1, size=64))
+    store = HeatmapStore(tiny, drawn, tmp_path / "cache").compute()
+    options = {"n_resamples": 2, "workers": 1, "details": False, "cache_dir": tmp_path / "kept"}
+    evaluate(store, {"one": Setting()}, **options)
+    (path,) = (tmp_path / "kept").rglob("*.npz")
+    target = tmp_path / "made"
+    np.savez(path, map=np.array([Touch(target)], dtype=object), map_samples=0, measures=0, n_detections=0)
     with pytest.raises(CacheError, match="cannot be read"):
-        _load(path, None, 1)
+        evaluate(store, {"one": Setting()}, **options)
     assert not target.exists()
     with np.load(path, allow_pickle=True) as stored:  # the way that would
         _ = stored["map"]

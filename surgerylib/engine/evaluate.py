@@ -350,7 +350,7 @@ class _Kept:
             self.folder = options.cache_dir / f"figures-{_hash([*made_of, options.of_figures])}"
 
     def _path(self, settings: Iterable[tuple]) -> Path:
-        return self.folder / f"{_hash(sorted(map(repr, settings)))}.npz"
+        return self.folder / f"{_hash([*map(repr, settings)])}.npz"
 
     def save(self, found: Mapping[tuple, Mapping[str, Figures]]) -> None:
         """S settings x P protocols as arrays [S, P, ...]."""
