@@ -87,7 +87,7 @@ def one_line(raised: pytest.ExceptionInfo) -> str:
 
 def with_dataset(cache: TokenCache, dataset: Dataset) -> TokenCache:
     """The same tokens, with other boxes or another class list."""
-    return TokenCache(cache.clip, dataset, cache.folder.parent, layers=cache.layers, folder=cache.folder)
+    return TokenCache(cache.clip, dataset, cache.folder.parent, layers=cache.recipe.layers)
 
 
 def without_boxes(cache: TokenCache, *names: str) -> TokenCache:
@@ -160,8 +160,8 @@ def test_tokens_that_cannot_be(tiny, caches, tmp_path, monkeypatch):
 
 
 def test_a_damaged_shard_is_refused(tiny, caches, tmp_path):
-    shutil.copytree(caches[0].folder, tmp_path / "copied")
-    cache = TokenCache(tiny, caches[0].dataset, tmp_path, folder=tmp_path / "copied")
+    cache = TokenCache(tiny, caches[0].dataset, tmp_path)
+    shutil.copytree(caches[0].folder, cache.folder)
     content = bytearray(cache.path(4).read_bytes())
     content[-1] ^= 1  # one bit
     cache.path(4).write_bytes(content)

@@ -81,7 +81,7 @@ def test_a_store_is_classified_as_its_maps_say(found, store, scenes):
         for position, image in enumerate(scenes.images.itertuples()):
             own = scenes.boxes[scenes.boxes["image_id"] == image.image_id]
             expected = box_responses(
-                store.maps(position, source),
+                store.maps(source, position)[0],
                 own[["xmin", "ymin", "xmax", "ymax"]].to_numpy(),
                 (image.width, image.height),
             )

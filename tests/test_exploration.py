@@ -128,7 +128,7 @@ def test_an_image_without_ground_truth_and_a_map_without_boxes(tiny, subject):
     exploration = Exploration(tiny)
     bare = subject._replace(truth=subject.truth.iloc[:0])
     exploration.show(bare, look(tiny, bare.image))
-    question = Question(("ship",), "ship", setting=Setting(boxes=Setting(floor=1e6)))
+    question = Question(("ship",), "ship", setting=Setting(floor=1e6))
     answer = exploration.ask(question).answers[0]
     assert answer.boxes.shape == (0, 5)
     assert answer.best_ious.shape == (0,)

@@ -53,7 +53,7 @@ def test_steps_with_a_floor_show_the_line_that_the_mask_has(image, heatmap, plac
     truth = boxes().astype(dict.fromkeys(BOX, float))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = plots.extraction_steps(image, heatmap, truth, label="ship", patch_size=32, settings=settings)
+        figure = plots.extraction_steps(image, heatmap, truth, label="ship", patch_size=32, boxes=settings)
     titles = {axis.get_title(loc="left"): axis for axis in figure.axes}
     assert f"3  bilinear to 224, {line.format(floor)}" in titles
     (found,) = extract_many(heatmap, (224, 224), [settings])
