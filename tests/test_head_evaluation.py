@@ -12,7 +12,7 @@ import torch
 
 from surgerylib.boxes import box_iou
 from surgerylib.embedded.scenes import write_scenes
-from surgerylib.engine.localizer_training import METHODS, summarise
+from surgerylib.engine.localizer_training import METHODS, summarise, train_localizer
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import CheckpointError, ParameterError
 from surgerylib.figures import evaluation as evaluation_plots
@@ -47,14 +47,14 @@ def session(scenes, tiny_folder, tmp_path_factory) -> Session:
     session = opened(scenes, tiny_folder, tmp_path_factory.mktemp("run"))
     seen = sorted(session.other_split("train").boxes["label"].unique())
     validation = set(session.other_split("val").boxes["label"])
-    plan = TrainingPlan(
-        epochs=1, warmup_epochs=0.5, picture_size=32, training_batch_size=4,
-        seen_classes=[name for name in seen if name in validation] or seen,
-    )  # fmt: skip
-    caches = plan.caches(session.clip, session.training_datasets(plan), session.cache_dir)
+    plan = TrainingPlan.from_parameters({
+        "stage": "localizer", "epochs": 1, "warmup_epochs": 0.5, "picture_size": 32, "training_batch_size": 4,
+        "seen_classes": [name for name in seen if name in validation] or seen,
+    })  # fmt: skip
+    caches = plan.feature_caches(session.clip, session.training_datasets(plan), session.cache_dir)
     for cache in caches.values():
         cache.compute()
-    _, training = plan.train(caches, session.cache_dir)
+    _, training = train_localizer(caches["train"], caches["choose"], plan.head, plan.schedule, session.cache_dir)
     publish(training, session.out_dir)
     return session
 
@@ -77,7 +77,7 @@ def ious(session, head, cache) -> pd.DataFrame:
 def test_the_head_of_the_run_is_taken_with_its_own_maps(session, head, cache):
     assert head.path == session.out_dir / PUBLISHED
     assert head.sha256 == file_sha256(head.path)
-    assert cache.source.last_layers == head.about["belongs_to"]["layers"] == 3
+    assert cache.setting.last_layers == head.about["belongs_to"]["layers"] == 3
     assert cache.picture_size == 32
     start = untrained_localizer(head.model.config, 0).state_dict()
     for name, value in head.untrained.state_dict().items():
@@ -181,7 +181,7 @@ def test_examples_are_the_best_the_worst_and_those_between():
 def test_results_are_plain_json_and_tables_repeat_them(session, head, ious):
     data = session.dataset
     store = HeatmapStore(session.clip, data, session.cache_dir).compute()
-    named = classify(store.similarities(), data, session.clip.grid, list(SOURCES.values()))
+    named = classify(store.shards(), data, session.clip.grid, list(SOURCES.values()))
     summary = summarise(ious)
     said = verdict(summary)
     classes = head_evaluation.by_class(ious, data.classes)
