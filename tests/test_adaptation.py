@@ -365,7 +365,7 @@ def test_without_floors_to_try_no_state_has_one_before(choice, adapters):
 
 @pytest.mark.parametrize("weights", [{}, {"sparsity_weight": 0.0, "localization_weight": 2.5}])
 def test_losses_are_tried_alone_in_pairs_and_together(weights):
-    settings = AdapterSettings(**weights, seen_classes=SEEN, rank=3)
+    settings = AdapterSettings(**weights, unseen_classes=("ship",), rank=3)
     variants = loss_variants(settings)
     assert list(variants) == [
         "classification alone", "localization alone", "sparsity alone", "classification + localization",
@@ -377,5 +377,5 @@ def test_losses_are_tried_alone_in_pairs_and_together(weights):
             expected = full[loss] if loss in name or name == "all three losses" else 0.0
             assert getattr(variant, f"{loss}_weight") == expected
         assert variant.rank == 3
-        assert variant.seen_classes == settings.seen_classes
+        assert variant.unseen_classes == settings.unseen_classes
     assert (variants["all three losses"] == settings) == (not weights)

@@ -77,7 +77,7 @@ def ious(session, head, cache) -> pd.DataFrame:
 def test_the_head_of_the_run_is_taken_with_its_own_maps(session, head, cache):
     assert head.path == session.out_dir / PUBLISHED
     assert head.sha256 == file_sha256(head.path)
-    assert cache.setting.last_layers == head.about["belongs_to"]["layers"] == 3
+    assert cache.setting.layers == head.about["belongs_to"]["layers"] == 3
     assert cache.picture_size == 32
     start = untrained_localizer(head.model.config, 0).state_dict()
     for name, value in head.untrained.state_dict().items():
