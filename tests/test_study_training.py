@@ -455,7 +455,7 @@ def test_train_of_both_stages_and_the_stage_that_the_command_names(arguments, tm
     assert "the training of the adapter of vv_mixed is at its end already" in said
     assert said.splitlines()[-1] == str(tmp_path / "localizer.safetensors")
     assert [path.read_bytes() for path in published] == before
-    assert main([*words("train", arguments, tmp_path, stage="both"), "--stage", "heatmaps"]) == 2
+    assert main([*given, "--stage", "heatmaps"]) == 2
     error = capsys.readouterr().err.splitlines()
     assert error == ["error: stage must be 'heatmap', 'localizer' or 'both', got 'heatmaps'"]
 
