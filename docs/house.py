@@ -21,14 +21,14 @@ PACKAGE = PROJECT_ROOT / "surgerylib"
 CORE = "flat files"
 # room -> left, bottom, width, height
 PLACES = {
-    "workbook": (0.2, 7.4, 6.0, 1.5),
-    "explorer": (6.6, 7.4, 3.2, 1.5),
-    "study": (0.2, 5.2, 4.6, 1.5),
-    "figures": (7.0, 5.2, 2.8, 1.5),
-    "engine": (0.2, 3.0, 4.6, 1.5),
-    "datasets": (0.2, 1.5, 3.2, 0.9),
-    "embedded": (3.8, 1.5, 2.6, 0.9),
-    CORE: (0.2, 0.1, 9.6, 0.9),
+    "workbook": (0.2, 6.0, 6.0, 0.8),
+    "explorer": (6.6, 6.0, 3.2, 0.8),
+    "study": (1.0, 4.2, 4.2, 1.2),
+    "figures": (7.0, 4.4, 2.8, 0.8),
+    "engine": (1.0, 2.6, 4.2, 1.0),
+    "datasets": (0.2, 1.2, 3.2, 0.8),
+    "embedded": (4.4, 1.2, 2.6, 0.8),
+    CORE: (0.2, 0.1, 9.6, 0.7),
 }
 
 
@@ -60,10 +60,10 @@ def draw() -> Figure:
         for room in PLACES
     }
     lines = Counter(room_of(p) for p in PACKAGE.rglob("*.py") for _ in p.read_text().splitlines())
-    fig = Figure(figsize=(10, 9.2))
+    fig = Figure(figsize=(10, 7))
     FigureCanvasSVG(fig)
     axis = fig.add_axes((0, 0, 1, 1))
-    axis.set(xlim=(0, 10), ylim=(0, 9.1))
+    axis.set(xlim=(0, 10), ylim=(0, 7))
     axis.axis("off")
     for room, (x, y, width, height) in PLACES.items():
         axis.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0.04", fc="#f4f6f8", ec="#37474f"))
@@ -74,12 +74,16 @@ def draw() -> Figure:
         if b == CORE:  # all do; an arrow each would hide the others
             continue
         (xa, ya, wa, _), (xb, yb, wb, hb) = PLACES[a], PLACES[b]
-        left, right = max(xa, xb), min(xa + wa, xb + wb)
-        middle = (left + right) / 2 if right > left else None
-        start = (middle if middle is not None else xa + wa / 2, ya - 0.05)
-        end = (middle if middle is not None else xb + wb / 2, yb + hb + 0.05)
-        axis.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "#5c6bc0", "lw": 0.6 + count / 6})
-    axis.text(9.8, 1.05, "every room imports the flat files", ha="right", style="italic", size=8)
+        if ya == yb:  # in one row: from side to side
+            start, end = (xa - 0.05, ya + hb / 2), (xb + wb + 0.05, yb + hb / 2)
+        else:
+            left, right = max(xa, xb), min(xa + wa, xb + wb)
+            start, end = (((left + right) / 2, y) for y in (ya - 0.05, yb + hb + 0.05))
+            if right <= left:
+                start, end = (xa + wa / 2, ya - 0.05), (xb + wb / 2, yb + hb + 0.05)
+        look = {"arrowstyle": "-|>", "color": "#5c6bc0", "lw": 0.6 + count / 6}
+        axis.annotate("", end, start, arrowprops=look, zorder=0)  # behind the rooms that it passes
+    axis.text(9.8, 0.88, "every room imports the flat files", ha="right", style="italic", size=8)
     return fig
 
 
