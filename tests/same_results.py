@@ -15,7 +15,11 @@ import torch
 _OF_THE_CLOCK = {"seconds", "started", "finished", "pid"}
 _DATE = re.compile(r"\b\d{1,2} [A-Z][a-z]+ \d{4}, \d\d:\d\d\b")
 _DURATION = re.compile(r"\b(?:\d+ h )?(?:\d+ min )?\d+ s\b")
-_RESUMED = re.compile(r", of which [\d,]+ were there already")
+# what was served from files that were there, and from where a training went on
+_RESUMED = re.compile(
+    r"; \d+ of \d+ files were there already, made of [^\n<]*|, of which [\d,]+ were there already"
+    r"|training [^\n<>:]{0,100}: taken up behind epoch [^\n<]*\n"
+)
 _SECONDS_ROW = re.compile(r"(\bseconds)\s*(</th>\s*<td[^>]*>)?\s*[\d.]+")
 _BARS = re.compile(r'<details class="fold messages">.*?</details>', re.DOTALL)
 _BORDER = re.compile(r'</pre>\s*<pre class="stream" tabindex="0">')  # of what is printed before and after one
