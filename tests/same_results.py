@@ -15,11 +15,10 @@ import torch
 _OF_THE_CLOCK = {"seconds", "started", "finished", "pid"}
 _DATE = re.compile(r"\b\d{1,2} [A-Z][a-z]+ \d{4}, \d\d:\d\d\b")
 _DURATION = re.compile(r"\b(?:\d+ h )?(?:\d+ min )?\d+ s\b")
-# what was served from files that were there, and from where a training went on
-_RESUMED = re.compile(
-    r"; \d+ of \d+ files were there already, made of [^\n<]*|, of which [\d,]+ were there already"
-    r"|training [^\n<>:]{0,100}: taken up behind epoch [^\n<]*\n"
-)
+_RESUMED = re.compile(r"; \d+ of \d+ files were there already, made of [^\n<]*|, of which [\d,]+ were there already")
+_TAKEN_UP = ": taken up behind epoch "  # in a line of its own
+_NO_OUTPUT = re.compile(r'<pre class="stream" tabindex="0">\s*</pre>')
+_BEGIN = re.compile(r'(<pre class="stream" tabindex="0">)\s+')
 _SECONDS_ROW = re.compile(r"(\bseconds)\s*(</th>\s*<td[^>]*>)?\s*[\d.]+")
 _BARS = re.compile(r'<details class="fold messages">.*?</details>', re.DOTALL)
 _BORDER = re.compile(r'</pre>\s*<pre class="stream" tabindex="0">')  # of what is printed before and after one
@@ -82,8 +81,19 @@ def _notebook(path: Path, folder: Path) -> Any:
 
 
 def _page(path: Path, folder: Path) -> str:
-    text = _BORDER.sub("", _BARS.sub("", path.read_text(encoding="utf-8")))
+    text = _not_taken_up(_BORDER.sub("", _BARS.sub("", path.read_text(encoding="utf-8"))))
+    text = _BEGIN.sub(r"\1", _NO_OUTPUT.sub("", text))
     return _placeless(_DATE.sub("DATE", text), folder)
+
+
+def _not_taken_up(text: str) -> str:
+    """Without the lines that say from where a training went on; the markup around them stays."""
+    lines = []
+    for line in text.split("\n"):
+        kept = re.sub(f"[^>]*{_TAKEN_UP}[^<]*", "", line) if _TAKEN_UP in line else line
+        if kept or not line:
+            lines.append(kept)
+    return "\n".join(lines)
 
 
 def _without_clock(content: Any) -> Any:
@@ -96,6 +106,10 @@ def _without_bars(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Outputs without progress bars, which appear where it took long; what is printed around them in one piece."""
     joined: list[dict[str, Any]] = []
     for output in outputs:
+        if "text" in output and _TAKEN_UP in output["text"]:
+            output = {**output, "text": _not_taken_up(output["text"])}
+            if not output["text"].strip():
+                continue
         parts = re.split(r"[\r\n]", output["text"]) if output.get("name") == "stderr" else ["printed"]
         if all("%|" in part or not part.strip() for part in parts):
             continue
