@@ -116,10 +116,7 @@ class HeatmapAdapter(nn.Module):
         Raises:
             ParameterError: a shape that does not fit.
         """
-        return self.maps(self.tokens(patches), text, grid)
-
-    def maps(self, adapted: Tensor, text: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """`forward` where `tokens` are known: [L, B, N, D] -> [B, C, h, w] logits."""
+        adapted = self.tokens(patches)
         self._check_text(text)
         return self._on_grid(adapted.mean(dim=0) @ text.to(adapted.dtype).T, grid)
 

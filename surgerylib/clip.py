@@ -60,6 +60,10 @@ class ImageTokens:
         one = slice(place, place + 1)
         return replace(self, qk=self.qk[:, one], vv=self.vv[:, one], features=self.features[:, one])
 
+    def with_patches(self, path: str, patches: Tensor) -> ImageTokens:
+        """With other patch tokens [L, B, N, D] on a path, `qk` or `vv`; its CLS token stays."""
+        return replace(self, **{path: torch.cat([getattr(self, path)[:, :, :1], patches], dim=2)})
+
     def similarities(self, text: Tensor) -> Tensor:
         """Similarity of every token, CLS first, to C texts [C, D] of unit rows: [B, L, 2, C, 1+N], paths as in `PATHS`.
 
@@ -94,7 +98,7 @@ class SurgeryCLIP:
     def __init__(self, model: nn.Module, tokenizer, weights: Weights, *, name: str, device: torch.device,
                  image_size: int | None, depth: int) -> None:  # fmt: skip
         visual = model.visual
-        _require_plain_vit(visual, name)
+        attention.require_plain_vit(visual, name)
         self.model = model.eval().requires_grad_(False).to(device)
         self.name = name
         self.weights = weights
@@ -221,7 +225,6 @@ class SurgeryCLIP:
         """[B, 3, H, W] -> the last layers' residual streams, and (QK, VV) weights of the last block or ()."""
         blocks = self.model.visual.transformer.resblocks
         x = self._embed(images)  # [B, 1+N, W]
-        vv = x
         layers: list[_Layer] = []
         weights: tuple[Tensor, ...] = ()
         for index, block in enumerate(blocks):
@@ -254,15 +257,12 @@ class SurgeryCLIP:
         return visual.ln_post(x) @ visual.proj
 
     def _encode_prompts(self, prompts: list[str]) -> Tensor:
-        tokens = self._tokenizer(prompts).to(self.device)
+        model, tokens = self.model, self._tokenizer(prompts).to(self.device)
+        # CLIP's own text tower: no word sees those after it, the end token stands for the text
+        causal = isinstance(model, open_clip.CLIP) and model.attn_mask is not None and model.text_pool_type == "argmax"
         with self._autocast():
-            embedding = self._encode_causal(tokens) if self._text_is_causal() else self.model.encode_text(tokens)
+            embedding = self._encode_causal(tokens) if causal else model.encode_text(tokens)
         return F.normalize(embedding.float(), dim=-1)
-
-    def _text_is_causal(self) -> bool:
-        """Whether the text tower is CLIP's own: no word sees those after it, the end token stands for the text."""
-        model = self.model
-        return isinstance(model, open_clip.CLIP) and model.attn_mask is not None and model.text_pool_type == "argmax"
 
     def _encode_causal(self, tokens: Tensor) -> Tensor:
         """`model.encode_text` without the padding behind the longest text, which no end token sees: a fifth of it."""
@@ -398,28 +398,3 @@ def _pixel_statistics(name: str, values: Sequence[float]) -> Tensor:
     if name == "std" and min(values) <= 0:
         raise UnsupportedModelError(f"the model's configuration has the std {values!r}; each must be above 0")
     return torch.tensor([float(value) for value in values]).view(3, 1, 1)
-
-
-def _require_plain_vit(visual: nn.Module, name: str) -> None:
-    """Refuse what the dual path does not reproduce, before any attribute of it is missed."""
-    if not isinstance(visual, open_clip.transformer.VisionTransformer):
-        raise UnsupportedModelError(
-            f"{name} has a {type(visual).__name__} image tower; a ViT of open_clip is needed, such as ViT-B-32"
-        )
-    if not len(visual.transformer.resblocks):
-        raise UnsupportedModelError(f"{name} has an image tower without a single block; one or more are needed")
-    for block in visual.transformer.resblocks:
-        attn = block.attn
-        plain_attention = isinstance(attn, nn.MultiheadAttention) or (
-            isinstance(attn, open_clip.transformer.Attention)
-            and attn.logit_scale is None
-            and attn.head_scale is None
-            and all(isinstance(part, nn.Identity) for part in (attn.ln_q, attn.ln_k, attn.ln_inner))
-        )
-        if not plain_attention or not isinstance(getattr(block, "ln_attn", nn.Identity()), nn.Identity):
-            raise UnsupportedModelError(
-                f"{name} modifies its attention (scaled cosine, normalised q and k, or scaled heads); "
-                "value-value attention is defined for the plain form only"
-            )
-    if visual.attn_pool is not None or visual.pool_type != "tok" or visual.final_ln_after_pool:
-        raise UnsupportedModelError(f"{name} does not pool its class token; the heatmaps need one that does")

@@ -58,8 +58,8 @@ def heatmaps(
         similarity: `cosine` or `surgery`, see `maps_of`.
         redundant: [D] or [1, D], a feature to subtract from every class (such as the text of an empty prompt), in place
             of what the classes have in common; `surgery` only: `patches·(text - redundant)ᵀ`.
-        adapter: trained on the patch tokens of this kind, of as many layers, and on `cosine` maps: the maps are its
-            logits.
+        adapter: trained on the patch tokens of this kind, of as many layers, and on `cosine` maps: its tokens take the
+            place of the patches, and the maps are its logits.
 
     Returns:
         float32 [B, C, h, w], raw: no min-max, comparable across images.
@@ -73,17 +73,15 @@ def heatmaps(
         raise ParameterError(f"unknown similarity {similarity!r}; choose from {', '.join(SIMILARITIES)}")
     if similarity != "surgery" and redundant is not None:
         raise ParameterError('redundant is used by similarity="surgery" only: leave it out or change the similarity')
-    if similarity != "cosine" and adapter is not None:
-        raise ParameterError(
-            f"an adapter is trained on cosine maps, similarity is {similarity!r}; leave one of them out"
-        )
     if redundant is not None:
         if redundant.shape not in ((text.shape[-1],), (1, text.shape[-1])):
             raise ParameterError(f"redundant must be [{text.shape[-1]}], one feature, got {list(redundant.shape)}")
         text, similarity = text - redundant.reshape(1, -1), "cosine"
-    if adapter is not None:
-        return adapter(getattr(tokens, KIND_PATHS[kind][1])[:, :, 1:], text, tokens.grid)
-    return maps_of(tokens.similarities(text), tokens.grid, kind, similarity=similarity)
+    if adapter is None:
+        return maps_of(tokens.similarities(text), tokens.grid, kind, similarity=similarity)
+    path = KIND_PATHS[kind][1]
+    adapted = tokens.with_patches(path, adapter.tokens(getattr(tokens, path)[:, :, 1:]))
+    return adapter.logits(maps_of(adapted.similarities(text), tokens.grid, kind, similarity=similarity))
 
 
 def maps_of(similarities: Tensor, grid: tuple[int, int], kind: str, *, similarity: str = "cosine") -> Tensor:
@@ -271,18 +269,8 @@ class Setting:
     def parameters(self) -> dict[str, Any]:
         """The setting by the names of the notebooks' parameters; plain values."""
         values = asdict(self) | {"percentile": list(self.thresholds) if len(self.thresholds) > 1 else self.percentile}
-        names = (
-            "kind",
-            "similarity",
-            "layers",
-            "adapter",
-            "percentile",
-            "min_side",
-            "max_side",
-            "box_score",
-            "nms_iou",
-        )
-        return {"last_layers" if name == "layers" else name: values[name] for name in (*names, "floor")}
+        del values["working_size"]
+        return {"last_layers" if name == "layers" else name: value for name, value in values.items()}
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any], **others: Any) -> Setting:

@@ -52,16 +52,15 @@ def text(tiny) -> torch.Tensor:
 
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("kind", HEATMAP_KINDS)
-def test_an_untrained_adapter_changes_nothing(tiny, tokens, text, kind, layers):
+def test_an_untrained_adapter_changes_nothing_bit_for_bit(tiny, tokens, text, kind, layers):
+    empty = tiny.encode_text([""], ["{}"])[0]
     model = HeatmapAdapter(tiny.embed_dim, layers)
-    plain = heatmaps(tokens[layers], text, kind)
-    # another order of the products: equal to float32's rounding
-    torch.testing.assert_close(heatmaps(tokens[layers], text, kind, adapter=model), plain, rtol=0, atol=1e-6)
-    # that it was asked at all: trained, it changes every one of these maps
-    other = heatmaps(tokens[layers], text, kind, adapter=changed(HeatmapAdapter(24, layers)))
-    assert not torch.allclose(other, plain, atol=1e-3)
-    with pytest.raises(ParameterError, match="trained on cosine maps, similarity is 'surgery'"):
-        heatmaps(tokens[layers], text, kind, similarity="surgery", adapter=model)
+    for options in ({"similarity": "cosine"}, {"similarity": "surgery"}, {"similarity": "surgery", "redundant": empty}):
+        plain = heatmaps(tokens[layers], text, kind, **options)
+        assert torch.equal(heatmaps(tokens[layers], text, kind, **options, adapter=model), plain)
+        # that it was asked at all: trained, it changes every one of these maps
+        other = heatmaps(tokens[layers], text, kind, **options, adapter=changed(HeatmapAdapter(24, layers)))
+        assert not torch.allclose(other, plain, atol=1e-3)
 
 
 def test_the_seed_decides_where_it_starts_and_the_callers_generator_is_left_alone():
@@ -139,7 +138,8 @@ def test_the_logits_are_those_of_the_formula(layers):
     expected = slow_logits(model, patches, text).view(2, 3, 2, 3)
     torch.testing.assert_close(model(patches, text, (2, 3)), expected, rtol=0, atol=1e-12)
     cls = torch.zeros(layers, 2, 1, 7, dtype=torch.float64)
-    of_tokens = ImageTokens(cls, torch.cat([cls, patches], dim=2), torch.zeros(layers, 2, 6, 3), (2, 3))
+    path = torch.cat([cls, patches], dim=2)
+    of_tokens = ImageTokens(torch.zeros_like(path), path, torch.zeros(layers, 2, 6, 3), (2, 3))
     torch.testing.assert_close(heatmaps(of_tokens, text, adapter=model), expected, rtol=0, atol=1e-12)
 
 
@@ -193,8 +193,10 @@ def test_tokens_and_text_of_another_model_are_refused_by_heatmaps_too(tokens, te
         got = rf"\[{model.num_layers}, B, N, {model.embed_dim}\], got \[{layers}, 2, 16, 24\]"
         with pytest.raises(ParameterError, match=got):
             heatmaps(tokens[layers], text, adapter=model)
-    with pytest.raises(ParameterError, match=r"text must be \[C, 24\] for this adapter, got \[5, 16\]"):
+    with pytest.raises(ParameterError, match=r"\[C, 24\] for these tokens, got \[5, 16\]"):
         heatmaps(tokens[3], text[:, :16], adapter=HeatmapAdapter(24, 3))
+    with pytest.raises(ParameterError, match="at least two classes, got 1"):
+        heatmaps(tokens[3], text[:1], similarity="surgery", adapter=HeatmapAdapter(24, 3))
 
 
 @pytest.mark.parametrize("wrong", [{"embed_dim": 0}, {"num_layers": 0}, {"rank": 0}, {"rank": 2.0}, {"rank": True}])

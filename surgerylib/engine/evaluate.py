@@ -6,9 +6,7 @@ difference. Settings with the same boxes are judged once. Worker processes cut a
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import zipfile
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import ExitStack
@@ -23,7 +21,7 @@ from tqdm import tqdm
 
 from ..datasets import Dataset
 from ..errors import CacheError, ParameterError, checked
-from ..files import atomic_write
+from ..files import atomic_write, short_hash
 from ..heatmaps import KIND_PREFERENCE, Setting, check_classes_suffice
 from ..matching import BOX_COLUMNS, check_interpolation, checked_thresholds
 from ..metrics import IOU_THRESHOLDS, BootstrapResult, bootstrap_map, paired_difference
@@ -347,10 +345,10 @@ class _Kept:
         if options.cache_dir is not None and not details and None not in own:
             adapters = [adapter.key for adapter in store.adapters]
             made_of = [store.identity, adapters, store.dataset.fingerprint(), own, EVALUATION_VERSION]
-            self.folder = options.cache_dir / f"figures-{_hash([*made_of, options.of_figures])}"
+            self.folder = options.cache_dir / f"figures-{short_hash(*made_of, options.of_figures)}"
 
     def _path(self, settings: Iterable[tuple]) -> Path:
-        return self.folder / f"{_hash([*map(repr, settings)])}.npz"
+        return self.folder / f"{short_hash(*map(repr, settings))}.npz"
 
     def save(self, found: Mapping[tuple, Mapping[str, Figures]]) -> None:
         """S settings x P protocols as arrays [S, P, ...]."""
@@ -391,7 +389,3 @@ class _Kept:
             }
             for s, key in enumerate(settings)
         }
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -26,8 +26,6 @@ STAGES = ("heatmap", "localizer")
 BOTH = "both"
 PUBLISHED, PUBLISHED_HISTORY = "localizer.safetensors", "training_history.parquet"
 PUBLISHED_FOLDER = "adapters"
-# classes of the earlier study's mini-DIOR that it kept for the test: trained on are the other 16
-NOVEL_CLASSES = ("airport", "basketballcourt", "stadium", "windmill")
 _ADAPTER = "adapter_"  # before the names of parameters that both trainings have
 
 

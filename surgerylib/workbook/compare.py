@@ -365,9 +365,8 @@ def _localization_differences(first: Run, run: Run) -> list[dict[str, Any]]:
     in_both = first.methods.keys() & run.methods.keys()
     methods = [name for name in METHOD_NAMES if name in in_both and name not in SAME_IN_ALL]
     ious = [frames[of.label][methods] for of in (run, first)]
-    seed = first.provenance(EVALUATION).get("seed", 0)
-    found = localization_difference(*ious, frames[first.label]["image_id"], seed=seed)
-    found = found[found["figure"].isin(SHOWN_FIGURES)]
+    ids, seed = frames[first.label]["image_id"], first.provenance(EVALUATION).get("seed", 0)
+    found = localization_difference(*ious, ids, seed=seed).query("figure in @SHOWN_FIGURES")
     rows = [_row(METHOD_NAMES[name], plain(found[found["method"] == name]), "difference") for name in methods]
     caption = f"IoU of the same {len(ious[0]):,} ground truth boxes, their class given"
     return [_table(caption, "method", [FIGURES[figure] for figure in SHOWN_FIGURES], {"": rows})]
