@@ -7,7 +7,7 @@ exits with status 2; anything that is not a `SurgeryError` is a bug of this pack
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from functools import wraps
 from typing import Any, TypeVar, dataclass_transform
@@ -16,21 +16,18 @@ import numpy as np
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
-# names and values out of files stand in messages: a hostile one must neither fill the terminal nor steer it
-_BEGINNING, _ENDING = 1500, 400
-_LONGEST = 2000
-
 
 class SurgeryError(Exception):
     """Base of all errors that a user can cause and mend.
 
-    Whatever text out of a file, a name or a library stands in its message, `str` gives one printable line.
+    Text out of a file, a name or a library may stand in its message, and must neither fill the terminal nor steer it:
+    `str` gives one printable line.
     """
 
     def __str__(self) -> str:
         text = str(self.args[0]) if self.args else ""
-        if len(text) > _LONGEST:  # what to do stands at the end
-            text = f"{text[:_BEGINNING]} ... {text[-_ENDING:]}"
+        if len(text) > 2000:  # what to do stands at the end
+            text = f"{text[:1500]} ... {text[-400:]}"
         return text if text.isprintable() else "".join(map(_printable, text))
 
 
@@ -96,22 +93,28 @@ def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
     return ", ".join(close or known)
 
 
-def whole_number(name: str, value: int, least: int = 1) -> int:
+def check_names(parameter: str, names: Sequence[str], known: Collection[str], what: str) -> None:
+    """A `ParameterError` unless `names` is a list of one or more of those known, each once; `what` is what one is."""
+    listed = isinstance(names, list | tuple)
+    for name in names if listed else ():
+        if name not in list(known):  # a dict's keys can't be asked for what has no hash
+            raise ParameterError(f"unknown {what} {name!r}; choose from {', '.join(known)}")
+    if not listed or not names or len(set(names)) < len(names):
+        raise ParameterError(f"{parameter} is {names!r}; name one or more of {', '.join(known)}, each once")
+
+
+def whole_number(name: str, value: int, least: int = 1, instead: str = "") -> int:
     """`value` as an int; a `ParameterError` unless it is a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ParameterError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        raise ParameterError(f"{name} must be a whole number of at least {least}{instead}, got {value!r}")
     return int(value)
 
 
 def worker_count(workers: int | None) -> int:
     """`workers`, or the CPU's cores for None; a `ParameterError` unless it is a whole number of at least 1."""
-    if workers is None:
-        from joblib import cpu_count  # those this process may use, in a container too
+    from joblib import cpu_count  # those this process may use, in a container too
 
-        return cpu_count()
-    if isinstance(workers, bool) or not isinstance(workers, int | np.integer) or workers < 1:
-        raise ParameterError(f"workers must be a whole number of at least 1, or None for all cores, got {workers!r}")
-    return int(workers)
+    return cpu_count() if workers is None else whole_number("workers", workers, instead=", or None for all cores")
 
 
 Class = TypeVar("Class")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from .errors import ParameterError, checked
+from .errors import ParameterError, check_names, checked
 
 if TYPE_CHECKING:  # nothing here needs torch itself: worker processes start without it
     from torch import Tensor
@@ -141,15 +141,8 @@ def upsample(maps: Tensor, size_hw: tuple[int, int]) -> Tensor:
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
-    """Raise a `ParameterError` that lists the kinds unless `kinds` names some of them, each once."""
-    if isinstance(kinds, list | tuple) and not kinds:
-        raise ParameterError(f"kinds is {kinds!r}; name one or more of {', '.join(HEATMAP_KINDS)}")
-    listed = not isinstance(kinds, str) and len(kinds) > 0
-    unknown = [kind for kind in kinds if kind not in HEATMAP_KINDS] if listed else [kinds]
-    if unknown:
-        raise ParameterError(f"unknown heatmap kind {unknown[0]!r}; the kinds are {', '.join(HEATMAP_KINDS)}")
-    if len(set(kinds)) < len(kinds):
-        raise ParameterError(f"kinds names one kind twice: {list(kinds)}; name each once")
+    """Raise a `ParameterError` that lists the kinds unless `kinds` is a list of some of them, each once."""
+    check_names("kinds", kinds, HEATMAP_KINDS, "heatmap kind")
 
 
 def check_classes_suffice(similarities: Iterable[str], n_classes: int) -> None:

@@ -7,32 +7,32 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from .errors import ParameterError, UnknownClassError, nearest
+from .errors import ParameterError, UnknownClassError, check_names, nearest
 
-# DIOR's own XML spelling -> the words that CLIP is asked with
-_DIOR_PROMPTS = {
-    "airplane": "airplane",
-    "airport": "airport",
-    "baseballfield": "baseball field",
-    "basketballcourt": "basketball court",
-    "bridge": "bridge",
-    "chimney": "chimney",
-    "dam": "dam",
-    "Expressway-Service-area": "expressway service area",
-    "Expressway-toll-station": "expressway toll station",
-    "golffield": "golf course",
-    "groundtrackfield": "ground track field",
-    "harbor": "harbor",
-    "overpass": "overpass",
-    "ship": "ship",
-    "stadium": "stadium",
-    "storagetank": "storage tank",
-    "tenniscourt": "tennis court",
-    "trainstation": "train station",
-    "vehicle": "vehicle",
-    "windmill": "windmill",
+# DIOR's own XML spelling -> the words that CLIP is asked with, and its synonyms
+_DIOR = {
+    "airplane": ("airplane", "aircraft", "jet plane"),
+    "airport": ("airport", "airfield", "aerodrome"),
+    "baseballfield": ("baseball field", "baseball diamond"),
+    "basketballcourt": ("basketball court", "outdoor basketball court"),
+    "bridge": ("bridge", "road bridge", "bridge over a river"),
+    "chimney": ("chimney", "smokestack", "industrial chimney"),
+    "dam": ("dam", "reservoir dam", "barrage"),
+    "Expressway-Service-area": ("expressway service area", "motorway service area", "highway rest area"),
+    "Expressway-toll-station": ("expressway toll station", "toll gate", "toll plaza"),
+    "golffield": ("golf course", "golf links", "golf green"),
+    "groundtrackfield": ("ground track field", "running track", "athletics track"),
+    "harbor": ("harbor", "port", "marina", "dock"),
+    "overpass": ("overpass", "flyover", "road interchange"),
+    "ship": ("ship", "boat", "vessel"),
+    "stadium": ("stadium", "sports arena"),
+    "storagetank": ("storage tank", "oil tank", "round tank"),
+    "tenniscourt": ("tennis court", "outdoor tennis court"),
+    "trainstation": ("train station", "railway station"),
+    "vehicle": ("vehicle", "car", "truck"),
+    "windmill": ("windmill", "wind turbine"),
 }
-DIOR_CLASSES: tuple[str, ...] = tuple(_DIOR_PROMPTS)
+DIOR_CLASSES: tuple[str, ...] = tuple(_DIOR)
 
 PROMPT_TEMPLATES: tuple[str, ...] = (
     "a satellite photo of a {}.",
@@ -65,12 +65,11 @@ def _fold(name: str) -> str:
     return "".join(c for c in name.casefold() if c not in " -_\t")
 
 
-_FOLDED_PROMPTS = {_fold(name): prompt for name, prompt in _DIOR_PROMPTS.items()}
+_FOLDED_PROMPTS = {_fold(name): words[0] for name, words in _DIOR.items()}
 
 
 def _key(name: str) -> str:
-    folded = _fold(name)
-    return _ALIASES.get(folded, folded)
+    return _ALIASES.get(_fold(name), _fold(name))
 
 
 @lru_cache(maxsize=16)
@@ -108,7 +107,7 @@ def canonical_class(name: str, classes: Sequence[str] = DIOR_CLASSES) -> str:
 
 def spoken(name: str) -> str:
     """The words for one of DIOR's own spellings ('golffield' -> 'golf course'); any other text as it is."""
-    return _DIOR_PROMPTS.get(name, name)
+    return _DIOR.get(name, (name,))[0]
 
 
 def prompt_names(classes: Iterable[str]) -> list[str]:
@@ -123,29 +122,6 @@ def prompt_names(classes: Iterable[str]) -> list[str]:
 
 
 DEFAULT_PROMPTS = "ensemble"
-# DIOR's own spelling -> other words for the same thing, beside the name that CLIP is asked with
-_SYNONYMS = {
-    "airplane": ("aircraft", "jet plane"),
-    "airport": ("airfield", "aerodrome"),
-    "baseballfield": ("baseball diamond",),
-    "basketballcourt": ("outdoor basketball court",),
-    "bridge": ("road bridge", "bridge over a river"),
-    "chimney": ("smokestack", "industrial chimney"),
-    "dam": ("reservoir dam", "barrage"),
-    "Expressway-Service-area": ("motorway service area", "highway rest area"),
-    "Expressway-toll-station": ("toll gate", "toll plaza"),
-    "golffield": ("golf links", "golf green"),
-    "groundtrackfield": ("running track", "athletics track"),
-    "harbor": ("port", "marina", "dock"),
-    "overpass": ("flyover", "road interchange"),
-    "ship": ("boat", "vessel"),
-    "stadium": ("sports arena",),
-    "storagetank": ("oil tank", "round tank"),
-    "tenniscourt": ("outdoor tennis court",),
-    "trainstation": ("railway station",),
-    "vehicle": ("car", "truck"),
-    "windmill": ("wind turbine",),
-}
 
 
 @dataclass(frozen=True)
@@ -162,14 +138,15 @@ class Prompts:
 
     def names(self, classes: Sequence[str]) -> list[list[str]]:
         """The words for each class."""
+        of_dior = _by_key(DIOR_CLASSES) if self.synonyms else {}
         return [
-            [spoken, *(_synonyms_of(name) if self.synonyms else ())]
-            for name, spoken in zip(classes, prompt_names(classes), strict=True)
+            [first, *_DIOR.get(of_dior.get(_key(name)), ())[1:]]
+            for name, first in zip(classes, prompt_names(classes), strict=True)
         ]
 
     def plain(self) -> dict[str, Any]:
         """As plain values, the synonyms spelled out where they are used."""
-        words = {name: list(words) for name, words in _SYNONYMS.items()} if self.synonyms else {}
+        words = {name: list(words[1:]) for name, words in _DIOR.items()} if self.synonyms else {}
         return {"templates": list(self.templates), "synonyms": words}
 
 
@@ -183,20 +160,7 @@ PROMPT_SETS = {
 
 def check_prompts(names: Sequence[str]) -> None:
     """Raise a `ParameterError` unless these name one or more of `PROMPT_SETS`, each once."""
-    if isinstance(names, str) or not isinstance(names, list | tuple) or not names:
-        raise ParameterError(f"prompts must be a list of one or more of {', '.join(PROMPT_SETS)}, got {names!r}")
-    for place, name in enumerate(names):
-        if not isinstance(name, str) or name not in PROMPT_SETS:
-            raise ParameterError(f"prompts holds {name!r}; choose from {', '.join(PROMPT_SETS)}")
-        if name in names[:place]:
-            raise ParameterError(f"prompts names {name!r} twice; name each once")
-
-
-def _synonyms_of(name: str) -> tuple[str, ...]:
-    try:
-        return _SYNONYMS[canonical_class(name)]
-    except UnknownClassError:
-        return ()
+    check_names("prompts", names, PROMPT_SETS, "set of prompts")
 
 
 PROTOCOLS = {
@@ -216,10 +180,6 @@ METHOD_NAMES = {
 # what may be wrong with a detection
 ERROR_TYPES = ("classification", "localisation", "both", "duplicate", "background", "missed")
 # what is done to a map, in the order of a table
-STATES = {
-    "before": "before",
-    "floor": "floor alone",
-    "after": "after",
-}
+STATES = {"before": "before", "floor": "floor alone", "after": "after"}
 # groups of classes, by what an adapter was trained on
 ALL, SEEN, UNSEEN = "all classes", "seen classes", "unseen classes"

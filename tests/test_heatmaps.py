@@ -108,7 +108,7 @@ def test_bad_arguments(tokens, text):
         heatmaps(tokens, text[:, :8])
     with pytest.raises(ParameterError, match="one feature"):
         heatmaps(tokens, text, similarity="surgery", redundant=text[:3])
-    with pytest.raises(ParameterError, match="twice"):
+    with pytest.raises(ParameterError, match="each once"):
         check_kinds(["vv_vv", "vv_vv"])
     assert heatmaps(tokens, text.double()).dtype == torch.float32
 
@@ -163,7 +163,7 @@ def test_names_with_the_same_maps_stand_together_and_equal_boxes_have_equal_keys
 @pytest.mark.parametrize(
     ("bad", "match"),
     [
-        ({"kind": "vv"}, "unknown heatmap kind 'vv'; the kinds are standard, vv_qk, vv_vv, vv_mixed"),
+        ({"kind": "vv"}, "unknown heatmap kind 'vv'; choose from standard, vv_qk, vv_vv, vv_mixed"),
         ({"kind": None}, "unknown heatmap kind None"),
         ({"similarity": "dot"}, "similarity must be 'cosine' or 'surgery', got 'dot'"),
         ({"layers": 0}, "layers must be greater than or equal to 1, got 0"),

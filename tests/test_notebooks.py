@@ -402,7 +402,7 @@ def test_without_a_trained_head_the_evaluation_is_refused_before_anything_is_wri
     assert not (tmp_path / "out").exists()
     with pytest.raises(CheckpointError, match=r"'nowhere.*' is no file"):
         run_workbook({**parameters, "localizer": "nowhere.safetensors"}, tmp_path / "out", only="04")
-    with pytest.raises(ParameterError, match="prompts holds 'singel'"):
+    with pytest.raises(ParameterError, match="unknown set of prompts 'singel'"):
         run_workbook({**parameters, "prompts": ["singel"]}, tmp_path / "out", only="04")
     with pytest.raises(ParameterError, match="classes_evaluated must be one of"):
         run_workbook({**parameters, "classes_evaluated": "sean"}, tmp_path / "out", only="04")
