@@ -25,24 +25,19 @@ EMBEDDED = "embedded"  # as a dataset: the procedural scenes; as a model: the sm
 RUN_LOCK = ".run.lock"  # in a run's folder: held by the one process that writes there
 ADAPTER_FILES = "adapter_*.safetensors"  # in a folder of trained heatmap adapters
 EMBEDDED_MODEL = PROJECT_ROOT / "data" / "embedded"
-PACKAGES = (
-    "torch", "torchvision", "open_clip_torch", "numpy", "pandas", "scipy", "opencv-python-headless", "pillow",
-    "matplotlib",
-)  # fmt: skip
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pandas", "scipy", "opencv-python-headless", "pillow",
+            "matplotlib")  # fmt: skip
 # of what name, and the machine and the number of the process that writes it; 8 letters are tempfile's
 _ASIDE = re.compile(r"\..+\.([0-9a-f]{6})-(\d+)-[a-z0-9_]{8}\.part(?:ial)?")
+# in 6 digits: on a shared disk other machines write, with numbers of their own
+_MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 _STARTED = time.time()
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def aside_prefix(name: str) -> str:
     """What the name of a file or folder begins with that is written aside to become `name`; `is_abandoned` reads it."""
-    return f".{name}.{_machine()}-{os.getpid()}-"
-
-
-def _machine() -> str:
-    """This machine in 6 digits: on a shared disk other machines write with numbers of their own."""
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+    return f".{name}.{_MACHINE}-{os.getpid()}-"
 
 
 def _remedy(error: OSError) -> str:
@@ -52,10 +47,7 @@ def _remedy(error: OSError) -> str:
 
 @contextlib.contextmanager
 def written_aside(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write to that gets its name when the block ends well, and is gone when it doesn't.
-
-    Args:
-        path: the final name; its folder is made.
+    """A file to write to that gets its name, in a folder that is made, when the block ends well; else it is gone.
 
     Raises:
         OutputError: the folder cannot be written, or the disk is full.
@@ -81,15 +73,7 @@ def written_aside(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def atomic_write(path: str | Path, content: bytes | str) -> Path:
-    """Write a file aside, then rename it: under its name there is either the old file, the new one, or none.
-
-    Args:
-        path: the final name; its folder is made.
-        content: bytes, or text for UTF-8.
-
-    Raises:
-        OutputError: as in `written_aside`.
-    """
+    """Write bytes, or text as UTF-8, aside: under the name there is either the old file, the new one, or none."""
     with written_aside(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
     return Path(path)
@@ -106,21 +90,21 @@ def remove_parts(folder: Path) -> None:
 def is_abandoned(path: Path) -> bool:
     """Whether this was written aside here, by a process of this machine that is no more; anything else is not ours."""
     writer = _ASIDE.fullmatch(path.name)
-    if writer is None or writer[1] != _machine():
+    if writer is None or writer[1] != _MACHINE:
         return False
     process = int(writer[2])
-    if process == os.getpid():  # in a container every process may get the same number
-        with contextlib.suppress(OSError):
-            return path.stat().st_mtime < _STARTED
-        return False
-    if os.name != "posix":  # elsewhere the question would end the process
-        return False
     try:
-        os.kill(process, 0)
+        if process == os.getpid():  # in a container every process may get the same number
+            return path.stat().st_mtime < _STARTED
+        if os.name == "posix":  # elsewhere the question would end the process
+            os.kill(process, 0)
     except ProcessLookupError:
         return True
-    except (PermissionError, OverflowError):  # somebody else's; or nobody's number, so that it isn't ours to delete
-        return False
+    except (
+        OSError,
+        OverflowError,
+    ):  # gone by now; somebody else's; or nobody's number, so that it isn't ours to delete
+        pass
     return False
 
 
@@ -169,12 +153,7 @@ def file_sha256(path: Path) -> str:
 
 
 def dataset_folder(dataset: str, root: Path = PROJECT_ROOT) -> tuple[Path, bool]:
-    """Where a dataset lies, and whether it is the embedded one, which is drawn on demand into `data/scenes`.
-
-    Args:
-        dataset: a folder, relative to the project or absolute, or `embedded`.
-        root: the project's folder.
-    """
+    """Where a dataset lies, and whether it is the `embedded` one, which is drawn on demand into `data/scenes`."""
     embedded = root / "data" / "scenes"
     folder = embedded if dataset == EMBEDDED else project_path(dataset, root)
     return folder, folder == embedded
@@ -182,28 +161,25 @@ def dataset_folder(dataset: str, root: Path = PROJECT_ROOT) -> tuple[Path, bool]
 
 def project_path(path: str | Path, root: Path = PROJECT_ROOT) -> Path:
     """A path relative to the project or absolute; `~` is the user's home, and stays where it is nobody's."""
-    try:
-        return root / Path(path).expanduser()
-    except RuntimeError:
-        return root / path
+    with contextlib.suppress(RuntimeError):
+        path = Path(path).expanduser()
+    return root / path
 
 
 def adapter_files(where: str, root: Path = PROJECT_ROOT) -> list[Path]:
     """The adapter files that a parameter names, relative to the project or absolute: one, or those in a folder."""
-    try:
-        path = root / Path(where).expanduser()
+    with contextlib.suppress(OSError):  # too long for a name
+        path = project_path(where, root)
         return [path] if path.is_file() else sorted(path.glob(ADAPTER_FILES))
-    except (OSError, RuntimeError):  # too long for a name, or the home of nobody
-        return []
+    return []
 
 
 def checkpoint_file(checkpoint: str | None, root: Path = PROJECT_ROOT) -> Path | None:
     """The file that a checkpoint names, relative to the project or absolute; None when it names no file."""
-    try:
-        path = root / Path(checkpoint).expanduser() if checkpoint else root
-        return path if path.is_file() else None
-    except (OSError, RuntimeError):  # too long for a name, or the home of nobody
-        return None
+    with contextlib.suppress(OSError):  # too long for a name
+        if checkpoint and (path := project_path(checkpoint, root)).is_file():
+            return path
+    return None
 
 
 def short_hash(*values: Any) -> str:
