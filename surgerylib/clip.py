@@ -15,7 +15,6 @@ import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -74,13 +73,6 @@ class ImageTokens:
             raise ParameterError(f"text must be [C, {self.qk.shape[-1]}] for these tokens, got {list(text.shape)}")
         both = torch.stack([getattr(self, path) for path in PATHS])  # [2, L, B, 1+N, D]
         return (both @ text.to(both.dtype).T).permute(2, 1, 0, 4, 3)
-
-
-class _Layer(NamedTuple):
-    """Residual streams [B, 1+N, W] behind one block."""
-
-    qk: Tensor
-    vv: Tensor
 
 
 class SurgeryCLIP:
@@ -214,20 +206,18 @@ class SurgeryCLIP:
         if not 1 <= last_layers <= self.depth:
             raise ParameterError(f"last_layers must lie in 1..{self.depth} (the VV path's depth), got {last_layers}")
         with self._autocast():
-            layers, weights = self._dual_path(images.to(self.device), last_layers, return_attention)
-            qk = torch.stack([self._project(layer.qk) for layer in layers])
-            vv = torch.stack([self._project(layer.vv) for layer in layers])
-        features = torch.stack([layer.qk[:, 1:] for layer in layers]).float()
+            streams, weights = self._dual_path(images.to(self.device), last_layers, return_attention)
+            qk, vv = (torch.stack([self._project(x) for x in path]) for path in zip(*streams, strict=True))
+        features = torch.stack([x[:, 1:] for x, _ in streams]).float()
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
         return ImageTokens(F.normalize(qk.float(), dim=-1), F.normalize(vv.float(), dim=-1), features, grid, *weights)
 
-    def _dual_path(self, images: Tensor, last_layers: int, return_attention: bool):
-        """[B, 3, H, W] -> the last layers' residual streams, and (QK, VV) weights of the last block or ()."""
-        blocks = self.model.visual.transformer.resblocks
+    def _dual_path(self, images: Tensor, last_layers: int, return_attention: bool = False):
+        """[B, 3, H, W] -> (QK, VV) streams [B, 1+N, W] behind the last layers; weights of the last block, if asked."""
         x = self._embed(images)  # [B, 1+N, W]
-        layers: list[_Layer] = []
+        streams: list[tuple[Tensor, Tensor]] = []
         weights: tuple[Tensor, ...] = ()
-        for index, block in enumerate(blocks):
+        for index, block in enumerate(self.model.visual.transformer.resblocks):
             heads = block.attn.num_heads
             qkv = F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
             q, k, v = (attention.split_heads(part, heads) for part in qkv.chunk(3, dim=-1))
@@ -240,8 +230,8 @@ class SurgeryCLIP:
             x = x + block.ls_1(block.attn.out_proj(attention.merge_heads(attention.attend(q, k, v))))
             x = x + block.ls_2(block.mlp(block.ln_2(x)))
             if index >= self.num_layers - last_layers:
-                layers.append(_Layer(x, vv))
-        return layers, weights
+                streams.append((x, vv))
+        return streams, weights
 
     def _embed(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> tokens with class and position embedding, before the first block: [B, 1+N, W]."""
@@ -259,7 +249,12 @@ class SurgeryCLIP:
     def _encode_prompts(self, prompts: list[str]) -> Tensor:
         model, tokens = self.model, self._tokenizer(prompts).to(self.device)
         # CLIP's own text tower: no word sees those after it, the end token stands for the text
-        causal = isinstance(model, open_clip.CLIP) and model.attn_mask is not None and model.text_pool_type == "argmax"
+        causal = (
+            isinstance(model, open_clip.CLIP)
+            and model.attn_mask is not None
+            and model.text_pool_type == "argmax"
+            and isinstance(model.text_projection, nn.Parameter)
+        )
         with self._autocast():
             embedding = self._encode_causal(tokens) if causal else model.encode_text(tokens)
         return F.normalize(embedding.float(), dim=-1)
@@ -271,10 +266,7 @@ class SurgeryCLIP:
         dtype = model.transformer.get_cast_dtype()
         x = model.token_embedding(tokens[:, :length]).to(dtype) + model.positional_embedding[:length].to(dtype)
         x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))  # [B, length, W]
-        x = x[torch.arange(len(x), device=x.device), end]
-        if isinstance(model.text_projection, nn.Linear):
-            return model.text_projection(x)
-        return x if model.text_projection is None else x @ model.text_projection
+        return x[torch.arange(len(x), device=x.device), end] @ model.text_projection
 
     def _autocast(self):
         if self.device.type != "cuda":
@@ -296,8 +288,8 @@ class SurgeryCLIP:
         """Relative difference of the QK path's tokens to the stock model's on one random image, in fp32."""
         size = self.model.visual.image_size
         image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(self.device)
-        layers, _ = self._dual_path(image, 1, False)
-        ours = self._project(layers[-1].qk)
+        ((stream, _),), _ = self._dual_path(image, 1)
+        ours = self._project(stream)
         stock_cls = self.model.encode_image(image)
         # open_clip's own way to the patch tokens behind ln_post
         stock = self.model.visual.forward_intermediates(image, 1, normalize_intermediates=True, output_fmt="NLC")
@@ -363,37 +355,32 @@ def load_clip(
         clip = SurgeryCLIP(bare, tokenizer, weights, name=model, device=target, image_size=image_size, depth=depth)
         if ":" in model:
             clip.encode_text(["a word"])
-    except (SurgeryError, MemoryError, torch.OutOfMemoryError):
-        raise
+        return clip
     except Exception as error:
-        if ":" not in model:
+        if ":" not in model or isinstance(error, SurgeryError | MemoryError | torch.OutOfMemoryError):
             raise
-        reason = " ".join(str(error).split())
         raise UnsupportedModelError(
-            f"{model} can be built but does not run ({type(error).__name__}: {reason}): mend its open_clip_config.json"
+            f"{model} can be built but does not run ({type(error).__name__}: {error}): mend its open_clip_config.json"
         ) from error
-    return clip
 
 
 def pick_device(device: str) -> torch.device:
     """The torch device that `load_clip`'s argument means; a `ParameterError` when it cannot be used here."""
     if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
+        return chosen
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ParameterError(f"device {device!r} cannot be used ({reason}): use auto, cuda, mps or cpu") from error
-    return chosen
 
 
 def _pixel_statistics(name: str, values: Sequence[float]) -> Tensor:
     """Mean or standard deviation of the pixels a model was trained with, [3, 1, 1]."""
-    numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
-    if not numbers or len(values) != 3 or not all(math.isfinite(value) for value in values):
+    numbers = isinstance(values, list | tuple) and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+    if not numbers or len(values) != 3:
         raise UnsupportedModelError(f"the model's configuration has the {name} {values!r}; three numbers are needed")
     if name == "std" and min(values) <= 0:
         raise UnsupportedModelError(f"the model's configuration has the std {values!r}; each must be above 0")

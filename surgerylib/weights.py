@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .errors import CheckpointError, ParameterError, SurgeryWarning, nearest
-from .files import EMBEDDED, EMBEDDED_MODEL, atomic_write, differences
+from .files import EMBEDDED, EMBEDDED_MODEL, atomic_write, checkpoint_file, differences
 
 try:
     import torchvision  # noqa: F401
@@ -126,22 +126,21 @@ def load_weights(model: nn.Module, name: str, checkpoint: str | os.PathLike[str]
     """
     checkpoint = None if checkpoint is None else os.fspath(checkpoint)
     if checkpoint is None and name != EMBEDDED:
-        warnings.warn(
-            f"no checkpoint given for {name}: its weights are random, its heatmaps mean nothing",
-            SurgeryWarning,
-            stacklevel=3,
-        )
+        said = f"no checkpoint given for {name}: its weights are random, its heatmaps mean nothing"
+        warnings.warn(said, SurgeryWarning, stacklevel=3)
     if name == EMBEDDED and checkpoint is None:
         source, path = "embedded, shipped with the project", EMBEDDED_MODEL / "model.safetensors"
     elif checkpoint is None or checkpoint == "random":
         source, path = _RANDOM, None
     elif checkpoint.startswith("hf:"):
         source, path = checkpoint, _download(checkpoint)
-    elif _is_file(checkpoint):
-        source, path = Path(checkpoint).name, Path(checkpoint)
+    elif path := checkpoint_file(checkpoint, Path()):
+        source = path.name
     elif ":" not in name and open_clip.pretrained.is_pretrained_cfg(name, checkpoint):
         source, path = f"open_clip tag {checkpoint}", None
-        model = _pretrained(name, checkpoint)
+        fetching = _fetching(f"the weights of {name} tag {checkpoint!r}", "check the network, or give a local file")
+        with fetching, _quiet_logging(logging.ERROR), _safe_reading():
+            model = open_clip.create_model(name, pretrained=checkpoint, weights_only=True)
     elif Path(checkpoint).suffix in _SUFFIXES or any(separator in checkpoint for separator in "/\\"):
         raise CheckpointError(f"checkpoint file not found: {checkpoint}; check the path, or give hf:owner/repo/file")
     else:
@@ -153,13 +152,8 @@ def load_weights(model: nn.Module, name: str, checkpoint: str | os.PathLike[str]
         )
     if path is not None:
         fill_model(model, read_state_dict(path), name, path)
-    weights = Weights(
-        source=source,
-        sha256=_content_sha256(model.state_dict()),
-        saw_dior="remoteclip" in source.lower(),
-        random=source == _RANDOM,
-    )
-    return weights, model
+    content = _content_sha256(model.state_dict())
+    return Weights(source, content, saw_dior="remoteclip" in source.lower(), random=source == _RANDOM), model
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -175,7 +169,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"checkpoint file not found: {path}")
     try:
         # not by open_clip's own function: after a TypeError that calls torch.load again without weights_only
-        content = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _load_pickle(path)
+        if path.suffix == ".safetensors":
+            content = safetensors.torch.load_file(path)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # torch's, on pickles that it refuses a moment later
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is not a plain weights file: it is damaged, or holds pickled code, which is never run; "
@@ -187,24 +186,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path} ({path.stat().st_size:,} bytes) cannot be read ({hint}): download or save it again"
         ) from error
     state = content["state_dict"] if isinstance(content, Mapping) and "state_dict" in content else content
-    if not isinstance(state, Mapping) or not state:
-        raise CheckpointError(f"{path} holds no state dict: save model.state_dict() into it")
-    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
-        raise CheckpointError(f"{path} holds more than tensors by name: save model.state_dict() into it")
-    for key, value in state.items():
+    items = state.items() if isinstance(state, Mapping) else ()
+    if not items or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in items):
+        raise CheckpointError(f"{path} holds no state dict, tensors by name: save model.state_dict() into it")
+    for key, value in items:
         if value.layout != torch.strided or value.device.type != "cpu" or value.dtype not in _DTYPES:
             raise CheckpointError(
                 f"{path} holds {key} as {value.dtype}, {value.layout}, on {value.device}; plain numbers of 16 bits or "
                 "more are needed: save it as float32"
             )
-    prefix = "module."  # of a model that was trained on several GPUs
-    return {key.removeprefix(prefix): value for key, value in state.items()}
-
-
-def _load_pickle(path: Path) -> object:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch's, on pickles that it refuses a moment later
-        return torch.load(path, map_location="cpu", weights_only=True)
+    return {key.removeprefix("module."): value for key, value in items}  # of a training on several GPUs
 
 
 def fill_model(model: nn.Module, state: dict[str, Tensor], name: str, path: Path) -> None:
@@ -240,14 +231,9 @@ def fill_model(model: nn.Module, state: dict[str, Tensor], name: str, path: Path
 def save_trained(
     path: str | Path, what: str, config: Mapping[str, Any], weights: Mapping[str, Tensor], about: Mapping[str, Any]
 ) -> Path:
-    """Write a module's weights; equal ones give equal files.
+    """Write a module's weights, the `config` it is made with, and plain values about it; equal ones give equal files.
 
-    Args:
-        path: the file.
-        what: the module's name, under which `load_trained` looks for it.
-        config: arguments that make the module.
-        weights: its state dict.
-        about: plain values; `belongs_to` is what `load_trained` compares.
+    Under `what`, the module's name, `load_trained` looks for it; of `about` it compares `belongs_to`.
     """
     # one entry: of several, safetensors writes another order each time
     metadata = {what: json.dumps({"config": config, "about": about})}
@@ -267,12 +253,10 @@ def load_trained(
     """A module from a file that `save_trained` wrote, in eval mode on the CPU, and what was written about it.
 
     Args:
-        path: the file.
-        what: as in `save_trained`.
+        path, what: as in `save_trained`.
         make: the module of a config.
         belongs_to: what it will be used with; None compares nothing.
-        name: of the module, for messages.
-        command: that trains one, for messages.
+        name, command: of the module, and to train one; for messages.
 
     Raises:
         CheckpointError: no such file, a damaged one, weights that are not finite, or one that belongs elsewhere.
@@ -301,50 +285,31 @@ def load_trained(
     return model.eval(), about
 
 
-def _pretrained(name: str, tag: str) -> nn.Module:
-    try:
-        with _quiet_logging(logging.ERROR), _safe_reading():
-            return open_clip.create_model(name, pretrained=tag, weights_only=True)
-    except (RuntimeError, OSError) as error:
-        raise CheckpointError(
-            f"the weights of {name} tag {tag!r} could not be fetched ({_first_line(error)}): check the network, or "
-            "give a local file"
-        ) from error
-
-
 def _download(checkpoint: str) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    parts = checkpoint.removeprefix("hf:").split("/", 2)
-    if len(parts) != 3 or not all(parts):
+    owner, repo, file, *_ = [*checkpoint.removeprefix("hf:").split("/", 2), "", ""]
+    if not (owner and repo and file):
         raise CheckpointError(f"checkpoint {checkpoint!r} is not of the form hf:owner/repo/file")
-    owner, repo, file = parts
-    try:
-        with _quiet_logging():
-            return Path(hf_hub_download(f"{owner}/{repo}", file))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f"{checkpoint} could not be fetched ({_first_line(error)}): check the name and the network, or download "
-            "the file and give its path"
-        ) from error
+    remedy = "check the name and the network, or download the file and give its path"
+    with _fetching(checkpoint, remedy), _quiet_logging():
+        return Path(hf_hub_download(f"{owner}/{repo}", file))
 
 
 def _fitting_models(state: Mapping[str, Tensor]) -> list[str]:
-    """Built-in open_clip ViTs with the vision tower of this state dict."""
+    """Built-in open_clip ViTs with the image tower of this state dict."""
     conv, projection = state.get("visual.conv1.weight"), state.get("visual.proj")
     if conv is None or projection is None or conv.ndim != 4 or projection.ndim != 2:
         return []
     blocks = {key.split(".")[3] for key in state if key.startswith("visual.transformer.resblocks.")}
     layers = 1 + max((int(block) for block in blocks if block.isdecimal()), default=-1)
-    found = []
-    for name in open_clip.list_models():
-        config = open_clip.get_model_config(name)
-        vision = config.get("vision_cfg", {})
-        if (vision.get("layers"), vision.get("width"), vision.get("patch_size"), config.get("embed_dim")) == (
-            layers, conv.shape[0], conv.shape[-1], projection.shape[1],
-        ):  # fmt: skip
-            found.append(name)
+    wanted = {"layers": layers, "width": conv.shape[0], "patch_size": conv.shape[-1]}
+    configs = {name: open_clip.get_model_config(name) for name in open_clip.list_models()}
+    found = [
+        name
+        for name, config in configs.items()
+        if config["embed_dim"] == projection.shape[1] and wanted.items() <= config["vision_cfg"].items()
+    ]
     return sorted(found, key=len)[:3]
 
 
@@ -357,20 +322,20 @@ def _content_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _is_file(path: str) -> bool:
-    try:
-        return Path(path).is_file()
-    except OSError:  # such as a name that is too long to be one
-        return False
-
-
 def _shape(tensor: Tensor | None) -> str:
     return "missing" if tensor is None else "x".join(map(str, tensor.shape)) or "scalar"
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextmanager
+def _fetching(what: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, OSError, ValueError) as error:  # the network's, the hub's, and what a library makes of them
+        raise CheckpointError(f"{what} could not be fetched ({_first_line(error)}): {remedy}") from error
 
 
 @contextmanager
