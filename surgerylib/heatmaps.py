@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from numbers import Real
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -124,9 +125,9 @@ def own_map(found: Any, n_classes: int, grid: tuple[int, int]) -> Tensor:
         maps = torch.as_tensor(found).detach().float().cpu()
         shape = list(maps.shape)
     except (TypeError, ValueError, RuntimeError):
-        maps, shape = None, type(found).__name__
+        shape = type(found).__name__
     allowed = [[n_classes, *grid], [n_classes, math.prod(grid)]]
-    if maps is None or (shape[1:] if len(shape) and shape[0] == 1 and shape not in allowed else shape) not in allowed:
+    if shape not in [*allowed, *([1, *one] for one in allowed)]:
         raise ParameterError(f"heatmap= must give [C, h, w], here {allowed[0]}, or [C, N], {allowed[1]}; got {shape}")
     if not maps.isfinite().all():
         raise ParameterError("heatmap= gave NaN or infinite values; give finite ones")
@@ -174,22 +175,15 @@ def _known_kind(kind: Any) -> str:
 
 def _threshold(percentile: Any) -> float | tuple[float, ...] | str:
     """One form for each meaning: equal settings compare, hash and print alike."""
-    values = (
-        list(percentile) if isinstance(percentile, list | tuple) or getattr(percentile, "ndim", 0) else [percentile]
-    )
+    several = isinstance(percentile, list | tuple) or getattr(percentile, "ndim", 0)
+    values = list(percentile) if several else [percentile]
     if not values:
         raise ParameterError("percentile is an empty list: give one percentile between 0 and 100, several, or 'otsu'")
     if values == [OTSU]:
         return OTSU
     for value in values:
-        try:
-            possible = not isinstance(value, bool | str) and 0 < float(value) < 100
-        except (TypeError, ValueError, OverflowError):
-            possible = False
-        if not possible:
-            raise ParameterError(
-                f"percentile must lie between 0 and 100 (both excluded), or be {OTSU!r}, got {value!r}"
-            )
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < 100:
+            raise ParameterError(f"percentile must lie between 0 and 100 (both excluded), or be 'otsu', got {value!r}")
     if len(set(values)) < len(values):
         raise ParameterError(f"percentile names one value twice: {values}; name each once")
     found = tuple(sorted(map(float, values)))
@@ -279,7 +273,7 @@ class Setting:
         names = {name: "last_layers" if name == "layers" else name for name in cls.__dataclass_fields__}
         names.pop("adapter")  # the parameter names a file or folder
         given = {field: parameters[name] for field, name in names.items() if name in parameters}
-        if given.get("kind", "") is None:  # of a notebook that compares several: the caller chooses
+        if "kind" in given and given["kind"] is None:  # of a notebook that compares several: the caller chooses
             del given["kind"]
         try:
             return cls(**(given | others))
@@ -289,38 +283,35 @@ class Setting:
 
     def describe_maps(self) -> str:
         """`surgery similarity, last layer`: what two kinds' maps have in common."""
-        layers = "last layer" if self.layers == 1 else f"last {self.layers} layers"
-        if self.adapter is not None:
-            return f"{self.similarity} similarity, adapter on the {layers}"
-        return f"{self.similarity} similarity, {'mean of the ' if self.layers > 1 else ''}{layers}"
+        return f"{self.similarity} similarity, {self._describe_layers()}"
 
     def describe(self) -> str:
         """`vv_mixed, cosine, percentile 75`, and whatever differs from the plain five steps on the last layer."""
-        threshold = "Otsu's threshold" if self.percentile == OTSU else "percentile " + threshold_text(self.percentile)
-        parts = [self.kind, self.similarity, threshold]
+        parts = (
+            self.kind,
+            self.similarity,
+            (self.layers > 1 or self.adapter is not None) and self._describe_layers(),
+            "Otsu's threshold" if self.percentile == OTSU else "percentile " + threshold_text(self.percentile),
+            self.floor is not None and f"floor {self.floor:.3g}",
+            self.nms_iou is not None and f"NMS at {self.nms_iou:g}",
+            self.min_side != Setting.min_side and f"sides > {self.min_side}",
+            self.max_side is not None and f"sides ≤ {self.max_side}",
+            self.box_score != "mean" and f"score {SCORE_NAMES[self.box_score]}",
+        )
+        return ", ".join(filter(None, parts))
+
+    def _describe_layers(self) -> str:
+        layers = "last layer" if self.layers == 1 else f"last {self.layers} layers"
         if self.adapter is not None:
-            parts.insert(2, f"adapter on the last {self.layers} layers")
-        elif self.layers > 1:
-            parts.insert(2, f"mean of the last {self.layers} layers")
-        if self.floor is not None:
-            parts.append(f"floor {self.floor:.3g}")
-        if self.nms_iou is not None:
-            parts.append(f"NMS at {self.nms_iou:g}")
-        if self.min_side != Setting.min_side:
-            parts.append(f"sides > {self.min_side}")
-        if self.max_side is not None:
-            parts.append(f"sides ≤ {self.max_side}")
-        if self.box_score != "mean":
-            parts.append(f"score {SCORE_NAMES[self.box_score]}")
-        return ", ".join(parts)
+            return f"adapter on the {layers}"
+        return layers if self.layers == 1 else f"mean of the {layers}"
 
 
 def threshold_text(percentile: Threshold) -> str:
     """`75`, `60 + 75 + 90` or `otsu`."""
-    if isinstance(percentile, str):
-        return percentile
-    values = percentile if isinstance(percentile, list | tuple) else [percentile]
-    return " + ".join(f"{value:g}" for value in values)
+    if isinstance(percentile, list | tuple):
+        return " + ".join(f"{value:g}" for value in percentile)
+    return percentile if isinstance(percentile, str) else f"{percentile:g}"
 
 
 def joint_names(settings: Mapping[str, Setting]) -> dict[str, Setting]:
