@@ -12,14 +12,10 @@ __version__ = "0.1.0"
 
 
 def lazy(package: str, homes: Mapping[str, Sequence[str]]) -> Callable[[str], object]:
-    """A `__getattr__` for a package that imports each name on first use.
+    """A `__getattr__` for a package that imports each name of `homes` (module -> its names) on first use.
 
     So worker processes, `--help` and notebooks take only what they need of torch, open_clip and papermill, which take
     seconds.
-
-    Args:
-        package: its `__name__`.
-        homes: module of the package -> the names that it has.
     """
     home_of = {name: home for home, names in homes.items() for name in names}
 

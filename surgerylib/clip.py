@@ -148,14 +148,13 @@ class SurgeryCLIP:
         Raises:
             ParameterError: not a uint8 array of three channels, or a size the model cannot take.
         """
-        if not isinstance(image, np.ndarray):
-            raise ParameterError(f"image must be a NumPy array, uint8 [H, W, 3] in RGB, got {type(image).__name__}")
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise ParameterError(f"image must be uint8 [H, W, 3] in RGB, got {image.dtype} {list(image.shape)}")
+        array = isinstance(image, np.ndarray)
+        if not array or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            seen = f"{image.dtype} {list(image.shape)}" if array else type(image).__name__
+            raise ParameterError(f"image must be a NumPy array, uint8 [H, W, 3] in RGB, got {seen}")
         usable = image if image.flags.c_contiguous and image.flags.writeable else image.copy()
         pixels = torch.from_numpy(usable).permute(2, 0, 1).unsqueeze(0)  # [H, W, 3] -> [1, 3, H, W]
-        side = self.image_size if image_size is None else whole_number("image_size", image_size)
-        size = (side, side)
+        size = (self.image_size if image_size is None else whole_number("image_size", image_size),) * 2
         self._check_size(size)
         if pixels.shape[-2:] != size:
             pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)

@@ -81,37 +81,32 @@ def build_model(name: str) -> tuple[nn.Module, object]:
             raise CheckpointError(
                 f"the embedded model is not in {EMBEDDED_MODEL}: install from a clone with pip install -e ."
             )
-    elif ":" in name:
-        _check_configuration(name)
-    elif open_clip.get_model_config(name) is None:
+    elif ":" not in name and open_clip.get_model_config(name) is None:
         raise ParameterError(f"open_clip knows no model {name!r}; near names: {nearest(name, open_clip.list_models())}")
     with torch.random.fork_rng(devices=[]), _quiet_logging():
         torch.manual_seed(0)  # so that `random` means the same weights every time
         try:
+            if ":" in name:
+                _check_configuration(name)
             model = open_clip.create_model(identifier, load_weights=False, pretrained_text=False)
             return model, open_clip.get_tokenizer(identifier)
-        except Exception as error:  # a configuration from elsewhere may say anything, and open_clip believes it
-            raise ParameterError(f"open_clip cannot build {name!r}: {_first_line(error)}") from error
+        except CheckpointError:
+            raise
+        except Exception as error:  # the network, or a configuration that says anything, and open_clip believes it
+            reason = f"{type(error).__name__}: {_first_line(error)}"
+            raise ParameterError(f"open_clip cannot build {name!r}: {reason}") from error
 
 
 def _check_configuration(name: str) -> None:
-    """Whether the `open_clip_config.json` of a folder or repository can be built without running its code.
+    """Refuse a folder or repository that could run code.
 
-    open_clip passes `tokenizer_kwargs` on to transformers' `AutoTokenizer`, where one `trust_remote_code` runs Python
-    files that lie beside it.
+    open_clip passes `tokenizer_kwargs` of its `open_clip_config.json` on to transformers' `AutoTokenizer`, where one
+    `trust_remote_code` runs Python files that lie beside it.
     """
-    try:
-        with _quiet_logging():
-            configuration = open_clip.get_model_config(name)
-        if configuration is None:
-            raise ValueError("neither local-dir:FOLDER nor hf-hub:OWNER/REPOSITORY")
-        options = configuration["text_cfg"].get("tokenizer_kwargs", {})
-        refused = sorted(set(options) - _TOKENIZER_OPTIONS)
-    except Exception as error:  # the network, the file, its JSON, or what that says
-        raise ParameterError(
-            f"open_clip cannot build {name!r}: no configuration to read ({type(error).__name__}: {_first_line(error)})"
-        ) from error
-    if refused:
+    configuration = open_clip.get_model_config(name)
+    if configuration is None:
+        raise ValueError("no configuration there; give local-dir:FOLDER or hf-hub:OWNER/REPOSITORY")
+    if refused := sorted(set(configuration["text_cfg"].get("tokenizer_kwargs", {})) - _TOKENIZER_OPTIONS):
         raise CheckpointError(
             f"the configuration of {name} sets {', '.join(map(repr, refused))} in tokenizer_kwargs, which could run "
             f"code or read other files; only {', '.join(sorted(_TOKENIZER_OPTIONS))} are taken: remove the rest"
@@ -342,12 +337,11 @@ def _fetching(what: str, remedy: str) -> Iterator[None]:
 def _safe_reading() -> Iterator[None]:
     """Without the variable that makes torch run pickled code, which open_clip's second try at a file would heed."""
     variable = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-    before = os.environ.pop(variable, None)
+    before = {variable: os.environ.pop(variable)} if variable in os.environ else {}
     try:
         yield
     finally:
-        if before is not None:
-            os.environ[variable] = before
+        os.environ.update(before)
 
 
 @contextmanager

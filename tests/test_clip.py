@@ -1,17 +1,17 @@
 from __future__ import annotations
 
-import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import TINY_CONFIG, TINY_VISION, write_model
+from tiny_models import TINY_CONFIG, TINY_VISION, write_config, write_model
 
 from surgerylib import clip as clip_module
-from surgerylib.clip import interpolate_positions, load_clip, open_clip
+from surgerylib.clip import SurgeryCLIP, interpolate_positions, load_clip, open_clip
 from surgerylib.errors import ParameterError, SurgeryWarning, UnsupportedModelError
 
 
@@ -21,6 +21,11 @@ def images(batch: int, size: int = 32, seed: int = 0) -> torch.Tensor:
 
 def unit(x: torch.Tensor) -> torch.Tensor:
     return x / x.norm(dim=-1, keepdim=True)
+
+
+def load(folder: Path, *, checkpoint: Path | str | None = "its own", device: str = "cpu", **options) -> SurgeryCLIP:
+    own = folder / "model.safetensors"
+    return load_clip(f"local-dir:{folder}", own if checkpoint == "its own" else checkpoint, device=device, **options)
 
 
 @torch.no_grad()
@@ -57,22 +62,18 @@ def vv_by_definition(model, batch: torch.Tensor, depth: int) -> list[torch.Tenso
 
 
 def test_qk_path_is_stock_encode_image(tiny):
-    batch = images(3)
-    with torch.no_grad():
-        stock = unit(tiny.model.encode_image(batch))
-    tokens = tiny.encode_image(batch)
+    tokens = tiny.encode_image(images(3))
     assert tokens.qk.shape == tokens.vv.shape == (1, 3, 17, 24)
     assert tokens.grid == (4, 4)
-    torch.testing.assert_close(tokens.qk[0, :, 0], stock, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(tokens.qk[0, :, 0], unit(tiny.model.encode_image(images(3))), rtol=1e-5, atol=1e-6)
     assert tiny.self_check_error < 1e-5
+    assert tiny.encode_image(images(0)).vv.shape == (1, 0, 17, 24)
 
 
 def test_every_layer_matches_the_stock_stream(tiny):
     batch = images(2)
-    _, outputs = stock_layers(tiny.model, batch)
     tokens = tiny.encode_image(batch, last_layers=3)
-    with torch.no_grad():
-        expected = torch.stack([unit(tiny._project(out)) for out in outputs[-3:]])
+    expected = torch.stack([unit(tiny._project(out)) for out in stock_layers(tiny.model, batch)[1][-3:]])
     torch.testing.assert_close(tokens.qk, expected, rtol=1e-4, atol=1e-6)
     for name in ("qk", "vv", "features"):
         last, alone = getattr(tokens.last(1), name), getattr(tiny.encode_image(batch), name)
@@ -89,11 +90,10 @@ def test_known_error_06_layer_features_normalised_before_ln_post(tiny):
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_known_error_05_vv_path_given_the_mlp_or_its_own_v(tiny_folder, depth):
-    model = load_clip(f"local-dir:{tiny_folder}", str(tiny_folder / "model.safetensors"), device="cpu", depth=depth)
+    model = load(tiny_folder, depth=depth)
     batch = images(2)
     tokens = model.encode_image(batch, last_layers=depth)
-    with torch.no_grad():
-        expected = torch.stack([unit(model._project(vv)) for vv in vv_by_definition(model.model, batch, depth)])
+    expected = torch.stack([unit(model._project(vv)) for vv in vv_by_definition(model.model, batch, depth)])
     torch.testing.assert_close(tokens.vv, expected, rtol=1e-4, atol=1e-6)
     assert (tokens.vv - tokens.qk).abs().max() > 0.1
 
@@ -103,8 +103,7 @@ def test_known_error_04_v_normalised_then_scaled(tiny):
     tokens = tiny.encode_image(batch, return_attention=True)
     block = tiny.model.visual.transformer.resblocks[-1]
     _, outputs = stock_layers(tiny.model, batch)
-    with torch.no_grad():
-        qkv = block.ln_1(outputs[-2]) @ block.attn.in_proj_weight.T + block.attn.in_proj_bias
+    qkv = block.ln_1(outputs[-2]) @ block.attn.in_proj_weight.T + block.attn.in_proj_bias
     q, k, v = (part.view(2, 17, 4, 16).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
     for weights, left, right in ((tokens.qk_attention, q, k), (tokens.vv_attention, v, v)):
         assert weights.shape == (2, 4, 17, 17)
@@ -159,8 +158,7 @@ def test_text_is_the_renormalised_mean_over_templates(tiny):
 
 def test_text_without_its_padding_is_the_stock_models(tiny):
     prompts = ["a ship", "a satellite photo of a red roof beside the river, seen from far above"]  # the second is cut
-    with torch.no_grad():
-        stock = unit(tiny.model.encode_text(tiny._tokenizer(prompts)))
+    stock = unit(tiny.model.encode_text(tiny._tokenizer(prompts)))
     torch.testing.assert_close(tiny._encode_prompts(prompts), stock, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(tiny._encode_prompts(prompts[:1]), stock[:1], rtol=1e-5, atol=1e-6)  # shorter alone
 
@@ -190,31 +188,16 @@ def test_preprocess_squashes_the_whole_image_like_pillow(tiny, shape):
     assert difference.max() <= 1.01  # one grey level: both round twice
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        np.zeros((4, 4, 3)),
-        np.zeros((4, 4), np.uint8),
-        np.zeros((3, 4, 4), np.uint8),
-        np.zeros((0, 4, 3), np.uint8),
-        Image.new("RGB", (4, 4)),
-    ],
-    ids=["float", "grey", "channels first", "empty", "Pillow"],
-)
-def test_preprocess_refuses_what_is_not_rgb_uint8(tiny, bad):
-    with pytest.raises(ParameterError, match="uint8"):
-        tiny.preprocess(bad)
-
-
-def test_empty_batch(tiny):
-    tokens = tiny.encode_image(images(0))
-    assert tokens.vv.shape == (1, 0, 17, 24)
+def test_preprocess_refuses_what_is_not_rgb_uint8(tiny):
+    wrong = [np.zeros(shape, np.uint8) for shape in ((4, 4), (3, 4, 4), (0, 4, 3))]
+    for bad in (np.zeros((4, 4, 3)), Image.new("RGB", (4, 4)), *wrong):
+        with pytest.raises(ParameterError, match="uint8"):
+            tiny.preprocess(bad)
 
 
 def test_attention_class_of_newer_open_clip(tmp_path):
     config = {**TINY_CONFIG, "vision_cfg": {**TINY_VISION, "block_type": "custom"}}
-    model = load_clip(f"local-dir:{write_model(tmp_path, config)}", str(tmp_path / "model.safetensors"), device="cpu",
-                      depth=2)  # fmt: skip
+    model = load(write_model(tmp_path, config), depth=2)
     assert isinstance(model.model.visual.transformer.resblocks[0].attn, open_clip.transformer.Attention)
     batch = images(2)
     expected = unit(model._project(vv_by_definition(model.model, batch, 2)[-1]))
@@ -227,67 +210,60 @@ def test_attention_class_of_newer_open_clip(tmp_path):
         ({"qk_norm": True}, "modifies its attention"),
         ({"scale_heads": True}, "modifies its attention"),
         ({"pool_type": "avg"}, "class token"),
+        ({"layers": [1, 1, 1, 1], "width": 8}, "ModifiedResNet"),
     ],
 )
 def test_architectures_that_the_dual_path_cannot_reproduce(tmp_path, change, says):
     config = {**TINY_CONFIG, "vision_cfg": {**TINY_VISION, **change}}
     with pytest.raises(UnsupportedModelError, match=says):
-        load_clip(f"local-dir:{write_model(tmp_path, config)}", "random", device="cpu", depth=2)
-
-
-def test_resnet_is_refused():
-    with pytest.raises(UnsupportedModelError, match="ModifiedResNet"):
-        load_clip("RN50", "random", device="cpu")
+        load(write_config(tmp_path, config), checkpoint="random")
 
 
 def test_failing_self_check_is_a_typed_error(tiny_folder, monkeypatch):
     monkeypatch.setattr(clip_module.attention, "attend", lambda q, k, v: v)
     with pytest.raises(UnsupportedModelError, match="differs from stock open_clip"):
-        load_clip(f"local-dir:{tiny_folder}", "random", device="cpu", depth=2)
+        load(tiny_folder)
 
 
 def test_image_size_of_the_caller(tiny_folder):
-    path = str(tiny_folder / "model.safetensors")
-    model = load_clip(f"local-dir:{tiny_folder}", path, device="cpu", image_size=64, depth=1)
+    model = load(tiny_folder, image_size=64, depth=1)
     assert model.grid == (8, 8)
     image = np.zeros((10, 20, 3), np.uint8)
     assert model.encode_image(model.preprocess(image)[None]).grid == (8, 8)
     for size, says in ((60, "multiple of the patch"), (0, "at least 1"), (32.0, "whole number"), ("32", "whole")):
         with pytest.raises(ParameterError, match=says):
-            load_clip(f"local-dir:{tiny_folder}", path, device="cpu", image_size=size, depth=1)
+            load(tiny_folder, image_size=size)
     with pytest.raises(ParameterError, match="multiple of the patch"):
         model.encode_image(images(1, size=36))
 
 
 def test_parameters_out_of_range(tiny_folder, tiny):
-    assert load_clip(f"local-dir:{tiny_folder}", "random", device="cpu").depth == 4  # all blocks there are
+    assert load(tiny_folder).depth == 4  # all blocks there are
     for depth in (0, 1.5):
         with pytest.raises(ParameterError, match="depth must be a whole number"):
-            load_clip(f"local-dir:{tiny_folder}", "random", device="cpu", depth=depth)
+            load(tiny_folder, depth=depth)
     for last_layers in (0, 4):
         with pytest.raises(ParameterError, match=r"last_layers must lie in 1\.\.3"):
             tiny.encode_image(images(1), last_layers=last_layers)
     with pytest.raises(ParameterError, match="ViT-B-32"):
         load_clip("ViT-B32", "random")
     with pytest.raises(ParameterError, match="device 'gpu'"):
-        load_clip(f"local-dir:{tiny_folder}", "random", device="gpu")
+        load(tiny_folder, device="gpu")
     with pytest.raises(ParameterError, match="images must be"):
         tiny.encode_image(images(1)[0])
 
 
 def test_random_weights_are_said_and_repeatable(tiny_folder):
-    name = f"local-dir:{tiny_folder}"
     with pytest.warns(SurgeryWarning, match="random"):
-        first = load_clip(name, device="cpu", depth=2)
-    second = load_clip(name, "random", device="cpu", depth=2)
+        first = load(tiny_folder, checkpoint=None)
+    second = load(tiny_folder, checkpoint="random")
     assert first.weights.sha256 == second.weights.sha256
     assert "random" in first.weights.source
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_autocast_on_cuda_stays_near_the_cpu(tiny_folder):
-    path = str(tiny_folder / "model.safetensors")
-    cpu, cuda = (load_clip(f"local-dir:{tiny_folder}", path, device=device, depth=3) for device in ("cpu", "cuda"))
+    cpu, cuda = (load(tiny_folder, device=device, depth=3) for device in ("cpu", "cuda"))
     batch = images(4)
     torch.testing.assert_close(cuda.encode_image(batch).vv.cpu(), cpu.encode_image(batch).vv, rtol=0, atol=0.03)
 
@@ -305,11 +281,9 @@ def test_autocast_on_cuda_stays_near_the_cpu(tiny_folder):
     ],
 )
 def test_a_configuration_that_cannot_work_is_one_line(tmp_path, part, change, says):
-    folder = write_model(tmp_path / "model")
-    path = folder / "open_clip_config.json"
-    config = json.loads(path.read_text())
-    (config["preprocess_cfg"] if part == "preprocess_cfg" else config["model_cfg"][part]).update(change)
-    path.write_text(json.dumps(config))
+    of_pixels = part == "preprocess_cfg"
+    config = TINY_CONFIG if of_pixels else {**TINY_CONFIG, part: {**TINY_CONFIG[part], **change}}
+    folder = write_config(tmp_path, config, change if of_pixels else None)
     with pytest.raises((UnsupportedModelError, ParameterError), match=re.escape(says)) as caught:
-        load_clip(f"local-dir:{folder}", "random", device="cpu")
+        load(folder, checkpoint="random")
     assert "\n" not in str(caught.value)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -47,31 +49,24 @@ def test_cosine_is_the_mean_over_layers_of_patches_times_text(tokens, text, kind
     maps = heatmaps(tokens, text, kind)
     assert maps.shape == (3, 6, 4, 5)
     patches = getattr(tokens, PATHS[kind][1])[:, :, 1:]
-    for image in range(3):
-        for label in range(6):
-            expected = (patches[:, image] @ text[label]).mean(dim=0).view(4, 5)
-            torch.testing.assert_close(maps[image, label], expected, atol=1e-6, rtol=1e-5)
+    for image, label in product(range(3), range(6)):
+        expected = (patches[:, image] @ text[label]).mean(dim=0).view(4, 5)
+        torch.testing.assert_close(maps[image, label], expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", HEATMAP_KINDS)
 def test_surgery_is_the_published_elementwise_form(tokens, text, kind):
     maps = heatmaps(tokens, text, kind, similarity="surgery")
-    cls_path, patch_path = PATHS[kind]
+    cls, patches = (getattr(tokens, path) for path in PATHS[kind])
     for image in range(3):
-        layers = [
-            published_surgery(
-                getattr(tokens, patch_path)[layer, image, 1:], getattr(tokens, cls_path)[layer, image, 0], text
-            )
-            for layer in range(2)
-        ]
+        layers = [published_surgery(patches[layer, image, 1:], cls[layer, image, 0], text) for layer in range(2)]
         expected = torch.stack(layers).mean(dim=0).T.reshape(6, 4, 5)
         torch.testing.assert_close(maps[image], expected, atol=1e-6, rtol=1e-5)
 
 
 def test_surgery_takes_each_image_alone(tokens, text):
-    one = ImageTokens(tokens.qk[:, 1:2], tokens.vv[:, 1:2], tokens.features[:, 1:2], tokens.grid)
     together = heatmaps(tokens, text, similarity="surgery")[1:2]
-    torch.testing.assert_close(together, heatmaps(one, text, similarity="surgery"))
+    torch.testing.assert_close(together, heatmaps(tokens.image(1), text, similarity="surgery"))
 
 
 def test_known_error_03_kind_silently_ignored(tokens, text):
@@ -108,8 +103,9 @@ def test_bad_arguments(tokens, text):
         heatmaps(tokens, text[:, :8])
     with pytest.raises(ParameterError, match="one feature"):
         heatmaps(tokens, text, similarity="surgery", redundant=text[:3])
-    with pytest.raises(ParameterError, match="each once"):
-        check_kinds(["vv_vv", "vv_vv"])
+    for kinds in (["vv_vv", "vv_vv"], [], "vv_vv", None):
+        with pytest.raises(ParameterError, match=r"kinds is .*name one or more of .*, each once"):
+            check_kinds(kinds)
     assert heatmaps(tokens, text.double()).dtype == torch.float32
 
 

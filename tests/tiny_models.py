@@ -18,10 +18,17 @@ TINY_CONFIG = {
 }
 
 
+def write_config(folder: Path, config: object, preprocessing: dict | None = None) -> Path:
+    """An open_clip folder (`local-dir:`) without weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"model_cfg": config, "preprocess_cfg": preprocessing or {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    return folder
+
+
 def write_model(folder: Path, config: dict = TINY_CONFIG, seed: int = 7) -> Path:
     """An open_clip folder (`local-dir:`): config and weights that are large enough to tell the paths apart."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    write_config(folder, config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = open_clip.CLIP(**config)
