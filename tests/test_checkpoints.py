@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import TINY_CONFIG, TINY_VISION, write_config, write_model
+from tiny_models import TINY_CONFIG, TINY_VISION, Touch, write_config, write_model
 
 from surgerylib import weights as checkpoints
 from surgerylib.clip import SurgeryCLIP, load_clip
@@ -67,14 +67,6 @@ def test_truncated(tiny, state, tmp_path, suffix, keep):
     refused("cut", tiny, path)
 
 
-class Payload:
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self):
-        return Path.touch, (self.target,)
-
-
 class NotBeforeTheSecondTry:
     """Read as plain weights it raises a TypeError; read by a full unpickler it is nothing special."""
 
@@ -86,7 +78,7 @@ class NotBeforeTheSecondTry:
 @pytest.mark.parametrize("save", [torch.save, lambda obj, path: path.write_bytes(pickle.dumps(obj))])
 def test_pickle_with_code_never_runs(tiny, tmp_path, save):
     target = tmp_path / "created-by-the-pickle"
-    save({"state_dict": Payload(target)}, tmp_path / "hostile.pt")
+    save({"state_dict": Touch(target)}, tmp_path / "hostile.pt")
     refused("never run", tiny, tmp_path / "hostile.pt")
     assert not target.exists()
 
@@ -94,7 +86,7 @@ def test_pickle_with_code_never_runs(tiny, tmp_path, save):
 def test_pickle_with_code_never_runs_where_torch_is_told_to_run_it(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     target = tmp_path / "created-by-the-pickle"
-    torch.save({"state_dict": [NotBeforeTheSecondTry(), Payload(target)]}, tmp_path / "hostile.pt")
+    torch.save({"state_dict": [NotBeforeTheSecondTry(), Touch(target)]}, tmp_path / "hostile.pt")
     refused("never run", tiny, tmp_path / "hostile.pt")
     assert not target.exists()
 

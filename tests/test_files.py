@@ -60,13 +60,10 @@ def test_bug_what_others_wrote_aside_was_deleted(tmp_path):
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     dead = ours.replace(f"-{os.getpid()}-", f"-{int(gone.stdout)}-")
     machine = aside_prefix("x").split(".")[2].split("-")[0]
-    others = {
-        ".film.mkv.part", ".x.json.3-abcdefgh.part", f"{aside_prefix('x.json')}ABC.part", ours,
-        dead.replace(machine, "0a0a0a" if machine != "0a0a0a" else "1a1a1a"),
-    }  # fmt: skip
+    elsewhere = dead.replace(machine, "0a0a0a" if machine != "0a0a0a" else "1a1a1a")
+    others = {".film.mkv.part", ".x.json.3-abcdefgh.part", f"{aside_prefix('x.json')}ABC.part", ours, elsewhere}
     for name in {dead, *others}:
-        (tmp_path / "deep").mkdir(exist_ok=True)
-        (tmp_path / "deep" / name).write_text("")
+        atomic_write(tmp_path / "deep" / name, "")
     remove_parts(tmp_path)
     assert {path.name for path in (tmp_path / "deep").iterdir()} == others
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import socket
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from dependency_rules import declared
+from tiny_models import Touch
 
 from surgerylib.clip import load_clip
 from surgerylib.datasets import load_dataset
@@ -24,16 +24,6 @@ from surgerylib.workbook.check import check
 from surgerylib.workbook.parameters import load_config, parse_override
 
 PAGE = (PROJECT_ROOT / "SECURITY.md").read_text(encoding="utf-8")
-
-
-class Touch:
-    """Pickled, it makes a file wherever it is read without care."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self):
-        return Path.touch, (self.target,)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Tiny CLIPs in open_clip's own architecture, as files on disk."""
+"""Tiny CLIPs in open_clip's own architecture, as files on disk, and what a hostile file may hold."""
 
 from __future__ import annotations
 
@@ -16,6 +16,16 @@ TINY_CONFIG = {
     "vision_cfg": TINY_VISION,
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
 }
+
+
+class Touch:
+    """Pickled, it makes a file wherever it is read without care."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
 
 
 def write_config(folder: Path, config: object, preprocessing: dict | None = None) -> Path:
