@@ -323,7 +323,6 @@ def test_the_floor_chosen_is_the_best_of_its_candidates(tiny, folder, adapters, 
     best = list(floors.values())[int(np.argmax(worth))]
     assert expected is None or best == floors[expected]
     assert choose_floor(store, plain, **OPTIONS) == best
-    assert choose_floor(store, plain, percentiles=[99], **OPTIONS) == floors[99]
 
 
 @pytest.mark.parametrize("criterion", [Criterion("all", 0.2), Criterion("present", 0.05)])

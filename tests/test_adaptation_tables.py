@@ -244,7 +244,7 @@ def test_every_sentence_ends_and_every_cell_has_its_interval_or_says_why_not(cas
 def test_the_answer_has_states_and_differences_of_each_group(found, cases):
     table = module.answer_table(found, KIND)
     assert KIND in " ".join(table.index.names)  # the table stands without a title
-    after_before, after_floor = (module._DIFFERENCES["after", reference] for reference in ("before", "floor"))
+    after_before, after_floor = module._DIFFERENCES.values()
     rows = [*STATES.values(), after_before, after_floor]
     names = ["seen classes (4)", "unseen classes (16)", "all classes (20)"]
     assert table.index.tolist() == [(name, row) for name in names for row in rows]

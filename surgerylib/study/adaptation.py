@@ -42,15 +42,14 @@ FIGURES = {
 _NO_INTERVALS = {"n_resamples": 1}  # where only the best is asked for
 _SHARES = ("false_box_rate", "inverted", "pointing")
 # of a change the reader wants to know: against the maps as they were, and against what a floor alone would have done
-_PAIRS = (("after", "before"), ("after", "floor"), ("floor", "before"))
-_FRAMES = {
-    "maps": ["group", "kind", "state", "protocol", "iou_threshold", "map", "low", "high"],
-    "map_differences": [
-        "group", "kind", "state", "reference", "protocol", "iou_threshold", "difference", "low", "high",
-    ],
-    "figures": ["group", "kind", "state", "figure", "value", "low", "high"],
-    "figure_differences": ["group", "kind", "state", "reference", "figure", "difference", "low", "high"],
-}  # fmt: skip
+_REFERENCES = {"after": ("before", "floor"), "floor": ("before",)}
+_COLUMNS = {  # of the frames of an `Adaptation`: between group, kind, state and low, high
+    "maps": ("protocol", "iou_threshold", "map"),
+    "map_differences": ("reference", "protocol", "iou_threshold", "difference"),
+    "figures": ("figure", "value"),
+    "figure_differences": ("reference", "figure", "difference"),
+}
+Counts = Mapping[str, tuple[np.ndarray, np.ndarray]]  # figure -> sums and counts, each [images, classes]
 
 
 @dataclass(frozen=True)
@@ -121,18 +120,15 @@ def states_of(
     return states
 
 
-def choose_floor(
-    store: HeatmapStore, setting: Setting, *, percentiles: Sequence[float] = FLOOR_PERCENTILES, **options: Any
-) -> float:
-    """The floor with the highest mean mAP under `all`: what maps are worth at their best without any training.
+def choose_floor(store: HeatmapStore, setting: Setting, **options: Any) -> float:
+    """Of floors at `FLOOR_PERCENTILES` that with the highest mean mAP under `all`: maps at their best without training.
 
     Args:
         store: computed, of a split that nothing is reported on.
         setting: the maps, and all but the floor.
-        percentiles: floors to try, as percentiles of all values of these maps.
         **options: as for `sweep`.
     """
-    floors = floor_values(store, setting, percentiles)
+    floors = floor_values(store, setting, FLOOR_PERCENTILES)
     settings = [replace(setting, floor=value) for value in floors.values()]
     return sweep(store, settings, **options | _NO_INTERVALS).best("all").floor
 
@@ -161,29 +157,23 @@ def best_states(
     Raises:
         ParameterError: no adapter is for any of the kinds.
     """
-    tried: dict[str, dict[str, list[Setting]]] = {}
+    scores = dict.fromkeys(tries["box_scores"])  # each once
+    tried: dict[tuple[str, str], list[Setting]] = {}
     for kind, states in states_of(settings, adapters).items():
-        before, after = states["before"], states["after"]
-        floors = {
-            "before": (before, [None]),
-            "floor": (before, list(floor_values(store, before, tries["floor_percentiles"]).values())),
-            "after": (after, [EVEN_ODDS, *floor_values(store, after, tries["floor_percentiles"]).values()]),
-        }
-        choices = dict.fromkeys(tries["box_scores"]), tries["percentiles"]
-        tried[kind] = {
-            state: [
-                replace(plain, percentile=percentile, floor=floor, box_score=score)
-                for score, floor, percentile in product(choices[0], of_state, choices[1])
+        before, after = (states[state] for state in ("before", "after"))
+        floors = {of: list(floor_values(store, of, tries["floor_percentiles"]).values()) for of in (before, after)}
+        of_state = {"before": [None], "floor": floors[before], "after": [EVEN_ODDS, *floors[after]]}
+        for state, tried_floors in of_state.items():
+            tried[kind, state] = [
+                replace(after if state == "after" else before, percentile=percentile, floor=floor, box_score=score)
+                for score, floor, percentile in product(scores, tried_floors, tries["percentiles"])
             ]
-            for state, (plain, of_state) in floors.items()
-            if of_state
-        }
-    everything = [setting for of_kind in tried.values() for settings in of_kind.values() for setting in settings]
-    found = sweep(store, everything, **options | _NO_INTERVALS)
-    return {
-        kind: {state: found.of(settings).best(*criterion.where) for state, settings in of_kind.items()}
-        for kind, of_kind in tried.items()
-    }
+    found = sweep(store, [setting for of_state in tried.values() for setting in of_state], **options | _NO_INTERVALS)
+    best: dict[str, dict[str, Setting]] = {}
+    for (kind, state), of_state in tried.items():
+        if of_state:
+            best.setdefault(kind, {})[state] = found.of(of_state).best(*criterion.where)
+    return best
 
 
 def compare_adapted(
@@ -208,25 +198,26 @@ def compare_adapted(
     measure = _Measure(store.dataset, n_resamples, seed)
     quality = map_quality(store, named, cam_thresholds=1, workers=options.get("workers"))
     counts = {name: measure.counts(found.boxes[name], quality[name]) for name in named}
-    frames: dict[str, list[pd.DataFrame]] = {name: [] for name in _FRAMES}
+    frames: dict[str, list[pd.DataFrame]] = {name: [] for name in _COLUMNS}
     for group, labels in groups.items():
         ap = {key: of.ap.of_classes(labels) for key, of in found.figures.items()}
         places = [store.dataset.classes.index(label) for label in labels]
-        for kind, states in settings.items():
-            for state in states:
-                names = {"group": group, "kind": kind, "state": state}
-                for protocol in PROTOCOLS:
-                    frames["maps"].append(ap[(kind, state), protocol].summary().assign(**names, protocol=protocol))
-                frames["figures"].append(measure.figures(counts[kind, state], places).assign(**names))
-            for state, reference in [pair for pair in _PAIRS if set(pair) <= set(states)]:
-                names = {"group": group, "kind": kind, "state": state, "reference": reference}
-                for protocol in PROTOCOLS:
-                    paired = paired_difference(ap[(kind, state), protocol], ap[(kind, reference), protocol]).summary()
-                    frames["map_differences"].append(paired.assign(**names, protocol=protocol))
-                differences = measure.figure_differences(counts[kind, state], counts[kind, reference], places)
+        for kind, state in named:
+            of_state = {protocol: ap[(kind, state), protocol] for protocol in PROTOCOLS}
+            names = {"group": group, "kind": kind, "state": state}
+            frames["figures"].append(measure.figures(counts[kind, state], places).assign(**names))
+            for protocol, result in of_state.items():
+                frames["maps"].append(result.summary().assign(**names, protocol=protocol))
+            for reference in [of for of in _REFERENCES.get(state, ()) if of in settings[kind]]:
+                names["reference"] = reference
+                differences = measure.figures(counts[kind, state], places, minus=counts[kind, reference])
                 frames["figure_differences"].append(differences.assign(**names))
+                for protocol, result in of_state.items():
+                    paired = paired_difference(result, ap[(kind, reference), protocol]).summary()
+                    frames["map_differences"].append(paired.assign(**names, protocol=protocol))
+    columns = {name: ["group", "kind", "state", *own, "low", "high"] for name, own in _COLUMNS.items()}
     joined = {
-        name: pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=_FRAMES[name])
+        name: pd.concat(parts, ignore_index=True)[columns[name]] if parts else pd.DataFrame(columns=columns[name])
         for name, parts in frames.items()
     }
     return Adaptation(
@@ -234,7 +225,7 @@ def compare_adapted(
         groups={group: tuple(labels) for group, labels in groups.items()},
         interpolation=found.interpolation,
         n_images=found.n_images,
-        **{name: frame[_FRAMES[name]] for name, frame in joined.items()},
+        **joined,
     )
 
 
@@ -242,86 +233,71 @@ class _Measure:
     """The figures of one setting, kept by image and class so that groups of classes can be taken out of them."""
 
     def __init__(self, data: Dataset, n_resamples: int, seed: int) -> None:
-        self.dataset = data
-        self.shape = (len(data.images), len(data.classes))
-        self.present = present_pairs(data)
-        self.truth_place = truth_codes(data)
+        self.dataset, self.present, self.truth_place = data, present_pairs(data), truth_codes(data)
         # resamples are drawn by sorted ids: figures don't depend on the order of the images
-        order = data.images["image_id"].sort_values(ignore_index=True)
-        places = pd.Index(order).get_indexer(data.images["image_id"])
-        self.drawn = bootstrap_weights(self.shape[0], n_resamples, seed)[:, places].astype(np.float64)
+        self.ids = pd.Index(data.images["image_id"])
+        places = self.ids.sort_values().get_indexer(self.ids)
+        self.drawn = bootstrap_weights(len(self.ids), n_resamples, seed)[:, places].astype(np.float64)
 
-    def counts(self, table: Boxes, pairs: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Figure -> sums and counts by image and class, each [images, classes]: the figure is sum over count.
-
-        `max_iou` is the largest value in the place of a sum.
-        """
+    def counts(self, table: Boxes, pairs: pd.DataFrame) -> Counts:
+        """By image and class: a figure is sum over count; of `max_iou` the largest value stands in the sum's place."""
         image, label = table.image.astype(np.int64), table.label.astype(np.int64)
         keep = self.present[image, label]
         of_box, of_truth = best_overlaps(table, self.dataset, keep)
-        found = np.zeros(self.shape)
-        np.add.at(found, (image, label), 1)
-        absent = ~self.present
-        highest = np.zeros(self.shape)
-        np.maximum.at(highest, (image[keep], label[keep]), of_box)
-        at = (
-            pd.Index(self.dataset.images["image_id"]).get_indexer(pairs["image_id"]),
-            pd.Index(self.dataset.classes).get_indexer(pairs["label"]),
-        )
+        kept = image[keep], label[keep]
+        highest = np.zeros(self.present.shape)
+        np.maximum.at(highest, kept, of_box)
+        _, found = self._sums(np.ones(len(image)), (image, label))
+        of_pair = self.ids.get_indexer(pairs["image_id"]), pd.Index(self.dataset.classes).get_indexer(pairs["label"])
         return {
-            "false_box_rate": ((found > 0) & absent, absent),
-            **{name: self._by_pair(pairs[name].to_numpy(np.float64), at) for name in ("inverted", "pointing")},
-            "mean_iou": self._by_pair(of_box, (image[keep], label[keep])),
-            "mean_best_iou": self._by_pair(of_truth, self.truth_place),
+            "false_box_rate": ((found > 0) & ~self.present, ~self.present),
+            "inverted": self._sums(pairs["inverted"].to_numpy(np.float64), of_pair),
+            "pointing": self._sums(pairs["pointing"].to_numpy(np.float64), of_pair),
+            "mean_iou": self._sums(of_box, kept),
+            "mean_best_iou": self._sums(of_truth, self.truth_place),
             "max_iou": (highest, found * self.present),
         }
 
-    def _by_pair(self, values: np.ndarray, at: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        known = ~np.isnan(values)
-        sums, counts = np.zeros(self.shape), np.zeros(self.shape)
-        np.add.at(sums, (at[0][known], at[1][known]), values[known])
-        np.add.at(counts, (at[0][known], at[1][known]), 1)
-        return sums, counts
+    def _sums(self, values: np.ndarray, at: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Sum and number of the values of each image and class, NaN left out."""
+        known, shape = ~np.isnan(values), self.present.shape
+        place = np.ravel_multi_index(at, shape)[known]
+        sums, counts = (np.bincount(place, weights, self.present.size) for weights in (values[known], None))
+        return sums.reshape(shape), counts.reshape(shape)
 
-    def figures(self, counts: Mapping[str, tuple[np.ndarray, np.ndarray]], places: Sequence[int]) -> pd.DataFrame:
-        """Frame figure, value, low, high over some classes."""
+    def figures(self, counts: Counts, places: Sequence[int], *, minus: Counts | None = None) -> pd.DataFrame:
+        """Frame figure, value, low, high over some classes; with `minus` the difference in place of the value.
+
+        A difference is of the same resamples of the images.
+        """
         rows = []
         for name in FIGURES:
             value, samples, n_rows, n_images = self._estimate(*counts[name], places, name)
-            if name in _SHARES:
-                low, high = share_interval(value, samples, n_rows, n_images)
+            if minus is not None:
+                other, of_other, _, n_other = self._estimate(*minus[name], places, name)
+                value = value - other
+                ends = np.clip(basic_interval(value, samples - of_other, min(n_images, n_other)), -1, 1)
+            elif name in _SHARES:
+                ends = share_interval(value, samples, n_rows, n_images)
             else:
-                low, high = np.clip(basic_interval(value, samples, n_images), 0, 1)
-            rows.append((name, float(value), float(low), float(high)))
-        return pd.DataFrame(rows, columns=["figure", "value", "low", "high"])
-
-    def figure_differences(
-        self,
-        counts_a: Mapping[str, tuple[np.ndarray, np.ndarray]],
-        counts_b: Mapping[str, tuple[np.ndarray, np.ndarray]],
-        places: Sequence[int],
-    ) -> pd.DataFrame:
-        """Frame figure, difference, low, high: a minus b in the same resamples of the images."""
-        rows = []
-        for name in FIGURES:
-            value_a, samples_a, _, images_a = self._estimate(*counts_a[name], places, name)
-            value_b, samples_b, _, images_b = self._estimate(*counts_b[name], places, name)
-            low, high = basic_interval(value_a - value_b, samples_a - samples_b, min(images_a, images_b))
-            low, high = np.clip((low, high), -1, 1)
-            rows.append((name, float(value_a - value_b), float(low), float(high)))
-        return pd.DataFrame(rows, columns=["figure", "difference", "low", "high"])
+                ends = np.clip(basic_interval(value, samples, n_images), 0, 1)
+            rows.append((name, *map(float, (value, *ends))))
+        return pd.DataFrame(rows, columns=["figure", "value" if minus is None else "difference", "low", "high"])
 
     def _estimate(
         self, sums: np.ndarray, counts: np.ndarray, places: Sequence[int], name: str
     ) -> tuple[np.ndarray, np.ndarray, int, int]:
         """A figure over some classes, in each resample [R], and of how many rows and images it is."""
         of_image, rows = sums[:, places], counts[:, places].sum(axis=1).astype(np.float64)
-        n_images = int((rows > 0).sum())
+        n_rows, n_images = int(rows.sum()), int((rows > 0).sum())
         if name == "max_iou":  # one box decides: resamples would only tell whether its image is among them
-            value = of_image.max() if n_images else np.nan
-            return np.asarray(value), np.full(len(self.drawn), np.nan), int(rows.sum()), n_images
+            return (
+                np.asarray(of_image.max() if n_images else np.nan),
+                np.full(len(self.drawn), np.nan),
+                n_rows,
+                n_images,
+            )
         of_image = of_image.sum(axis=1).astype(np.float64)
         with np.errstate(invalid="ignore"):  # 0 / 0 where nothing counts: NaN
-            value = of_image.sum() / rows.sum()
-            samples = (self.drawn @ of_image) / (self.drawn @ rows)
-        return np.asarray(value), samples, int(rows.sum()), n_images
+            value, samples = of_image.sum() / rows.sum(), (self.drawn @ of_image) / (self.drawn @ rows)
+        return np.asarray(value), samples, n_rows, n_images

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,12 @@ from ..words import ALL, PROTOCOLS, SEEN, STATES, UNSEEN
 from .adaptation import FIGURES, Adaptation
 from .adapter_variants import Variant
 from .summary import INTERVAL_NOTE, average_precision_text
+from .tables import plain, table
 
 _SHOWN = (0.05, 0.15, 0.5)  # IoU thresholds of the answer, as far as they were measured
 _ANSWERED = ("false_box_rate", "pointing")  # figures of the answer
-_DIFFERENCES = {
-    ("after", "before"): "after − before",
-    ("after", "floor"): "after − floor alone",
-}
+_DIFFERENCES = {"before": "after − before", "floor": "after − floor alone"}  # after, and what it is held against
+Cell = tuple[float, float, float]  # value, low, high
 
 
 def groups_of(found: Adaptation) -> list[str]:
@@ -31,42 +30,37 @@ def groups_of(found: Adaptation) -> list[str]:
 
 def finding(found: Adaptation, kind: str) -> str:
     """One sentence that says what the adapter of a kind changes, with its figures."""
-    group = SEEN if SEEN in found.groups else ALL
-    ends = sorted({min(found.maps["iou_threshold"]), max(found.maps["iou_threshold"])})
-    if math.isnan(_map(found, group, kind, "before", "all", ends[0])[0]):
-        any_box = not math.isnan(_map(found, ALL, kind, "before", "all", ends[0])[0])
+    group, ends = _judged(found), _ends(found)
+    before, after = (_cells(found, group, kind, state) for state in ("before", "after"))
+    before_all, after_all = (_cells(found, ALL, kind, state) for state in ("before", "after"))
+    if math.isnan(before["all", ends[0]][0]):
+        any_box = not math.isnan(before_all["all", ends[0]][0])
         what = "the classes that were trained on" if any_box else "the class list"
         return f"No image of this split holds a box of {what}: nothing can be measured{' of them' if any_box else ''}."
-    of_group = []
-    for threshold in ends:
-        before, after = (_map(found, group, kind, state, "all", threshold)[0] for state in ("before", "after"))
-        gain = with_interval(*_map_difference(found, group, kind, "before", "all", threshold), sign=True)
-        of_group.append(f"mAP@{threshold:.2f} {after:.3f} against {before:.3f} (difference {gain})")
+    gain = _gains(found, group, kind)
+    of_group = [
+        f"mAP@{t:.2f} {after['all', t][0]:.3f} against {before['all', t][0]:.3f} (difference {gain[t]})" for t in ends
+    ]
     parts = [f"{_verdict(found, kind)}: under the all protocol {', '.join(of_group)} for {kind} and {group}"]
-    if UNSEEN in found.groups:
-        gains = [_map_difference(found, UNSEEN, kind, "before", "all", threshold) for threshold in ends]
-        if not math.isnan(gains[0][0]):
-            words = " and ".join(
-                f"{with_interval(*gain, sign=True)} at {t:.2f}" for gain, t in zip(gains, ends, strict=True)
-            )
-            parts.append(f"{UNSEEN}, whose boxes were never trained on: difference {words}")
-    false = [_figure(found, ALL, kind, state, "false_box_rate")[0] for state in ("before", "after")]
-    if not any(map(math.isnan, false)):
+    if UNSEEN in found.groups and not math.isnan(_cells(found, UNSEEN, kind)["all", ends[0]][0]):
+        words = " and ".join(f"{text} at {t:.2f}" for t, text in _gains(found, UNSEEN, kind).items())
+        parts.append(f"{UNSEEN}, whose boxes were never trained on: difference {words}")
+    false_before, false_after = (100 * of["false_box_rate"][0] for of in (before_all, after_all))
+    if not math.isnan(false_before):
         parts.append(
-            f"a class that is not in an image gets a box in {100 * false[1]:.1f} % of the cases, "
-            f"before in {100 * false[0]:.1f} %"
+            f"a class that is not in an image gets a box in {false_after:.1f} % of the cases, "
+            f"before in {false_before:.1f} %"
         )
-    if _has(found, kind, "floor"):
-        gain = with_interval(*_map_difference(found, group, kind, "floor", "all", ends[0]), sign=True)
+    if "floor" in found.settings[kind]:
+        gain = _gains(found, group, kind, "floor")[ends[0]]
         parts.append(f"against a floor alone, without training: mAP@{ends[0]:.2f} difference {gain}")
     return "; ".join(parts) + "."
 
 
 def title(found: Adaptation, kind: str) -> str:
     """The finding as the title of a figure."""
-    group = SEEN if SEEN in found.groups else ALL
-    threshold = min(found.maps["iou_threshold"])
-    before, after = (_map(found, group, kind, state, "all", threshold)[0] for state in ("before", "after"))
+    group, threshold = _judged(found), _ends(found)[0]
+    before, after = (_cells(found, group, kind, state)["all", threshold][0] for state in ("before", "after"))
     if math.isnan(before):
         return f"No box{'' if group == ALL else f' of the {group}'} to measure on"
     return f"{_verdict(found, kind)}: mAP@{threshold:.2f} of {kind} {before:.3f} before, {after:.3f} after ({group})"
@@ -75,67 +69,26 @@ def title(found: Adaptation, kind: str) -> str:
 def answer_table(found: Adaptation, kind: str) -> pd.DataFrame:
     """Before and after for one kind: rows by group of classes and state, then the paired differences."""
     thresholds = _shown(found)
-    columns = [(f"mAP@{t:.2f}", "all", t) for t in thresholds]
-    columns += [(f"mAP@{t:.2f}, present", "present", t) for t in thresholds[:1]]
-    rows: dict[tuple[str, str], dict[str, str]] = {}
-    for group in groups_of(found):
-        name = f"{group} ({len(found.groups[group])})"
-        for state, title in STATES.items():
-            if _has(found, kind, state):
-                cells = {column: _map(found, group, kind, state, protocol, t) for column, protocol, t in columns}
-                rows[name, title] = {column: with_interval(*cell) for column, cell in cells.items()}
-                rows[name, title] |= {FIGURES[f]: _cell(_figure(found, group, kind, state, f), f) for f in _ANSWERED}
-        for (state, reference), title in _DIFFERENCES.items():
-            if _has(found, kind, state) and _has(found, kind, reference):
-                cells = {
-                    column: _map_difference(found, group, kind, reference, protocol, t)
-                    for column, protocol, t in columns
-                }
-                rows[name, title] = {column: with_interval(*cell, sign=True) for column, cell in cells.items()}
-                rows[name, title] |= {
-                    FIGURES[f]: _cell(_figure_difference(found, group, kind, reference, f), f, sign=True)
-                    for f in _ANSWERED
-                }
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    table.index = pd.MultiIndex.from_tuples(table.index, names=["classes", kind])
-    return table
+    columns = {f"mAP@{t:.2f}": ("all", t) for t in thresholds}
+    columns |= {f"mAP@{t:.2f}, present": ("present", t) for t in thresholds[:1]}
+    columns |= {FIGURES[name]: name for name in _ANSWERED}
+    rows = {
+        (f"{group} ({len(found.groups[group])})", row): texts
+        for group in groups_of(found)
+        for row, texts in _rows(found, group, kind, columns, _DIFFERENCES).items()
+    }
+    return table(rows).rename_axis(["classes", kind])
 
 
 def kinds_table(found: Adaptation, group: str, protocol: str) -> pd.DataFrame:
     """mAP of all kinds at all IoU thresholds, before and after, and the paired difference."""
-    rows: dict[tuple[str, str], dict[str, str]] = {}
-    thresholds = list(dict.fromkeys(found.maps["iou_threshold"]))
-    for kind in found.settings:
-        for state, title in STATES.items():
-            if _has(found, kind, state):
-                rows[kind, title] = {
-                    f"mAP@{t:.2f}": with_interval(*_map(found, group, kind, state, protocol, t)) for t in thresholds
-                }
-        rows[kind, _DIFFERENCES["after", "before"]] = {
-            f"mAP@{t:.2f}": with_interval(*_map_difference(found, group, kind, "before", protocol, t), sign=True)
-            for t in thresholds
-        }
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    table.index = pd.MultiIndex.from_tuples(table.index, names=[group, protocol])
-    return table
+    columns = {f"mAP@{t:.2f}": (protocol, t) for t in _thresholds(found)}
+    return _table_of_kinds(found, group, columns).rename_axis([group, protocol])
 
 
 def figures_table(found: Adaptation, group: str) -> pd.DataFrame:
     """What boxes and maps of all kinds are like, before and after, and the paired difference."""
-    rows: dict[tuple[str, str], dict[str, str]] = {}
-    for kind in found.settings:
-        for state, title in STATES.items():
-            if _has(found, kind, state):
-                rows[kind, title] = {
-                    text: _cell(_figure(found, group, kind, state, figure), figure) for figure, text in FIGURES.items()
-                }
-        rows[kind, _DIFFERENCES["after", "before"]] = {
-            text: _cell(_figure_difference(found, group, kind, "before", figure), figure, sign=True)
-            for figure, text in FIGURES.items()
-        }
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    table.index = pd.MultiIndex.from_tuples(table.index, names=[group, "maps"])
-    return table
+    return _table_of_kinds(found, group, {text: name for name, text in FIGURES.items()}).rename_axis([group, "maps"])
 
 
 def settings_text(found: Adaptation, kind: str) -> str:
@@ -163,11 +116,9 @@ def plain_results(found: Adaptation) -> dict[str, Any]:
     for group, labels in found.groups.items():
         kinds: dict[str, Any] = {}
         for kind, states in found.settings.items():
-            entry: dict[str, Any] = {state: _plain(found, group, kind, state) for state in states}
-            for (state, reference), _ in _DIFFERENCES.items():
-                if reference in states:
-                    entry[f"{state} - {reference}"] = _plain(found, group, kind, state, reference)
-            kinds[kind] = entry
+            kinds[kind] = {state: _plain(found, group, kind, state) for state in states}
+            for reference in [of for of in _DIFFERENCES if of in states]:
+                kinds[kind][f"after - {reference}"] = _plain(found, group, kind, "after", reference)
         groups[group] = {"classes": list(labels), "kinds": kinds}
     settings = {
         kind: {state: setting.parameters() | {"description": setting.describe()} for state, setting in states.items()}
@@ -178,7 +129,7 @@ def plain_results(found: Adaptation) -> dict[str, Any]:
         "settings": settings,
         "interpolation": found.interpolation,
         "n_images": found.n_images,
-        "iou_thresholds": list(dict.fromkeys(found.maps["iou_threshold"])),
+        "iou_thresholds": _thresholds(found),
     }
 
 
@@ -186,27 +137,26 @@ def variant_table(variants: Mapping[str, Variant], kind: str) -> pd.DataFrame:
     """Short trainings side by side: a row a variant, figures on the split of the choice."""
     rows = {}
     for name, variant in variants.items():
-        found = variant.found
-        thresholds = _shown(found)
-        cells = {"patch AP": f"{variant.patch_ap:.3f}"}
+        found, rate = variant.found, "false_box_rate"
+        rows[name] = {"patch AP": f"{variant.patch_ap:.3f}"}
         for group in [group for group in groups_of(found) if group != ALL] or [ALL]:
-            cells |= {
-                f"mAP@{t:.2f}, {group.split()[0]}": with_interval(*_map(found, group, kind, "after", "all", t))
-                for t in thresholds
-            }
-        cells[FIGURES["false_box_rate"]] = _cell(_figure(found, ALL, kind, "after", "false_box_rate"), "false_box_rate")
-        rows[name] = cells
-    return pd.DataFrame.from_dict(rows, orient="index")
+            cells = _cells(found, group, kind)
+            rows[name] |= {f"mAP@{t:.2f}, {group.split()[0]}": with_interval(*cells["all", t]) for t in _shown(found)}
+        rows[name][FIGURES[rate]] = _text(_cells(found, ALL, kind)[rate], rate)
+    return table(rows)
 
 
 def variants_finding(variants: Mapping[str, Variant], kind: str) -> str:
-    """Which of the short trainings come out best for the classes that are trained on."""
-    group = SEEN if SEEN in next(iter(variants.values())).found.groups else ALL
-    means = {name: mean_map(variant.found, group, kind) for name, variant in variants.items()}
-    ranked = sorted((name for name in means if not math.isnan(means[name])), key=means.get, reverse=True)
-    if not ranked:
+    """Which of the short trainings come out best for the classes that are trained on: by mAP over all thresholds."""
+    group = _judged(next(iter(variants.values())).found)
+    cells = {name: _cells(variant.found, group, kind) for name, variant in variants.items()}
+    means = pd.Series(
+        {name: np.mean([of["all", t][0] for t in _thresholds(variants[name].found)]) for name, of in cells.items()}
+    )
+    means = means.dropna().sort_values(ascending=False, kind="stable")
+    if means.empty:
         return "No box to compare on."
-    best, *others = [f"{name} ({means[name]:.3f})" for name in ranked]
+    best, *others = [f"{name} ({mean:.3f})" for name, mean in means.items()]
     then = f", then {others[0]}; lowest: {others[-1]}" if others else ""
     return f"Highest mean mAP under all, {group}: {best}{then}."
 
@@ -229,16 +179,12 @@ def results(
         "at_best": plain_results(at_best),
         "best_epochs": {name: training.best_epoch for name, training in trainings.items()},
         "variants": {
-            name: {
-                "patch_ap": variant.patch_ap,
-                **{
-                    group: _plain(variant.found, group, kind, "after") for group in variant.found.groups
-                },
-            }
+            name: {"patch_ap": variant.patch_ap}
+            | {group: _plain(variant.found, group, kind) for group in variant.found.groups}
             for name, variant in variants.items()
         },
         **more,
-    }  # fmt: skip
+    }
 
 
 def histories(trainings: Mapping[str, Training]) -> pd.DataFrame:
@@ -246,19 +192,52 @@ def histories(trainings: Mapping[str, Training]) -> pd.DataFrame:
     return pd.concat([training.history.assign(kind=kind) for kind, training in trainings.items()], ignore_index=True)
 
 
-def mean_map(found: Adaptation, group: str, kind: str, state: str = "after", protocol: str = "all") -> float:
-    """mAP over all IoU thresholds: one number to choose a variant by."""
-    rows = found.maps
-    match = (rows["group"] == group) & (rows["kind"] == kind) & (rows["state"] == state)
-    return float(rows.loc[match & (rows["protocol"] == protocol), "map"].mean())
+def _judged(found: Adaptation) -> str:
+    """The group that the adapter is judged by: the classes that were trained on."""
+    return SEEN if SEEN in found.groups else ALL
+
+
+def _thresholds(found: Adaptation) -> list[float]:
+    return list(dict.fromkeys(found.maps["iou_threshold"]))
+
+
+def _ends(found: Adaptation) -> list[float]:
+    """The lowest and the highest IoU threshold; one where there is but one."""
+    return sorted({min(_thresholds(found)), max(_thresholds(found))})
+
+
+def _shown(found: Adaptation) -> list[float]:
+    """The IoU thresholds of the answer: some of those measured, or all of them where none of these was."""
+    return [value for value in _SHOWN if value in _thresholds(found)] or _thresholds(found)
+
+
+def _cells(
+    found: Adaptation, group: str, kind: str, state: str = "after", minus: str | None = None
+) -> dict[str | tuple[str, float], Cell]:
+    """What a group has in a state, or the difference to a reference: by figure, and by protocol and IoU threshold."""
+    match = {"group": group, "kind": kind, "state": state} | ({"reference": minus} if minus else {})
+    frames = (found.map_differences, found.figure_differences) if minus else (found.maps, found.figures)
+    maps, figures = (
+        frame[(frame[list(match)] == list(match.values())).all(axis=1)].rename(
+            columns={"map": "value", "difference": "value"}
+        )
+        for frame in frames
+    )
+    return {(row.protocol, row.iou_threshold): (row.value, row.low, row.high) for row in maps.itertuples()} | {
+        row.figure: (row.value, row.low, row.high) for row in figures.itertuples()
+    }
+
+
+def _gains(found: Adaptation, group: str, kind: str, minus: str = "before") -> dict[float, str]:
+    """Differences of mAP under `all` as text, at the ends of the IoU thresholds."""
+    cells = _cells(found, group, kind, minus=minus)
+    return {t: with_interval(*cells["all", t], sign=True) for t in _ends(found)}
 
 
 def _verdict(found: Adaptation, kind: str) -> str:
-    """By the paired differences at the lowest and the highest IoU threshold, of the classes that were trained on."""
-    group = SEEN if SEEN in found.groups else ALL
-    ends = sorted({min(found.maps["iou_threshold"]), max(found.maps["iou_threshold"])})
-    gains = [_map_difference(found, group, kind, "before", "all", threshold) for threshold in ends]
-    more, less = (any(test(gain) for gain in gains) for test in (lambda g: g[1] > 0, lambda g: g[2] < 0))
+    """By the paired differences at both ends of the IoU thresholds, of the classes that were trained on."""
+    cells = _cells(found, _judged(found), kind, minus="before")
+    more, less = (any(cells["all", t][1] > 0 for t in _ends(found)), any(cells["all", t][2] < 0 for t in _ends(found)))
     if more and less:
         return "The adapter finds more at one end of the IoU thresholds and less at the other"
     if more:
@@ -266,75 +245,52 @@ def _verdict(found: Adaptation, kind: str) -> str:
     return "The adapter finds less" if less else "The adapter is not told apart from the maps as they were"
 
 
-def _shown(found: Adaptation) -> list[float]:
-    """The IoU thresholds of the answer: some of those measured, or all of them where none of these was."""
-    measured = list(dict.fromkeys(found.maps["iou_threshold"]))
-    return [value for value in _SHOWN if value in measured] or measured
-
-
-def _has(found: Adaptation, kind: str, state: str) -> bool:
-    return state in found.settings[kind]
-
-
-def _row(frame: pd.DataFrame, columns: Sequence[str], **match: Any) -> tuple[float, float, float]:
-    rows = np.flatnonzero(np.logical_and.reduce([frame[name].to_numpy() == value for name, value in match.items()]))
-    if not len(rows):
-        return (math.nan, math.nan, math.nan)
-    return tuple(float(frame[column].to_numpy()[rows[0]]) for column in columns)
-
-
-def _map(found: Adaptation, group: str, kind: str, state: str, protocol: str, threshold: float) -> tuple:
-    match = {"group": group, "kind": kind, "state": state, "protocol": protocol, "iou_threshold": threshold}
-    return _row(found.maps, ("map", "low", "high"), **match)
-
-
-def _map_difference(
-    found: Adaptation, group: str, kind: str, reference: str, protocol: str, threshold: float, state: str = "after"
-) -> tuple:
-    match = {"group": group, "kind": kind, "state": state, "reference": reference, "protocol": protocol}
-    return _row(found.map_differences, ("difference", "low", "high"), **match, iou_threshold=threshold)
-
-
-def _figure(found: Adaptation, group: str, kind: str, state: str, figure: str) -> tuple:
-    match = {"group": group, "kind": kind, "state": state, "figure": figure}
-    return _row(found.figures, ("value", "low", "high"), **match)
-
-
-def _figure_difference(
-    found: Adaptation, group: str, kind: str, reference: str, figure: str, state: str = "after"
-) -> tuple:
-    match = {"group": group, "kind": kind, "state": state, "reference": reference, "figure": figure}
-    return _row(found.figure_differences, ("difference", "low", "high"), **match)
-
-
-def _cell(values: tuple[float, float, float], figure: str, *, sign: bool = False) -> str:
-    if figure == "max_iou" and not math.isnan(values[0]):  # one box decides it: there is no interval
-        return number(values[0], sign=sign)
-    if figure == "false_box_rate" and math.isnan(values[0]):
-        return "no absent class"  # "no boxes" would say that absent classes get none
-    return with_interval(*values, sign=sign)
-
-
-def _plain(found: Adaptation, group: str, kind: str, state: str, reference: str | None = None) -> dict[str, Any]:
-    value = "map" if reference is None else "difference"
-    frames = (found.maps, found.figures) if reference is None else (found.map_differences, found.figure_differences)
-    maps, figures = (
-        frame[(frame["group"] == group) & (frame["kind"] == kind) & (frame["state"] == state)] for frame in frames
+def _table_of_kinds(found: Adaptation, group: str, columns: Mapping[str, Any]) -> pd.DataFrame:
+    return table(
+        {
+            (kind, row): texts
+            for kind in found.settings
+            for row, texts in _rows(found, group, kind, columns, ["before"]).items()
+        }
     )
-    if reference is not None:
-        maps, figures = (frame[frame["reference"] == reference] for frame in (maps, figures))
-    of_figure = "value" if reference is None else "difference"
 
-    def numbers(row: Mapping[str, Any], name: str) -> dict[str, float | None]:
-        return {key: None if math.isnan(row[key]) else row[key] for key in (name, "low", "high")}
 
+def _rows(
+    found: Adaptation, group: str, kind: str, columns: Mapping[str, Any], references: Iterable[str]
+) -> dict[str, dict[str, str]]:
+    """The states of a kind and the differences of after to references, those there are: row -> column -> text.
+
+    `columns`: its title -> the key in `_cells`.
+    """
+    states = found.settings[kind]
+    wanted = {title: (state, None) for state, title in STATES.items() if state in states}
+    wanted |= {_DIFFERENCES[of]: ("after", of) for of in references if of in states}
+    rows = {}
+    for row, (state, minus) in wanted.items():
+        cells = _cells(found, group, kind, state, minus)
+        rows[row] = {column: _text(cells[key], key, sign=minus is not None) for column, key in columns.items()}
+    return rows
+
+
+def _text(cell: Cell, key: str | tuple[str, float], *, sign: bool = False) -> str:
+    if key == "max_iou" and not math.isnan(cell[0]):  # one box decides it: there is no interval
+        return number(cell[0], sign=sign)
+    if key == "false_box_rate" and math.isnan(cell[0]):
+        return "no absent class"  # "no boxes" would say that absent classes get none
+    return with_interval(*cell, sign=sign)
+
+
+def _plain(found: Adaptation, group: str, kind: str, state: str = "after", minus: str | None = None) -> dict[str, Any]:
+    """`_cells` as plain values."""
+    cells = plain(_cells(found, group, kind, state, minus))
+    of_map, of_figure = (name if minus is None else "difference" for name in ("map", "value"))
     return {
         "protocols": {
             protocol: [
-                {"iou_threshold": row["iou_threshold"], **numbers(row, value)}
-                for row in maps[maps["protocol"] == protocol].to_dict("records")
+                {"iou_threshold": t, **dict(zip((of_map, "low", "high"), cells[protocol, t], strict=True))}
+                for t in _thresholds(found)
             ]
             for protocol in PROTOCOLS
         },
-        "figures": {row["figure"]: numbers(row, of_figure) for row in figures.to_dict("records")},
+        "figures": {name: dict(zip((of_figure, "low", "high"), cells[name], strict=True)) for name in FIGURES},
     }
