@@ -43,12 +43,6 @@ _NO_INTERVALS = {"n_resamples": 1}  # where only the best is asked for
 _SHARES = ("false_box_rate", "inverted", "pointing")
 # of a change the reader wants to know: against the maps as they were, and against what a floor alone would have done
 _REFERENCES = {"after": ("before", "floor"), "floor": ("before",)}
-_COLUMNS = {  # of the frames of an `Adaptation`: between group, kind, state and low, high
-    "maps": ("protocol", "iou_threshold", "map"),
-    "map_differences": ("reference", "protocol", "iou_threshold", "difference"),
-    "figures": ("figure", "value"),
-    "figure_differences": ("reference", "figure", "difference"),
-}
 Counts = Mapping[str, tuple[np.ndarray, np.ndarray]]  # figure -> sums and counts, each [images, classes]
 
 
@@ -198,35 +192,38 @@ def compare_adapted(
     measure = _Measure(store.dataset, n_resamples, seed)
     quality = map_quality(store, named, cam_thresholds=1, workers=options.get("workers"))
     counts = {name: measure.counts(found.boxes[name], quality[name]) for name in named}
-    frames: dict[str, list[pd.DataFrame]] = {name: [] for name in _COLUMNS}
+    maps, map_differences, figures, figure_differences = {}, {}, {}, {}
     for group, labels in groups.items():
         ap = {key: of.ap.of_classes(labels) for key, of in found.figures.items()}
         places = [store.dataset.classes.index(label) for label in labels]
         for kind, state in named:
-            of_state = {protocol: ap[(kind, state), protocol] for protocol in PROTOCOLS}
-            names = {"group": group, "kind": kind, "state": state}
-            frames["figures"].append(measure.figures(counts[kind, state], places).assign(**names))
-            for protocol, result in of_state.items():
-                frames["maps"].append(result.summary().assign(**names, protocol=protocol))
+            at, own = (group, kind, state), counts[kind, state]
+            figures[at] = measure.figures(own, places)
+            for protocol in PROTOCOLS:
+                maps[*at, protocol] = ap[(kind, state), protocol].summary()
             for reference in [of for of in _REFERENCES.get(state, ()) if of in settings[kind]]:
-                names["reference"] = reference
-                differences = measure.figures(counts[kind, state], places, minus=counts[kind, reference])
-                frames["figure_differences"].append(differences.assign(**names))
-                for protocol, result in of_state.items():
-                    paired = paired_difference(result, ap[(kind, reference), protocol]).summary()
-                    frames["map_differences"].append(paired.assign(**names, protocol=protocol))
-    columns = {name: ["group", "kind", "state", *own, "low", "high"] for name, own in _COLUMNS.items()}
-    joined = {
-        name: pd.concat(parts, ignore_index=True)[columns[name]] if parts else pd.DataFrame(columns=columns[name])
-        for name, parts in frames.items()
-    }
+                figure_differences[*at, reference] = measure.figures(own, places, minus=counts[kind, reference])
+                for protocol in PROTOCOLS:
+                    paired = paired_difference(ap[(kind, state), protocol], ap[(kind, reference), protocol])
+                    map_differences[*at, reference, protocol] = paired.summary().drop(columns="excludes_zero")
     return Adaptation(
         settings={kind: dict(states) for kind, states in settings.items()},
         groups={group: tuple(labels) for group, labels in groups.items()},
+        maps=_joined(maps, "protocol"),
+        map_differences=_joined(map_differences, "reference", "protocol"),
+        figures=_joined(figures),
+        figure_differences=_joined(figure_differences, "reference"),
         interpolation=found.interpolation,
         n_images=found.n_images,
-        **joined,
     )
+
+
+def _joined(parts: Mapping[tuple[str, ...], pd.DataFrame], *keys: str) -> pd.DataFrame:
+    """One frame, the names of its parts in front."""
+    keys = ("group", "kind", "state", *keys)
+    if not parts:
+        return pd.DataFrame(columns=keys)
+    return pd.concat(parts, names=[*keys, None]).reset_index(keys).reset_index(drop=True)
 
 
 class _Measure:

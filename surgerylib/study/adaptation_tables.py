@@ -72,23 +72,22 @@ def answer_table(found: Adaptation, kind: str) -> pd.DataFrame:
     columns = {f"mAP@{t:.2f}": ("all", t) for t in thresholds}
     columns |= {f"mAP@{t:.2f}, present": ("present", t) for t in thresholds[:1]}
     columns |= {FIGURES[name]: name for name in _ANSWERED}
-    rows = {
-        (f"{group} ({len(found.groups[group])})", row): texts
-        for group in groups_of(found)
-        for row, texts in _rows(found, group, kind, columns, _DIFFERENCES).items()
-    }
-    return table(rows).rename_axis(["classes", kind])
+    parts = {f"{group} ({len(found.groups[group])})": (group, kind) for group in groups_of(found)}
+    return _before_and_after(found, parts, columns, _DIFFERENCES).rename_axis(["classes", kind])
 
 
 def kinds_table(found: Adaptation, group: str, protocol: str) -> pd.DataFrame:
     """mAP of all kinds at all IoU thresholds, before and after, and the paired difference."""
+    parts = {kind: (group, kind) for kind in found.settings}
     columns = {f"mAP@{t:.2f}": (protocol, t) for t in _thresholds(found)}
-    return _table_of_kinds(found, group, columns).rename_axis([group, protocol])
+    return _before_and_after(found, parts, columns, ["before"]).rename_axis([group, protocol])
 
 
 def figures_table(found: Adaptation, group: str) -> pd.DataFrame:
     """What boxes and maps of all kinds are like, before and after, and the paired difference."""
-    return _table_of_kinds(found, group, {text: name for name, text in FIGURES.items()}).rename_axis([group, "maps"])
+    parts = {kind: (group, kind) for kind in found.settings}
+    columns = {text: name for name, text in FIGURES.items()}
+    return _before_and_after(found, parts, columns, ["before"]).rename_axis([group, "maps"])
 
 
 def settings_text(found: Adaptation, kind: str) -> str:
@@ -245,31 +244,28 @@ def _verdict(found: Adaptation, kind: str) -> str:
     return "The adapter finds less" if less else "The adapter is not told apart from the maps as they were"
 
 
-def _table_of_kinds(found: Adaptation, group: str, columns: Mapping[str, Any]) -> pd.DataFrame:
-    return table(
-        {
-            (kind, row): texts
-            for kind in found.settings
-            for row, texts in _rows(found, group, kind, columns, ["before"]).items()
-        }
-    )
+def _before_and_after(
+    found: Adaptation, parts: Mapping[str, tuple[str, str]], columns: Mapping[str, Any], references: Iterable[str]
+) -> pd.DataFrame:
+    """A row for each state, and for each difference of after to a reference, of each part.
 
-
-def _rows(
-    found: Adaptation, group: str, kind: str, columns: Mapping[str, Any], references: Iterable[str]
-) -> dict[str, dict[str, str]]:
-    """The states of a kind and the differences of after to references, those there are: row -> column -> text.
-
-    `columns`: its title -> the key in `_cells`.
+    Args:
+        found: what was measured.
+        parts: name -> group, kind.
+        columns: title -> key in `_cells`.
+        references: states that after is held against, where a kind has them.
     """
-    states = found.settings[kind]
-    wanted = {title: (state, None) for state, title in STATES.items() if state in states}
-    wanted |= {_DIFFERENCES[of]: ("after", of) for of in references if of in states}
     rows = {}
-    for row, (state, minus) in wanted.items():
-        cells = _cells(found, group, kind, state, minus)
-        rows[row] = {column: _text(cells[key], key, sign=minus is not None) for column, key in columns.items()}
-    return rows
+    for part, (group, kind) in parts.items():
+        states = found.settings[kind]
+        wanted = {title: (state, None) for state, title in STATES.items() if state in states}
+        wanted |= {_DIFFERENCES[of]: ("after", of) for of in references if of in states}
+        for row, (state, minus) in wanted.items():
+            cells = _cells(found, group, kind, state, minus)
+            rows[part, row] = {
+                column: _text(cells[key], key, sign=minus is not None) for column, key in columns.items()
+            }
+    return table(rows)
 
 
 def _text(cell: Cell, key: str | tuple[str, float], *, sign: bool = False) -> str:

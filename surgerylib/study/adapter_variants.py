@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..engine.adapter_training import LOSSES, AdapterSettings, train_adapter
-from ..engine.adapters import load_adapters
+from ..engine.adapters import distinct_adapters, load_adapters
 from ..engine.caches import TokenCache
 from ..engine.schedule import Schedule
 from ..engine.store import HeatmapStore
+from ..engine.training import Training
 from ..heatmaps import Setting
 from .adaptation import Adaptation, class_groups, compare_adapted, states_of
 
@@ -28,11 +29,10 @@ def loss_variants(settings: AdapterSettings) -> dict[str, AdapterSettings]:
     """Each loss alone, each pair, and all: name -> settings. A loss that is switched off counts as of weight 1 here."""
     weights = {name: getattr(settings, f"{name}_weight") or 1.0 for name in LOSSES}
     variants = {}
-    for size in (1, 2, 3):
-        for names in combinations(LOSSES, size):
-            chosen = {f"{name}_weight": weights[name] if name in names else 0.0 for name in LOSSES}
-            name = "all three losses" if size == 3 else " + ".join(names) + (" alone" if size == 1 else "")
-            variants[name] = replace(settings, **chosen)
+    for names in (names for size in (1, 2, 3) for names in combinations(LOSSES, size)):
+        title = {1: f"{names[0]} alone", 2: " + ".join(names), 3: "all three losses"}[len(names)]
+        chosen = {f"{name}_weight": weights[name] if name in names else 0.0 for name in LOSSES}
+        variants[title] = replace(settings, **chosen)
     return variants
 
 
@@ -73,36 +73,20 @@ def compare_variants(
         batch_size: images a CLIP forward.
         **options: as for `adaptation.compare_adapted`.
     """
-    clip, data = caches["choose"].clip, caches["choose"].dataset
-    names = {settings: name for name, settings in reversed(variants.items())}
-    trained = {
-        settings: train_adapter(
-            caches["train"],
-            caches["choose"],
-            settings,
-            schedule,
-            cache_dir,
-            kind=kind,
-            description=f"short run: {name}",
-        )[1]
-        for settings, name in names.items()
-    }
-    trainings = {name: trained[settings] for name, settings in variants.items()}
-    adapters = {name: load_adapters(training.last, clip)[kind] for name, training in trainings.items()}
-    distinct = list({adapter.key: adapter for adapter in adapters.values()}.values())
-    store = HeatmapStore(clip, data, cache_dir, adapters=distinct).compute(batch_size=batch_size)
-    found: dict[str, Adaptation] = {}
-    for name, adapter in adapters.items():
-        same = next((other for other in found if adapters[other].key == adapter.key), None)
-        if same is None:
-            states = states_of({kind: setting}, {kind: adapter}, adapter_floor=setting.floor)
-            only_after = {kind: {"after": states[kind]["after"]}}
-            found[name] = compare_adapted(
-                store, only_after, class_groups(data.classes, adapter.seen_classes), **options
+    train, choose = caches["train"], caches["choose"]
+    clip, data = choose.clip, choose.dataset
+    trainings: dict[AdapterSettings, Training] = {}
+    for name, settings in variants.items():
+        if settings not in trainings:
+            _, trainings[settings] = train_adapter(
+                train, choose, settings, schedule, cache_dir, kind=kind, description=f"short run: {name}"
             )
-        else:
-            found[name] = found[same]
-    return {
-        name: Variant(float(trainings[name].history["val_patch_ap"].iloc[-1]), of_variant)
-        for name, of_variant in found.items()
-    }
+    adapters = {settings: load_adapters(training.last, clip)[kind] for settings, training in trainings.items()}
+    store = HeatmapStore(clip, data, cache_dir, adapters=distinct_adapters(adapters)).compute(batch_size=batch_size)
+    results: dict[AdapterSettings, Variant] = {}
+    for settings, adapter in adapters.items():
+        after = states_of({kind: setting}, {kind: adapter}, adapter_floor=setting.floor)[kind]["after"]
+        groups = class_groups(data.classes, adapter.seen_classes)
+        found = compare_adapted(store, {kind: {"after": after}}, groups, **options)
+        results[settings] = Variant(float(trainings[settings].history["val_patch_ap"].iloc[-1]), found)
+    return {name: results[settings] for name, settings in variants.items()}

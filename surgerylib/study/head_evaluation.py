@@ -54,8 +54,8 @@ class Head:
         """Which head it is, for a JSON file."""
         known = self.about["trained_on"]
         origin = {name: known.get(name) for name in ("dataset", "split")} if isinstance(known, Mapping) else {}
-        named = {name: self.about[name] for name in ("epoch", "seen_classes")}
-        return {"file": self.path.name, "sha256": self.sha256, **named, "trained_on": origin}
+        of_head = {name: self.about[name] for name in ("epoch", "seen_classes")}
+        return {"file": self.path.name, "sha256": self.sha256, **of_head, "trained_on": origin}
 
     def cache(self, clip: SurgeryCLIP, dataset: Dataset, cache_dir: Path) -> FeatureCache:
         """The features of a data set's images as this head takes them, not computed yet."""
@@ -117,18 +117,15 @@ def find_head(out_dir: Path, localizer: str | None, root: Path = PROJECT_ROOT) -
     Raises:
         CheckpointError: there is none; the message says how to get one.
     """
-    if localizer is not None:
-        found = checkpoint_file(localizer, root)
-        if found is None:
+    if localizer is None:
+        if not (path := out_dir / PUBLISHED).is_file():
             raise CheckpointError(
-                f"localizer {localizer!r} is no file; name one that notebook 03 or 'python -m surgerylib train' wrote"
+                f"there is no trained localiser in {out_dir}: run notebook 03 into this folder first (python -m "
+                f"surgerylib run --only 03,04), or name one with localizer=FILE"
             )
-        return found
-    path = out_dir / PUBLISHED
-    if not path.is_file():
+    elif not (path := checkpoint_file(localizer, root)):
         raise CheckpointError(
-            f"there is no trained localiser in {out_dir}: run notebook 03 into this folder first (python -m surgerylib "
-            f"run --only 03,04), or name one with localizer=FILE"
+            f"localizer {localizer!r} is no file; name one that notebook 03 or 'python -m surgerylib train' wrote"
         )
     return path
 
@@ -167,9 +164,8 @@ def evaluate_head(head: Head, cache: FeatureCache, classes: Iterable[str]) -> pd
     """
     data = cache.dataset
     reader = BatchReader(cache, [data.classes.index(name) for name in classes])
-    ious = with_untrained(
-        localize(head.model, reader, np.array(head.about["class_means"])), localize(head.untrained, reader)
-    )
+    trained = localize(head.model, reader, np.array(head.about["class_means"]))
+    ious = with_untrained(trained, localize(head.untrained, reader))
     ious = ious[["image_id", "label", "box_row", "row", "column", *METHODS]]
     groups = box_groups(data, cache.clip.grid).iloc[ious["box_row"].to_numpy(np.int64)].reset_index(drop=True)
     return pd.concat([ious, groups], axis=1).sort_values("box_row", ignore_index=True)
@@ -177,12 +173,9 @@ def evaluate_head(head: Head, cache: FeatureCache, classes: Iterable[str]) -> pd
 
 def by_group(ious: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """As `by_class`, under each of `box_groups.GROUPINGS`, which the frame's first column names: `grouping`."""
-    parts = []
-    for grouping, names in tqdm(GROUPINGS.items(), desc="groups of boxes", delay=2, leave=False):
-        part = _breakdown(ious, grouping, names, seed)
-        part.insert(0, "grouping", grouping)
-        parts.append(part)
-    return pd.concat(parts, ignore_index=True)
+    groupings = tqdm(GROUPINGS.items(), desc="groups of boxes", delay=2, leave=False)
+    parts = {grouping: _breakdown(ious, grouping, names, seed) for grouping, names in groupings}
+    return pd.concat(parts, names=["grouping", None]).reset_index("grouping").reset_index(drop=True)
 
 
 def by_class(ious: pd.DataFrame, classes: Sequence[str], *, seed: int = 0) -> pd.DataFrame:

@@ -48,15 +48,12 @@ def finding(ious: pd.DataFrame, summary: pd.DataFrame, *, seed: int = 0) -> str:
     """
     if ious.empty:
         return "No image of this split holds a box of the class list: nothing can be measured."
-    means = summary[summary["figure"] == "mean"].set_index("method")
+    means = _means(summary)
     cell = cells(means)
     best = means.loc[list(BASELINES), "value"].idxmax()
     highest = means.loc[list(BASELINES), "high"].max()
-    learned = localization_difference(
-        ious[list(UNTRAINED)], ious[list(UNTRAINED.values())].set_axis(list(UNTRAINED), axis=1), ious["image_id"],
-        seed=seed,
-    )  # fmt: skip
-    gains = learned[learned["figure"] == "mean"].set_index("method")["low"]
+    untrained = ious[list(UNTRAINED.values())].set_axis(list(UNTRAINED), axis=1)
+    gains = _means(localization_difference(ious[list(UNTRAINED)], untrained, ious["image_id"], seed=seed))["low"]
     beats = {method: bool(means.loc[method, "low"] > highest and gains[method] > 0) for method in UNTRAINED}
     if all(beats.values()):
         verdict = "The trained head finds boxes that neither a guess nor the untrained head finds"
@@ -82,39 +79,33 @@ def seen_table(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Mean IoU of each part of `by_seen`: a row a method, a column a part."""
     columns = {}
     for name, summary in parts.items():
-        means = summary[summary["figure"] == "mean"].set_index("method").rename(index=METHOD_NAMES)
-        boxes = int(summary["n_boxes"].max())
-        columns[f"{name} ({boxes:,} boxes)"] = cells(means)
+        means = _means(summary).rename(index=METHOD_NAMES)
+        columns[f"{name} ({int(summary['n_boxes'].max()):,} boxes)"] = cells(means)
     return pd.DataFrame(columns)
 
 
 def parts_table(clip: SurgeryCLIP, model: GTClassLocalizer) -> pd.DataFrame:
     """What is frozen and what is trained, in parameters."""
-
-    def count(module: Any) -> int:
-        return sum(p.numel() for p in module.parameters())
-
-    rows = {f"{clip.name}: image and text tower": ("frozen", count(clip.model))}
-    if hasattr(model, "encoder"):
-        rows["raw-image encoder"] = ("trained", count(model.encoder))
-    trained = count(model) - (count(model.encoder) if hasattr(model, "encoder") else 0)
-    rows["head: maps, features, boxes"] = ("trained", trained)
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=["state", "parameters"])
-    return table.assign(parameters=table["parameters"].map("{:,}".format))
+    encoder = sum(p.numel() for name, p in model.named_parameters() if name.startswith("encoder."))
+    rows = {
+        f"{clip.name}: image and text tower": ("frozen", sum(p.numel() for p in clip.model.parameters())),
+        "raw-image encoder": ("trained", encoder),
+        "head: maps, features, boxes": ("trained", sum(p.numel() for p in model.parameters()) - encoder),
+    }
+    return table({name: {"state": state, "parameters": f"{n:,}"} for name, (state, n) in rows.items() if n})
 
 
 def cache_table(caches: Mapping[str, FeatureCache]) -> pd.DataFrame:
     """What the caches hold and take on disk."""
-    rows = {
-        f"{role} ({cache.dataset.split})": (
-            f"{len(cache.dataset.images):,}",
-            f"{len(cache.dataset.boxes):,}",
-            f"{cache.record.itemsize / 1000:,.0f} kB",
-            f"{cache.nbytes / 1e6:,.1f} MB",
-        )
-        for role, cache in caches.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["images", "boxes", "an image", "all"])
+    rows = {}
+    for role, cache in caches.items():
+        rows[f"{role} ({cache.dataset.split})"] = {
+            "images": f"{len(cache.dataset.images):,}",
+            "boxes": f"{len(cache.dataset.boxes):,}",
+            "an image": f"{cache.record.itemsize / 1000:,.0f} kB",
+            "all": f"{cache.nbytes / 1e6:,.1f} MB",
+        }
+    return table(rows)
 
 
 def variant_figures(ious: Mapping[str, pd.DataFrame], reference: str, *, seed: int = 0) -> pd.DataFrame:
@@ -129,25 +120,23 @@ def variant_figures(ious: Mapping[str, pd.DataFrame], reference: str, *, seed: i
         Frame variant, method (`oracle`, `cam_peak`), value, low, high: mean IoU; difference, difference_low,
         difference_high: variant minus reference.
     """
-    methods = list(UNTRAINED)
-    parts = []
+    methods, parts = list(UNTRAINED), {}
     for name, frame in ious.items():
         figures = summarise(frame[["image_id", *methods]], seed=seed)
-        difference = localization_difference(
-            frame[methods], ious[reference][methods], frame["image_id"], seed=seed
-        ).rename(columns={"low": "difference_low", "high": "difference_high"})  # fmt: skip
-        both = figures.merge(difference.drop(columns="excludes_zero"), on=["method", "figure"])
-        parts.append(both[both["figure"] == "mean"].assign(variant=name))
+        differences = localization_difference(frame[methods], ious[reference][methods], frame["image_id"], seed=seed)
+        both = figures.merge(differences, on=["method", "figure"], suffixes=("", "_difference"))
+        parts[name] = both[both["figure"] == "mean"]
+    found = pd.concat(parts, names=["variant", None]).reset_index("variant")
+    found = found.rename(columns={f"{end}_difference": f"difference_{end}" for end in ("low", "high")})
     columns = ["variant", "method", "value", "low", "high", "difference", "difference_low", "difference_high"]
-    return pd.concat(parts, ignore_index=True)[columns]
+    return found.reset_index(drop=True)[columns]
 
 
 def variants_table(figures: pd.DataFrame, reference: str) -> pd.DataFrame:
     """`variant_figures` for a reader: a row a variant."""
-    titles, columns = {"oracle": "best cell", "cam_peak": "CAM's peak"}, {}
+    titles = {"oracle": "best cell", "cam_peak": "CAM's peak"}
     by_method = {title: figures[figures["method"] == method].set_index("variant") for method, title in titles.items()}
-    for title, own in by_method.items():
-        columns[f"mean IoU, {title}"] = cells(own)
+    columns = {f"mean IoU, {title}": cells(own) for title, own in by_method.items()}
     for title, own in by_method.items():
         columns[f"minus {reference}, {title}"] = cells(own, "difference", sign=True).where(own.index != reference, "–")
     return pd.DataFrame(columns).rename_axis(None)
@@ -193,10 +182,10 @@ def positive_figures(
     of_data = box_sizes(data.boxes)
     for size in SIZE_LIMITS:
         for name, task in tasks.items():
-            ever = task.ever_positive.numpy()[task.is_trained_on & (box_sizes(task.train.dataset.boxes) == size)]
+            trained = task.is_trained_on & (box_sizes(task.train.dataset.boxes) == size)
+            ever = pd.Series(task.ever_positive.numpy()[trained], dtype=float)
             measured = ious[name].loc[of_data[ious[name]["box_row"].to_numpy(int)] == size, "oracle"]
-            share = ever.mean() if len(ever) else math.nan
-            rows.append((size, name, len(ever), share, len(measured), measured.mean()))
+            rows.append((size, name, len(ever), ever.mean(), len(measured), measured.mean()))
     return pd.DataFrame(rows, columns=["size", "assigner", "n_boxes", "ever_positive", "n_measured", "mean_iou"])
 
 
@@ -237,3 +226,8 @@ def training_results(
         "positives_by_size": [] if positives is None else plain(positives),
         **more,
     }
+
+
+def _means(figures: pd.DataFrame) -> pd.DataFrame:
+    """The rows of mean IoU, by method."""
+    return figures[figures["figure"] == "mean"].set_index("method")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,12 +20,13 @@ from ..errors import checked
 from ..files import atomic_write
 from ..heatmaps import HEATMAP_KINDS, KIND_PATHS, KIND_PREFERENCE, Setting
 from ..localizer import LOCALIZER_INPUTS
+from .tables import plain
 
 STAGES = ("heatmap", "localizer")
 BOTH = "both"
 PUBLISHED, PUBLISHED_HISTORY = "localizer.safetensors", "training_history.parquet"
 PUBLISHED_FOLDER = "adapters"
-_ADAPTER = "adapter_"  # before the names of parameters that both trainings have
+_ADAPTER = "adapter_"
 
 
 @checked
@@ -68,13 +68,12 @@ class TrainingPlan:
         """
         # `adapter` is another parameter, of the notebooks that take one
         plan = from_parameters(cls, {name: value for name, value in parameters.items() if name not in _NESTED})
-        if "localizer" in plan.stages:
-            made = {"head": LocalizerSettings, "schedule": Schedule}
-            plan = replace(plan, **{name: from_parameters(of, parameters) for name, of in made.items()})
-        if "heatmap" in plan.stages:
-            made = {"adapter": AdapterSettings, "adapter_schedule": Schedule}
-            plan = replace(plan, **{name: from_parameters(of, parameters, _ADAPTER) for name, of in made.items()})
-        return plan
+        made = {
+            name: from_parameters(of, parameters, prefix)
+            for name, (stage, of, prefix) in _NESTED.items()
+            if stage in plan.stages
+        }
+        return replace(plan, **made)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -83,44 +82,40 @@ class TrainingPlan:
 
     def parameters(self, stage: str) -> dict[str, Any]:
         """What decides a stage, by the names of the notebook's parameters: plain values, for a JSON file."""
-        own = {name: value for name, value in vars(self).items() if name in _OF_STAGE[stage]}
+        own = {name: value for name, value in vars(self).items() if name not in ("stage", *_NESTED)}
         if stage == "localizer":
             own |= asdict(self.head) | asdict(self.schedule)
             del own["inputs"]
         else:
+            own = {name: own[name] for name in ("feature_layers", "batch_size")}
             trained = asdict(self.adapter) | asdict(self.adapter_schedule)
             own |= {f"{_ADAPTER}{name}" if name in _PREFIXED else name: value for name, value in trained.items()}
-        return json.loads(json.dumps(own))
+        return plain(own)
 
     def feature_caches(
         self, clip: SurgeryCLIP, datasets: Mapping[str, Dataset], cache_dir: Path
     ) -> dict[str, FeatureCache]:
         """What the head is trained on, of each data set; not computed yet."""
         setting = Setting(self.kind or "vv_mixed", self.similarity, self.feature_layers)
-        return {
-            role: FeatureCache(clip, data, cache_dir, setting=setting, picture_size=self.picture_size)
-            for role, data in datasets.items()
-        }
+        options = {"setting": setting, "picture_size": self.picture_size}
+        return {role: FeatureCache(clip, data, cache_dir, **options) for role, data in datasets.items()}
 
     def token_caches(
         self, clip: SurgeryCLIP, datasets: Mapping[str, Dataset], cache_dir: Path
     ) -> dict[str, TokenCache]:
         """What adapters are trained and chosen on; not computed yet."""
-        return {
-            role: TokenCache(clip, datasets[role], cache_dir, layers=self.feature_layers)
-            for role in ("train", "choose")
-        }
+        roles = ("train", "choose")
+        return {role: TokenCache(clip, datasets[role], cache_dir, layers=self.feature_layers) for role in roles}
 
 
-_NESTED = ("head", "schedule", "adapter", "adapter_schedule")
+# field of a plan -> the stage that has it, of which class, and what stands before names that both trainings have
+_NESTED = {
+    "head": ("localizer", LocalizerSettings, ""),
+    "schedule": ("localizer", Schedule, ""),
+    "adapter": ("heatmap", AdapterSettings, _ADAPTER),
+    "adapter_schedule": ("heatmap", Schedule, _ADAPTER),
+}
 _PREFIXED = ("rank", "epochs", "learning_rate")
-_OF_STAGE = {
-    "localizer": (
-        "train_split", "choose_split", "num_train_images", "num_choice_images", "kind", "similarity", "feature_layers",
-        "picture_size", "batch_size",
-    ),
-    "heatmap": ("feature_layers", "batch_size"),
-}  # fmt: skip
 
 
 def head_variants(settings: LocalizerSettings) -> dict[str, LocalizerSettings]:

@@ -54,32 +54,28 @@ def verdict(summary: pd.DataFrame) -> Verdict:
             `untrained_oracle`.
     """
     of = summary[summary["figure"] == SHARE].set_index("method")
-    share, low, high = (float(of.loc["oracle", name]) for name in ("value", "low", "high"))
+    share, low, high = oracle = tuple(float(of.loc["oracle", name]) for name in ("value", "low", "high"))
     if math.isnan(share):
-        return Verdict(
-            NOT_DECIDED, "Not decided: no image here holds a box of the classes asked for.", share, low, high
-        )
-    decided = outcome(share, low, high)
+        return Verdict(NOT_DECIDED, "Not decided: no image here holds a box of the classes asked for.", *oracle)
+    decided = outcome(*oracle)
     n_boxes, n_images = (int(of[name].iloc[0]) for name in ("n_boxes", "n_images"))
-    found = (
-        f"told its class, the head has a box with IoU > 0.5 in some cell for {_percent(share, low, high)} of "
-        f"{n_boxes:,} boxes on {n_images:,} image{'' if n_images == 1 else 's'}"
-    )
-    guesses = of.loc[list(BASELINES)]
+    guesses, has_untrained = of.loc[list(BASELINES)], "untrained_oracle" in of.index
     best = guesses["value"].idxmax()
-    beside = f"without that oracle, at the CAM's peak, for {_percent(*of.loc['cam_peak', ['value', 'low', 'high']])}"
-    guess = f"the best guess that needs no learning ({METHOD_NAMES[best]}) for {of.loc[best, 'value']:.1%}"
-    untrained = (
-        f", the untrained head for {of.loc['untrained_oracle', 'value']:.1%}" if "untrained_oracle" in of.index else ""
+    untrained = f", the untrained head for {of.loc['untrained_oracle', 'value']:.1%}" if has_untrained else ""
+    sentence = (
+        f"{decided[0].upper()}{decided[1:]}: told its class, the head has a box with IoU > 0.5 in some cell for "
+        f"{_percent(*oracle)} of {n_boxes:,} boxes on {n_images:,} image{'' if n_images == 1 else 's'}, "
+        f"{_reason(*oracle)}; without that oracle, at the CAM's peak, for "
+        f"{_percent(*of.loc['cam_peak', ['value', 'low', 'high']])}; the best guess that needs no learning "
+        f"({METHOD_NAMES[best]}) for {of.loc[best, 'value']:.1%}{untrained}."
     )
-    sentence = f"{decided[0].upper()}{decided[1:]}: {found}, {_reason(share, low, high)}; {beside}; {guess}{untrained}."
     if guesses["low"].max() > high:
         sentence += " The guess does better than the head: the share says nothing of what the head knows."
     elif guesses["high"].max() >= low:
         sentence += " The guess's interval overlaps the head's: the share says little of what the head knows."
-    if "untrained_oracle" in of.index and of.loc["untrained_oracle", "high"] >= low:
+    if has_untrained and of.loc["untrained_oracle", "high"] >= low:
         sentence += " The untrained head's interval reaches the trained one's: choosing among many cells may do it all."
-    return Verdict(decided, sentence.replace("%", " %"), share, low, high)
+    return Verdict(decided, sentence.replace("%", " %"), *oracle)
 
 
 def _reason(share: float, low: float, high: float) -> str:
@@ -89,11 +85,10 @@ def _reason(share: float, low: float, high: float) -> str:
         return f"above the {ABOVE:.0%} from which the place counts as found"
     if high < BELOW:
         return f"below the {BELOW:.0%} under which the place counts as not found"
-    if share > ABOVE:
-        return f"above {ABOVE:.0%}, but the interval crosses that line"
-    if share < BELOW:
-        return f"below {BELOW:.0%}, but the interval crosses that line"
-    return f"between {BELOW:.0%} and {ABOVE:.0%}"
+    if BELOW <= share <= ABOVE:
+        return f"between {BELOW:.0%} and {ABOVE:.0%}"
+    line = f"above {ABOVE:.0%}" if share > ABOVE else f"below {BELOW:.0%}"
+    return f"{line}, but the interval crosses that line"
 
 
 def _percent(share: float, low: float, high: float) -> str:
