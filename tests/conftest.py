@@ -40,6 +40,19 @@ def tiny(tiny_folder: Path) -> SurgeryCLIP:
 
 
 @pytest.fixture(scope="session")
+def training_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scenes to train, to choose and to report on."""
+    return write_scenes(tmp_path_factory.mktemp("data") / "scenes", num_train=12, num_val=5, num_test=4, size=96)
+
+
+@pytest.fixture(scope="session")
+def arguments(training_root: Path, tiny_folder: Path) -> dict:
+    """Of a command: these scenes and the tiny CLIP."""
+    model = {"model": f"local-dir:{tiny_folder}", "checkpoint": str(tiny_folder / "model.safetensors"), "depth": 4}
+    return {"dataset": str(training_root), "device": "cpu", **model}
+
+
+@pytest.fixture(scope="session")
 def parameters(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> dict:
     """A configuration of all notebooks that takes little time."""
     scenes = write_scenes(tmp_path_factory.mktemp("data") / "scenes", num_train=7, num_val=5, num_test=6, size=96)

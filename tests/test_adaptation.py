@@ -45,6 +45,7 @@ from surgerylib.words import PROTOCOLS
 DRAWN = {"n_resamples": 40, "seed": 3}
 OPTIONS = {**DRAWN, "workers": 1}
 SETTINGS = {kind: Setting(kind, "cosine", LAYERS, 70) for kind in HEATMAP_KINDS}
+KIND = "vv_mixed"
 PAIRS = [("after", "before"), ("after", "floor"), ("floor", "before")]
 NUMBERS = {
     "maps": ["map"],
@@ -102,21 +103,29 @@ def only(frame: pd.DataFrame, **match) -> pd.DataFrame:
     return frame.reset_index(drop=True)
 
 
-def boxes_in(store: HeatmapStore, setting: Setting) -> Boxes:
-    return find_boxes(store, [setting], workers=1)[0]
-
-
 def of_labels(data: Dataset, labels) -> Dataset:
     return replace(data, boxes=data.boxes[data.boxes["label"].isin(labels)].reset_index(drop=True))
 
 
-def judged(store: HeatmapStore, setting: Setting, protocol: str, labels):
+@pytest.fixture(scope="module")
+def boxes(store, states) -> dict[Setting, Boxes]:
+    """Of every setting, found once."""
+    settings = {setting for of_kind in states.values() for setting in of_kind.values()}
+    return {setting: find_boxes(store, [setting], workers=1)[0] for setting in settings}
+
+
+@pytest.fixture(scope="module")
+def detections(store, states) -> dict[str, pd.DataFrame]:
+    """Boxes in each state of one kind."""
+    return {state: evaluate(store, {"": setting}, **OPTIONS).detections for state, setting in states[KIND].items()}
+
+
+def judged(data: Dataset, found: pd.DataFrame, protocol: str, labels):
     """The bootstrap of one setting, on frames that hold boxes of these classes alone."""
-    truth = of_labels(store.dataset, labels).boxes
-    found = evaluate(store, {"": setting}, **OPTIONS).detections
+    truth = of_labels(data, labels).boxes
     found = found[found["label"].isin(labels)].reset_index(drop=True)
     found = present_only(found, truth) if protocol == "present" else found
-    return bootstrap_map(found, truth, image_ids=store.dataset.images["image_id"], classes=labels, **DRAWN)
+    return bootstrap_map(found, truth, image_ids=data.images["image_id"], classes=labels, **DRAWN)
 
 
 def with_large_boxes(data: Dataset, every: int = 1) -> Dataset:
@@ -134,10 +143,10 @@ def with_large_boxes(data: Dataset, every: int = 1) -> Dataset:
 
 
 @pytest.mark.parametrize("group", [ALL, OF_SEEN, UNSEEN])
-def test_map_of_a_group_is_that_of_frames_with_its_classes_alone(store, states, groups, found, group):
-    assert found.n_images == len(store.dataset.images)
+def test_map_of_a_group_is_that_of_frames_with_its_classes_alone(data, detections, groups, found, group):
+    assert found.n_images == len(data.images)
     for protocol in PROTOCOLS:
-        results = {s: judged(store, setting, protocol, groups[group]) for s, setting in states["vv_mixed"].items()}
+        results = {state: judged(data, boxes, protocol, groups[group]) for state, boxes in detections.items()}
         for state, result in results.items():
             own = only(found.maps, group=group, kind="vv_mixed", state=state, protocol=protocol)
             np.testing.assert_array_equal(own[["map", "low", "high"]], result.summary()[["map", "low", "high"]])
@@ -185,14 +194,14 @@ def test_kinds_with_the_same_maps_have_the_same_figures_and_no_interval_leaves_w
 
 
 @pytest.mark.parametrize("group", [ALL, OF_SEEN, UNSEEN])
-def test_figures_of_the_boxes_are_those_of_measure_boxes(store, states, groups, found, group):
-    few, labels = of_labels(store.dataset, groups[group]), groups[group]
+def test_figures_of_the_boxes_are_those_of_measure_boxes(data, boxes, states, groups, found, group):
+    few, labels = of_labels(data, groups[group]), groups[group]
     places = [few.classes.index(label) for label in labels]
     in_group = np.zeros((len(few.images), len(few.classes)), bool)
     in_group[:, places] = True
     for kind, of_kind in states.items():
         for state, setting in of_kind.items():
-            table = boxes_in(store, setting)
+            table = boxes[setting]
             present = measure_boxes(table, few, present_pairs(few))
             own = only(found.figures, group=group, kind=kind, state=state).set_index("figure")["value"]
             assert list(own.index) == list(FIGURES)
@@ -325,30 +334,34 @@ def test_the_floor_chosen_is_the_best_of_its_candidates(tiny, folder, adapters, 
     assert choose_floor(store, plain, **OPTIONS) == best
 
 
-@pytest.mark.parametrize("criterion", [Criterion("all", 0.2), Criterion("present", 0.05)])
-def test_each_state_is_at_the_best_of_the_settings_tried_for_it(choice, adapters, monkeypatch, criterion):
-    asked = []
-    monkeypatch.setattr(module, "sweep", lambda store, settings, **options: asked.append(settings) or sweep(
-        store, settings, **options))  # fmt: skip
+def test_each_state_is_at_the_best_of_the_settings_tried_for_it(choice, adapters, monkeypatch):
+    sweeps = {}
+
+    def once(store, settings, **options):
+        if tuple(settings) not in sweeps:
+            sweeps[tuple(settings)] = sweep(store, settings, **options)
+        return sweeps[tuple(settings)]
+
+    monkeypatch.setattr(module, "sweep", once)
     plain = {kind: replace(SETTINGS[kind], min_side=7, floor=0.05) for kind in ("standard", "vv_mixed")}
     tries = {"percentiles": [60, 90], "floor_percentiles": [80, 95], "box_scores": ["mean", "max", "mean"]}
-    states = best_states(choice, plain, adapters, tries=tries, criterion=criterion, workers=1)
-    assert list(states) == list(plain)
-    (tried,) = asked
-    assert len(tried) == len(set(tried)) == 2 * 2 * 2 * (1 + 2 + 3)
-    found = sweep(choice, tried, n_resamples=1, workers=1)
-    for kind, of_kind in states.items():
-        after = replace(plain[kind], layers=LAYERS, adapter=adapters[kind].key)
-        assert list(of_kind) == ["before", "floor", "after"]
-        floors = [list(floor_values(choice, setting, [80, 95]).values()) for setting in (plain[kind], after)]
-        for state, of_state in {"before": [None], "floor": floors[0], "after": [EVEN_ODDS, *floors[1]]}.items():
-            expected = {
-                replace(after if state == "after" else plain[kind], percentile=p, floor=floor, box_score=score)
-                for p, floor, score in product([60, 90], of_state, ["mean", "max"])
-            }
-            assert expected <= set(tried)
-            values = {setting: found.value(setting, *criterion.where)[0] for setting in expected}
-            assert values[of_kind[state]] == max(values.values())
+    for criterion in (Criterion("all", 0.2), Criterion("present", 0.05)):
+        states = best_states(choice, plain, adapters, tries=tries, criterion=criterion, workers=1)
+        assert list(states) == list(plain)
+        ((tried, found),) = sweeps.items()
+        assert len(tried) == len(set(tried)) == 2 * 2 * 2 * (1 + 2 + 3)
+        for kind, of_kind in states.items():
+            after = replace(plain[kind], layers=LAYERS, adapter=adapters[kind].key)
+            assert list(of_kind) == ["before", "floor", "after"]
+            floors = [list(floor_values(choice, setting, [80, 95]).values()) for setting in (plain[kind], after)]
+            for state, of_state in {"before": [None], "floor": floors[0], "after": [EVEN_ODDS, *floors[1]]}.items():
+                expected = {
+                    replace(after if state == "after" else plain[kind], percentile=p, floor=floor, box_score=score)
+                    for p, floor, score in product([60, 90], of_state, ["mean", "max"])
+                }
+                assert expected <= set(tried)
+                values = {setting: found.value(setting, *criterion.where)[0] for setting in expected}
+                assert values[of_kind[state]] == max(values.values())
 
 
 def test_without_floors_to_try_no_state_has_one_before(choice, adapters):

@@ -164,25 +164,21 @@ def test_the_verdict_is_what_the_intervals_at_both_ends_allow(found, gains, said
 def test_the_sentence_has_the_figures_of_the_frames(found):
     text = module.finding(found, KIND)
 
-    def value(frame: pd.DataFrame, column: str, **match) -> float:
-        for name, wanted in match.items():
-            frame = frame[frame[name] == wanted]
-        (only,) = frame[column]
+    def value(frame: pd.DataFrame, column: str, state: str, **match) -> float:
+        match |= {"kind": KIND, "state": state}
+        (only,) = frame.loc[(frame[list(match)] == list(match.values())).all(axis=1), column]
         return only
 
-    at = {"kind": KIND, "group": OF_SEEN, "protocol": "all"}
-    for threshold in (0.05, 0.5):
-        before, after = (
-            value(found.maps, "map", state=state, iou_threshold=threshold, **at) for state in ("before", "after")
-        )
-        assert f"mAP@{threshold:.2f} {after:.3f} against {before:.3f} (difference " in text
-    gain = value(found.map_differences, "difference", iou_threshold=0.05, state="after", reference="floor", **at)
+    at = {"group": OF_SEEN, "protocol": "all"}
+    for t in (0.05, 0.5):
+        before, after = (value(found.maps, "map", state, iou_threshold=t, **at) for state in ("before", "after"))
+        assert f"mAP@{t:.2f} {after:.3f} against {before:.3f} (difference " in text
+    gain = value(found.map_differences, "difference", "after", iou_threshold=0.05, reference="floor", **at)
     assert f"against a floor alone, without training: mAP@0.05 difference {number(gain, sign=True)} [" in text
-    rates = [
-        value(found.figures, "value", group=ALL, kind=KIND, state=state, figure="false_box_rate")
-        for state in ("after", "before")
-    ]
-    assert f"gets a box in {100 * rates[0]:.1f} % of the cases, before in {100 * rates[1]:.1f} %" in text
+    after, before = (
+        100 * value(found.figures, "value", state, group=ALL, figure="false_box_rate") for state in ("after", "before")
+    )
+    assert f"gets a box in {after:.1f} % of the cases, before in {before:.1f} %" in text
 
 
 def test_the_best_of_the_short_trainings_is_named(found, cases):

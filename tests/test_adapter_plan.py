@@ -11,7 +11,6 @@ from tiny_models import write_model
 
 from surgerylib.clip import load_clip
 from surgerylib.datasets import load_dataset
-from surgerylib.embedded.scenes import write_scenes
 from surgerylib.errors import CheckpointError, SurgeryError
 from surgerylib.files import PROJECT_ROOT
 from surgerylib.words import DIOR_CLASSES
@@ -23,19 +22,9 @@ from surgerylib.workbook.parameters import find_notebooks, known_parameters, not
 # ------------------------------------------------------------------------------------------------------ before a run
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    return write_scenes(tmp_path_factory.mktemp("data") / "scenes", num_train=8, num_val=4, num_test=3, size=96)
-
-
-@pytest.fixture(scope="module")
-def arguments(root, tiny_folder) -> dict:
-    return {
-        "dataset": str(root),
-        "model": f"local-dir:{tiny_folder}",
-        "checkpoint": str(tiny_folder / "model.safetensors"),
-        "depth": 3,
-    }
+def defaults(**changes) -> dict:
+    """Of every notebook's parameters."""
+    return {name: parameter.default for name, parameter in known_parameters(find_notebooks()).items()} | changes
 
 
 @pytest.fixture
@@ -60,12 +49,13 @@ def refuse(tmp_path, monkeypatch, capsys):
 
 
 BAD = {
-    "stage": ("all", "stage must be 'heatmap', 'localizer' or 'both', got 'all'"),
+    "stage": ("all", "^stage must be 'heatmap', 'localizer' or 'both', got 'all'"),
+    "epochs": (1, "^warmup_epochs must be below epochs"),
     "unseen_classes": (["zeppelin"], "unknown class 'zeppelin'"),
     "unseen_classes ": ("windmill", "unseen_classes must be a"),
     "unseen_classes  ": (list(DIOR_CLASSES), "unseen_classes names all classes"),
     "adapter_rank": (0, "adapter_rank must be .* 1"),
-    "adapter_epochs": (1, "adapter: warmup_epochs must be below epochs"),
+    "adapter_epochs": (1, "^adapter: warmup_epochs must be below epochs"),
     "adapter_learning_rate": (0.0, "adapter_learning_rate must be greater than 0"),
     "adapter_ablation_epochs": (-1, "adapter_ablation_epochs must be .* 0"),
     "localization_weight": (float("inf"), "localization_weight must be a"),
@@ -87,16 +77,14 @@ def test_all_losses_switched_off_learn_nothing(arguments, refuse):
 
 def test_no_floor_after_the_adapter_may_be_asked_for():
     """`adapter_floor: null` was refused, though null is what sets none."""
-    known = known_parameters(find_notebooks())
-    settings = {name: parameter.default for name, parameter in known.items()}
     for value in (None, -2.5, 0, "1e-3"):
-        own = settings | validate({"adapter_floor": value}, known)
+        own = defaults(**validate({"adapter_floor": value}, known_parameters(find_notebooks())))
         check_values(own)
         assert own["adapter_floor"] == (None if value is None else float(value))
 
 
-def test_no_box_of_the_classes_trained_on_is_found_before_the_run(arguments, root):
-    boxes = {split: set(load_dataset(root, split).boxes["label"]) for split in ("train", "val")}
+def test_no_box_of_the_classes_trained_on_is_found_before_the_run(arguments, training_root):
+    boxes = {split: set(load_dataset(training_root, split).boxes["label"]) for split in ("train", "val")}
     nowhere = sorted(set(DIOR_CLASSES) - boxes["train"] - boxes["val"])
     only_nowhere = [name for name in DIOR_CLASSES if name not in nowhere[:1]]
     config = arguments | {"stage": "heatmap", "unseen_classes": only_nowhere}
@@ -152,9 +140,7 @@ def test_an_adapter_for_none_of_the_kinds_stops_the_run(arguments, refuse, loade
 
 
 def left_out(capsys, **changes) -> tuple[list[str], str]:
-    notebooks = find_notebooks()
-    settings = {name: parameter.default for name, parameter in known_parameters(notebooks).items()} | changes
-    names = [path.stem[:2] for path in workbook._without_left_out(notebooks, settings)]
+    names = [path.stem[:2] for path in workbook._without_left_out(find_notebooks(), defaults(**changes))]
     return names, capsys.readouterr().out
 
 
@@ -173,8 +159,7 @@ def test_a_stage_without_a_head_leaves_out_what_needs_one_and_says_so(capsys, tm
 def test_the_evaluation_alone_takes_the_head_that_is_there(capsys, tmp_path):
     """Without notebook 03 in the run its stage decides nothing."""
     chosen = find_notebooks(only="04")
-    settings = {name: parameter.default for name, parameter in known_parameters(find_notebooks()).items()}
-    settings |= {"stage": "heatmap"}
+    settings = defaults(stage="heatmap")
     assert workbook._without_left_out(chosen, settings) == chosen
     assert capsys.readouterr().out == ""
     with pytest.raises(CheckpointError, match="run notebook 03 into this folder first"):
@@ -182,11 +167,9 @@ def test_the_evaluation_alone_takes_the_head_that_is_there(capsys, tmp_path):
 
 
 def test_a_training_of_adapters_alone_brings_no_head(tmp_path):
-    notebooks = find_notebooks()
-    settings = {name: parameter.default for name, parameter in known_parameters(notebooks).items()}
-    check_head(notebooks, settings | {"stage": "both"}, tmp_path, tmp_path)
+    check_head(find_notebooks(), defaults(stage="both"), tmp_path, tmp_path)
     with pytest.raises(CheckpointError, match="run notebook 03"):
-        check_head(notebooks, settings | {"stage": "heatmap"}, tmp_path, tmp_path)
+        check_head(find_notebooks(), defaults(stage="heatmap"), tmp_path, tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------ fingerprints
@@ -198,13 +181,11 @@ def test_the_key_follows_the_adapters_files(tiny, tmp_path, as_folder):
     folder = tmp_path / "adapters"
     folder.mkdir()
     path = write_adapter(folder / "adapter_vv_mixed.safetensors", tiny)
-    defaults = {name: parameter.default for name, parameter in known_parameters(paths).items()}
-    settings = defaults | {"dataset": str(tmp_path), "adapter": str(folder if as_folder else path)}
+    settings = defaults(dataset=str(tmp_path / "none"), adapter=str(folder if as_folder else path))
 
     def keys() -> list[str]:
         return list(notebook_keys(paths, settings, PROJECT_ROOT).values())
 
-    settings["dataset"] = str(tmp_path / "none")
     before = keys()
     assert keys() == before
     write_adapter(path, tiny, strength=0.7)
@@ -226,9 +207,8 @@ def test_no_adapter_leaves_the_key_of_the_training_to_its_own_parameters():
     """Notebook 03 doesn't take adapters: its own key has no part of them."""
     (notebook,) = find_notebooks(only="03")
     assert "adapter" not in notebook_parameters(notebook)
-    settings = {name: parameter.default for name, parameter in known_parameters([notebook]).items()}
     keys = [
-        notebook_keys([notebook], settings | change, PROJECT_ROOT)[notebook]
+        notebook_keys([notebook], defaults(**change), PROJECT_ROOT)[notebook]
         for change in ({}, {"adapter": "x"}, {"stage": "heatmap"}, {"unseen_classes": list(SEEN)})
     ]
     assert keys[0] == keys[1]
