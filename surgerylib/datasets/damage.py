@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from ..errors import AnnotationError, ImageReadError, OutputError, ParameterError, worker_count
+from ..errors import ImageReadError, OutputError, ParameterError, worker_count
 from ..files import atomic_write, short_hash, versions
 from .dataset import Dataset, skipped_frame
 from .images import check_decodes, image_size
@@ -36,62 +36,37 @@ def check_on_bad_image(value: object) -> str:
     return value
 
 
-class SkippedImages:
-    """Collects the images that are left out while a dataset is read; under `error` the first one is raised."""
-
-    def __init__(self, root: Path, on_bad_image: str) -> None:
-        self.stops = check_on_bad_image(on_bad_image) == "error"
-        self._root = root
-        self._rows: list[tuple[str, str, int | None, int]] = []
-
-    def take(self, error: ImageReadError | AnnotationError, image_id: str, position: int, n_boxes: int | None) -> None:
-        """Notes a damaged image by its place in the split, or raises the error; `n_boxes` is None where unknown."""
-        if self.stops:
-            raise error
-        self._rows.append((image_id, _reason(error, self._root), n_boxes, position))
-
-    def frame(self) -> pd.DataFrame:
-        """`Dataset.skipped` of what was noted."""
-        return skipped_frame(self._rows)
-
-
-def _reason(error: Exception, root: Path) -> str:
-    """One line that a report can hold: paths begin within the dataset."""
+def reason_within(root: Path, error: object) -> str:
+    """Why an image is left out, as one line that a report can hold: paths begin within the dataset."""
     return " ".join(str(error).replace(f"{root}{os.sep}", "").split())
 
 
-def check_images(dataset: Dataset, *, workers: int | None = None) -> list[tuple[str, str]]:
+def check_images(dataset: Dataset) -> list[tuple[str, str]]:
     """Decodes every image before long work: (image_id, reason) of each that is damaged.
 
     What passes here can be read later. Of changed bytes in the middle of a JPEG's picture data only those are seen that
     stop a decoder: others change the picture, and no decoder tells.
 
-    Args:
-        dataset: loaded with its images.
-        workers: threads; None takes the CPU's cores.
-
     Raises:
         ParameterError: the dataset was loaded without its images.
     """
     images = dataset.images
-    if (images["path"] == "").any():
+    if not images["path"].all():
         raise ParameterError("the dataset was loaded with require_images=False; load it with its images to check them")
 
     def problem(path: str, size_wh: tuple[int, int]) -> str | None:
         try:
             now_wh = image_size(path)
             if now_wh != size_wh:
-                return (
-                    f"{path} now has {now_wh[0]}x{now_wh[1]} pixels, {size_wh[0]}x{size_wh[1]} when the dataset was "
-                    "loaded; load it again"
-                )
+                now, then = ("{}x{}".format(*wh) for wh in (now_wh, size_wh))
+                return f"{path} now has {now} pixels, {then} when the dataset was loaded; load it again"
             check_decodes(path)
         except ImageReadError as error:
             return str(error)
         return None
 
     sizes = list(zip(images["width"], images["height"], strict=True))
-    with ThreadPoolExecutor(worker_count(workers)) as pool:  # the decoders let go of the interpreter lock
+    with ThreadPoolExecutor(worker_count(None)) as pool:  # the decoders let go of the interpreter lock
         found = tqdm(
             pool.map(problem, images["path"], sizes), total=len(images), desc="checking images", unit="image", delay=2,
             leave=False,
@@ -126,16 +101,15 @@ def sound(dataset: Dataset, on_bad_image: str = "error", *, memory_dir: str | Pa
 
 
 def _without(dataset: Dataset, problems: dict[str, str]) -> Dataset:
-    damaged = dataset.images["image_id"].isin(problems)
+    damaged = dataset.images["image_id"].isin(problems).to_numpy()
     dropped = dataset.repairs.loc[dataset.repairs["repair"] == "dropped", "image_id"]
     counts = pd.concat([dataset.boxes["image_id"], dropped]).value_counts()  # as many as the annotation has
     rows = [
-        (image_id, _reason(ImageReadError(problems[image_id]), dataset.root), int(counts.get(image_id, 0)), position)
-        for image_id, position, is_damaged in zip(dataset.images["image_id"], dataset.positions, damaged, strict=True)
-        if is_damaged
+        (image_id, reason_within(dataset.root, problems[image_id]), int(counts.get(image_id, 0)), position)
+        for image_id, position in zip(dataset.images.loc[damaged, "image_id"], dataset.positions[damaged], strict=True)
     ]
     skipped = pd.concat([dataset.skipped, skipped_frame(rows)]).sort_values("position", ignore_index=True)
-    return dataset.of_images(~damaged.to_numpy(), skipped)
+    return dataset.of_images(~damaged, skipped)
 
 
 def files_sha256(dataset: Dataset) -> str:
@@ -160,7 +134,7 @@ def _remembered_check(dataset: Dataset, memory_dir: str | Path | None) -> list[t
 
     Damage is not remembered: it may have been the disk's for a moment, and be mended by now.
     """
-    if memory_dir is None or dataset.images.empty:
+    if memory_dir is None:
         return check_images(dataset)
     path = Path(memory_dir) / MEMORY
     try:

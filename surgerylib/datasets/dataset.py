@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,26 +17,14 @@ from ..words import canonical_class
 _KEY_DIGITS = 12
 
 
-class Reading(NamedTuple):
-    """What the reader of a format finds in a split; `load_dataset` makes a `Dataset` of it.
-
-    Attributes:
-        layout: of the folders, as it is shown to people.
-        images: image_id, path, width, height: those that are not damaged, in the order of the split.
-        boxes: image_id, label, xmin, ymin, xmax, ymax as written: neither clipped nor dropped.
-        n_repeated: ids that the split named again.
-    """
-
-    layout: str
-    images: pd.DataFrame
-    boxes: pd.DataFrame
-    n_repeated: int
+def frame_of(rows: Sequence[tuple], **dtypes: str) -> pd.DataFrame:
+    """A frame of rows with these columns and types, also where there is no row."""
+    return pd.DataFrame(list(rows), columns=list(dtypes)).astype(dtypes)
 
 
 def skipped_frame(rows: Sequence[tuple[str, str, int | None, int]] = ()) -> pd.DataFrame:
     """`Dataset.skipped` of rows (image_id, reason, n_boxes, position)."""
-    frame = pd.DataFrame(list(rows), columns=["image_id", "reason", "n_boxes", "position"])
-    return frame.astype({"image_id": "str", "reason": "str", "n_boxes": "Int64", "position": "int64"})
+    return frame_of(rows, image_id="str", reason="str", n_boxes="Int64", position="int64")
 
 
 def check_any_left(split: str, images: pd.DataFrame, skipped: pd.DataFrame) -> None:
@@ -95,33 +83,31 @@ class Dataset:
 
     def count_images(self) -> str:
         """`1 image`, `1,234 images`."""
-        return _count(len(self.images), "image")
+        return counted(len(self.images), "image")
 
     def count_skipped(self) -> str:
         """`2 damaged images (and 5 boxes)`, `1 damaged image (its boxes cannot be counted)`."""
         counts = self.skipped["n_boxes"]
-        boxes = f"and {_count(int(counts.sum()), 'box')}"
-        if counts.isna().any():
-            unknown = int(counts.isna().sum())
-            known = f"{boxes}, without those of {unknown}, which cannot be counted"
-            boxes = "its boxes cannot be counted" if unknown == len(counts) == 1 else known
-        return f"{_count(len(self.skipped), 'damaged image')} ({boxes})"
+        unknown = counts.isna().sum()
+        boxes = f"and {counted(int(counts.sum()), 'box')}"
+        if unknown:
+            boxes += f", without those of {unknown}, which cannot be counted"
+        if unknown == len(counts) == 1:
+            boxes = "its boxes cannot be counted"
+        return f"{counted(len(self.skipped), 'damaged image')} ({boxes})"
 
     def describe(self) -> str:
         """One line: layout, split, sizes and what was mended."""
         text = (
-            f"{self.layout} layout, split {self.split}: {self.count_images()}, {_count(len(self.boxes), 'box')}, "
-            f"{_count(len(self.classes), 'class')}"
+            f"{self.layout} layout, split {self.split}: {self.count_images()}, {counted(len(self.boxes), 'box')}, "
+            f"{counted(len(self.classes), 'class')}"
         )
-        repairs = [
-            f"{_count(n, noun)} {what}"
-            for n, noun, what in (
-                (self.n_clipped, "box", "clipped"),
-                (self.n_dropped, "box", "dropped (no area)"),
-                (self.n_repeated, "repeated id", "dropped"),
-            )
-            if n
-        ]
+        counts = (
+            (self.n_clipped, "box", "clipped"),
+            (self.n_dropped, "box", "dropped (no area)"),
+            (self.n_repeated, "repeated id", "dropped"),
+        )
+        repairs = [f"{counted(n, noun)} {what}" for n, noun, what in counts if n]
         if len(self.skipped):
             repairs.append(f"{self.count_skipped()} skipped")
         return "; ".join([text, ", ".join(repairs)]) if repairs else text
@@ -192,7 +178,8 @@ class Dataset:
         return digest.hexdigest()
 
 
-def _count(n: int, noun: str) -> str:
+def counted(n: int, noun: str) -> str:
+    """`1 box`, `1,234 images`."""
     plural = noun + ("es" if noun.endswith(("x", "s")) else "s")
     return f"{n:,} {noun if n == 1 else plural}"
 
@@ -202,7 +189,7 @@ def check_disjoint(reported: Dataset, chosen_on: Dataset) -> None:
     shared = set(reported.images["image_id"]) & set(chosen_on.images["image_id"])
     if shared:
         raise ParameterError(
-            f"the splits {reported.split} and {chosen_on.split} share {_count(len(shared), 'image')}, {min(shared)!r} "
+            f"the splits {reported.split} and {chosen_on.split} share {counted(len(shared), 'image')}, {min(shared)!r} "
             "for one; what is trained or chosen on images must be reported on others: set split, choose_split or "
             "train_split"
         )
@@ -250,10 +237,8 @@ def flattered_by(about: Mapping[str, Any], dataset: Dataset, name: str) -> list[
                 f"{flattered}"
             )
         elif "images" not in origin and origin.get("dataset") == dataset.name:
-            alike = split == dataset.split or (
-                "trainval" in (split, dataset.split) and "test" not in (split, dataset.split)
-            )
-            if alike:
+            both = (split, dataset.split)
+            if split == dataset.split or ("trainval" in both and "test" not in both):
                 notes.append(
                     f"Images of {split} were {said}, and the file of the {name} does not say which: where they are "
                     f"among these, {flattered}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import DatasetError, ImageReadError, SurgeryError
+from .dataset import counted
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
@@ -50,29 +51,17 @@ _LAYOUTS = (
 
 @dataclass(frozen=True)
 class DatasetFolder:
-    """A dataset's folder, recognised.
+    """A dataset's folder, recognised."""
 
-    Attributes:
-        root: as it was named.
-        layout: that it has.
-        annotation_dir, split_dir: where XML and split files lie.
-        image_dirs: those of the layout that are there.
-        own: real paths of the root and of these folders: what a link may lead into.
-    """
-
-    root: Path
+    root: Path  # as it was named
     layout: Layout
     annotation_dir: Path
     split_dir: Path
-    image_dirs: tuple[Path, ...]
-    own: frozenset[Path]
+    image_dirs: tuple[Path, ...]  # those of the layout that are there
+    own: frozenset[Path]  # real paths of the root and of these folders: what a link may lead into
 
     def splits(self) -> list[str]:
-        """The splits that there are files for, in the order of their names.
-
-        Raises:
-            DatasetError: none.
-        """
+        """The splits that there are files for, in the order of their names; a `DatasetError` for none."""
         names = sorted(path.stem for path in self.split_dir.glob("*.txt"))
         if not names:
             raise DatasetError(f"no split file in {self.split_dir}; write train.txt, one image id a line")
@@ -133,10 +122,7 @@ class DatasetFolder:
 
     def check_link(self, path: Path, error: type[SurgeryError]) -> None:
         """Raise an error of this type where a file is a link that leads out of the dataset."""
-        try:
-            if not path.is_symlink():
-                return
-        except OSError:  # too long for a name: whoever reads it says so
+        if not os.path.islink(path):  # noqa: PTH114 - unlike Path, takes a name that is too long: its reader says so
             return
         try:
             target = path.resolve()
@@ -173,9 +159,8 @@ class ImageFiles:
         missing = [image_id for image_id in ids if image_id not in self.found]
         if missing:
             shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-            count = "1 image" if len(missing) == 1 else f"{len(missing):,} images"
             raise DatasetError(
-                f"split {self.split!r} names {count} not in {self.searched}: {shown}; "
+                f"split {self.split!r} names {counted(len(missing), 'image')} not in {self.searched}: {shown}; "
                 "add the files or mend the split file (its ids carry no .jpg)"
             )
 
@@ -198,11 +183,7 @@ def recognise(root: str | os.PathLike[str]) -> DatasetFolder:
         DatasetError: no folder, or none of the layouts.
     """
     root = Path(root)
-    try:
-        is_there = root.is_dir()
-    except OSError:  # too long for a name
-        is_there = False
-    if not is_there:
+    if not os.path.isdir(root):  # noqa: PTH112 - unlike Path, takes a name that is too long
         shown = root if len(str(root)) < 200 else f"{str(root)[:80]}..."
         raise DatasetError(f"no dataset folder {shown}; give the folder that holds the images, annotations and splits")
     for layout in _LAYOUTS:

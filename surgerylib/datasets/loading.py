@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ..errors import ParameterError, whole_number
+from ..errors import AnnotationError, ImageReadError, ParameterError, whole_number
 from ..words import DIOR_CLASSES, check_classes
-from .damage import SkippedImages, sound
-from .dataset import Dataset, check_any_left
-from .layouts import recognise
-from .voc import read_split
+from .damage import check_on_bad_image, reason_within, sound
+from .dataset import Dataset, check_any_left, frame_of, skipped_frame
+from .images import image_size
+from .layouts import DatasetFolder, ImageFiles, recognise
+from .voc import Annotation, read_annotation
+
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def load_dataset(
@@ -61,17 +64,23 @@ def load_dataset(
     check_classes(classes)
     if limit is not None:
         limit = whole_number("limit", limit)
-    damaged = SkippedImages(root, on_bad_image)
-    reading = read_split(root, split, classes, damaged, limit=limit, require_images=require_images, progress=progress)
-    skipped = damaged.frame()
-    check_any_left(split, reading.images, skipped)
-    boxes, repairs = _mended(reading.images, reading.boxes)
+    skips = check_on_bad_image(on_bad_image) == "skip"
+    folder = recognise(root)
+    all_ids = folder.ids(split)
+    ids = list(dict.fromkeys(all_ids))
+    files = folder.image_files(split) if require_images else None
+    if files is not None and not skips:
+        files.check_all_there(ids[:limit])
+    bar = progress(ids[:limit], desc=f"reading {split}", delay=2, leave=False)
+    images, written, skipped = _read(folder, bar, files, classes, skips=skips)
+    check_any_left(split, images, skipped)
+    boxes, repairs = _mended(images, written)
     dataset = Dataset(
-        root.resolve().name, root, split, reading.layout, reading.images, boxes, classes, repairs, reading.n_repeated,
+        root.resolve().name, root, split, folder.layout.name, images, boxes, classes, repairs, len(all_ids) - len(ids),
         skipped,
     )  # fmt: skip
     if decode is None:
-        decode = require_images and on_bad_image == "skip"
+        decode = require_images and skips
     return sound(dataset, on_bad_image) if decode else dataset
 
 
@@ -84,14 +93,57 @@ def dataset_splits(root: str | os.PathLike[str]) -> list[str]:
     return recognise(root).splits()
 
 
+def _read(
+    folder: DatasetFolder, ids: Iterable[str], files: ImageFiles | None, classes: Sequence[str], *, skips: bool
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Annotations and image headers of these ids: images, boxes as they are written, and `Dataset.skipped`."""
+    images, boxes, skipped = [], [], []
+    for position, image_id in enumerate(ids):
+        annotation, path = None, ""
+        xml_path = folder.annotation_dir / f"{image_id}.xml"
+        try:
+            folder.check_link(xml_path, AnnotationError)
+            annotation = read_annotation(xml_path, classes)
+            size_wh = annotation.size_wh
+            if files is not None:
+                path = files.path(image_id)
+                size_wh = image_size(path)
+            _check_size(xml_path, annotation, path, size_wh)
+        except (ImageReadError, AnnotationError) as error:
+            if not skips:
+                raise
+            n_boxes = None if annotation is None else len(annotation.labels)
+            skipped.append((image_id, reason_within(folder.root, error), n_boxes, position))
+            continue
+        images.append((image_id, path, *size_wh))
+        boxes += [(image_id, label, *box) for label, box in zip(annotation.labels, annotation.boxes_xyxy, strict=True)]
+    return (
+        frame_of(images, image_id="str", path="str", width="int64", height="int64"),
+        frame_of(boxes, image_id="str", label="str", **dict.fromkeys(_CORNERS, "float64")),
+        skipped_frame(skipped),
+    )
+
+
+def _check_size(xml_path: Path, annotation: Annotation, path: str, size_wh: tuple[int, int] | None) -> None:
+    """Raise an `AnnotationError` where the size is unknown, or is not the one that the boxes were drawn on."""
+    if size_wh is None:
+        raise AnnotationError(f"{xml_path} states no image size, and images are not read; add <size> to the file")
+    if annotation.size_wh not in (None, size_wh):
+        stated, found = ("{}x{}".format(*wh) for wh in (annotation.size_wh, size_wh))
+        raise AnnotationError(
+            f"{xml_path} states {stated} pixels but {path} has {found}; the boxes would be wrong: restore the image "
+            "the boxes were drawn on"
+        )
+
+
 def _mended(images: pd.DataFrame, boxes: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The boxes clipped to their images, without those that have no area left, and `Dataset.repairs`."""
     sizes_wh = images.set_index("image_id").loc[boxes["image_id"], ["width", "height"]].to_numpy(np.float64)
-    written = boxes[["xmin", "ymin", "xmax", "ymax"]].to_numpy()
+    written = boxes[list(_CORNERS)].to_numpy()
     clipped = np.clip(written, 0.0, np.tile(sizes_wh, 2))
     empty = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
     changed = (clipped != written).any(axis=1) | empty
     repairs = boxes.loc[changed, ["image_id", "label"]].reset_index(drop=True)
     repairs["repair"] = pd.array(np.where(empty[changed], "dropped", "clipped"), dtype="str")
-    mended = boxes.assign(**dict(zip(("xmin", "ymin", "xmax", "ymax"), clipped.T, strict=True)))
+    mended = boxes.assign(**dict(zip(_CORNERS, clipped.T, strict=True)))
     return mended[~empty].reset_index(drop=True), repairs

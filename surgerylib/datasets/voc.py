@@ -1,4 +1,4 @@
-"""The reader of VOC's XML: one file, and a split of a folder of them. Whatever is wrong in a file is one error."""
+"""The reader of VOC's XML. Whatever is wrong in a file is one error."""
 
 from __future__ import annotations
 
@@ -10,17 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, ParseError
 
-import pandas as pd
 from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
-from tqdm import tqdm
 
-from ..errors import AnnotationError, ImageReadError, UnknownClassError
+from ..errors import AnnotationError, UnknownClassError
 from ..words import DIOR_CLASSES, canonical_class
-from .damage import SkippedImages
-from .dataset import Reading
-from .images import image_size
-from .layouts import recognise
 
 _LONGEST_SIDE = 2**31 - 1  # of an image in pixels; no format that is read can state more
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -62,68 +56,6 @@ def read_annotation(path: str | os.PathLike[str], classes: Sequence[str] = DIOR_
     return Annotation(_stated_size(path, root), labels, boxes)
 
 
-def read_split(
-    root: Path,
-    split: str,
-    classes: Sequence[str],
-    damaged: SkippedImages,
-    *,
-    limit: int | None,
-    require_images: bool,
-    progress: type[tqdm],
-) -> Reading:
-    """Reads the annotations of a split in one of the layouts, and the headers of its image files.
-
-    Args:
-        damaged: takes note of a damaged image, or raises.
-        root, split, classes, limit, require_images, progress: as in `load_dataset`, which says what is raised too.
-    """
-    folder = recognise(root)
-    all_ids = folder.ids(split)
-    ids = list(dict.fromkeys(all_ids))
-    files = folder.image_files(split) if require_images else None
-    if files is not None and damaged.stops:
-        files.check_all_there(ids[:limit])
-    images, boxes = [], []
-    for position, image_id in enumerate(progress(ids[:limit], desc=f"reading {split}", delay=2, leave=False)):
-        annotation, path = None, ""
-        xml_path = folder.annotation_dir / f"{image_id}.xml"
-        try:
-            folder.check_link(xml_path, AnnotationError)
-            annotation = read_annotation(xml_path, classes)
-            size_wh = annotation.size_wh
-            if files is not None:
-                path = files.path(image_id)
-                size_wh = image_size(path)
-            _check_size(xml_path, annotation, path, size_wh)
-        except (ImageReadError, AnnotationError) as error:
-            damaged.take(error, image_id, position, None if annotation is None else len(annotation.labels))
-            continue
-        images.append((image_id, path, *size_wh))
-        boxes += [(image_id, label, *box) for label, box in zip(annotation.labels, annotation.boxes_xyxy, strict=True)]
-    return Reading(
-        folder.layout.name,
-        _frame(images, image_id="str", path="str", width="int64", height="int64"),
-        _frame(boxes, image_id="str", label="str", **dict.fromkeys(_CORNERS, "float64")),
-        len(all_ids) - len(ids),
-    )
-
-
-def _frame(rows: list[tuple], **dtypes: str) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes)
-
-
-def _check_size(xml_path: Path, annotation: Annotation, path: str, size_wh: tuple[int, int] | None) -> None:
-    """Raise an `AnnotationError` where the size is unknown, or is not the one that the boxes were drawn on."""
-    if size_wh is None:
-        raise AnnotationError(f"{xml_path} states no image size, and images are not read; add <size> to the file")
-    if annotation.size_wh not in (None, size_wh):
-        raise AnnotationError(
-            f"{xml_path} states {annotation.size_wh[0]}x{annotation.size_wh[1]} pixels but {path} has "
-            f"{size_wh[0]}x{size_wh[1]}; the boxes would be wrong: restore the image the boxes were drawn on"
-        )
-
-
 def _root(path: Path) -> Element:
     try:
         if not path.is_file() and path.exists():  # a pipe would be waited for
@@ -153,7 +85,7 @@ def _box(what: str, box: Element | None) -> tuple[float, float, float, float]:
         xmin, ymin, xmax, ymax = map(_number, texts)
     except ValueError:
         raise AnnotationError(
-            f"{what} has xmin, ymin, xmax, ymax = {texts}; each must be a number: mend the file"
+            f"{what} has {', '.join(_CORNERS)} = {texts}; each must be a number: mend the file"
         ) from None
     if xmax < xmin or ymax < ymin:
         raise AnnotationError(
