@@ -26,8 +26,7 @@ PAINTS = ((232, 232, 230), (232, 232, 230), (40, 42, 46), (176, 34, 34), (40, 84
 def jitter(rng: np.random.Generator, color: Sequence[int], amount: float = 10) -> Color:
     """The colour, a little lighter or darker and a little off in hue."""
     shifted = np.asarray(color) + rng.normal(0, amount) + rng.normal(0, amount / 3, 3)
-    r, g, b = np.clip(shifted, 0, 255).astype(int).tolist()
-    return r, g, b
+    return tuple(np.clip(shifted, 0, 255).astype(int).tolist())
 
 
 def pick(rng: np.random.Generator, palette: Sequence[Color], amount: float = 8) -> Color:
@@ -46,6 +45,11 @@ def capsule(half_straight: float, radius: float, n: int = 16) -> np.ndarray:
     right = circle(half_straight, 0, radius, n=n, arc=(-math.pi / 2, math.pi / 2))
     left = circle(-half_straight, 0, radius, n=n, arc=(math.pi / 2, 1.5 * math.pi))
     return np.concatenate([right, left])
+
+
+def left_of(direction: np.ndarray) -> np.ndarray:
+    """The direction [2] turned by a right angle."""
+    return np.array([-direction[1], direction[0]])
 
 
 def rectangle(x: float, y: float, width: float, height: float) -> np.ndarray:
@@ -98,12 +102,9 @@ class Canvas:
 
     def shadow(self, points: np.ndarray, height: float, base: float = 0.0, convex: bool = True) -> None:
         """Darken where a shape that stands from `base` to `height` (units) keeps the sun off the ground."""
-        top = points + self.sun * height
+        swept = [points + self.sun * h for h in ((base, height) if convex else np.linspace(base, height, 5))]
         if convex:
-            bottom = points + self.sun * base
-            swept = [cv2.convexHull(np.concatenate([bottom, top]).astype(np.float32))[:, 0]]
-        else:
-            swept = [points + self.sun * h for h in np.linspace(base, height, 5)]
+            swept = [cv2.convexHull(np.concatenate(swept).astype(np.float32))[:, 0]]
         self.darken(swept)
 
     def darken(self, polygons: list[np.ndarray], soft: float = 0.6) -> None:
@@ -155,14 +156,12 @@ class Frame:
 
     def line(self, points, width, color: Color, closed=False) -> None:
         """Draw a local polyline of at least 0.8 units width, so that markings survive."""
-        pts = np.asarray(points, float)
-        if closed:
-            pts = np.concatenate([pts, pts[:1]])
+        pts = np.asarray([*points, points[0]] if closed else points, float)
         half = max(width, 0.8 / self.unit) / 2
         for a, b in pairwise(pts):
             d = b - a
             along = d / max(float(np.hypot(*d)), 1e-6)
-            n = np.array([-along[1], along[0]]) * half
+            n = left_of(along) * half
             self.poly([a + n, b + n, b - n, a - n], color, part=False)
 
     def border(self, x, y, width, height, line_width, color: Color) -> None:
@@ -183,5 +182,4 @@ def mirror(points: Sequence[tuple[float, float]]) -> np.ndarray:
 
 def dim(color: Color, factor: float) -> Color:
     """The colour, `factor` times as bright."""
-    r, g, b = (min(int(c * factor), 255) for c in color)
-    return r, g, b
+    return tuple(min(int(c * factor), 255) for c in color)

@@ -10,7 +10,7 @@ import math
 import cv2
 import numpy as np
 
-from .canvas import ASPHALT, LAWN, UNITS, WHITE, Canvas, Color, Frame, blob, jitter, pick
+from .canvas import ASPHALT, LAWN, UNITS, WHITE, Canvas, Color, Frame, blob, jitter, left_of, pick
 from .ground import WATERS, River, lay_ground, lay_water
 from .objects import house, tree
 from .rules import CHANCE, CLASSES, RULES, WET, Rule
@@ -20,6 +20,8 @@ WATER, SITE, ROAD = 1, 2, 4  # bits of the occupancy mask
 CELLS = 112  # its width
 MIN_SIDE_PX = 3
 MIN_VISIBLE = 0.5
+# in lengths of what stands on a line: the site, the strip that runs through it, one across, the road (else rails)
+LINES = {"road": (2, 1, 0.44, 0, 0.4), "crossing": (1, 1, 0.2, 0.22, 0.17), "rail": (1.05, 0.6, 0.3, 0, 0)}
 
 
 class Composer:
@@ -38,11 +40,6 @@ class Composer:
         self.lean = rng.uniform(0, 2 * math.pi)  # where tall things lean in a slanted view
         self.ground = lay_ground(self.canvas, rng)
         self.river: River | None = None
-
-    def _pour(self, kind: str) -> None:
-        depth, self.river = lay_water(self.canvas, self.rng, kind, self.ground.coarse)
-        wet = cv2.resize(depth, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
-        self.occupied[wet > 0] |= WATER
 
     def _cells(self, polygon: np.ndarray) -> np.ndarray:
         mask = np.zeros((CELLS, CELLS), np.uint8)
@@ -68,6 +65,13 @@ class Composer:
             if self._free(frame.area(width, height), water):
                 return frame
         return None
+
+    def _claim(self, width: float, height: float, taken: tuple[float, float] | None = None, **search) -> Frame | None:
+        """A `_spot` that is from now on taken: all of it, or a rectangle `taken` (width, height) around its centre."""
+        spot = self._spot(width, height, **search)
+        if spot is not None:
+            self._take(spot.area(*(taken or (width, height))))
+        return spot
 
     def _draw(self, name: str, x: float, y: float, angle: float, length: float) -> None:
         """Draw an object, note its box, and draw some of the companions that it offers a place to."""
@@ -103,22 +107,18 @@ class Composer:
         for columns_now in range(columns, 0, -1):
             rows = min(math.ceil(n / columns), max(1, 4 - columns_now // 2))
             width, height = step * (columns_now, rows) + 6
-            frame = self._spot(width, height, tries=25)
+            frame = self._claim(width, height, tries=25)
             if frame is not None:
                 break
         else:
             return
-        outline = frame.area(width, height)
-        self._take(outline)
         if rule.pads and (self.ground.kind == "urban" or rng.random() < 0.65):
             frame.rect(0, 0, width, height, pick(rng, rule.pads, 10), part=False)
         turn = math.pi * rng.integers(2)
         alike = rng.random() < 0.7
         loose = 0.0 if "court" in name else 0.08
-        for i in range(columns_now * rows):
-            if i >= n:
-                break
-            column, row = i % columns_now, i // columns_now
+        for i in range(min(n, columns_now * rows)):
+            row, column = divmod(i, columns_now)
             x = (column - (columns_now - 1) / 2 + rng.normal(0, loose)) * step[0]
             y = (row - (rows - 1) / 2 + rng.normal(0, loose)) * step[1]
             wx, wy = frame.point(x, y)
@@ -132,19 +132,16 @@ class Composer:
     def _place_water(self, name: str, rule: Rule, length: float) -> None:
         for _ in range(int(self.rng.integers(rule.many[0], rule.many[1] + 1))):
             own = length * self.rng.uniform(0.7, 1.2)
-            spot = self._spot(own * 1.2, own * 0.55, water=True)
-            if spot is None:
-                continue
-            self._take(spot.area(own * 1.2, own * 0.5))
-            self._draw(name, spot.x, spot.y, spot.angle, own)
+            spot = self._claim(own * 1.2, own * 0.55, taken=(own * 1.2, own * 0.5), water=True)
+            if spot is not None:
+                self._draw(name, spot.x, spot.y, spot.angle, own)
 
     def _place_river(self, name: str, rule: Rule, length: float) -> None:
         if self.river is None:
             return
         center, phi, half = self.river.center, self.river.angle, self.river.half_width
         if name == "dam":
-            outline = Frame(self.canvas, *center, phi, half + 10).area(2, 0.6, 0, 0.1)
-            self._take(outline)
+            self._take(Frame(self.canvas, *center, phi, half + 10).area(2, 0.6, 0, 0.1))
             self._draw(name, *center, phi, 2 * (half + 10))
             return
         angle = phi + self.rng.normal(0, 0.12)
@@ -158,8 +155,7 @@ class Composer:
 
     def _place_shore(self, name: str, rule: Rule, length: float) -> None:
         inland = cv2.distanceTransform(((self.occupied & WATER) > 0).astype(np.uint8), cv2.DIST_L2, 3)
-        slope = cv2.GaussianBlur(inland, (0, 0), 4)
-        dy, dx = np.gradient(slope)
+        dy, dx = np.gradient(cv2.GaussianBlur(inland, (0, 0), 4))
         rows, columns = np.nonzero((inland > 0) & (inland < 2))
         for _ in range(40 if len(rows) else 0):
             i = int(self.rng.integers(len(rows)))
@@ -180,9 +176,7 @@ class Composer:
             spot = self._spot(width, height, tries=6)
             if spot is None:
                 return None
-            lines = [spot.area(1400, strip)]
-            if crossing:
-                lines.append(spot.area(crossing, 1400))
+            lines = [spot.area(1400, strip), *([spot.area(crossing, 1400)] if crossing else [])]
             if all(self._free(line) for line in lines):
                 self._take(spot.area(width, height))
                 for line in lines:
@@ -190,11 +184,20 @@ class Composer:
                 return spot
         return None
 
-    def _place_road(self, name: str, rule: Rule, length: float) -> None:
-        spot = self._line_site(length * 2, length, 0.44 * length)
-        if spot is not None:
-            self._highway(spot, 0.4 * length)
-            self._draw(name, spot.x, spot.y, spot.angle, length)
+    def _place_line(self, name: str, rule: Rule, length: float) -> None:
+        width, height, strip, crossing, road = (share * length for share in LINES[rule.where])
+        spot = self._line_site(width, height, strip, crossing)
+        if spot is None:
+            return
+        if crossing:
+            self._road(spot.world(np.array([[0, -700], [0, 700]])), strip, check=False)
+        if road:
+            self._highway(spot, road)
+        else:
+            self._rails(spot, length / 2, 7)
+        self._draw(name, spot.x, spot.y, spot.angle, length)
+
+    _place_road = _place_crossing = _place_rail = _place_line
 
     def _place_roadside(self, name: str, rule: Rule, length: float) -> None:
         width = self.rng.uniform(30, 44)
@@ -209,20 +212,6 @@ class Composer:
         self.canvas.fill(points, jitter(self.rng, (132, 132, 134), 6))
         self._draw(name, wx, wy, spot.angle if side > 0 else spot.angle + math.pi, length)
 
-    def _place_crossing(self, name: str, rule: Rule, length: float) -> None:
-        spot = self._line_site(length, length, 0.2 * length, crossing=0.22 * length)
-        if spot is None:
-            return
-        self._road(spot.world(np.array([[0, -700], [0, 700]])), 0.2 * length, check=False)
-        self._highway(spot, 0.17 * length)
-        self._draw(name, spot.x, spot.y, spot.angle, length)
-
-    def _place_rail(self, name: str, rule: Rule, length: float) -> None:
-        spot = self._line_site(length * 1.05, length * 0.6, 0.3 * length)
-        if spot is not None:
-            self._rails(spot, length / 2, 7)
-            self._draw(name, spot.x, spot.y, spot.angle, length)
-
     def _rails(self, spot: Frame, unit: float, lines: int) -> None:
         frame = Frame(self.canvas, spot.x, spot.y, spot.angle, unit)
         width = 0.6 * lines / 7
@@ -234,26 +223,24 @@ class Composer:
 
     def _place_parking(self, name: str, rule: Rule, length: float) -> None:
         if self.roads and self.rng.random() < 0.6:
-            return self._traffic(int(self.rng.integers(4, 11)), length)
-        if self.rng.random() < 0.25:  # loose cars on open ground
+            self._traffic(int(self.rng.integers(4, 11)), length)
+        elif self.rng.random() < 0.25:  # loose cars on open ground
             for _ in range(int(self.rng.integers(2, 6))):
-                spot = self._spot(length * 1.4, length)
+                spot = self._claim(length * 1.4, length)
                 if spot is not None:
-                    self._take(spot.area(length * 1.4, length))
                     self._draw(name, spot.x, spot.y, spot.angle, length)
-            return None
-        return self._parking(length, int(self.rng.integers(*rule.many)), rule.pads)
+        else:
+            self._parking(length, int(self.rng.integers(*rule.many)), rule.pads)
 
     def _parking(self, length: float, cars: int, pads: tuple[Color, ...]) -> None:
         """A parking lot with two rows of bays; with no cars it is a distractor."""
         rng = self.rng
-        bays = int(rng.integers(4, 8))
-        pitch = 0.66 * length
-        spot = self._spot(bays * pitch + 8, 3.4 * length)
+        bays, pitch = int(rng.integers(4, 8)), 0.66 * length
+        width, height = bays * pitch + 8, 3.4 * length
+        spot = self._claim(width, height)
         if spot is None:
             return
-        self._take(spot.area(bays * pitch + 8, 3.4 * length))
-        spot.rect(0, 0, bays * pitch + 8, 3.4 * length, pick(rng, pads, 8), part=False)
+        spot.rect(0, 0, width, height, pick(rng, pads, 8), part=False)
         places = []
         for side in (-1, 1):
             for i in range(bays):
@@ -273,7 +260,7 @@ class Composer:
             step = points[i + 1] - points[i]
             along = step / np.hypot(*step)
             side = rng.choice((-1, 1))
-            at = points[i] + step * rng.random() + side * 0.24 * width * np.array([-along[1], along[0]])
+            at = points[i] + step * rng.random() + side * 0.24 * width * left_of(along)
             own = min(length, 1.8 * width)
             angle = math.atan2(along[1], along[0])
             outline = Frame(self.canvas, *at, angle, own).area(1.3, 0.7)
@@ -325,9 +312,9 @@ class Composer:
         rng = self.rng
         for _ in range(count):
             length, width = rng.uniform(24, 60), rng.uniform(0.45, 0.9)
-            spot = self._spot(length * 1.15, length * width * 1.25, tries=2)
+            taken = (length * 1.2, length * width * 1.3)
+            spot = self._claim(length * 1.15, length * width * 1.25, taken, tries=2)
             if spot is not None:
-                self._take(spot.area(length * 1.2, length * width * 1.3))
                 angle = near.angle if near is not None else spot.angle
                 house(Frame(self.canvas, spot.x, spot.y, angle, length / 2), rng, 2 * width)
 
@@ -349,7 +336,8 @@ class Composer:
         if kind == "any":
             kind = str(rng.choice(("coast", "lake", "river", "coast")))
         if wet or rng.random() < 0.16:
-            self._pour(kind)
+            depth, self.river = lay_water(self.canvas, rng, kind, self.ground.coarse)
+            self.occupied[cv2.resize(depth, (CELLS, CELLS), interpolation=cv2.INTER_AREA) > 0] |= WATER
         unfit = ("bridge", "harbor") if kind == "reservoir" else ("dam",)
         wanted = [name for name in wanted if name not in unfit]
         wanted.sort(key=_rank)
@@ -374,9 +362,8 @@ class Composer:
         if rng.random() < 0.3:
             self._parking(rng.uniform(*RULES["vehicle"].length), 0, RULES["vehicle"].pads)
         if rng.random() < 0.2:
-            spot = self._spot(60, 50)
+            spot = self._claim(60, 50)
             if spot is not None:
-                self._take(spot.area(60, 50))
                 spot.poly(blob(rng, 0, 0, 24, 18), pick(rng, [deep for _, deep in WATERS], 8), part=False)
         town = self.ground.kind in ("urban", "industrial")
         self._houses(int(rng.integers(14, 46)) if town else int(rng.integers(0, 9)))

@@ -6,10 +6,13 @@ Each drawer draws along the frame's x axis, in units of half the object's length
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 
-from .canvas import PAINTS, ROOFS, WHITE, Canvas, Color, Frame, blob, capsule, circle, dim, jitter, mirror, pick
+from .canvas import (
+    PAINTS, ROOFS, WHITE, Canvas, Color, Frame, blob, capsule, circle, dim, jitter, left_of, mirror, pick,
+)  # fmt: skip
 
 
 def airplane(f: Frame, rng: np.random.Generator) -> None:
@@ -61,13 +64,13 @@ def baseballfield(f: Frame, rng: np.random.Generator) -> None:
     f.disc(home[0], 0, 0.16, dirt)
     f.poly(np.add(home, [(0.14, 0), (0.46, -0.32), (0.78, 0), (0.46, 0.32)]), grass)
     f.disc(home[0] + 0.46, 0, 0.07, dirt)
-    for end in (quarter[0], quarter[1]):
+    for end in quarter:
         f.line([home, home + 1.72 * np.array([math.cos(end), math.sin(end)])], 0.02, WHITE)
-    for base in ((0.0, 0.0), (0.46, -0.38), (0.86, 0.0), (0.46, 0.38)):
-        f.rect(home[0] + base[0], base[1], 0.06, 0.06, WHITE)
+    for x, y in ((0.0, 0.0), (0.46, -0.38), (0.86, 0.0), (0.46, 0.38)):
+        f.rect(home[0] + x, y, 0.06, 0.06, WHITE)
 
 
-def _court(f: Frame, rng: np.random.Generator, surround: Color, inner: Color, half_height: float) -> None:
+def _court(f: Frame, surround: Color, inner: Color, half_height: float) -> None:
     f.rect(0, 0, 2, 2 * half_height, surround)
     f.rect(0, 0, 1.64, 2 * half_height - 0.34, inner)
 
@@ -76,7 +79,7 @@ def basketballcourt(f: Frame, rng: np.random.Generator) -> None:
     """A court with painted keys, centre circle and three-point arcs."""
     floor = pick(rng, ((196, 112, 58), (202, 132, 74), (168, 70, 52), (150, 146, 140), (206, 160, 96)), 8)
     paint = pick(rng, ((52, 92, 168), (150, 40, 46), (56, 122, 84), (236, 190, 70)), 8)
-    _court(f, rng, paint if rng.random() < 0.5 else jitter(rng, np.multiply(floor, 0.8), 5), floor, 0.6)
+    _court(f, paint if rng.random() < 0.5 else jitter(rng, np.multiply(floor, 0.8), 5), floor, 0.6)
     f.disc(0, 0, 0.16, paint)
     f.line(circle(0, 0, 0.17, n=16), 0.03, WHITE)
     f.line([(0, -0.42), (0, 0.42)], 0.03, WHITE)
@@ -98,7 +101,7 @@ def tenniscourt(f: Frame, rng: np.random.Generator) -> None:
         ((70, 120, 84), (130, 66, 110)),
     )
     surround, inner = schemes[int(rng.integers(len(schemes)))]
-    _court(f, rng, jitter(rng, surround, 8), jitter(rng, inner, 8), 0.54)
+    _court(f, jitter(rng, surround, 8), jitter(rng, inner, 8), 0.54)
     f.border(0, 0, 1.6, 0.72, 0.045, WHITE)
     for y in (-0.26, 0.26):
         f.line([(-0.8, y), (0.8, y)], 0.035, WHITE)
@@ -112,7 +115,7 @@ def chimney(f: Frame, rng: np.random.Generator) -> None:
     """A stack seen at a slant: base at -x, mouth at +x; red and white, brick or concrete."""
     # the shadow starts at the foot, along the sun
     foot, sun = f.point(-0.85, 0), f.canvas.sunward
-    across = np.array([-sun[1], sun[0]])
+    across = left_of(sun)
     far = foot + sun * f.unit * 2.3
     wide, narrow = across * 0.2 * f.unit, across * 0.11 * f.unit
     f.canvas.darken([np.array([foot + wide, far + narrow, far - narrow, foot - wide])], soft=0.8)
@@ -122,11 +125,10 @@ def chimney(f: Frame, rng: np.random.Generator) -> None:
     edges = np.linspace(-0.85, 0.85, 8)
     width = np.interp(edges, (-0.85, 0.85), (0.22, 0.14))
     f.disc(-0.85, 0, 0.22, jitter(rng, dark, 5))
-    for i in range(7):
-        a, b = edges[i], edges[i + 1]
+    for i, ((a, at_a), (b, at_b)) in enumerate(pairwise(zip(edges, width, strict=True))):
         color = light if i % 2 else dark
-        f.poly([(a, -width[i]), (b, -width[i + 1]), (b, width[i + 1]), (a, width[i])], color)
-        f.poly([(a, 0.3 * width[i]), (b, 0.3 * width[i + 1]), (b, width[i + 1]), (a, width[i])], dim(color, 0.78))
+        f.poly([(a, -at_a), (b, -at_b), (b, at_b), (a, at_a)], color)
+        f.poly([(a, 0.3 * at_a), (b, 0.3 * at_b), (b, at_b), (a, at_a)], dim(color, 0.78))
     f.disc(0.85, 0, 0.15, jitter(rng, light, 4))
     f.disc(0.85, 0, 0.1, (34, 30, 30))
     if rng.random() < 0.45:
@@ -213,15 +215,13 @@ def stadium(f: Frame, rng: np.random.Generator) -> None:
     ratio = rng.uniform(0.72, 0.95)
     roof = pick(rng, ((226, 226, 228), (196, 198, 204), (178, 180, 186), (216, 206, 186)), 8)
     seats = pick(rng, ((60, 90, 160), (176, 60, 56), (150, 150, 152), (206, 140, 60)), 10)
-    n = 40
-    f.poly(circle(0, 0, 1, ratio, n), roof, height=0.2)
-    f.poly(circle(0, 0, 0.8, 0.8 * ratio, n), seats)
-    t = np.linspace(0, 2 * math.pi, int(rng.integers(20, 34)), endpoint=False)
-    for a in t:
+    f.poly(circle(0, 0, 1, ratio, 40), roof, height=0.2)
+    f.poly(circle(0, 0, 0.8, 0.8 * ratio, 40), seats)
+    for a in np.linspace(0, 2 * math.pi, int(rng.integers(20, 34)), endpoint=False):
         p = np.array([math.cos(a), ratio * math.sin(a)])
         f.line([0.8 * p, p], 0.02, dim(roof, 0.72))
         f.line([0.56 * p, 0.78 * p], 0.012, dim(seats, 0.72))
-    f.poly(circle(0, 0, 0.57, 0.57 * ratio, n), jitter(rng, (104, 110, 96), 6))
+    f.poly(circle(0, 0, 0.57, 0.57 * ratio, 40), jitter(rng, (104, 110, 96), 6))
     grass = jitter(rng, (80, 150, 60), 8)
     f.rect(0, 0, 0.86, 0.56 * ratio, grass)
     for x in np.arange(-0.36, 0.4, 0.18):
@@ -235,8 +235,7 @@ def storagetank(f: Frame, rng: np.random.Generator) -> None:
     roof = pick(rng, ((236, 236, 234), (226, 226, 220), (190, 194, 196), (178, 168, 150)), 8)
     f.disc(0, 0, 1, dim(roof, 0.75), tall=rng.uniform(0.5, 0.9))
     f.disc(0, 0, 0.93, roof)
-    sun = f.canvas.sunward
-    here = np.array([f.x, f.y])
+    here, sun = np.array([f.x, f.y]), f.canvas.sunward
     if rng.random() < 0.45:  # a floating roof lies deeper, so the rim shades it
         f.disc(0, 0, 0.8, dim(roof, 0.6))
         f.canvas.fill(here + circle(*(sun * 0.1 * f.unit), 0.7 * f.unit), dim(roof, 0.86))
@@ -264,24 +263,20 @@ def vehicle(f: Frame, rng: np.random.Generator) -> None:
 def windmill(f: Frame, rng: np.random.Generator) -> None:
     """A wind turbine seen at a slant: foot at -x, hub towards +x, three blades, the whole shadow on the ground."""
     white = jitter(rng, (242, 242, 240), 4)
-    hub = np.array([0.25, 0.0])
-    foot = np.array([-1.0, 0.0])
-    phase = rng.uniform(0, 2.1)
-    blades = []
+    hub, foot = np.array([0.25, 0.0]), np.array([-1.0, 0.0])
+    phase, blades = rng.uniform(0, 2.1), []
     for k in range(3):
         a = phase + k * 2 * math.pi / 3
         d = np.array([math.cos(a), math.sin(a)])
-        n = np.array([-d[1], d[0]])
+        n = left_of(d)
         blades.append(np.array([hub, hub + 0.2 * d + 0.07 * n, hub + 0.78 * d, hub + 0.16 * d - 0.03 * n]))
     tower = np.add([foot, hub, hub, foot], [(0, 0.075), (0, 0.045), (0, -0.045), (0, -0.075)])
-    sun = f.canvas.sunward
-    across = np.array([-sun[1], sun[0]])
-    at_foot = f.point(*foot)
+    sun, at_foot = f.canvas.sunward, f.point(*foot)
 
     def cast(points: np.ndarray) -> np.ndarray:
         """Lay the upright shape down along the sun, from the foot."""
         local = (np.asarray(points) - foot) * f.unit
-        return at_foot + np.outer(local[:, 0], sun * 1.15) + np.outer(local[:, 1], across)
+        return at_foot + np.outer(local[:, 0], sun * 1.15) + np.outer(local[:, 1], left_of(sun))
 
     f.canvas.darken([cast(p) for p in [tower, *blades]], soft=0)
     f.disc(*foot, 0.13, jitter(rng, (190, 184, 172), 6), part=False)

@@ -53,7 +53,7 @@ def render_scene(seed_or_rng: int | np.random.Generator, size: int = 448) -> Sce
         The image and its boxes, tight around each object without its shadow, clipped to the image.
     """
     _check_size(size)
-    rng = seed_or_rng if isinstance(seed_or_rng, np.random.Generator) else np.random.default_rng(seed_or_rng)
+    rng = np.random.default_rng(seed_or_rng)  # a generator is taken as it is
     composer = Composer(rng, size)
     composer.compose()
     image = finish(composer.canvas, rng)

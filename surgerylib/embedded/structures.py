@@ -42,8 +42,7 @@ def airport(f: Frame, rng: np.random.Generator) -> None:
 def bridge(f: Frame, rng: np.random.Generator) -> None:
     """A road deck on piers from bank to bank; half width 0.1 to 0.16 of its half length."""
     half = max(9.0 / f.unit, rng.uniform(0.08, 0.14))
-    deck = pick(rng, (CONCRETE, (150, 150, 152), ASPHALT), 8)
-    f.rect(0, 0, 2, 2 * half, deck, tall=0.22, base=0.1)
+    f.rect(0, 0, 2, 2 * half, pick(rng, (CONCRETE, (150, 150, 152), ASPHALT), 8), tall=0.22, base=0.1)
     f.rect(0, 0, 2, 1.5 * half, jitter(rng, (104, 104, 108), 8))
     rail = jitter(rng, (214, 212, 206), 8)
     for y in (-half, half):
@@ -92,8 +91,8 @@ def service_area(f: Frame, rng: np.random.Generator) -> None:
     f.rect(-side * 0.02, 0.3, 0.66, 0.26, pick(rng, ROOFS), tall=0.12)
     f.rect(-side * 0.02, 0.3, 0.2, 0.26, red, tall=0.03)
     f.rect(-side * 0.78, 0.28, 0.3, 0.24, pick(rng, ROOFS), tall=0.1)
-    for x in np.linspace(-0.9, 0.4, 14) * side * -1 * -1:
-        f.line([(-x * 0.9 - 0.05 * side, -0.08), (-x * 0.9 - 0.05 * side, 0.12)], 0.012, WHITE)
+    for x in -np.linspace(-0.9, 0.4, 14) * side * 0.9 - 0.05 * side:
+        f.line([(x, -0.08), (x, 0.12)], 0.012, WHITE)
     for x in np.linspace(-0.85, 0.3, 8):
         f.line([(-x * side, -0.42), (-x * side + 0.1, -0.2)], 0.012, WHITE)
         if rng.random() < 0.4:
@@ -109,8 +108,8 @@ def toll_station(f: Frame, rng: np.random.Generator) -> None:
     for y in lanes:
         f.rect(0, y, 0.84, 0.06, (226, 222, 206))
         f.rect(0.36, y, 0.1, 0.06, (206, 170, 40))
-        f.line([(-1.1, y * 0.8), (-0.4, y)], 0.02, (226, 226, 220))
-        f.line([(1.1, y * 0.8), (0.4, y)], 0.02, (226, 226, 220))
+        for side in (-1, 1):
+            f.line([(1.1 * side, y * 0.8), (0.4 * side, y)], 0.02, (226, 226, 220))
     f.rect(0, 0, 0.36, 2, roof, tall=0.16)
     f.rect(0, 0, 0.08, 2, dim(roof, 0.75))
     for y in (lanes[:-1] + lanes[1:]) / 2:
@@ -121,8 +120,7 @@ def toll_station(f: Frame, rng: np.random.Generator) -> None:
 def harbor(f: Frame, rng: np.random.Generator) -> None:
     """Jetties with finger piers and moored boats; the quay is at -x, the water at +x. Offers berths to ships."""
     wood = pick(rng, ((186, 178, 164), (150, 130, 108), (206, 204, 198)), 8)
-    rows = int(rng.integers(2, 4))
-    ys = np.linspace(-0.62, 0.62, rows)
+    ys = np.linspace(-0.62, 0.62, int(rng.integers(2, 4)))
     f.rect(-0.9, 0, 0.2, 1.6, jitter(rng, CONCRETE, 8), tall=0.04)
     for y in ys:
         f.rect(0.05, y, 1.8, 0.07, wood, tall=0.03)
