@@ -24,12 +24,7 @@ SPLITS: Splits = {
 }
 
 _FOLDERS = {  # layout -> annotations, splits, images of test, images of the other splits
-    "DIOR": (
-        "Annotations/Horizontal Bounding Boxes",
-        "ImageSets/Main",
-        "JPEGImages-test",
-        "JPEGImages-trainval",
-    ),
+    "DIOR": ("Annotations/Horizontal Bounding Boxes", "ImageSets/Main", "JPEGImages-test", "JPEGImages-trainval"),
     "VOC": ("Annotations", "ImageSets/Main", "JPEGImages", "JPEGImages"),
     "reorganised": ("annotations/horizontal", "splits", "images/test", "images/trainval"),
 }
@@ -70,14 +65,13 @@ def write_dataset(
 ) -> Path:
     """Writes images, annotations and split files under `root`, and returns it."""
     for split, images in splits.items():
+        list_path = split_file(root, split, layout)
         for image_id, boxes in images.items():
             image_path = image_file(root, split, image_id, layout, suffix)
             xml_path = annotation_dir(root, layout) / f"{image_id}.xml"
-            for path in (image_path, xml_path):
+            for path in (image_path, xml_path, list_path):
                 path.parent.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(image_path), picture(image_id, size_wh)[:, :, ::-1])
             xml_path.write_text(annotation_xml(image_id, boxes, size_wh))
-        path = split_file(root, split, layout)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{image_id}\n" for image_id in images))
+        list_path.write_text("".join(f"{image_id}\n" for image_id in images))
     return root

@@ -40,13 +40,6 @@ def circle(x: float, y: float, rx: float, ry: float | None = None, n: int = 28, 
     return np.stack([x + rx * np.cos(t), y + (rx if ry is None else ry) * np.sin(t)], 1)
 
 
-def capsule(half_straight: float, radius: float, n: int = 16) -> np.ndarray:
-    """Outline of a running track: two straights and two half circles, [2n, 2]."""
-    right = circle(half_straight, 0, radius, n=n, arc=(-math.pi / 2, math.pi / 2))
-    left = circle(-half_straight, 0, radius, n=n, arc=(math.pi / 2, 1.5 * math.pi))
-    return np.concatenate([right, left])
-
-
 def left_of(direction: np.ndarray) -> np.ndarray:
     """The direction [2] turned by a right angle."""
     return np.array([-direction[1], direction[0]])

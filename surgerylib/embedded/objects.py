@@ -10,9 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from .canvas import (
-    PAINTS, ROOFS, WHITE, Canvas, Color, Frame, blob, capsule, circle, dim, jitter, left_of, mirror, pick,
-)  # fmt: skip
+from .canvas import PAINTS, ROOFS, WHITE, Canvas, Color, Frame, blob, circle, dim, jitter, left_of, mirror, pick
 
 
 def airplane(f: Frame, rng: np.random.Generator) -> None:
@@ -166,11 +164,18 @@ def groundtrackfield(f: Frame, rng: np.random.Generator) -> None:
     """A running track around a pitch."""
     track = pick(rng, ((186, 78, 60), (186, 78, 60), (170, 92, 78), (70, 104, 160), (128, 130, 132)), 8)
     straight, radius = 0.48, 0.52
-    f.poly(capsule(straight, radius), track)
+
+    def oval(inset: float) -> np.ndarray:
+        """Two straights and two half circles."""
+        right = circle(straight, 0, radius - inset, n=16, arc=(-math.pi / 2, math.pi / 2))
+        left = circle(-straight, 0, radius - inset, n=16, arc=(math.pi / 2, 1.5 * math.pi))
+        return np.concatenate([right, left])
+
+    f.poly(oval(0), track)
     for inset in (0.05, 0.1, 0.15):
-        f.line(capsule(straight, radius - inset), 0.008, jitter(rng, (226, 196, 186), 4), closed=True)
+        f.line(oval(inset), 0.008, jitter(rng, (226, 196, 186), 4), closed=True)
     grass = jitter(rng, (84, 140, 64), 10)
-    f.poly(capsule(straight, radius - 0.19), jitter(rng, np.multiply(grass, 0.9), 4))
+    f.poly(oval(0.19), jitter(rng, np.multiply(grass, 0.9), 4))
     f.rect(0, 0, 1.0, 0.56, grass)
     for x in np.arange(-0.4, 0.5, 0.2):
         f.rect(x, 0, 0.1, 0.56, jitter(rng, np.add(grass, 13), 2))

@@ -11,7 +11,6 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 import cv2
 import numpy as np
@@ -170,19 +169,20 @@ def _write_all(root: Path, counts: dict[str, int], size: int, seed: int, progres
     return total
 
 
+_ANNOTATION = (
+    "<annotation>\n\t<filename>{}</filename>\n\t<source>\n\t\t<database>surgerylib scenes</database>\n\t</source>\n"
+    "\t<size>\n\t\t<width>{}</width>\n\t\t<height>{}</height>\n\t\t<depth>{}</depth>\n\t</size>\n"
+    "\t<segmented>0</segmented>\n{}</annotation>\n"
+)
+_OBJECT = (
+    "\t<object>\n\t\t<name>{}</name>\n\t\t<pose>Unspecified</pose>\n\t\t<bndbox>\n\t\t\t<xmin>{}</xmin>\n"
+    "\t\t\t<ymin>{}</ymin>\n\t\t\t<xmax>{}</xmax>\n\t\t\t<ymax>{}</ymax>\n\t\t</bndbox>\n\t</object>\n"
+)
+
+
 def _xml(filename: str, scene: Scene) -> str:
     height, width, depth = scene.image.shape
-    lines = [
-        f"<annotation>\n\t<filename>{escape(filename)}</filename>",
-        "\t<source>\n\t\t<database>surgerylib scenes</database>\n\t</source>",
-        f"\t<size>\n\t\t<width>{width}</width>\n\t\t<height>{height}</height>\n\t\t<depth>{depth}</depth>\n\t</size>",
-        "\t<segmented>0</segmented>",
-    ]
-    for label, box in zip(scene.labels, scene.boxes_xyxy.astype(int).tolist(), strict=True):
-        sides = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
-        corners = "".join(f"\t\t\t<{side}>{value}</{side}>\n" for side, value in sides)
-        lines.append(
-            f"\t<object>\n\t\t<name>{escape(label)}</name>\n\t\t<pose>Unspecified</pose>\n"
-            f"\t\t<bndbox>\n{corners}\t\t</bndbox>\n\t</object>"
-        )
-    return "\n".join([*lines, "</annotation>", ""])
+    objects = zip(scene.labels, scene.boxes_xyxy.astype(int).tolist(), strict=True)
+    return _ANNOTATION.format(
+        filename, width, height, depth, "".join(_OBJECT.format(label, *box) for label, box in objects)
+    )

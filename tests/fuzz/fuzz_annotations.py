@@ -3,7 +3,7 @@
 Takes libFuzzer's own arguments: `python tests/fuzz/fuzz_annotations.py FOLDER tests/fuzz/corpus -max_total_time=660`
 writes what reaches new code into FOLDER and stops at the first input that breaks a rule of `voc_target`.
 `-merge=1 NEW OLD` leaves in NEW the smallest set that reaches all of it. What is worth keeping goes into `corpus/`,
-which `test_fuzz_corpus` replays in every `make test`.
+which `test_fuzz_annotations` replays in every `make test`.
 """
 
 from __future__ import annotations

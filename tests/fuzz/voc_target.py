@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from surgerylib.datasets import Annotation, Dataset, load_dataset, read_annotation
+from surgerylib.datasets import Annotation, load_dataset, read_annotation
 from surgerylib.errors import AnnotationError, SurgeryError
 from surgerylib.words import DIOR_CLASSES
 
@@ -32,10 +32,6 @@ def make_dataset(folder: Path) -> Path:
 def check_annotation(data: bytes, root: Path) -> Annotation | None:
     """Reads `data` as the annotation of a data set's only image.
 
-    Args:
-        data: the file's bytes.
-        root: a folder that `make_dataset` made.
-
     Returns:
         what was read; None where the file was refused as it must be: one line that names the file.
     """
@@ -53,24 +49,14 @@ def check_annotation(data: bytes, root: Path) -> Annotation | None:
         assert all(map(math.isfinite, (xmin, ymin, xmax, ymax)))
         assert xmin <= xmax
         assert ymin <= ymax
-    _check_mended(annotation, root)
-    return annotation
-
-
-def _check_mended(annotation: Annotation, root: Path) -> None:
     try:
         dataset = load_dataset(root, "test", require_images=False)
     except AnnotationError as error:
         one_line(error)
         assert annotation.size_wh is None
-        return
+        return annotation
     width, height = annotation.size_wh
     assert dataset.images[["image_id", "width", "height"]].to_numpy().tolist() == [[IMAGE_ID, width, height]]
-    _check_boxes(dataset, annotation, (width, height))
-
-
-def _check_boxes(dataset: Dataset, annotation: Annotation, size_wh: tuple[int, int]) -> None:
-    width, height = size_wh
     assert len(dataset.boxes) + dataset.n_dropped == len(annotation.labels)
     assert dataset.n_clipped <= len(dataset.boxes)
     for xmin, ymin, xmax, ymax in dataset.boxes[["xmin", "ymin", "xmax", "ymax"]].to_numpy().tolist():
@@ -78,3 +64,4 @@ def _check_boxes(dataset: Dataset, annotation: Annotation, size_wh: tuple[int, i
         assert 0 <= ymin < ymax <= height
     assert len(dataset.fingerprint()) == 64
     assert len(dataset.describe().splitlines()) == 1
+    return annotation
