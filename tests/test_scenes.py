@@ -24,6 +24,7 @@ from surgerylib.files import aside_prefix
 from surgerylib.words import DIOR_CLASSES
 
 SMALL = {"num_train": 3, "num_val": 1, "num_test": 2, "size": 128}
+ONE = {"num_train": 1, "num_val": 0, "num_test": 0, "size": 96}
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +52,9 @@ def test_scenes_hold_every_class_in_boxes_that_lie_inside_and_are_no_slivers():
     assert {label for scene in drawn for label in scene.labels} == set(CLASSES) == set(DIOR_CLASSES)
     for scene in drawn:
         assert scene.labels
-        assert scene.image.shape == (160, 160, 3)
-        assert scene.image.dtype == np.uint8
+        assert (scene.image.shape, scene.image.dtype) == ((160, 160, 3), np.uint8)
         assert scene.boxes_xyxy.shape == (len(scene.labels), 4)
-        assert (scene.boxes_xyxy >= 0).all()
-        assert (scene.boxes_xyxy <= 160).all()
+        assert 0 <= scene.boxes_xyxy.min() <= scene.boxes_xyxy.max() <= 160
         assert (scene.boxes_xyxy[:, 2:] - scene.boxes_xyxy[:, :2] >= 2).all()
 
 
@@ -104,7 +103,7 @@ def test_foreign_folder_is_refused_and_left_alone(tmp_path, manifest):
     (tmp_path / "thesis.txt").write_text("mine")
     if manifest is not None:
         (tmp_path / "scenes.json").write_text(manifest)
-    drawn = write_scenes(tmp_path / "s", num_train=1, num_val=0, num_test=0, size=96)
+    drawn = write_scenes(tmp_path / "s", **ONE)
     (drawn / "thesis.txt").write_text("mine")  # among scenes too
     for mine in (tmp_path, drawn):
         with pytest.raises(OutputError, match="not generated scenes"):
@@ -114,24 +113,21 @@ def test_foreign_folder_is_refused_and_left_alone(tmp_path, manifest):
 
 def test_killed_while_it_replaces_a_folder_no_half_of_it_is_taken_for_whole(tmp_path, monkeypatch):
     """The former folder was deleted piece by piece under its name; half gone, it passed for the scenes it had been."""
-    former = {"num_train": 2, "num_val": 0, "num_test": 0, "size": 96}
+    former = ONE | {"num_train": 2}
     write_scenes(tmp_path / "s", **former)
-
-    class KilledError(BaseException):
-        pass
 
     def killed(folder, **_):
         for path in sorted(folder.rglob("*.jpg"))[:1]:
             path.unlink()
-        raise KilledError
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(shutil, "rmtree", killed)
-    with pytest.raises(KilledError):
-        write_scenes(tmp_path / "s", **{**former, "num_train": 3})
+    with pytest.raises(KeyboardInterrupt):
+        write_scenes(tmp_path / "s", **former | {"num_train": 3})
     monkeypatch.undo()
     write_scenes(tmp_path / "s", **former)
     assert len(list((tmp_path / "s/JPEGImages-trainval").iterdir())) == 2
-    write_scenes(tmp_path / "s", **{**former, "num_train": 1})  # other settings replace what was written here
+    write_scenes(tmp_path / "s", **ONE)  # other settings replace what was written here
     assert (tmp_path / "s/ImageSets/Main/train.txt").read_text() == "00001\n"
     assert len(list((tmp_path / "s/JPEGImages-trainval").iterdir())) == 1
 
@@ -142,23 +138,22 @@ def test_what_a_killed_drawing_left_is_removed(tmp_path):
     living = f"{aside_prefix('s')}abcd_123.partial"
     (tmp_path / living.replace(f"-{os.getpid()}-", f"-{gone.pid}-") / "fresh").mkdir(parents=True)
     (tmp_path / living).mkdir()
-    write_scenes(tmp_path / "s", num_train=1, num_val=0, num_test=0, size=96)
+    write_scenes(tmp_path / "s", **ONE)
     assert {path.name for path in tmp_path.iterdir()} == {"s", living}
 
 
 def test_two_that_draw_the_same_scenes_at_once_both_have_them(tmp_path, monkeypatch):
     """Two first runs at once: the slower one failed, as the folder was not empty any more."""
-    settings = {"num_train": 1, "num_val": 0, "num_test": 0, "size": 96}
     draw, calls = scenes._write_all, []
 
     def overtaken(*arguments):
         calls.append(1)
         if len(calls) == 1:
-            write_scenes(tmp_path / "s", **settings)
+            write_scenes(tmp_path / "s", **ONE)
         return draw(*arguments)
 
     monkeypatch.setattr(scenes, "_write_all", overtaken)
-    assert write_scenes(tmp_path / "s", **settings) == tmp_path / "s"
+    assert write_scenes(tmp_path / "s", **ONE) == tmp_path / "s"
     assert len(calls) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
 import pytest
+from dior_folders import annotation_xml
 from hypothesis import given
 from hypothesis import strategies as st
 from profiles import fuzz
@@ -53,8 +54,7 @@ TAGS = st.sampled_from(
 )  # fmt: skip
 NUMBERS = [
     "nan", "inf", "-inf", "1e308", "-1e308", "1e309", "1e-400", "1" * 400, "0x10", "1_0", "-0", "+3", " 3\n", "٣",
-    "3,5",
-    "0.1.2", "", "1e", "infinity", "NaN", "½", "१", "1e400", "5.", ".5",
+    "3,5", "0.1.2", "", "1e", "infinity", "NaN", "½", "१", "1e400", "5.", ".5",
 ]  # fmt: skip
 TEXTS = st.one_of(
     st.sampled_from([*DIOR_CLASSES, "golf course", "shipp yard", *NUMBERS]),
@@ -64,19 +64,14 @@ TEXTS = st.one_of(
 )
 ODDITIES = st.sampled_from(
     ["<!-- 3 -->", "<?pi 3?>", "<![CDATA[3]]>", "<![CDATA[", "&#51;", "&#10;", "&#x2028;", "&amp;", "&nothing;",
-     "&#0;", "&#xd800;", "]]>",
-     "<", "&", "\x00", "\x1b", "<b/>"]
+     "&#0;", "&#xd800;", "]]>", "<", "&", "\x00", "\x1b", "<b/>"]
 )  # fmt: skip
 
 
 def element(children: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     attributes = st.sampled_from(["", "", "", ' a="1"', ' a="1" a="2"', ' xmlns="x"', ' xmlns:v="&#10;"', " a"])
-    return st.builds(
-        lambda tag, attribute, inside: f"<{tag}{attribute}>{''.join(inside)}</{tag}>",
-        TAGS,
-        attributes,
-        st.lists(children, max_size=5),
-    )
+    inside = st.lists(children, max_size=5).map("".join)
+    return st.builds("<{0}{1}>{2}</{0}>".format, TAGS, attributes, inside)
 
 
 TREES = st.recursive(st.one_of(TEXTS, ODDITIES), element, max_leaves=20)
@@ -95,10 +90,9 @@ def test_any_tree(root, inside):
 )
 def test_any_text_for_one_value(root, tag, text):
     values = {"xmin": 1, "ymin": 1, "xmax": 5, "ymax": 5, "width": 8, "height": 8, "name": "ship", tag: text}
-    box = "".join(f"<{name}>{values[name]}</{name}>" for name in ("xmin", "ymin", "xmax", "ymax"))
-    size = "".join(f"<{name}>{values[name]}</{name}>" for name in ("width", "height"))
-    object_ = f"<object><name>{values['name']}</name><bndbox>{box}</bndbox></object>"
-    check_annotation(f"<annotation><size>{size}</size>{object_}</annotation>".encode("utf-8", "replace"), root)
+    box = [(values["name"], *(values[corner] for corner in ("xmin", "ymin", "xmax", "ymax")))]
+    xml = annotation_xml("x", box, (values["width"], values["height"]))
+    check_annotation(xml.encode("utf-8", "replace"), root)
 
 
 @fuzz(40)

@@ -10,7 +10,7 @@ from surgerylib.errors import AnnotationError, SurgeryError
 from surgerylib.words import DIOR_CLASSES
 
 IMAGE_ID = "00001"
-_ANNOTATIONS = "Annotations/Horizontal Bounding Boxes"
+ANNOTATIONS = "Annotations/Horizontal Bounding Boxes"
 
 
 def one_line(error: SurgeryError) -> str:
@@ -23,7 +23,7 @@ def one_line(error: SurgeryError) -> str:
 
 def make_dataset(folder: Path) -> Path:
     """A data set without images: one image named in the split `test`; its annotation is still to be written."""
-    for name in (_ANNOTATIONS, "ImageSets/Main"):
+    for name in (ANNOTATIONS, "ImageSets/Main"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / "ImageSets/Main/test.txt").write_text(f"{IMAGE_ID}\n")
     return folder
@@ -35,7 +35,7 @@ def check_annotation(data: bytes, root: Path) -> Annotation | None:
     Returns:
         what was read; None where the file was refused as it must be: one line that names the file.
     """
-    path = root / _ANNOTATIONS / f"{IMAGE_ID}.xml"
+    path = root / ANNOTATIONS / f"{IMAGE_ID}.xml"
     path.write_bytes(data)
     try:
         annotation = read_annotation(path)
