@@ -290,6 +290,20 @@ def test_annotation_that_cannot_be(root, xml, message):
     assert "11727.xml" in refused(AnnotationError, message, root)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("</object>", "<bndbox/></object>", r"object 1 \(ship\) has 2 <bndbox>; an object has one box"),
+        ("<object>", "<part><object/></part><object>", "has 1 <object> not right below <annotation>"),
+        ("</object>", "<object/></object>", "has 1 <object> not right below <annotation>"),
+    ],
+)
+def test_known_error_15_ground_truth_lost_in_silence(root, old, new, message):
+    xml = annotation_xml("11727", [("ship", 1, 1, 5, 5)])
+    (annotation_dir(root) / "11727.xml").write_text(xml.replace(old, new))
+    refused(AnnotationError, message, root)
+
+
 def test_sizes_as_tools_write_them(root):
     rewrite(root, "11727", [], size_wh=("64.0", 48))
     assert read_annotation(annotation_dir(root) / "11727.xml").size_wh == SIZE_WH

@@ -37,14 +37,17 @@ def read_annotation(path: str | os.PathLike[str], classes: Sequence[str] = DIOR_
         classes: names in the file are brought to this list's spelling.
 
     Raises:
-        AnnotationError: the file is missing, is not well-formed VOC XML, declares entities, or holds a box without
-            numbers or with xmax < xmin or ymax < ymin.
+        AnnotationError: the file is missing, is not well-formed VOC XML, declares entities, holds a box without
+            numbers or with xmax < xmin or ymax < ymin, or one that would be lost: an object's second, or an object
+            elsewhere in the tree.
         UnknownClassError: an object's name is not in `classes`.
     """
     path, classes = Path(path), tuple(classes)
     root = _root(path)
-    labels, boxes = [], []
-    for number, item in enumerate(root.findall("object"), start=1):
+    labels, boxes, objects = [], [], root.findall("object")
+    if elsewhere := sum(1 for _ in root.iter("object")) - len(objects):
+        raise AnnotationError(f"{path} has {elsewhere} <object> not right below <annotation>; move them there")
+    for number, item in enumerate(objects, start=1):
         where, name = f"{path}: object {number}", (item.findtext("name") or "").strip()
         if not name:
             raise AnnotationError(f"{where} has no <name>; add it or remove the object")
@@ -52,7 +55,7 @@ def read_annotation(path: str | os.PathLike[str], classes: Sequence[str] = DIOR_
             labels.append(_canonical_class(name, classes))
         except UnknownClassError as error:
             raise UnknownClassError(f"{where}: {error}") from None
-        boxes.append(_box(f"{where} ({name})", item.find("bndbox")))
+        boxes.append(_box(f"{where} ({name})", item.findall("bndbox")))
     return Annotation(_stated_size(path, root), labels, boxes)
 
 
@@ -76,11 +79,13 @@ def _root(path: Path) -> Element:
     return root
 
 
-def _box(what: str, box: Element | None) -> tuple[float, float, float, float]:
+def _box(what: str, found: list[Element]) -> tuple[float, float, float, float]:
     """The numbers of an object's box, checked; `what` names the object."""
-    if box is None:
+    if not found:
         raise AnnotationError(f"{what} has no <bndbox>; only horizontal boxes are read: add one or remove the object")
-    texts = [box.findtext(corner) for corner in _CORNERS]
+    if len(found) > 1:
+        raise AnnotationError(f"{what} has {len(found)} <bndbox>; an object has one box: write an object for each")
+    texts = [found[0].findtext(corner) for corner in _CORNERS]
     try:
         xmin, ymin, xmax, ymax = map(_number, texts)
     except ValueError:
