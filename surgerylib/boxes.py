@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import cv2
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Array = TypeVar("Array", np.ndarray, "Tensor")
-Rectangle = tuple[int, int, int, int]  # x, y, width, height in working pixels, as OpenCV gives it
 _KERNEL = np.ones((3, 3), np.uint8)
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -133,17 +132,11 @@ def extract_many(
     Returns:
         S results, in the order of the settings.
     """
-    found: list[FoundBoxes | None] = [None] * len(settings)
-    for working_size in dict.fromkeys(setting.working_size for setting in settings):
-        members = [index for index, setting in enumerate(settings) if setting.working_size == working_size]
-        resized = resize_map(heatmap, working_size)
-        wanted = dict.fromkeys((t, settings[index].floor) for index in members for t in settings[index].thresholds)
-        regions = _regions(resized, wanted)
-        sums = cv2.integral(resized, sdepth=cv2.CV_64F)
-        own = [settings[index] for index in members]
-        for index, boxes in zip(members, _cut(resized, sums, regions, image_size_wh, own), strict=True):
-            found[index] = boxes
-    return found
+    found: dict[Setting, FoundBoxes] = {}
+    for working_size in {setting.working_size for setting in settings}:
+        own = [setting for setting in settings if setting.working_size == working_size]
+        found |= zip(own, _cut(resize_map(heatmap, working_size), image_size_wh, own), strict=True)
+    return [found[setting] for setting in settings]
 
 
 def resize_map(heatmap: np.ndarray | Tensor, working_size: int) -> np.ndarray:
@@ -200,17 +193,17 @@ def threshold_mask(resized: np.ndarray, level: float) -> np.ndarray:
 
 
 def mask_rectangles(mask: np.ndarray) -> np.ndarray:
-    """Step 4: int [K, 4], xmin, ymin, xmax, ymax in working pixels of each external contour."""
-    return _as_corners(_contour_rectangles(mask))
+    """Step 4: int64 [K, 4], xmin, ymin, xmax, ymax in working pixels of each external contour."""
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    corners = np.array([cv2.boundingRect(contour) for contour in contours], dtype=np.int64).reshape(-1, 4)
+    corners[:, 2:] += corners[:, :2]  # OpenCV gives x, y, width, height
+    return corners
 
 
-def keep_sides(rectangles: np.ndarray, min_side: int, max_side: int | None = None) -> np.ndarray:
-    """Step 5's choice: those of [K, 4] whose sides are both above `min_side` and at most `max_side`."""
+def sides_fit(rectangles: np.ndarray, min_side: np.ndarray | int, max_side: np.ndarray | int | None) -> np.ndarray:
+    """Step 5's choice: bool [K], which of [K, 4] have both sides above `min_side` and at most `max_side`, if any."""
     sides = rectangles[:, 2:] - rectangles[:, :2]
-    keep = (sides > min_side).all(axis=1)
-    if max_side is not None:
-        keep &= (sides <= max_side).all(axis=1)
-    return rectangles[keep]
+    return (sides.min(axis=1) > min_side) & (sides.max(axis=1) <= (np.inf if max_side is None else max_side))
 
 
 def nms(boxes: np.ndarray, iou_threshold: float) -> np.ndarray:
@@ -235,28 +228,44 @@ def nms(boxes: np.ndarray, iou_threshold: float) -> np.ndarray:
     return boxes[order[np.sort(np.asarray(keep, dtype=np.int64).ravel())]]
 
 
-def _contour_rectangles(mask: np.ndarray) -> list[Rectangle]:
-    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    return [cv2.boundingRect(contour) for contour in contours]
+def _cut(resized: np.ndarray, image_size_wh: tuple[int, int], settings: Sequence[Setting]) -> list[FoundBoxes]:
+    """Steps 2 to 5 under settings of one working size.
 
-
-def _as_corners(rectangles: Sequence[Rectangle]) -> np.ndarray:
-    """x, y, width, height -> int64 [K, 4], xmin, ymin, xmax, ymax."""
-    corners = np.array(rectangles, dtype=np.int64).reshape(-1, 4)
-    corners[:, 2:] += corners[:, :2]
-    return corners
+    The rectangles of all settings go through step 5 together: NumPy's calls would take longer than what they compute.
+    """
+    regions = _regions(resized, {(threshold, own.floor) for own in settings for threshold in own.thresholds})
+    parts = [[regions[threshold, setting.floor] for threshold in setting.thresholds] for setting in settings]
+    own = [_united([rectangles for rectangles, _ in of_setting]) for of_setting in parts]
+    corners = np.concatenate(own)
+    place = np.repeat(np.arange(len(settings)), [len(rectangles) for rectangles in own])  # which setting's
+    least = np.array([setting.min_side for setting in settings])
+    most = np.array([np.inf if setting.max_side is None else setting.max_side for setting in settings])
+    kept = sides_fit(corners, least[place], most[place])
+    corners, place = corners[kept], place[kept]
+    boxes = np.empty((len(corners), 5))
+    boxes[:, :4] = (
+        corners * np.array((*image_size_wh, *image_size_wh)) / len(resized)
+    )  # divided last: 224 is the border
+    boxes[:, 4] = _scores(resized, corners, np.array([setting.box_score for setting in settings])[place])
+    boxes = boxes[np.lexsort((-boxes[:, 4], place))]  # stable: of equals the first found
+    ends = np.searchsorted(place, np.arange(len(settings) + 1)).tolist()
+    found = []
+    for setting, of_setting, (first, end) in zip(settings, parts, pairwise(ends), strict=True):
+        of_boxes = boxes[first:end] if setting.nms_iou is None else nms(boxes[first:end], setting.nms_iou)
+        found.append(FoundBoxes(of_boxes, max(share for _, share in of_setting)))
+    return found
 
 
 def _regions(
     resized: np.ndarray, cuts: Collection[tuple[float | str, float | None]]
-) -> dict[tuple[float | str, float | None], tuple[list[Rectangle], float]]:
-    """(threshold, floor) -> rectangles of its mask, of any size, and the mask's share of the map."""
-    nothing: tuple[list[Rectangle], float] = ([], 0.0)
+) -> Mapping[tuple[float | str, float | None], tuple[np.ndarray, float]]:
+    """(threshold, floor) -> rectangles [K, 4] of its mask, of any size, and the mask's share of the map."""
+    nothing = np.empty((0, 4), np.int64), 0.0
     low, high, _, _ = cv2.minMaxLoc(resized)
     if low == high:
         return dict.fromkeys(cuts, nothing)
-    levels = threshold_levels(resized, dict.fromkeys(threshold for threshold, _ in cuts))
-    masked: dict[float, tuple[list[Rectangle], float]] = {}  # thresholds below one floor have one mask
+    levels = threshold_levels(resized, {threshold for threshold, _ in cuts})
+    masked: dict[float, tuple[np.ndarray, float]] = {}  # thresholds below one floor have one mask
     regions = {}
     for threshold, floor in cuts:
         level = floored_level(levels[threshold], floor)
@@ -264,59 +273,28 @@ def _regions(
             masked[level] = nothing
             if np.float32(level) <= high:  # most maps of absent classes lie below a good floor: no mask to look at
                 mask = threshold_mask(resized, level)
-                masked[level] = (_contour_rectangles(mask), cv2.countNonZero(mask) / mask.size)
+                masked[level] = mask_rectangles(mask), cv2.countNonZero(mask) / mask.size
         regions[threshold, floor] = masked[level]
     return regions
 
 
-def _cut(
-    resized: np.ndarray,
-    sums: np.ndarray,
-    regions: Mapping[tuple[float | str, float | None], tuple[list[Rectangle], float]],
-    image_size_wh: tuple[int, int],
-    settings: Sequence[Setting],
-) -> list[FoundBoxes]:
-    """Step 5 under settings of one working size, from what they share: integral image `sums`, the masks' rectangles.
-
-    The rectangles of all settings go through it together: NumPy's calls would take longer than what they compute.
-    """
-    parts = [[regions[threshold, setting.floor] for threshold in setting.thresholds] for setting in settings]
-    # of several thresholds an exact duplicate once, where it came first
-    own = [of[0][0] if len(of) == 1 else list(dict.fromkeys(chain(*(some for some, _ in of)))) for of in parts]
-    corners = _as_corners(list(chain(*own)))
-    place = np.repeat(np.arange(len(settings)), [len(rectangles) for rectangles in own])  # which setting's
-    sides = corners[:, 2:] - corners[:, :2]
-    least = np.array([setting.min_side for setting in settings])
-    most = np.array([np.inf if setting.max_side is None else setting.max_side for setting in settings])
-    kept = (sides.min(axis=1) > least[place]) & (sides.max(axis=1) <= most[place])
-    corners, place = corners[kept], place[kept]
-    boxes = np.empty((len(corners), 5))
-    size = np.array((*image_size_wh, *image_size_wh))
-    boxes[:, :4] = corners * size / resized.shape[0]  # divided last: 224 gives the border
-    boxes[:, 4] = _scores(resized, sums, corners, [setting.box_score for setting in settings], place)
-    boxes = boxes[np.lexsort((-boxes[:, 4], place))]  # stable: of equals the first found
-    ends = np.searchsorted(place, np.arange(len(settings) + 1)).tolist()
-    found = []
-    for setting, of_setting, (first, end) in zip(settings, parts, pairwise(ends), strict=True):
-        of_boxes = boxes[first:end]
-        activated = max(share for _, share in of_setting)
-        found.append(FoundBoxes(of_boxes if setting.nms_iou is None else nms(of_boxes, setting.nms_iou), activated))
-    return found
+def _united(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """The rectangles [K, 4] of several thresholds, an exact duplicate once, where it came first."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = dict.fromkeys(map(tuple, np.concatenate(parts).tolist()))
+    return np.array(list(rows), dtype=np.int64).reshape(-1, 4)
 
 
-def _scores(
-    resized: np.ndarray, sums: np.ndarray, corners: np.ndarray, scores: Sequence[str], place: np.ndarray
-) -> np.ndarray:
-    """float64 [K], of each rectangle the one of `BOX_SCORES` at its place; the means from the integral image."""
+def _scores(resized: np.ndarray, corners: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """float64 [K], of each rectangle its own one of `Setting.box_score`; the means from the integral image."""
+    sums = cv2.integral(resized, sdepth=cv2.CV_64F)
     x1, y1, x2, y2 = corners.T
     area = (x2 - x1) * (y2 - y1)
     values = (sums[y2, x2] - sums[y1, x2] - sums[y2, x1] + sums[y1, x1]) / area
-    if "mean_sqrt_area" in scores:
-        of_area = np.array([score == "mean_sqrt_area" for score in scores])[place]
-        values[of_area] *= np.sqrt(area[of_area] / resized.size)
-    if "max" in scores:
-        highest = np.array([score == "max" for score in scores])[place]
-        values[highest] = [resized[b:d, a:c].max() for a, b, c, d in corners[highest].tolist()]
+    of_area, highest = scores == "mean_sqrt_area", scores == "max"
+    values[of_area] *= np.sqrt(area[of_area] / resized.size)
+    values[highest] = [resized[b:d, a:c].max() for a, b, c, d in corners[highest].tolist()]
     return values
 
 

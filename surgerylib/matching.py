@@ -20,6 +20,8 @@ from .words import check_classes
 
 BOX_COLUMNS = ["xmin", "ymin", "xmax", "ymax"]
 INTERPOLATIONS = ("11point", "area", "coco101")
+# in chunks: detection index, box index and IoU > 0, each [P]
+Pairs = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
 # pairs held at a time: eight columns of float64 stay within 8 MB
 _PAIRS_PER_CHUNK = 1 << 17
 
@@ -55,7 +57,12 @@ def match(
     check_interpolation(interpolation)
     if max_detections is not None:
         whole_number("max_detections", max_detections)
-    listed = _checked_classes(classes)
+    try:
+        listed = dict.fromkeys(() if classes is None else classes)
+    except TypeError:  # not a list, or one of lists
+        listed = None
+    if listed is None or isinstance(classes, str | bytes):
+        raise ParameterError(f"classes is {classes!r}; give a list of class names, or None")
     boxes = _checked_numbers(detections, "detections", [*BOX_COLUMNS, "score"])
     truth = _checked_numbers(ground_truth, "ground_truth", BOX_COLUMNS)
     image, truth_image, images = _common_codes(detections, ground_truth, "image_id")
@@ -75,13 +82,13 @@ def match(
     order = order[np.argsort(label[order], kind="stable")]
     boxes, image, label = boxes[order, :4], image[order], label[order]
 
-    rule = _coco_matches if interpolation == "coco101" else _voc_matches
     n_classes = len(names)
-    is_tp = rule(boxes, image * n_classes + label, truth, truth_image * n_classes + truth_label, thresholds)
+    pairs = overlapping_pairs(boxes, image * n_classes + label, truth, truth_image * n_classes + truth_label)
+    rule = _coco_matches if interpolation == "coco101" else _voc_matches
     return Matches(
         classes=names,
         iou_thresholds=thresholds,
-        is_tp=is_tp,
+        is_tp=rule(pairs, thresholds, len(boxes), len(truth)),
         class_bounds=np.searchsorted(label, np.arange(n_classes + 1)),
         images=images,
         image_of_detection=image,
@@ -101,17 +108,16 @@ def checked_thresholds(iou_thresholds: Sequence[float]) -> np.ndarray:
     """IoU thresholds as float64 [T]; a `ParameterError` unless there are some, each in (0, 1] and named once."""
     try:
         thresholds = np.atleast_1d(np.array(iou_thresholds))
-        # text would convert without a word, true would be 1, and a table one long list
-        numeric = thresholds.dtype.kind in "iuf" and thresholds.ndim == 1
-        thresholds = thresholds.astype(np.float64) if numeric else np.empty(0)
     except (TypeError, ValueError):
         thresholds = np.empty(0)
-    if not len(thresholds) or not ((thresholds > 0) & (thresholds <= 1)).all():
+    # text would convert without a word, true would be 1, and a table one long list
+    numeric = thresholds.dtype.kind in "iuf" and thresholds.ndim == 1 and len(thresholds) > 0
+    if not numeric or not ((thresholds > 0) & (thresholds <= 1)).all():
         shown = list(iou_thresholds) if isinstance(iou_thresholds, tuple) else iou_thresholds
         raise ParameterError(f"iou_thresholds is {shown!r}; give one or more numbers above 0 and at most 1")
     if len(np.unique(thresholds)) < len(thresholds):
         raise ParameterError(f"iou_thresholds is {iou_thresholds!r}; name each threshold once")
-    return thresholds
+    return thresholds.astype(np.float64)
 
 
 def _checked_numbers(frame: pd.DataFrame, name: str, numbers: list[str]) -> np.ndarray:
@@ -135,14 +141,14 @@ def _checked_numbers(frame: pd.DataFrame, name: str, numbers: list[str]) -> np.n
     except (TypeError, ValueError, OverflowError):
         kinds = ", ".join(f"{column} {frame[column].dtype}" for column in numbers)
         raise ParameterError(f"{name} has columns that are not numbers ({kinds}); convert them") from None
-    bad_rows = np.flatnonzero(~np.isfinite(values).all(axis=1))
-    if len(bad_rows):
-        seen = dict(zip(numbers, values[bad_rows[0]].tolist(), strict=True))
-        raise ParameterError(f"{name} row {bad_rows[0]} is {seen}; every number must be finite: drop or mend such rows")
-    bad_rows = np.flatnonzero((values[:, 2:4] < values[:, :2]).any(axis=1))
-    if len(bad_rows):
-        seen = dict(zip(BOX_COLUMNS, values[bad_rows[0], :4].tolist(), strict=True))
-        raise ParameterError(f"{name} row {bad_rows[0]} is {seen}; a box needs xmin <= xmax and ymin <= ymax")
+    for is_bad, shown, what in (
+        (~np.isfinite(values).all(axis=1), numbers, "every number must be finite: drop or mend such rows"),
+        ((values[:, 2:4] < values[:, :2]).any(axis=1), BOX_COLUMNS, "a box needs xmin <= xmax and ymin <= ymax"),
+    ):
+        if is_bad.any():
+            row = int(is_bad.argmax())
+            seen = dict(zip(shown, values[row].tolist(), strict=False))
+            raise ParameterError(f"{name} row {row} is {seen}; {what}")
     return values
 
 
@@ -150,16 +156,6 @@ def _holds_numbers(column: pd.Series) -> bool:
     if pd.api.types.is_object_dtype(column):
         return all(isinstance(value, Real | Decimal) for value in column)
     return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_complex_dtype(column)
-
-
-def _checked_classes(classes: Sequence[str] | None) -> tuple[str, ...]:
-    try:
-        listed = () if classes is None else tuple(dict.fromkeys(classes))
-    except TypeError:  # not a list, or one of lists
-        listed = None
-    if listed is None or isinstance(classes, str | bytes):
-        raise ParameterError(f"classes is {classes!r}; give a list of class names, or None")
-    return listed
 
 
 def check_names(column: str, values: pd.Index) -> None:
@@ -191,7 +187,7 @@ def _common_codes(
 
 def overlapping_pairs(
     boxes_xyxy: np.ndarray, groups: np.ndarray, truth_xyxy: np.ndarray, truth_groups: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+) -> Pairs:
     """All pairs (detection, ground-truth box) of the same group that overlap, in chunks of bounded size.
 
     Args:
@@ -258,32 +254,21 @@ def _candidate_range(
     return first, stop
 
 
-def _voc_matches(
-    boxes_xyxy: np.ndarray,
-    groups: np.ndarray,
-    truth_xyxy: np.ndarray,
-    truth_groups: np.ndarray,
-    iou_thresholds: np.ndarray,
-) -> np.ndarray:
+def _voc_matches(pairs: Pairs, iou_thresholds: np.ndarray, n_detections: int, _: int) -> np.ndarray:
     """PASCAL VOC's matching: each detection goes to its highest-IoU box (the first of equals), taken or not.
 
     It is a true positive when that IoU is at least the threshold and no better-scored detection has taken the box.
     Source: Everingham et al. 2010, "The PASCAL Visual Object Classes (VOC) Challenge", section 4.2 (`VOCevaldet.m`).
 
     Args:
-        boxes_xyxy: [N, 4] detections by rank, the best score of each class first; `groups`: [N] int.
-        truth_xyxy: [G, 4] ground truth, `truth_groups`: [G] int.
+        pairs: of `overlapping_pairs`, detections by rank: the best score of each class first.
         iou_thresholds: [T], each in (0, 1].
 
     Returns:
         bool [T, N]: whether the detection is a true positive.
     """
-    claims = [
-        _best_of_each(*pairs)
-        for pairs in overlapping_pairs(boxes_xyxy, groups, truth_xyxy, truth_groups)
-        if len(pairs[0])
-    ]
-    is_tp = np.zeros((len(iou_thresholds), len(boxes_xyxy)), dtype=bool)
+    claims = [_best_of_each(*chunk) for chunk in pairs if len(chunk[0])]
+    is_tp = np.zeros((len(iou_thresholds), n_detections), dtype=bool)
     if not claims:
         return is_tp
     detection, box, iou = (np.concatenate(column) for column in zip(*claims, strict=True))
@@ -307,13 +292,7 @@ def _best_of_each(detection: np.ndarray, box: np.ndarray, iou: np.ndarray) -> tu
     return detection[starts], np.minimum.reduceat(np.where(is_best, box, np.iinfo(box.dtype).max), starts), best
 
 
-def _coco_matches(
-    boxes_xyxy: np.ndarray,
-    groups: np.ndarray,
-    truth_xyxy: np.ndarray,
-    truth_groups: np.ndarray,
-    iou_thresholds: np.ndarray,
-) -> np.ndarray:
+def _coco_matches(pairs: Pairs, iou_thresholds: np.ndarray, n_detections: int, n_boxes: int) -> np.ndarray:
     """COCO's matching: in order of rank, each detection takes its highest-IoU box still free (the last of equals).
 
     `COCOeval.evaluateImg` of pycocotools (Lin et al. 2014) does this one detection at a time. Here all of them act at
@@ -323,17 +302,14 @@ def _coco_matches(
 
     Args and Returns: as `_voc_matches`.
     """
-    n_thresholds, n_detections, n_boxes = len(iou_thresholds), len(boxes_xyxy), len(truth_xyxy)
+    n_thresholds = len(iou_thresholds)
     is_tp = np.zeros((n_thresholds, n_detections), dtype=bool)
     # pycocotools lets an IoU of 1 that came out a hair below pass a threshold of 1
     floor = np.minimum(iou_thresholds, 1 - 1e-10)
-    pairs = []
-    for detection, box, iou in overlapping_pairs(boxes_xyxy, groups, truth_xyxy, truth_groups):
-        keep = iou >= floor.min()
-        pairs.append((detection[keep], box[keep], iou[keep]))
-    if not pairs:
+    chunks = [[column[chunk[2] >= floor.min()] for column in chunk] for chunk in pairs]
+    if not chunks:
         return is_tp
-    detection, box, iou = (np.concatenate(column) for column in zip(*pairs, strict=True))
+    detection, box, iou = (np.concatenate(column) for column in zip(*chunks, strict=True))
     preference = np.lexsort((-box, -iou, detection))
     detection, box, iou = detection[preference], box[preference], iou[preference]
     asking, starts = np.unique(detection, return_index=True)

@@ -64,13 +64,8 @@ def average_precision(
     """
     run = match(detections, ground_truth, iou_thresholds, interpolation, max_detections, classes)
     ap = _ap_of_parts(run, np.ones((1, len(run.images)), dtype=bool), interpolation)[0, 0]
-    return _class_frame(
-        run.classes,
-        run.iou_thresholds,
-        ap=ap,
-        n_ground_truth=np.repeat(run.n_ground_truth[:, None], ap.shape[1], axis=1),
-        n_detections=np.repeat(np.diff(run.class_bounds)[:, None], ap.shape[1], axis=1),
-    )
+    counts = {"n_ground_truth": run.n_ground_truth[:, None], "n_detections": np.diff(run.class_bounds)[:, None]}
+    return _class_frame(run.classes, run.iou_thresholds, ap=ap, **counts)
 
 
 def mean_average_precision(average_precisions: pd.DataFrame) -> pd.DataFrame:
@@ -163,8 +158,7 @@ class BootstrapResult:
 
     def without_classes(self) -> BootstrapResult:
         """The same without the figures of single classes, whose samples take twenty times the memory of the rest."""
-        ap_samples = self.ap_samples[:, :0].copy()  # which a view would keep
-        return replace(self, classes=(), class_images=self.class_images[:0], ap=self.ap[:0], ap_samples=ap_samples)
+        return self._with_rows([])
 
     def of_classes(self, labels: Sequence[str]) -> BootstrapResult:
         """The same of some classes alone: the mean over them, in the same half-samples.
@@ -175,18 +169,23 @@ class BootstrapResult:
         if strangers := [label for label in labels if label not in self.classes]:
             known = ", ".join(map(str, self.classes))
             raise ParameterError(f"there are no figures of {strangers[0]!r}, only of {known}; name those")
-        rows = [place for place, label in enumerate(self.classes) if label in set(labels)]
-        classes, ap, ap_samples = tuple(self.classes[row] for row in rows), self.ap[rows], self.ap_samples[:, rows]
+        chosen = self._with_rows([place for place, label in enumerate(self.classes) if label in set(labels)])
+        return replace(
+            chosen,
+            map_degrees=degrees_of_freedom(chosen.class_images),
+            map=_mean_over_classes(chosen.ap),
+            map_samples=_mean_over_classes(chosen.ap_samples),
+            data_hash=hashlib.sha256(repr((self.data_hash, chosen.classes)).encode()).hexdigest(),
+        )
+
+    def _with_rows(self, rows: list[int]) -> BootstrapResult:
+        """The figures of these classes, in copies; those of all together stay."""
         return replace(
             self,
-            classes=classes,
+            classes=tuple(self.classes[row] for row in rows),
             class_images=self.class_images[rows],
-            map_degrees=degrees_of_freedom(self.class_images[rows]),
-            ap=ap,
-            ap_samples=ap_samples,
-            map=_mean_over_classes(ap),
-            map_samples=_mean_over_classes(ap_samples),
-            data_hash=hashlib.sha256(repr((self.data_hash, classes)).encode()).hexdigest(),
+            ap=self.ap[rows],
+            ap_samples=self.ap_samples[:, rows],
         )
 
     def _columns(
@@ -228,9 +227,8 @@ def bootstrap_map(
     run = match(detections, ground_truth, iou_thresholds, interpolation, classes=classes)
     ids = _checked_ids(image_ids, run.images)
     place = ids.get_indexer(run.images)
-    run = run._replace(
-        images=ids, image_of_detection=place[run.image_of_detection], image_of_truth=place[run.image_of_truth]
-    )
+    codes = {name: place[getattr(run, name)] for name in ("image_of_detection", "image_of_truth")}
+    run = run._replace(images=ids, **codes)
     with_boxes = np.unique(run.class_of_truth * len(ids) + run.image_of_truth)
     class_images = np.bincount(with_boxes // max(len(ids), 1), minlength=len(run.classes))
     parts = np.vstack([np.ones(len(ids), dtype=bool), half_samples(len(ids), -(-n_resamples // 2), seed)])
@@ -267,18 +265,10 @@ def paired_difference(result_a: BootstrapResult, result_b: BootstrapResult) -> B
     ):
         if a != b:
             raise ParameterError(f"not a paired comparison: the {what} differ ({a} and {b}); evaluate both alike")
-    classes = tuple(name for name in result_a.classes if name in result_b.classes)
-    rows_a, rows_b = ([result.classes.index(name) for name in classes] for result in (result_a, result_b))
-    return replace(
-        result_a,
-        classes=classes,
-        class_images=result_a.class_images[rows_a],
-        ap=result_a.ap[rows_a] - result_b.ap[rows_b],
-        ap_samples=result_a.ap_samples[:, rows_a] - result_b.ap_samples[:, rows_b],
-        map=result_a.map - result_b.map,
-        map_samples=result_a.map_samples - result_b.map_samples,
-        is_difference=True,
-    )
+    both = [name for name in result_a.classes if name in result_b.classes]
+    a, b = (result._with_rows([result.classes.index(name) for name in both]) for result in (result_a, result_b))
+    differences = {name: getattr(a, name) - getattr(b, name) for name in ("ap", "ap_samples", "map", "map_samples")}
+    return replace(a, **differences, is_difference=True)
 
 
 def _checked_ids(image_ids: Iterable[str], used: pd.Index) -> pd.Index:
@@ -385,9 +375,10 @@ def _mean_over_classes(ap: np.ndarray) -> np.ndarray:
 
 
 def _class_frame(classes: Sequence[str], iou_thresholds: Sequence[float], **columns: np.ndarray) -> pd.DataFrame:
-    """A row for each class and threshold; each column is [C, T]."""
+    """A row for each class and threshold; each column is [C, T], or [C, 1]."""
     names = pd.Series(np.repeat(np.array(classes, dtype=object), len(iou_thresholds))).infer_objects()
-    values = {name: column.ravel() for name, column in columns.items()}
+    shape = len(classes), len(iou_thresholds)
+    values = {name: np.broadcast_to(column, shape).ravel() for name, column in columns.items()}
     return pd.DataFrame({"label": names, "iou_threshold": np.tile(iou_thresholds, len(classes)), **values})
 
 

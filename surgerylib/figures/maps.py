@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from ..boxes import (
     extract_many,
     floored_level,
-    keep_sides,
     mask_rectangles,
     resize_map,
+    sides_fit,
     threshold_levels,
     threshold_mask,
 )
@@ -200,7 +200,8 @@ def extraction_steps(
     masked.imshow(mask, **look)
     masked.set_title(f"4  mask ≥ {threshold:.3f}, closed, opened".replace("-", "−"))
     components.imshow(mask, **look)
-    rectangles = keep_sides(mask_rectangles(mask), min_side, settings.max_side)
+    rectangles = mask_rectangles(mask)
+    rectangles = rectangles[sides_fit(rectangles, min_side, settings.max_side)]
     style.draw_boxes(components, rectangles, colour=style.PREDICTION, style="--", width=1.5)
     components.set_title(f"5  rectangles with sides > {min_side}")
     style.photo_axis(result, image)
