@@ -87,16 +87,9 @@ class HeatmapAdapter(nn.Module):
         Raises:
             ParameterError: another number of layers or another width.
         """
-        self._check_patches(patches)
-        return self.weigh(patches + self.residual(patches))
-
-    def residual(self, patches: Tensor) -> Tensor:
-        """What is added to each patch token: [L, B, N, D] -> the same."""
-        return self.up(F.gelu(self.down(patches)))
-
-    def weigh(self, tokens: Tensor) -> Tensor:
-        """Tokens [L, B, N, D], each layer with its weight."""
-        return tokens * self.layer_weights[:, None, None, None]
+        self._check(patches)
+        residual = self.up(F.gelu(self.down(patches)))
+        return (patches + residual) * self.layer_weights[:, None, None, None]
 
     def logits(self, similarities: Tensor) -> Tensor:
         """Similarities of adapted tokens, of any shape -> logits: 0 is even odds, on every image."""
@@ -116,29 +109,22 @@ class HeatmapAdapter(nn.Module):
         Raises:
             ParameterError: a shape that does not fit.
         """
+        self._check(patches, text)
         adapted = self.tokens(patches)
-        self._check_text(text)
         return self._on_grid(adapted.mean(dim=0) @ text.to(adapted.dtype).T, grid)
 
     def maps_and_drift(
         self, patches: Tensor, text: Tensor, grid: tuple[int, int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """`forward`, and the mean squared length of `residual`, at a part of their cost: no adapted token is formed.
+        """`forward`, and the residual's mean squared length, at a part of the cost: no adapted token is formed.
 
         (x + U h)·t = x·t + h·(Uᵀt) and |U h|² = h·(UᵀU)h, with the `rank` channels h = gelu(V x + v): all that is as
-        wide as a token is x itself, which needs no gradient. Equal up to rounding.
-
-        Args:
-            patches, text, grid: as for `forward`.
+        wide as a token is x itself, which needs no gradient. Equal up to rounding; arguments and errors as there.
 
         Returns:
             [B, C, h, w] logits, and one number.
-
-        Raises:
-            ParameterError: as `forward`.
         """
-        self._check_patches(patches)
-        self._check_text(text)
+        self._check(patches, text)
         text = text.to(patches.dtype)
         hidden = F.gelu(self.down(patches))  # [L, B, N, rank]
         similarities = F.linear(patches, text) + F.linear(hidden, text @ self.up.weight)  # [L, B, N, C]
@@ -155,25 +141,18 @@ class HeatmapAdapter(nn.Module):
             raise ParameterError(f"{n_patches} patches are not a grid of {rows} x {columns}; give grid=(rows, columns)")
         return self.logits(similarities).transpose(1, 2).reshape(n_images, n_texts, rows, columns)
 
-    def _check_patches(self, patches: Tensor) -> None:
+    def _check(self, patches: Tensor, text: Tensor | None = None) -> None:
         if patches.ndim != 4 or patches.shape[0] != self.num_layers or patches.shape[-1] != self.embed_dim:
             raise ParameterError(
                 f"this adapter takes patch tokens [{self.num_layers}, B, N, {self.embed_dim}], got "
                 f"{list(patches.shape)}; use as many last layers, of the CLIP that it was trained on"
             )
-
-    def _check_text(self, text: Tensor) -> None:
-        if text.ndim != 2 or text.shape[1] != self.embed_dim:
+        if text is not None and (text.ndim != 2 or text.shape[1] != self.embed_dim):
             raise ParameterError(f"text must be [C, {self.embed_dim}] for this adapter, got {list(text.shape)}")
 
 
 def untrained_adapter(config: Mapping[str, int], seed: int) -> HeatmapAdapter:
-    """The adapter that a training with this seed starts from, in eval mode.
-
-    Args:
-        config: arguments of `HeatmapAdapter`.
-        seed: of the weights; torch's own generator is left as it was.
-    """
+    """The adapter that a training with this seed starts from, in eval mode; torch's generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return HeatmapAdapter(**config).eval()
@@ -193,14 +172,7 @@ def clip_and_tokens(clip: SurgeryCLIP, kind: str, layers: int) -> dict[str, Any]
 def save_adapter(
     path: str | Path, config: Mapping[str, int], weights: Mapping[str, Tensor], about: Mapping[str, Any]
 ) -> Path:
-    """Write an adapter's weights as safetensors, with what they belong to as JSON in its metadata.
-
-    Args:
-        path: the file.
-        config: arguments of `HeatmapAdapter`.
-        weights: its state dict.
-        about: plain values; `belongs_to` is what `load_adapter` compares.
-    """
+    """Write an adapter's state dict with its config; of `about`, `belongs_to` is what `load_adapter` compares."""
     return save_trained(path, "adapter", config, weights, about)
 
 

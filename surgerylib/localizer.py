@@ -58,13 +58,13 @@ class GTClassLocalizer(nn.Module):
             ParameterError: a size below 1, an unknown input, or none.
         """
         super().__init__()
-        for name, value in (("num_classes", num_classes), ("feature_dim", feature_dim), ("num_layers", num_layers)):
-            whole_number(name, value)
+        self.num_classes = whole_number("num_classes", num_classes)
+        self.feature_dim = whole_number("feature_dim", feature_dim)
+        self.num_layers = whole_number("num_layers", num_layers)
         if len(grid) != 2:
             raise ParameterError(f"grid must be (rows, columns), got {grid!r}")
         if not inputs or not set(inputs) <= set(LOCALIZER_INPUTS):
             raise ParameterError(f"inputs must be some of {', '.join(LOCALIZER_INPUTS)}, got {list(inputs)!r}")
-        self.num_classes, self.feature_dim, self.num_layers = num_classes, feature_dim, num_layers
         self.grid = (whole_number("grid", grid[0]), whole_number("grid", grid[1]))
         self.inputs = tuple(name for name in LOCALIZER_INPUTS if name in inputs)
         shared = []
@@ -115,19 +115,16 @@ class GTClassLocalizer(nn.Module):
         Raises:
             ParameterError: a shape that does not fit.
         """
-        self._check(images, cam, features)
-        batch, classes = cam.shape[:2]
+        batch, classes = len(images), self.num_classes
         image = torch.arange(batch, device=cam.device).repeat_interleave(classes)
         label = torch.arange(classes, device=cam.device).repeat(batch)
-        return self._of_pairs(images, cam, features, image, label).unflatten(0, (batch, classes))
+        return self.channels(images, cam, features, image, label).unflatten(0, (batch, classes))
 
     def channels(self, images: Tensor, cam: Tensor, features: Tensor, image: Tensor, label: Tensor) -> Tensor:
         """The channels of some (image, class) pairs alone: `forward(...)[image, label]`, at a part of its cost.
 
         Args:
-            images: as in `forward`.
-            cam: as in `forward`.
-            features: as in `forward`.
+            images, cam, features: as in `forward`.
             image: [K] whole numbers, each pair's place in B.
             label: [K], its place in C.
 
@@ -135,14 +132,13 @@ class GTClassLocalizer(nn.Module):
             [K, H, W, 4], xyxy in [0, 1].
         """
         self._check(images, cam, features)
-        return self._of_pairs(images, cam, features, image, label)
-
-    def _of_pairs(self, images: Tensor, cam: Tensor, features: Tensor, image: Tensor, label: Tensor) -> Tensor:
         parts = []
         if "image" in self.inputs:
-            parts.append(self.encoder(_unit_range(images), self.grid))
+            parts.append(self.encoder(images if images.is_floating_point() else images.float() / 255, self.grid))
         if "features" in self.inputs:
-            parts.append(self._features(features, tuple(cam.shape[-2:])))
+            rows = self.norm(features.to(self.project.weight.dtype)).transpose(1, 2).flatten(2)  # [B, N, L*W]
+            projected = self.project(rows).transpose(1, 2).unflatten(2, cam.shape[-2:])  # [B, WIDTH, h, w]
+            parts.append(F.gelu(self.project_norm(to_grid(projected, self.grid))))
         # index_select, not [...]: of a row that is taken twice, the gradient of indexing adds up as the threads come
         hidden = self.class_offset.index_select(0, label)[:, :, None, None]  # [K, channels, 1, 1]
         if parts:
@@ -153,12 +149,6 @@ class GTClassLocalizer(nn.Module):
             hidden = block(hidden)
         return decode(self.boxes(hidden).permute(0, 2, 3, 1).float())  # [K, H, W, 4]
 
-    def _features(self, features: Tensor, grid_from: tuple[int, int]) -> Tensor:
-        """[B, L, N, W] -> [B, WIDTH, H, W]."""
-        rows = self.norm(features.to(self.project.weight.dtype)).transpose(1, 2).flatten(2)  # [B, N, L*W]
-        projected = self.project(rows).transpose(1, 2)  # [B, WIDTH, N]
-        return F.gelu(self.project_norm(to_grid(projected.unflatten(2, grid_from), self.grid)))
-
     def _check(self, images: Tensor, cam: Tensor, features: Tensor) -> None:
         batch = len(images)
         if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < 8:
@@ -167,10 +157,8 @@ class GTClassLocalizer(nn.Module):
             raise ParameterError(f"cam must be [{batch}, {self.num_classes}, h, w], got {list(cam.shape)}")
         expected = (batch, self.num_layers, cam.shape[2] * cam.shape[3], self.feature_dim)
         if tuple(features.shape) != expected:
-            raise ParameterError(
-                f"features must be {list(expected)} for a cam of {cam.shape[2]} x {cam.shape[3]}, "
-                f"got {list(features.shape)}"
-            )
+            what = f"{list(expected)} for a cam of {cam.shape[2]} x {cam.shape[3]}"
+            raise ParameterError(f"features must be {what}, got {list(features.shape)}")
 
 
 class ImageEncoder(nn.Module):
@@ -179,14 +167,10 @@ class ImageEncoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(3, 32, 4, stride=4),
-            nn.GroupNorm(8, 32),
-            nn.GELU(),
-            _conv_norm(32, 64, stride=2),
-            nn.GELU(),
-            _conv_norm(64, WIDTH),
-            nn.GELU(),
-        )
+            nn.Conv2d(3, 32, 4, stride=4), nn.GroupNorm(8, 32), nn.GELU(),
+            _conv_norm(32, 64, stride=2), nn.GELU(),
+            _conv_norm(64, WIDTH), nn.GELU(),
+        )  # fmt: skip
 
     def forward(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """[B, 3, S, S] in 0..1 -> [B, WIDTH, H, W]."""
@@ -209,14 +193,7 @@ class _ClassBlock(nn.Module):
 def save_localizer(
     path: str | Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], about: Mapping[str, Any]
 ) -> Path:
-    """Write a head's weights as safetensors, with what they belong to as metadata.
-
-    Args:
-        path: the file.
-        config: arguments of `GTClassLocalizer`.
-        weights: its state dict.
-        about: plain values; `belongs_to` is what `load_localizer` compares.
-    """
+    """Write a head's state dict with its config; of `about`, `belongs_to` is what `load_localizer` compares."""
     return save_trained(path, "localizer", config, weights, about)
 
 
@@ -239,12 +216,7 @@ def load_localizer(
 
 
 def untrained_localizer(config: Mapping[str, Any], seed: int) -> GTClassLocalizer:
-    """The head that a training with this seed starts from, in eval mode.
-
-    Args:
-        config: arguments of `GTClassLocalizer`.
-        seed: of the weights; torch's own generator is left as it was.
-    """
+    """The head that a training with this seed starts from, in eval mode; torch's generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return GTClassLocalizer(**config).eval()
@@ -287,13 +259,9 @@ def _means(n_from: int, n_to: int, like: Tensor) -> Tensor:
 
 
 def decode(raw: Tensor) -> Tensor:
-    """Four numbers a cell -> boxes: centre = cell centre + 0.5 tanh, width and height by sigmoid, clamped to [0, 1].
+    """Four numbers a cell [..., H, W, 4] -> boxes, xyxy, of the same shape.
 
-    Args:
-        raw: [..., H, W, 4].
-
-    Returns:
-        [..., H, W, 4] xyxy in [0, 1].
+    Centre = cell centre + 0.5 tanh, width and height by sigmoid, clamped to [0, 1].
     """
     height, width = raw.shape[-3:-1]
     rows = (torch.arange(height, device=raw.device, dtype=raw.dtype) + 0.5) / height
@@ -314,7 +282,3 @@ def _standardised(cam: Tensor) -> Tensor:
     """Each map less its mean, by its standard deviation: models differ in the range of their similarities."""
     centred = cam.float() - cam.float().mean(dim=(-2, -1), keepdim=True)
     return centred / centred.square().mean(dim=(-2, -1), keepdim=True).sqrt().clamp(min=1e-6)
-
-
-def _unit_range(images: Tensor) -> Tensor:
-    return images if images.is_floating_point() else images.float() / 255

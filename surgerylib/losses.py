@@ -19,9 +19,16 @@ from .errors import ParameterError, TrainingError
 ASSIGNERS = ("best_iou", "best_iou_or_center")
 
 
+class _Terms:
+    """`terms["giou"]` is `terms.giou`."""
+
+    def __getitem__(self, term: str) -> Any:
+        return getattr(self, term)
+
+
 @dataclass(frozen=True)
-class LocalizationLoss:
-    """The terms of `gt_class_localization_loss`; `terms["giou"]` is `terms.giou`.
+class LocalizationLoss(_Terms):
+    """The terms of `gt_class_localization_loss`, by attribute or by name: `terms["giou"]`.
 
     Attributes:
         total: `l1_weight * l1 + giou_weight * giou`, with gradient; 0 where nothing is positive.
@@ -36,9 +43,6 @@ class LocalizationLoss:
     giou: Tensor
     num_positives: int
     has_positive: Tensor
-
-    def __getitem__(self, term: str) -> Tensor | int:
-        return getattr(self, term)
 
 
 def gt_class_localization_loss(
@@ -76,18 +80,20 @@ def gt_class_localization_loss(
     Raises:
         ParameterError: shapes that do not fit, a label without a channel, a box that cannot be one, unknown `assign`.
     """
-    check_assign(assign)
-    image, label, target = flat_targets(boxes, labels, n_images=len(pred_boxes), n_classes=_channels(pred_boxes))
-    image, label, target = (part.to(pred_boxes.device) for part in (image, label, target))
+    if assign not in ASSIGNERS:
+        raise ParameterError(f"unknown assign {assign!r}; choose from {', '.join(ASSIGNERS)}")
+    if pred_boxes.ndim != 5 or pred_boxes.shape[-1] != 4:
+        raise ParameterError(f"pred_boxes must be [B, C, H, W, 4], got {list(pred_boxes.shape)}")
+    n_images, n_classes, height, width = pred_boxes.shape[:4]
+    targets = flat_targets(boxes, labels, n_images=n_images, n_classes=n_classes)
+    image, label, target = (part.to(pred_boxes.device) for part in targets)
+    target = target.to(pred_boxes.dtype)
     # index_select, not [...]: of two boxes of a class, the gradient of indexing adds up as the threads come
-    candidates = pred_boxes.flatten(0, 1).index_select(0, image * pred_boxes.shape[1] + label)  # [G, H, W, 4]
-    positive = assign_cells(
-        candidates.detach(), target.to(pred_boxes.dtype), radius=radius, iou_threshold=iou_threshold, assign=assign
-    )
+    candidates = pred_boxes.flatten(0, 1).index_select(0, image * n_classes + label)  # [G, H, W, 4]
+    positive = assign_cells(candidates.detach(), target, radius=radius, iou_threshold=iou_threshold, assign=assign)
     of_box, row, column = positive.nonzero(as_tuple=True)
-    height, width = pred_boxes.shape[2:4]
     chosen = candidates.flatten(0, 2).index_select(0, (of_box * height + row) * width + column)  # [P, 4]
-    wanted = target[of_box].to(pred_boxes.dtype)
+    wanted = target[of_box]
     count = max(len(of_box), 1)
     # sums over nothing are 0 and still have a gradient
     l1 = (chosen - wanted).abs().mean(dim=-1).sum() / count
@@ -100,14 +106,11 @@ def gt_class_localization_loss(
 def assign_cells(
     candidates: Tensor, target: Tensor, *, radius: float = 1.5, iou_threshold: float = 0.3, assign: str = "best_iou"
 ) -> Tensor:
-    """Which cells are positive for which box: bool [G, H, W]. See `gt_class_localization_loss`.
+    """Which cells are positive for which box: bool [G, H, W]. Rule and other arguments: `gt_class_localization_loss`.
 
     Args:
         candidates: [G, H, W, 4] the predictions in the channel of each box's class.
         target: [G, 4] the boxes.
-        radius: in cells.
-        iou_threshold: in [0, 1).
-        assign: one of `ASSIGNERS`.
     """
     n_boxes, height, width = candidates.shape[:3]
     if not n_boxes:
@@ -134,7 +137,7 @@ def flat_targets(
     Raises:
         ParameterError: shapes that do not fit, a label outside 0 .. n_classes - 1, a box without area or not finite.
     """
-    if len(boxes) != n_images or len(labels) != n_images:
+    if not len(boxes) == len(labels) == n_images:
         raise ParameterError(
             f"boxes and labels hold {len(boxes)} and {len(labels)} images, {n_images} were predicted; give one "
             "tensor an image, [0, 4] and [0] where there is no box"
@@ -143,7 +146,7 @@ def flat_targets(
     names = [torch.as_tensor(part).reshape(-1) for part in labels]
     names = [name if len(name) else name.long() for name in names]  # an empty list is taken for floats
     for index, (part, name) in enumerate(zip(of_images, names, strict=True)):
-        if part.ndim != 2 or part.shape != (len(name), 4):
+        if part.shape != (len(name), 4):
             raise ParameterError(
                 f"image {index} has boxes {list(part.shape)} and {len(name)} labels; give [G, 4] and [G]"
             )
@@ -163,18 +166,6 @@ def flat_targets(
     return image, label.long(), target
 
 
-def check_assign(assign: str) -> None:
-    """Raise a `ParameterError` unless `assign` is known."""
-    if assign not in ASSIGNERS:
-        raise ParameterError(f"unknown assign {assign!r}; choose from {', '.join(ASSIGNERS)}")
-
-
-def _channels(pred_boxes: Tensor) -> int:
-    if pred_boxes.ndim != 5 or pred_boxes.shape[-1] != 4:
-        raise ParameterError(f"pred_boxes must be [B, C, H, W, 4], got {list(pred_boxes.shape)}")
-    return pred_boxes.shape[1]
-
-
 def total_of(given: Any) -> Tensor:
     """The scalar to go down of what a loss of the user's own gave: itself, or its attribute `total`.
 
@@ -192,8 +183,8 @@ def total_of(given: Any) -> Tensor:
 
 
 @dataclass(frozen=True)
-class HeatmapLoss:
-    """The terms of `heatmap_loss`; `terms["bce"]` is `terms.bce`.
+class HeatmapLoss(_Terms):
+    """The terms of `heatmap_loss`, by attribute or by name: `terms["bce"]`.
 
     Attributes:
         total: the weighted sum, with gradient.
@@ -207,9 +198,6 @@ class HeatmapLoss:
     sparsity: Tensor
     bce: Tensor
     dice: Tensor
-
-    def __getitem__(self, term: str) -> Tensor:
-        return getattr(self, term)
 
 
 def heatmap_loss(
@@ -237,22 +225,15 @@ def heatmap_loss(
     Raises:
         ParameterError: shapes that differ.
     """
-    _check_maps(logits, coverage)
-
-    def only_if(weight: float) -> Tensor:
-        return logits if weight else logits.detach()
-
-    classification = heatmap_classification_loss(only_if(classification_weight), coverage)
+    weights = classification_weight, localization_weight, sparsity_weight
+    for_classification, for_localization, for_sparsity = (logits if weight else logits.detach() for weight in weights)
+    classification = heatmap_classification_loss(for_classification, coverage)
     bce, dice = heatmap_localization_loss(
-        only_if(localization_weight), coverage, positive_weight=positive_weight, focal_gamma=focal_gamma
+        for_localization, coverage, positive_weight=positive_weight, focal_gamma=focal_gamma
     )
-    sparsity = heatmap_sparsity_loss(only_if(sparsity_weight), coverage)
+    sparsity = heatmap_sparsity_loss(for_sparsity, coverage)
     localization = bce + dice
-    total = (
-        classification_weight * classification
-        + localization_weight * localization
-        + sparsity_weight * sparsity
-    )  # fmt: skip
+    total = classification_weight * classification + localization_weight * localization + sparsity_weight * sparsity
     return HeatmapLoss(total, classification, localization, sparsity, bce, dice)
 
 
@@ -264,9 +245,7 @@ def heatmap_classification_loss(logits: Tensor, coverage: Tensor) -> Tensor:
 
         mean over images and classes of BCE(log(1/N sum exp(z)), y)
 
-    Args:
-        logits: [B, C, h, w].
-        coverage: [B, C, h, w] in [0, 1].
+    Arguments as of `heatmap_loss`.
     """
     _check_maps(logits, coverage)
     flat = logits.flatten(2)
@@ -290,8 +269,7 @@ def heatmap_localization_loss(
     sum m |p - y|^gamma BCE(z, y) / sum y.
 
     Args:
-        logits: [B, C, h, w].
-        coverage: [B, C, h, w] in [0, 1].
+        logits, coverage: as for `heatmap_loss`.
         positive_weight: what a wholly covered patch counts against an empty one: few are covered.
         focal_gamma: how much patches that are nearly right are discounted; 0 not at all.
 
@@ -318,12 +296,7 @@ def heatmap_localization_loss(
 def heatmap_sparsity_loss(logits: Tensor, coverage: Tensor) -> Tensor:
     """How much a map says where no box of its class is: mean of sigmoid(z) over the patches that none touches.
 
-    Args:
-        logits: [B, C, h, w].
-        coverage: [B, C, h, w] in [0, 1].
-
-    Returns:
-        In [0, 1]; 0 where every patch is touched.
+    In [0, 1]; 0 where every patch is touched. Arguments as of `heatmap_loss`.
     """
     _check_maps(logits, coverage)
     outside = (coverage == 0).to(logits.dtype)
