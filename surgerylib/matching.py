@@ -198,60 +198,27 @@ def overlapping_pairs(
         (detection index, box index, IoU > 0), each [P]; all pairs of one detection are in the same chunk, next to each
         other.
     """
-    if not len(boxes_xyxy) or not len(truth_xyxy):
+    if not len(boxes_xyxy):
         return
-    order = np.lexsort((truth_xyxy[:, 0], truth_groups))
-    tx1, ty1, tx2, ty2 = truth_xyxy[order].T.copy()
-    truth_area = (tx2 - tx1) * (ty2 - ty1)
-    x1, y1, x2, y2 = boxes_xyxy.T.copy()
-    area = (x2 - x1) * (y2 - y1)
-    first, stop = _candidate_range(x1, x2, groups, tx1, tx2, truth_groups[order])
-
+    (x1, y1, x2, y2), (tx1, ty1, tx2, ty2) = boxes_xyxy.T.copy(), truth_xyxy.T.copy()
+    area, truth_area = (x2 - x1) * (y2 - y1), (tx2 - tx1) * (ty2 - ty1)
+    # the boxes of a group lie side by side in this order: each detection has a slice of them
+    order = np.argsort(truth_groups, kind="stable")
+    first, stop = (np.searchsorted(truth_groups, groups, side, sorter=order) for side in ("left", "right"))
     counts = stop - first
     ends = np.cumsum(counts)
     cuts = np.searchsorted(ends, np.arange(_PAIRS_PER_CHUNK, ends[-1], _PAIRS_PER_CHUNK))
-    bounds = np.unique(np.concatenate([[0], cuts, [len(counts)]]))
-    for low, high in pairwise(bounds):
+    for low, high in pairwise(np.unique([0, *cuts, len(counts)])):
         n = counts[low:high]
         detection = np.repeat(np.arange(low, high), n)
-        if not len(detection):
-            continue
-        # the k-th pair of a detection takes the k-th candidate of its range
-        box = np.arange(len(detection)) + np.repeat(first[low:high] - (np.cumsum(n) - n), n)
+        # the k-th pair of a detection takes the k-th box of its slice
+        box = order[np.arange(len(detection)) + np.repeat(first[low:high] - (np.cumsum(n) - n), n)]
         height = np.minimum(y2[detection], ty2[box]) - np.maximum(y1[detection], ty1[box])
         detection, box, height = (a[height > 0] for a in (detection, box, height))
         width = np.minimum(x2[detection], tx2[box]) - np.maximum(x1[detection], tx1[box])
         detection, box, height, width = (a[width > 0] for a in (detection, box, height, width))
         intersection = width * height
-        iou = intersection / (area[detection] + truth_area[box] - intersection)
-        yield detection, order[box], iou
-
-
-def _candidate_range(
-    x1: np.ndarray, x2: np.ndarray, groups: np.ndarray, tx1: np.ndarray, tx2: np.ndarray, truth_groups: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """For each detection, the slice of the boxes (sorted by group, then xmin) that can overlap it along x.
-
-    In crowded groups (hundreds of ships in a harbour) this leaves a tenth of the pairs. A slice may hold too many
-    boxes, never too few.
-    """
-    known, starts = np.unique(truth_groups, return_index=True)
-    ends = np.append(starts[1:], len(truth_groups))
-    widest = np.maximum.reduceat(tx2 - tx1, starts)
-    place = np.minimum(np.searchsorted(known, groups), len(known) - 1)
-
-    # one sorted key for group and xmin: groups lie further apart than any two coordinates
-    origin = min(x1.min(), tx1.min())
-    span = max(x2.max(), tx2.max()) - origin + 1.0
-    truth_place = np.repeat(np.arange(len(known)), ends - starts)
-    key = truth_place * span + (tx1 - origin)
-    margin = 8 * np.spacing(len(known) * span)
-    first = np.searchsorted(key, place * span + (x1 - origin - widest[place]) - margin)
-    stop = np.searchsorted(key, place * span + (x2 - origin) + margin, side="right")
-    first = np.clip(first, starts[place], ends[place])
-    stop = np.clip(stop, first, ends[place])
-    stop[known[place] != groups] = first[known[place] != groups]
-    return first, stop
+        yield detection, box, intersection / (area[detection] + truth_area[box] - intersection)
 
 
 def _voc_matches(pairs: Pairs, iou_thresholds: np.ndarray, n_detections: int, _: int) -> np.ndarray:
@@ -267,7 +234,7 @@ def _voc_matches(pairs: Pairs, iou_thresholds: np.ndarray, n_detections: int, _:
     Returns:
         bool [T, N]: whether the detection is a true positive.
     """
-    claims = [_best_of_each(*chunk) for chunk in pairs if len(chunk[0])]
+    claims = [_best_of_each(*chunk) for chunk in pairs if len(chunk[0])]  # a chunk's pairs are not kept
     is_tp = np.zeros((len(iou_thresholds), n_detections), dtype=bool)
     if not claims:
         return is_tp

@@ -2,6 +2,10 @@
 
 Sets of images are drawn from one process, each is evaluated with its interval, and an interval holds where the mean of
 the value over all sets lies inside. That mean is of sets of this size: average precision of very many images is lower.
+
+The claim (`BootstrapResult`): 92 to 99 % are held; where 11-point mAP of 3 classes is low, at least 78 %. A share of
+`N_SETS` draws is noisy itself: it fails when it is 2.6 of its standard errors below the claim, as one in 200 is by
+chance. The seed is 0, not one that was chosen.
 """
 
 from __future__ import annotations
@@ -14,8 +18,6 @@ from surgerylib.matching import INTERPOLATIONS
 from surgerylib.metrics import bootstrap_map, paired_difference
 
 N_SETS = 100
-# what is below by chance in one of twenty figures that are held in 92 %
-LEAST = 0.92 - 1.64 * np.sqrt(0.92 * 0.08 / N_SETS)
 # by how much boxes outscore false ones for two detectors; false boxes per box; how hard boxes are to find
 LEVELS = {"low": ((0.9, 0.5), 3.0, 0.5), "middle": ((2.2, 1.6), 1.0, 0.2), "high": ((4.5, 3.8), 0.3, -0.5)}
 SHARES = {3: np.array([0.5, 0.3, 0.2]), 20: np.linspace(0.04, 0.2, 20)}  # of images that hold a class
@@ -52,10 +54,9 @@ def scenes(rng: np.random.Generator, n_images: int, share: np.ndarray, level: st
 @pytest.mark.parametrize("n_classes", SHARES)
 @pytest.mark.parametrize("n_images", [50, 500])
 def test_intervals_hold_what_other_sets_give(n_images, n_classes, level):
-    rng = np.random.default_rng(7)
-    tables = np.empty(
-        (N_SETS, len(INTERPOLATIONS), 3, 2, 3)
-    )  # two detectors and their difference, IoUs, value and ends
+    rng = np.random.default_rng(0)
+    # two detectors and their difference, IoUs, value and ends
+    tables = np.empty((N_SETS, len(INTERPOLATIONS), 3, 2, 3))
     for seed, table in enumerate(tables):
         truth, *found = scenes(rng, n_images, SHARES[n_classes], level)
         for of_interpolation, interpolation in zip(table, INTERPOLATIONS, strict=True):
@@ -65,8 +66,9 @@ def test_intervals_hold_what_other_sets_give(n_images, n_classes, level):
                 figures[:] = result.summary().iloc[:, 1:4]
     value = tables[..., 0].mean(axis=0)
     held = ((tables[..., 1] <= value) & (value <= tables[..., 2])).mean(axis=0)  # [interpolation, 3, IoU]
-    least = np.full(held.shape, LEAST)
+    claim = np.full(held.shape, 0.92)
     if n_classes == 3 and level == "low":  # one level of eleven is decided by the first detections
-        least[INTERPOLATIONS.index("11point")] = 0.7
-    assert (held >= least).all(), (value, held)
+        claim[INTERPOLATIONS.index("11point")] = 0.78
+    print(n_images, n_classes, level, held.round(2).tolist(), held[:, :2].mean())
+    assert (held >= claim - 2.6 * np.sqrt(claim * (1 - claim) / N_SETS)).all(), (value, held)
     assert held[:, :2].mean() <= 0.99  # of differences near 0 all may be held
