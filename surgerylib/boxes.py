@@ -7,6 +7,7 @@ nothing here imports torch, so that a worker process starts in a moment.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -42,8 +43,7 @@ def box_iou(boxes_a: Array, boxes_b: Array) -> Array:
     Returns:
         [...] in 0..1
     """
-    intersection, union = _intersection_union(boxes_a, boxes_b)
-    return intersection / union.clip(min=_tiny(union))
+    return _iou_and_union(_floating(boxes_a), _floating(boxes_b))[0]
 
 
 def box_giou(boxes_a: Array, boxes_b: Array) -> Array:
@@ -51,12 +51,11 @@ def box_giou(boxes_a: Array, boxes_b: Array) -> Array:
 
     A loss term. It is never reported as an IoU. Shapes as in `box_iou`.
     """
-    boxes_a, boxes_b = _floating(boxes_a), _floating(boxes_b)
-    intersection, union = _intersection_union(boxes_a, boxes_b)
-    low = _minimum(boxes_a[..., :2], boxes_b[..., :2])
-    high = _maximum(boxes_a[..., 2:], boxes_b[..., 2:])
-    hull = _area(low, high)
-    return intersection / union.clip(min=_tiny(union)) - (hull - union) / hull.clip(min=_tiny(hull))
+    a, b = _floating(boxes_a), _floating(boxes_b)
+    iou, union = _iou_and_union(a, b)
+    library = _library(a)
+    hull = _area(library.minimum(a[..., :2], b[..., :2]), library.maximum(a[..., 2:], b[..., 2:]))
+    return iou - (hull - union) / _not_zero(hull)
 
 
 def patch_coverage(boxes_xyxy: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
@@ -74,13 +73,12 @@ def patch_coverage(boxes_xyxy: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4).clip(0, 1)
     inside, shares = [], []
     for low, high, n_patches in ((1, 3, grid[0]), (0, 2, grid[1])):  # rows, then columns
-        edges = np.unique(np.concatenate([boxes[:, low], boxes[:, high], np.arange(n_patches + 1) / n_patches]))
+        patches = np.arange(n_patches + 1)[:, None] / n_patches
+        edges = np.unique(np.concatenate([boxes[:, low], boxes[:, high], patches[:, 0]]))
         middle = (edges[:-1] + edges[1:]) / 2
         inside.append((boxes[:, low, None] < middle) & (middle < boxes[:, high, None]))  # [G, cells]
-        patch = np.minimum((middle * n_patches).astype(int), n_patches - 1)
-        of_patch = np.zeros((n_patches, len(middle)))
-        of_patch[patch, np.arange(len(middle))] = np.diff(edges) * n_patches
-        shares.append(of_patch)
+        overlaps = np.minimum(patches[1:], edges[1:]) - np.maximum(patches[:-1], edges[:-1])  # [patches, cells]
+        shares.append(overlaps.clip(min=0) * n_patches)
     covered = inside[0].T.astype(np.float64) @ inside[1] > 0  # [cells of rows, cells of columns]
     return (shares[0] @ covered @ shares[1].T).clip(0, 1)
 
@@ -122,16 +120,7 @@ def extract_boxes(
 def extract_many(
     heatmap: np.ndarray | Tensor, image_size_wh: tuple[int, int], settings: Sequence[Setting]
 ) -> list[FoundBoxes]:
-    """`extract_boxes` under several settings: the same boxes, with resizing, sorting, masks and contours shared.
-
-    Args:
-        heatmap: [h, w] raw similarities of one class.
-        image_size_wh: width and height of the original image in pixels.
-        settings: S of them.
-
-    Returns:
-        S results, in the order of the settings.
-    """
+    """`extract_boxes` under several settings, in their order: the same boxes, from shared masks and contours."""
     found: dict[Setting, FoundBoxes] = {}
     for working_size in {setting.working_size for setting in settings}:
         own = [setting for setting in settings if setting.working_size == working_size]
@@ -164,20 +153,13 @@ def threshold_levels(resized: np.ndarray, thresholds: Collection[float | str]) -
     """Step 2: the raw value that a pixel must reach, for each percentile (or `otsu`).
 
     A percentile p of n sorted values stands at place (n - 1)·p/100 between two of them; the values at or above it are
-    those at or above the next one up, which is the level given here. All percentiles share one partition: each next
-    one only looks at the values above the one before.
+    those at or above the next one up, which is the level given here.
     """
-    levels: dict[float | str, float] = {}
-    values, below = resized.ravel(), 0
-    last = values.size - 1
-    for percentile in sorted(t for t in thresholds if t != OTSU):
-        place = math.ceil(last * percentile / 100) - below
-        values = np.partition(values, place)
-        levels[percentile] = float(values[place])
-        values, below = values[place:], below + place
-    if OTSU in thresholds:
-        levels[OTSU] = _otsu_level(resized)
-    return levels
+    last = resized.size - 1
+    places = {threshold: math.ceil(last * threshold / 100) for threshold in thresholds if threshold != OTSU}
+    ordered = np.partition(resized.ravel(), list(places.values())) if places else resized
+    levels = {threshold: float(ordered[place]) for threshold, place in places.items()}
+    return levels | {OTSU: _otsu_level(resized)} if OTSU in thresholds else levels
 
 
 def floored_level(level: float, floor: float | None) -> float:
@@ -243,17 +225,14 @@ def _cut(resized: np.ndarray, image_size_wh: tuple[int, int], settings: Sequence
     kept = sides_fit(corners, least[place], most[place])
     corners, place = corners[kept], place[kept]
     boxes = np.empty((len(corners), 5))
-    boxes[:, :4] = (
-        corners * np.array((*image_size_wh, *image_size_wh)) / len(resized)
-    )  # divided last: 224 is the border
+    size = np.array((*image_size_wh, *image_size_wh))
+    boxes[:, :4] = corners * size / len(resized)  # divided last: 224 gives the border
     boxes[:, 4] = _scores(resized, corners, np.array([setting.box_score for setting in settings])[place])
     boxes = boxes[np.lexsort((-boxes[:, 4], place))]  # stable: of equals the first found
     ends = np.searchsorted(place, np.arange(len(settings) + 1)).tolist()
-    found = []
-    for setting, of_setting, (first, end) in zip(settings, parts, pairwise(ends), strict=True):
-        of_boxes = boxes[first:end] if setting.nms_iou is None else nms(boxes[first:end], setting.nms_iou)
-        found.append(FoundBoxes(of_boxes, max(share for _, share in of_setting)))
-    return found
+    kept = [boxes[first:end] for first, end in pairwise(ends)]
+    kept = [own if of.nms_iou is None else nms(own, of.nms_iou) for own, of in zip(kept, settings, strict=True)]
+    return [FoundBoxes(own, max(share for _, share in of)) for own, of in zip(kept, parts, strict=True)]
 
 
 def _regions(
@@ -310,13 +289,11 @@ def _otsu_level(resized: np.ndarray) -> float:
     return float(resized[levels > background].min())
 
 
-def _intersection_union(boxes_a: Array, boxes_b: Array) -> tuple[Array, Array]:
-    boxes_a, boxes_b = _floating(boxes_a), _floating(boxes_b)
-    low = _maximum(boxes_a[..., :2], boxes_b[..., :2])
-    high = _minimum(boxes_a[..., 2:], boxes_b[..., 2:])
-    intersection = _area(low, high)
-    union = _area(boxes_a[..., :2], boxes_a[..., 2:]) + _area(boxes_b[..., :2], boxes_b[..., 2:]) - intersection
-    return intersection, union
+def _iou_and_union(a: Array, b: Array) -> tuple[Array, Array]:
+    library = _library(a)
+    intersection = _area(library.maximum(a[..., :2], b[..., :2]), library.minimum(a[..., 2:], b[..., 2:]))
+    union = _area(a[..., :2], a[..., 2:]) + _area(b[..., :2], b[..., 2:]) - intersection
+    return intersection / _not_zero(union), union
 
 
 def _area(low: Array, high: Array) -> Array:
@@ -324,18 +301,14 @@ def _area(low: Array, high: Array) -> Array:
     return sides[..., 0] * sides[..., 1]
 
 
-def _tiny(values: Array) -> float:
+def _not_zero(area: Array) -> Array:
     """A divisor that keeps 0 / 0 at 0 without touching any real area, for numbers of this type."""
-    name = str(values.dtype).removeprefix("torch.")
-    return float(np.finfo("float32" if name == "bfloat16" else name).tiny)
+    return area.clip(min=_library(area).finfo(area.dtype).tiny)
 
 
-def _minimum(a: Array, b: Array) -> Array:
-    return np.minimum(a, b) if isinstance(a, np.ndarray) else a.minimum(b)
-
-
-def _maximum(a: Array, b: Array) -> Array:
-    return np.maximum(a, b) if isinstance(a, np.ndarray) else a.maximum(b)
+def _library(boxes: Array) -> Any:
+    """NumPy, or torch, which whoever has a tensor has imported."""
+    return np if isinstance(boxes, np.ndarray | np.generic) else sys.modules["torch"]
 
 
 def _floating(boxes: Array) -> Array:

@@ -2,6 +2,9 @@
 
 Of average precision and its differences: `half_samples` and `jackknife_interval`. Of means: the bootstrap,
 `resampled_means` and `basic_interval`. Of shares: Wilson's, with the bootstrap's spread, `share_interval`.
+
+These take a value [...] on all images and samples of it [R, ...], of which NaN ones are left out, and give low and
+high, each [...]: NaN where there is no interval, and always where there are fewer than two images.
 """
 
 from __future__ import annotations
@@ -61,13 +64,9 @@ def jackknife_interval(
     as the bootstrap draws them, would rank side by side and distort a ranking.
 
     Args:
-        value: [...] on all images.
-        samples: [R, ...] in each half-sample; NaN ones are left out.
+        value, samples: see above, of half-samples.
         degrees: [...] or one number, of freedom of their spread; without one there is no interval.
         least: 0 for average precision, -1 for differences of it.
-
-    Returns:
-        low, high, each [...]; NaN where there is no interval.
     """
     nothing = np.isnan(samples).all(axis=0) | (np.asarray(degrees) == 0)
     half_width = student(degrees) * np.nanstd(np.where(nothing, 0.0, samples), axis=0)
@@ -89,15 +88,7 @@ def basic_interval(point: np.ndarray, samples: np.ndarray, n_images: int) -> tup
 
     For means and ratios of sums over images, which duplicates of an image do not bias (Davison and Hinkley 1997,
     Bootstrap Methods and their Application, section 5.2). Few images widen it as Student's t does, and by the
-    sqrt(n / (n - 1)) that a bootstrap's spread is short of.
-
-    Args:
-        point: [...] x, the value on all images.
-        samples: [R, ...] the value in each bootstrap resample; NaN ones are left out.
-        n_images: one number, or [...]; with fewer than two there is no interval.
-
-    Returns:
-        low, high, each [...]; NaN where there is no interval.
+    sqrt(n / (n - 1)) that a bootstrap's spread is short of. `n_images` is one number, or [...].
     """
     nothing = np.isnan(samples).all(axis=0) | (n_images < 2)
     low, high = np.nanquantile(np.where(nothing, 0.0, samples), [0.025, 0.975], axis=0)
@@ -115,14 +106,7 @@ def share_interval(
     The spread says how many independent rows the share is worth: no more than there are rows. A share of exactly 0 or 1
     has no spread to tell it, and then counts one row an image. Few images widen it as Student's t does.
 
-    Args:
-        point: [...] the share.
-        samples: [R, ...] the share in each bootstrap resample; NaN ones are left out.
-        n_rows: one number, or [...], of rows that the share is of.
-        n_images: with fewer than two there is no interval.
-
-    Returns:
-        low, high, each [...]; NaN where there is no interval.
+    `n_rows` that the share is of is one number, or [...].
     """
     point = np.asarray(point, dtype=np.float64)
     nothing = np.isnan(point) | np.isnan(samples).all(axis=0) | (n_images < 2)
@@ -147,8 +131,7 @@ def resampled_means(
     Args:
         values: [G, F], F numbers of each row.
         images: [G] which image each row is in.
-        n_resamples: R.
-        seed: of the resamples.
+        n_resamples, seed: of the resamples.
 
     Returns:
         means [F], those of the resamples [R, F], and the number of images; NaN without a row.

@@ -195,8 +195,7 @@ def overlapping_pairs(
         truth_xyxy: [G, 4] ground truth, `truth_groups`: [G] int.
 
     Yields:
-        (detection index, box index, IoU > 0), each [P]; all pairs of one detection are in the same chunk, next to each
-        other.
+        `Pairs`; all those of one detection are in the same chunk, next to each other.
     """
     if not len(boxes_xyxy):
         return
@@ -226,13 +225,7 @@ def _voc_matches(pairs: Pairs, iou_thresholds: np.ndarray, n_detections: int, _:
 
     It is a true positive when that IoU is at least the threshold and no better-scored detection has taken the box.
     Source: Everingham et al. 2010, "The PASCAL Visual Object Classes (VOC) Challenge", section 4.2 (`VOCevaldet.m`).
-
-    Args:
-        pairs: of `overlapping_pairs`, detections by rank: the best score of each class first.
-        iou_thresholds: [T], each in (0, 1].
-
-    Returns:
-        bool [T, N]: whether the detection is a true positive.
+    Gives bool [T, N], from pairs of detections by rank: the best score of each class first.
     """
     claims = [_best_of_each(*chunk) for chunk in pairs if len(chunk[0])]  # a chunk's pairs are not kept
     is_tp = np.zeros((len(iou_thresholds), n_detections), dtype=bool)
@@ -265,9 +258,7 @@ def _coco_matches(pairs: Pairs, iou_thresholds: np.ndarray, n_detections: int, n
     `COCOeval.evaluateImg` of pycocotools (Lin et al. 2014) does this one detection at a time. Here all of them act at
     once, by deferred acceptance (Gale and Shapley 1962): every detection asks its best box, every box keeps the
     best-ranked that asks, the refused go on to their next box. All boxes rank detections alike, so the stable matching
-    is unique and is the one that taking turns gives.
-
-    Args and Returns: as `_voc_matches`.
+    is unique and is the one that taking turns gives. Arguments and result are as of `_voc_matches`.
     """
     n_thresholds = len(iou_thresholds)
     is_tp = np.zeros((n_thresholds, n_detections), dtype=bool)
