@@ -79,11 +79,7 @@ def test_the_seed_decides_where_it_starts_and_the_callers_generator_is_left_alon
 
 def test_any_text_and_any_number_of_classes(tiny, tokens):
     model = changed(HeatmapAdapter(tiny.embed_dim, 3))
-    for names in (
-        ["a red zeppelin over a swamp"],
-        ["ship", "ferry", "where the river ends"],
-        [f"w{k}" for k in range(40)],
-    ):
+    for names in (["a red zeppelin over a swamp"], ["ship", "where the river ends"], [f"w{k}" for k in range(40)]):
         maps = heatmaps(tokens[3], tiny.encode_text(names, ["{}"]), adapter=model)
         assert maps.shape == (2, len(names), *tiny.grid)
         assert maps.dtype == torch.float32
@@ -109,26 +105,15 @@ def test_it_sees_one_patch_at_a_time(tiny):
 
 
 def slow_logits(model: HeatmapAdapter, patches: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """The docstring's formula, number by number: [L, B, N, D] and [C, D] -> [B, C, N]."""
-    weights = {name: value.tolist() for name, value in model.state_dict().items()}
-    n_layers, n_images, n_patches, width = patches.shape
-    logits = torch.zeros(n_images, len(text), n_patches, dtype=torch.float64)
-    for b in range(n_images):
-        for n in range(n_patches):
-            mean = [0.0] * width
-            for layer in range(n_layers):
-                x = patches[layer, b, n].tolist()
-                hidden = []
-                for row, offset in zip(weights["down.weight"], weights["down.bias"], strict=True):
-                    z = sum(v * xi for v, xi in zip(row, x, strict=True)) + offset
-                    hidden.append(z * 0.5 * (1 + math.erf(z / math.sqrt(2))))
-                for d in range(width):
-                    residual = sum(u * h for u, h in zip(weights["up.weight"][d], hidden, strict=True))
-                    mean[d] += (1 + weights["layer_offsets"][layer]) * (x[d] + residual) / n_layers
-            for c in range(len(text)):
-                similarity = sum(m * t for m, t in zip(mean, text[c].tolist(), strict=True))
-                logits[b, c, n] = math.exp(10 * weights["log_scale"]) * similarity + 10 * weights["bias"]
-    return logits
+    """The docstring's formula, term by term: [L, B, N, D] and [C, D] -> [B, C, N]."""
+    w = model.state_dict()
+    z = torch.einsum("rd,lbnd->lbnr", w["down.weight"], patches) + w["down.bias"]
+    hidden = z * 0.5 * (1 + torch.erf(z / math.sqrt(2)))
+    tokens = patches + torch.einsum("dr,lbnr->lbnd", w["up.weight"], hidden)
+    mean = sum((1 + weight) * of_layer for weight, of_layer in zip(w["layer_offsets"], tokens, strict=True)) / len(
+        tokens
+    )
+    return math.exp(10 * w["log_scale"]) * torch.einsum("bnd,cd->bcn", mean, text) + 10 * w["bias"]
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -170,18 +155,15 @@ def test_nothing_of_the_clip_is_trained_and_the_size_is_small(tiny):
 # --------------------------------------------------------------------------------------- shapes that do not fit
 
 
-@pytest.mark.parametrize(
-    ("patches", "text", "grid", "message"),
-    [
-        ((2, 2, 16, 24), (5, 24), None, r"\[3, B, N, 24\], got \[2, 2, 16, 24\]"),
-        ((3, 2, 16, 32), (5, 32), None, r"\[3, B, N, 24\], got \[3, 2, 16, 32\]"),
-        ((3, 16, 24), (5, 24), None, r"\[3, B, N, 24\], got \[3, 16, 24\]"),
-        ((3, 2, 16, 24), (5, 24), (4, 5), "16 patches are not a grid of 4 x 5"),
-        ((3, 2, 15, 24), (5, 24), None, "15 patches are not a grid of 3 x 3"),
-        ((3, 2, 16, 24), (5, 32), None, r"\[C, 24\] for this adapter, got \[5, 32\]"),
-        ((3, 2, 16, 24), (24,), None, r"\[C, 24\] for this adapter, got \[24\]"),
-    ],
-)
+@pytest.mark.parametrize(("patches", "text", "grid", "message"), [
+    ((2, 2, 16, 24), (5, 24), None, r"\[3, B, N, 24\], got \[2, 2, 16, 24\]"),
+    ((3, 2, 16, 32), (5, 32), None, r"\[3, B, N, 24\], got \[3, 2, 16, 32\]"),
+    ((3, 16, 24), (5, 24), None, r"\[3, B, N, 24\], got \[3, 16, 24\]"),
+    ((3, 2, 16, 24), (5, 24), (4, 5), "16 patches are not a grid of 4 x 5"),
+    ((3, 2, 15, 24), (5, 24), None, "15 patches are not a grid of 3 x 3"),
+    ((3, 2, 16, 24), (5, 32), None, r"\[C, 24\] for this adapter, got \[5, 32\]"),
+    ((3, 2, 16, 24), (24,), None, r"\[C, 24\] for this adapter, got \[24\]"),
+])  # fmt: skip
 def test_shapes_that_do_not_fit(patches, text, grid, message):
     with pytest.raises(ParameterError, match=message) as raised:
         HeatmapAdapter(24, 3)(torch.zeros(patches), torch.zeros(text), grid)
@@ -269,23 +251,18 @@ def test_files_that_are_no_adapter(saved, tiny_folder, tmp_path):
     path, model, about = saved
     refused(tmp_path / "nothing.safetensors", "no trained adapter")
     refused(tmp_path, "no trained adapter")  # a folder
-    whole = path.read_bytes()
+    whole, weights = path.read_bytes(), model.state_dict()
+    wrong = {"truncated": whole[:-100], "header": whole[:40], "empty": b"", "text": b"text"}
+    for name, metadata in (("json", {"adapter": "{"}), ("list", {"adapter": "[1]"}), ("plain", None)):
+        wrong[name] = safetensors.torch.save(weights, metadata=metadata)
+    for name, content in wrong.items():
+        (tmp_path / name).write_bytes(content)
+    for name, change in (("rank", {"rank": 4}), ("size", {"rank": 0}), ("unknown", {"depth": 4})):
+        save_adapter(tmp_path / name, {**model.config, **change}, weights, about)
+    save_adapter(tmp_path / "less", model.config, {k: v for k, v in weights.items() if k != "up.weight"}, about)
     head = GTClassLocalizer(5, 24)
-    save_localizer(tmp_path / "localizer", {"num_classes": 5, "feature_dim": 24}, head.state_dict(), about)
-    save_adapter(tmp_path / "rank", {**model.config, "rank": 4}, model.state_dict(), about)
-    save_adapter(tmp_path / "size", {**model.config, "rank": 0}, model.state_dict(), about)
-    save_adapter(tmp_path / "unknown", {**model.config, "depth": 4}, model.state_dict(), about)
-    less = {name: value for name, value in model.state_dict().items() if name != "up.weight"}
-    save_adapter(tmp_path / "less", model.config, less, about)
-    (tmp_path / "truncated").write_bytes(whole[:-100])
-    (tmp_path / "header").write_bytes(whole[:40])
-    (tmp_path / "empty").write_bytes(b"")
-    (tmp_path / "text").write_text("text")
-    (tmp_path / "json").write_bytes(safetensors.torch.save(model.state_dict(), metadata={"adapter": "{"}))
-    (tmp_path / "list").write_bytes(safetensors.torch.save(model.state_dict(), metadata={"adapter": "[1]"}))
-    (tmp_path / "plain").write_bytes(safetensors.torch.save(model.state_dict()))
-    wrong = ["localizer", "rank", "size", "unknown", "less", "truncated", "header", "empty", "text", "json", "list"]
-    for name in [*wrong, "plain"]:
+    save_localizer(tmp_path / "localizer", head.config, head.state_dict(), about)
+    for name in (*wrong, "rank", "size", "unknown", "less", "localizer"):
         refused(tmp_path / name, "is not a trained adapter")
     refused(tiny_folder / "model.safetensors", "is not a trained adapter")
 

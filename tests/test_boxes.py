@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -26,15 +25,10 @@ A = np.array([0.0, 0.0, 10.0, 10.0])
 )
 @pytest.mark.parametrize("kind", [np.array, torch.tensor])
 def test_overlap_golden_values(other, iou, giou, kind):
+    """Known error 2: GIoU reported as IoU; of boxes that lie apart one is 0, the other below."""
     a, b = kind(A), kind(np.array(other, dtype=float))
     assert float(box_iou(a, b)) == pytest.approx(iou, abs=1e-12)
     assert float(box_giou(a, b)) == pytest.approx(giou, abs=1e-12)
-
-
-def test_known_error_02_giou_reported_as_iou():
-    apart = np.array([20.0, 0.0, 30.0, 10.0])
-    assert box_iou(A, apart) == 0
-    assert box_giou(A, apart) < 0
 
 
 def test_overlap_broadcasts_to_all_pairs_and_to_none():
@@ -89,36 +83,6 @@ def test_known_error_08_thresholds_after_per_map_min_max():
     np.testing.assert_array_equal(plain[:, :4], scaled[:, :4])
     np.testing.assert_allclose(plain[:, 4] * 4 + 2, scaled[:, 4], rtol=1e-5)
     assert plain[:, 4].max() != pytest.approx(1.0)
-
-
-def test_the_five_steps_written_out():
-    coarse = np.random.default_rng(1).normal(size=(14, 14)).astype(np.float32)
-    up = torch.nn.functional.interpolate(torch.from_numpy(coarse)[None, None], size=(224, 224), mode="bilinear")[0, 0]
-    up = up.numpy()
-    mask = (up >= np.percentile(up, 80)).astype(np.uint8)
-    kernel = np.ones((3, 3), np.uint8)
-    mask = cv2.morphologyEx(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, kernel), cv2.MORPH_OPEN, kernel)
-    expected = []
-    for contour in cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]:
-        x, y, w, h = cv2.boundingRect(contour)
-        if w > 5 and h > 5:
-            expected.append([x * 3, y * 2, (x + w) * 3, (y + h) * 2, up[y : y + h, x : x + w].mean()])
-    found = extract_boxes(torch.from_numpy(coarse), (672, 448), percentile=80)
-    np.testing.assert_allclose(found, sorted(expected, key=lambda row: -row[4]), rtol=1e-5)
-
-
-def test_constant_map_gives_no_box():
-    for value in (0.0, 0.3, -1.0, *np.random.default_rng(0).normal(size=20)):
-        for shape in ((7, 7), (1, 1), (1, 7), (14, 3)):  # interpolating a constant rounds, and noise is no box
-            assert extract_boxes(np.full(shape, value, np.float32), (800, 800)).shape == (0, 5)
-
-
-@pytest.mark.parametrize(
-    "bad", [np.zeros((2, 7, 7)), np.zeros((0, 7)), np.full((7, 7), np.nan), np.full((7, 7), np.inf)]
-)
-def test_maps_that_are_none(bad):
-    with pytest.raises(ParameterError):
-        extract_boxes(bad, (10, 10))
 
 
 def slow_nms(boxes: np.ndarray, threshold: float) -> list[list[float]]:

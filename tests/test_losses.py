@@ -5,10 +5,12 @@ the heatmap adapter's logits.
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from test_metrics import slow_iou
 
 from surgerylib.errors import ParameterError
 from surgerylib.losses import (
@@ -29,52 +31,34 @@ def random_boxes(*shape: int, generator: torch.Generator) -> torch.Tensor:
     return torch.cat([low, (high + 0.01).clamp(max=1.01)], dim=-1)
 
 
-def one_iou(a, b) -> float:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    inside = max(width, 0) * max(height, 0)
-    return inside / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inside)
-
-
 def one_giou(p, g):
     """With gradient: torch scalars."""
-    width = (torch.minimum(p[2], g[2]) - torch.maximum(p[0], g[0])).clamp(min=0)
-    height = (torch.minimum(p[3], g[3]) - torch.maximum(p[1], g[1])).clamp(min=0)
-    inside = width * height
+    sides = [torch.minimum(p[k + 2], g[k + 2]) - torch.maximum(p[k], g[k]) for k in (0, 1)]
+    hull_sides = [torch.maximum(p[k + 2], g[k + 2]) - torch.minimum(p[k], g[k]) for k in (0, 1)]
+    inside, hull = sides[0].clamp(min=0) * sides[1].clamp(min=0), hull_sides[0] * hull_sides[1]
     union = (p[2] - p[0]) * (p[3] - p[1]) + (g[2] - g[0]) * (g[3] - g[1]) - inside
-    hull = (torch.maximum(p[2], g[2]) - torch.minimum(p[0], g[0])) * (
-        torch.maximum(p[3], g[3]) - torch.minimum(p[1], g[1])
-    )
     return inside / union - (hull - union) / hull
 
 
 def slow_loss(pred, boxes, labels, radius, threshold, l1_weight, giou_weight, assign):
     """Box by box and cell by cell."""
-    _, _, height, width, _ = pred.shape
+    height, width = pred.shape[2:4]
+    cells = list(product(range(height), range(width)))
     l1, giou, count, has = pred.sum() * 0, pred.sum() * 0, 0, []
     for image, (of_image, names) in enumerate(zip(boxes, labels, strict=True)):
         for target, label in zip(of_image, names, strict=True):
-            best, at = -1.0, None
-            for row in range(height):
-                for column in range(width):
-                    iou = one_iou(pred[image, label, row, column].tolist(), target.tolist())
-                    if iou > best:
-                        best, at = iou, (row, column)
-            if best <= threshold:
-                at = None
-                if assign == "best_iou_or_center":
-                    x, y = (target[0] + target[2]) / 2, (target[1] + target[3]) / 2
-                    at = (min(int(y * height), height - 1), min(int(x * width), width - 1))
+            own = pred[image, label]
+            at = max(cells, key=lambda cell, own=own, target=target: slow_iou(own[cell].tolist(), target.tolist()))
+            if slow_iou(own[at].tolist(), target.tolist()) <= threshold:
+                x, y = (target[0] + target[2]) / 2, (target[1] + target[3]) / 2
+                centre = (min(int(y * height), height - 1), min(int(x * width), width - 1))
+                at = centre if assign == "best_iou_or_center" else None
             has.append(at is not None)
-            if at is None:
-                continue
-            for row in range(height):
-                for column in range(width):
-                    if abs(row - at[0]) <= radius and abs(column - at[1]) <= radius:
-                        p = pred[image, label, row, column]
-                        l1 = l1 + (p - target).abs().mean()
-                        giou = giou + 1 - one_giou(p, target)
-                        count += 1
+            for cell in cells if at is not None else ():
+                if abs(cell[0] - at[0]) <= radius and abs(cell[1] - at[1]) <= radius:
+                    l1 = l1 + (own[cell] - target).abs().mean()
+                    giou = giou + 1 - one_giou(own[cell], target)
+                    count += 1
     l1, giou = l1 / max(count, 1), giou / max(count, 1)
     return l1_weight * l1 + giou_weight * giou, l1, giou, count, has
 
@@ -181,18 +165,15 @@ def test_other_images_and_classes_have_no_part_in_it():
     assert not pred.grad[0, [0, 2]].any()
 
 
-@pytest.mark.parametrize(
-    ("boxes", "labels", "message"),
-    [
-        ([[0.1, 0.1, 0.1, 0.5]], [0], "with area"),
-        ([[0.1, 0.1, math.nan, 0.5]], [0], "finite"),
-        ([[0.1, 0.1, 0.2, 0.5]], [3], "0 to 2"),
-        ([[0.1, 0.1, 0.2, 0.5]], [-1], "0 to 2"),
-        ([[0.1, 0.1, 0.2, 0.5]], [0.5], "whole numbers"),
-        ([[0.1, 0.1, 0.2, 0.5]], [0, 1], r"\[G, 4\]"),
-        ([[0.1, 0.1, 0.2]], [0], r"\[G, 4\]"),
-    ],
-)
+@pytest.mark.parametrize(("boxes", "labels", "message"), [
+    ([[0.1, 0.1, 0.1, 0.5]], [0], "with area"),
+    ([[0.1, 0.1, math.nan, 0.5]], [0], "finite"),
+    ([[0.1, 0.1, 0.2, 0.5]], [3], "0 to 2"),
+    ([[0.1, 0.1, 0.2, 0.5]], [-1], "0 to 2"),
+    ([[0.1, 0.1, 0.2, 0.5]], [0.5], "whole numbers"),
+    ([[0.1, 0.1, 0.2, 0.5]], [0, 1], r"\[G, 4\]"),
+    ([[0.1, 0.1, 0.2]], [0], r"\[G, 4\]"),
+])  # fmt: skip
 def test_targets_that_cannot_be(boxes, labels, message):
     pred = torch.rand(1, 3, 4, 4, 4)
     with pytest.raises(ParameterError, match=message):
@@ -225,33 +206,24 @@ def random_maps(seed: int, shape: tuple[int, ...] = (3, 4, 5, 6)) -> tuple[torch
 
 
 def slow_heatmap_losses(logits, coverage, positive_weight=1.0, focal_gamma=0.0) -> dict[str, float]:
-    """Map by map and patch by patch, from the docstrings."""
-    classification, entropies, weights, dices, outside, covered = [], [], [], [], [], 0.0
-    for of_image, covered_of_image in zip(logits.tolist(), coverage.tolist(), strict=True):
-        for rows, covered_rows in zip(of_image, covered_of_image, strict=True):
-            z = [value for row in rows for value in row]
-            y = [value for row in covered_rows for value in row]
-            p = [1 / (1 + math.exp(-value)) for value in z]
-            pooled = math.log(sum(map(math.exp, z)) / len(z))
-            probability = 1 / (1 + math.exp(-pooled))
-            classification.append(-math.log(probability if any(y) else 1 - probability))
-            for value, of_patch, target in zip(z, p, y, strict=True):
-                weight = 1 + (positive_weight - 1) * target
-                entropy = -target * math.log(of_patch) - (1 - target) * math.log(1 / (1 + math.exp(value)))
-                focus = abs(of_patch - target) ** focal_gamma if focal_gamma else 1
-                entropies.append(focus * weight * entropy)
-                weights.append(weight)
-                covered += target
-                if target == 0:
-                    outside.append(of_patch)
-            if any(y):
-                both = sum(a * b for a, b in zip(p, y, strict=True))
-                dices.append(1 - (2 * both + 1) / (sum(p) + sum(y) + 1))
-    bce = sum(entropies) / (max(covered, 1) if focal_gamma else sum(weights))
-    dice = sum(dices) / max(len(dices), 1)
+    """Map by map, from the docstrings."""
+    classification, dices = [], []
+    for z, y in zip(logits.flatten(0, 1).flatten(1).numpy(), coverage.flatten(0, 1).flatten(1).numpy(), strict=True):
+        pooled, p = np.log(np.exp(z).mean()), 1 / (1 + np.exp(-z))
+        classification.append(np.log(1 + np.exp(-pooled if y.any() else pooled)))
+        if y.any():
+            dices.append(1 - (2 * (p @ y) + 1) / (p.sum() + y.sum() + 1))
+    z, y = logits.numpy(), coverage.numpy()
+    p, weight = 1 / (1 + np.exp(-z)), 1 + (positive_weight - 1) * y
+    entropy = weight * (-y * np.log(p) - (1 - y) * np.log(1 / (1 + np.exp(z))))
+    if focal_gamma:
+        bce = (np.abs(p - y) ** focal_gamma * entropy).sum() / max(y.sum(), 1)
+    else:
+        bce = entropy.sum() / weight.sum()
+    dice = np.mean(dices)
     return {
-        "classification": sum(classification) / len(classification), "bce": bce, "dice": dice,
-        "localization": bce + dice, "sparsity": sum(outside) / max(len(outside), 1),
+        "classification": np.mean(classification), "bce": bce, "dice": dice, "localization": bce + dice,
+        "sparsity": p[y == 0].mean(),
     }  # fmt: skip
 
 
