@@ -66,30 +66,18 @@ class HeatmapAdapter(nn.Module):
         return {"embed_dim": self.embed_dim, "num_layers": self.num_layers, "rank": self.rank}
 
     @property
-    def layer_weights(self) -> Tensor:
-        """[L] what each layer counts in the mean, relative to an equal share (1)."""
-        return 1 + self.layer_offsets
-
-    @property
     def scale(self) -> Tensor:
         """What a similarity is multiplied with: one over the temperature."""
         return torch.exp(_GAIN * self.log_scale)
 
     def tokens(self, patches: Tensor) -> Tensor:
-        """Adapted patch tokens, each layer with its weight.
-
-        Args:
-            patches: [L, B, N, D] unit rows, deepest layer last.
-
-        Returns:
-            [L, B, N, D], not of unit length.
+        """Adapted patch tokens, each layer with its weight: [L, B, N, D] unit rows -> the same, not of unit length.
 
         Raises:
             ParameterError: another number of layers or another width.
         """
         self._check(patches)
-        residual = self.up(F.gelu(self.down(patches)))
-        return (patches + residual) * self.layer_weights[:, None, None, None]
+        return (patches + self.up(F.gelu(self.down(patches)))) * (1 + self.layer_offsets)[:, None, None, None]
 
     def logits(self, similarities: Tensor) -> Tensor:
         """Similarities of adapted tokens, of any shape -> logits: 0 is even odds, on every image."""
@@ -128,7 +116,7 @@ class HeatmapAdapter(nn.Module):
         text = text.to(patches.dtype)
         hidden = F.gelu(self.down(patches))  # [L, B, N, rank]
         similarities = F.linear(patches, text) + F.linear(hidden, text @ self.up.weight)  # [L, B, N, C]
-        mean = torch.tensordot(self.layer_weights.to(similarities.dtype), similarities, dims=1) / self.num_layers
+        mean = torch.tensordot((1 + self.layer_offsets).to(similarities.dtype), similarities, dims=1) / self.num_layers
         drift = (F.linear(hidden, self.up.weight.T @ self.up.weight) * hidden).sum(dim=-1).float().mean()
         return self._on_grid(mean, grid), drift
 

@@ -22,7 +22,6 @@ from .weights import load_trained, save_trained
 LOCALIZER_INPUTS = ("cam", "features", "image")
 WIDTH = 128  # channels of the image encoder and of the shared map
 CLASS_WIDTH = 64  # channels of a class's own map
-_START_SIDE = 0.25  # width and height of every box before training, as a share of the image
 
 
 class GTClassLocalizer(nn.Module):
@@ -67,24 +66,21 @@ class GTClassLocalizer(nn.Module):
             raise ParameterError(f"inputs must be some of {', '.join(LOCALIZER_INPUTS)}, got {list(inputs)!r}")
         self.grid = (whole_number("grid", grid[0]), whole_number("grid", grid[1]))
         self.inputs = tuple(name for name in LOCALIZER_INPUTS if name in inputs)
-        shared = []
+        shared = WIDTH * len({"image", "features"} & set(inputs))  # channels that do not depend on the class
         if "image" in self.inputs:
             self.encoder = ImageEncoder()
-            shared.append(WIDTH)
         if "features" in self.inputs:
             self.norm = nn.LayerNorm(feature_dim, elementwise_affine=False)
             self.project = nn.Linear(num_layers * feature_dim, WIDTH)
             self.project_norm = nn.GroupNorm(8, WIDTH)  # on a par with the encoder's channels
-            shared.append(WIDTH)
         if shared:
             self.trunk = nn.Sequential(
-                _conv_norm(sum(shared), WIDTH), nn.GELU(), nn.Conv2d(WIDTH, CLASS_WIDTH, 3, padding=1)
+                _conv_norm(shared, WIDTH), nn.GELU(), nn.Conv2d(WIDTH, CLASS_WIDTH, 3, padding=1)
             )
         if "cam" in self.inputs:
+            half = CLASS_WIDTH // 2
             self.cam = nn.Sequential(
-                nn.Conv2d(1, CLASS_WIDTH // 2, 5, padding=2),
-                nn.GELU(),
-                nn.Conv2d(CLASS_WIDTH // 2, CLASS_WIDTH, 3, padding=1),
+                nn.Conv2d(1, half, 5, padding=2), nn.GELU(), nn.Conv2d(half, CLASS_WIDTH, 3, padding=1)
             )
         self.class_offset = nn.Parameter(torch.zeros(num_classes, CLASS_WIDTH))
         self.blocks = nn.ModuleList(_ClassBlock(CLASS_WIDTH) for _ in range(2))
@@ -93,7 +89,8 @@ class GTClassLocalizer(nn.Module):
             if shared:
                 self.trunk[-1].weight.mul_(0.2)  # what all classes share must not drown a class's own map at the start
             self.boxes.weight.mul_(0.1)
-            self.boxes.bias.copy_(torch.tensor([0.0, 0.0, *[math.log(_START_SIDE / (1 - _START_SIDE))] * 2]))
+            # before training every box is a quarter of the image wide and high
+            self.boxes.bias.copy_(torch.tensor([0.0, 0.0, math.log(0.25 / 0.75), math.log(0.25 / 0.75)]))
 
     @property
     def config(self) -> dict[str, Any]:

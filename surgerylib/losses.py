@@ -28,21 +28,13 @@ class _Terms:
 
 @dataclass(frozen=True)
 class LocalizationLoss(_Terms):
-    """The terms of `gt_class_localization_loss`, by attribute or by name: `terms["giou"]`.
+    """The terms of `gt_class_localization_loss`, by attribute or by name: `terms["giou"]`."""
 
-    Attributes:
-        total: `l1_weight * l1 + giou_weight * giou`, with gradient; 0 where nothing is positive.
-        l1: mean over positives of the mean absolute difference of the 4 coordinates.
-        giou: mean over positives of 1 - GIoU.
-        num_positives: (box, cell) pairs; a cell that serves two boxes counts twice.
-        has_positive: bool [G], whether each box has any, images and their boxes in order.
-    """
-
-    total: Tensor
-    l1: Tensor
-    giou: Tensor
-    num_positives: int
-    has_positive: Tensor
+    total: Tensor  # `l1_weight * l1 + giou_weight * giou`, with gradient; 0 where nothing is positive
+    l1: Tensor  # mean over positives of the mean absolute difference of the 4 coordinates
+    giou: Tensor  # mean over positives of 1 - GIoU
+    num_positives: int  # (box, cell) pairs; a cell that serves two boxes counts twice
+    has_positive: Tensor  # bool [G], whether each box has any, images and their boxes in order
 
 
 def gt_class_localization_loss(
@@ -73,8 +65,7 @@ def gt_class_localization_loss(
         labels: for each image [G_i] whole numbers, the class's place in C.
         radius: in cells, along rows and columns alike: 1.5 means 3 x 3 cells.
         iou_threshold: in [0, 1).
-        l1_weight: of the L1 term.
-        giou_weight: of the GIoU term.
+        l1_weight, giou_weight: of the two terms.
         assign: one of `ASSIGNERS`.
 
     Raises:
@@ -184,19 +175,13 @@ def total_of(given: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class HeatmapLoss(_Terms):
-    """The terms of `heatmap_loss`, by attribute or by name: `terms["bce"]`.
+    """The terms of `heatmap_loss`, by attribute or by name: `terms["bce"]`."""
 
-    Attributes:
-        total: the weighted sum, with gradient.
-        classification, localization, sparsity: of the functions of that name.
-        bce, dice: the two parts of `localization`.
-    """
-
-    total: Tensor
-    classification: Tensor
+    total: Tensor  # the weighted sum, with gradient
+    classification: Tensor  # of the functions of that name
     localization: Tensor
     sparsity: Tensor
-    bce: Tensor
+    bce: Tensor  # a part of `localization`, and the other
     dice: Tensor
 
 
