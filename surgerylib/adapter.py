@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .clip import SurgeryCLIP
 from .errors import ParameterError, whole_number
 from .heatmaps import KIND_PATHS, check_kinds
-from .weights import load_trained, save_trained
+from .weights import load_trained
 
 # the two scalars of the logits move so many times faster than the weights: a similarity spans 0.5, a logit 10 and more
 _GAIN = 10.0
@@ -157,17 +157,10 @@ def clip_and_tokens(clip: SurgeryCLIP, kind: str, layers: int) -> dict[str, Any]
     return {**own, "patches": KIND_PATHS[kind][1], "layers": layers}
 
 
-def save_adapter(
-    path: str | Path, config: Mapping[str, int], weights: Mapping[str, Tensor], about: Mapping[str, Any]
-) -> Path:
-    """Write an adapter's state dict with its config; of `about`, `belongs_to` is what `load_adapter` compares."""
-    return save_trained(path, "adapter", config, weights, about)
-
-
 def load_adapter(
     path: str | Path, *, belongs_to: Mapping[str, Any] | None = None
 ) -> tuple[HeatmapAdapter, dict[str, Any]]:
-    """A trained adapter from a file that `save_adapter` wrote, in eval mode on the CPU, and what was written about it.
+    """A trained adapter out of `weights.save_trained`'s file, in eval mode on the CPU, and what was written about it.
 
     Args:
         path: the file.

@@ -313,6 +313,4 @@ def _library(boxes: Array) -> Any:
 
 def _floating(boxes: Array) -> Array:
     """Whole-number boxes as floats: unsigned differences would wrap around."""
-    if isinstance(boxes, np.ndarray):
-        return boxes if np.issubdtype(boxes.dtype, np.floating) else boxes.astype(np.float64)
-    return boxes if boxes.is_floating_point() else boxes.float()
+    return boxes if "float" in str(boxes.dtype) else boxes * 1.0

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .clip import SurgeryCLIP
 from .errors import ParameterError, whole_number
-from .weights import load_trained, save_trained
+from .weights import load_trained
 
 LOCALIZER_INPUTS = ("cam", "features", "image")
 WIDTH = 128  # channels of the image encoder and of the shared map
@@ -187,17 +187,10 @@ class _ClassBlock(nn.Module):
         return x + self.second(F.gelu(self.first(F.gelu(self.norm(x)))))
 
 
-def save_localizer(
-    path: str | Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], about: Mapping[str, Any]
-) -> Path:
-    """Write a head's state dict with its config; of `about`, `belongs_to` is what `load_localizer` compares."""
-    return save_trained(path, "localizer", config, weights, about)
-
-
 def load_localizer(
     path: str | Path, *, belongs_to: Mapping[str, Any] | None = None
 ) -> tuple[GTClassLocalizer, dict[str, Any]]:
-    """A trained head from a file that `save_localizer` wrote, in eval mode on the CPU, and what was written about it.
+    """A trained head out of `weights.save_trained`'s file, in eval mode on the CPU, and what was written about it.
 
     Args:
         path: the file.

@@ -103,9 +103,7 @@ def assign_cells(
         candidates: [G, H, W, 4] the predictions in the channel of each box's class.
         target: [G, 4] the boxes.
     """
-    n_boxes, height, width = candidates.shape[:3]
-    if not n_boxes:
-        return torch.zeros(0, height, width, dtype=torch.bool, device=candidates.device)
+    height, width = candidates.shape[1:3]
     best_iou, best = box_iou(candidates, target[:, None, None]).flatten(1).max(dim=1)
     found = best_iou > iou_threshold
     row, column = best // width, best % width
@@ -178,7 +176,7 @@ class HeatmapLoss(_Terms):
     """The terms of `heatmap_loss`, by attribute or by name: `terms["bce"]`."""
 
     total: Tensor  # the weighted sum, with gradient
-    classification: Tensor  # of the functions of that name
+    classification: Tensor  # this and the next two: of the functions of that name
     localization: Tensor
     sparsity: Tensor
     bce: Tensor  # a part of `localization`, and the other

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
-from surgerylib.adapter import clip_and_tokens, save_adapter, untrained_adapter
+from surgerylib.adapter import clip_and_tokens, untrained_adapter
 from surgerylib.clip import SurgeryCLIP
 from surgerylib.datasets import Dataset
 from surgerylib.engine.adapters import TrainedAdapter, distinct_adapters, load_adapters
 from surgerylib.engine.store import HeatmapStore
+from surgerylib.weights import save_trained
 
 LAYERS = 3
 SEEN = ("airplane", "airport", "ship", "vehicle")
@@ -30,7 +31,7 @@ def write_adapter(
             model.log_scale.fill_(0.2)
             model.bias.fill_(-0.1)  # about half of the maps have no pixel above even odds
     about = {"belongs_to": clip_and_tokens(clip, kind, LAYERS), "seen_classes": list(seen)}
-    return save_adapter(path, config, model.state_dict(), about)
+    return save_trained(path, "adapter", config, model.state_dict(), about)
 
 
 def write_adapters(folder: Path, clip: SurgeryCLIP, **options) -> Path:

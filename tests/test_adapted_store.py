@@ -12,7 +12,7 @@ import torch
 from adapted_scenes import write_adapter, write_adapters
 from tiny_models import write_model
 
-from surgerylib.adapter import load_adapter, save_adapter
+from surgerylib.adapter import load_adapter
 from surgerylib.clip import load_clip
 from surgerylib.datasets import Dataset, load_dataset, read_image
 from surgerylib.embedded.scenes import write_scenes
@@ -23,6 +23,7 @@ from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import CacheError, CheckpointError, ParameterError
 from surgerylib.files import file_sha256
 from surgerylib.heatmaps import HEATMAP_KINDS, Setting, heatmaps
+from surgerylib.weights import save_trained
 from surgerylib.words import prompt_names
 
 N_IMAGES = 3
@@ -109,7 +110,7 @@ def test_an_adapter_that_does_not_say_what_it_belongs_to(tiny, folder, tmp_path,
         about["belongs_to"]["layers"] = 2
     for part in (about, about["belongs_to"]):
         part.pop(change, None)
-    path = save_adapter(tmp_path / "adapter_x.safetensors", model.config, model.state_dict(), about)
+    path = save_trained(tmp_path / "adapter_x.safetensors", "adapter", model.config, model.state_dict(), about)
     refused(lambda: load_adapters(path, tiny), "does not say which tokens it belongs to")
 
 
@@ -169,7 +170,7 @@ def test_boxes_after_the_adapter_are_cut_in_worker_processes_too(store, adapters
 def test_an_adapted_map_that_is_not_finite_is_refused(tiny, data, adapters, tmp_path):
     adapter = adapters["vv_mixed"]
     weights = {**adapter.model.state_dict(), "log_scale": torch.tensor(20.0)}  # exp(200) is infinite in 32 bits
-    path = save_adapter(tmp_path / "adapter_x.safetensors", adapter.model.config, weights, adapter.about)
+    path = save_trained(tmp_path / "adapter_x.safetensors", "adapter", adapter.model.config, weights, adapter.about)
     large = HeatmapStore(tiny, data, tmp_path, adapters=distinct_adapters(load_adapters(path, tiny)))
     refused(large.compute, "NaN or infinite values")
 

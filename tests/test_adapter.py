@@ -9,11 +9,12 @@ import safetensors.torch
 import torch
 from tiny_models import write_model
 
-from surgerylib.adapter import HeatmapAdapter, clip_and_tokens, load_adapter, save_adapter, untrained_adapter
+from surgerylib.adapter import HeatmapAdapter, clip_and_tokens, load_adapter, untrained_adapter
 from surgerylib.clip import ImageTokens, load_clip
 from surgerylib.errors import CheckpointError, ParameterError
 from surgerylib.heatmaps import HEATMAP_KINDS, heatmaps
-from surgerylib.localizer import GTClassLocalizer, save_localizer
+from surgerylib.localizer import GTClassLocalizer
+from surgerylib.weights import save_trained
 
 NAMES = ["ship", "harbor", "airplane", "storage tank", "golf course"]
 
@@ -194,7 +195,11 @@ def test_sizes_that_cannot_be(wrong):
 def saved(tiny, tmp_path):
     model = changed(HeatmapAdapter(tiny.embed_dim, 3, rank=8))
     about = {"belongs_to": clip_and_tokens(tiny, "vv_mixed", 3), "epoch": 3, "seen_classes": ["ship"]}
-    return save_adapter(tmp_path / "adapter.safetensors", model.config, model.state_dict(), about), model, about
+    return (
+        save_trained(tmp_path / "adapter.safetensors", "adapter", model.config, model.state_dict(), about),
+        model,
+        about,
+    )
 
 
 def refused(path, match: str, **options) -> None:
@@ -219,7 +224,7 @@ def test_a_saved_adapter_comes_back_whole(saved, tiny, tokens, text):
 def test_equal_adapters_are_equal_files(saved, tmp_path):
     path, model, about = saved
     for k in range(6):  # metadata of several entries comes in another order each time
-        again = save_adapter(tmp_path / f"{k}.safetensors", model.config, model.state_dict(), about)
+        again = save_trained(tmp_path / f"{k}.safetensors", "adapter", model.config, model.state_dict(), about)
         assert again.read_bytes() == path.read_bytes()
 
 
@@ -227,7 +232,7 @@ def test_equal_adapters_are_equal_files(saved, tmp_path):
 def test_it_serves_the_kinds_that_share_its_patches_and_no_other(tiny, tmp_path, kinds):
     model = HeatmapAdapter(tiny.embed_dim, 3)
     about = {"belongs_to": clip_and_tokens(tiny, kinds[0], 3)}
-    path = save_adapter(tmp_path / "a.safetensors", model.config, model.state_dict(), about)
+    path = save_trained(tmp_path / "a.safetensors", "adapter", model.config, model.state_dict(), about)
     for kind in HEATMAP_KINDS:
         belongs_to = clip_and_tokens(tiny, kind, 3)
         if kind in kinds:
@@ -258,10 +263,12 @@ def test_files_that_are_no_adapter(saved, tiny_folder, tmp_path):
     for name, content in wrong.items():
         (tmp_path / name).write_bytes(content)
     for name, change in (("rank", {"rank": 4}), ("size", {"rank": 0}), ("unknown", {"depth": 4})):
-        save_adapter(tmp_path / name, {**model.config, **change}, weights, about)
-    save_adapter(tmp_path / "less", model.config, {k: v for k, v in weights.items() if k != "up.weight"}, about)
+        save_trained(tmp_path / name, "adapter", {**model.config, **change}, weights, about)
+    save_trained(
+        tmp_path / "less", "adapter", model.config, {k: v for k, v in weights.items() if k != "up.weight"}, about
+    )
     head = GTClassLocalizer(5, 24)
-    save_localizer(tmp_path / "localizer", head.config, head.state_dict(), about)
+    save_trained(tmp_path / "localizer", "localizer", head.config, head.state_dict(), about)
     for name in (*wrong, "rank", "size", "unknown", "less", "localizer"):
         refused(tmp_path / name, "is not a trained adapter")
     refused(tiny_folder / "model.safetensors", "is not a trained adapter")
@@ -273,4 +280,4 @@ def test_weights_that_are_no_numbers(saved, tmp_path, name, value):
     _, model, about = saved
     weights = {key: weight.clone() for key, weight in model.state_dict().items()}
     weights[name].view(-1)[0] = value
-    refused(save_adapter(tmp_path / "nan", model.config, weights, about), "NaN or infinite")
+    refused(save_trained(tmp_path / "nan", "adapter", model.config, weights, about), "NaN or infinite")

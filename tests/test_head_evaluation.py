@@ -18,12 +18,13 @@ from surgerylib.errors import CheckpointError, ParameterError
 from surgerylib.figures import evaluation as evaluation_plots
 from surgerylib.files import file_sha256
 from surgerylib.heatmaps import Setting
-from surgerylib.localizer import load_localizer, save_localizer, untrained_localizer
+from surgerylib.localizer import load_localizer, untrained_localizer
 from surgerylib.study import evaluation_tables, head_evaluation, localizer_tables
 from surgerylib.study.classification import classify
 from surgerylib.study.tables import plain
 from surgerylib.study.training import PUBLISHED, TrainingPlan, publish
 from surgerylib.study.verdict import verdict
+from surgerylib.weights import save_trained
 from surgerylib.workbook.session import Session, open_session
 
 SOURCES = {kind: Setting(kind) for kind in ("standard", "vv_qk", "vv_mixed")}
@@ -130,14 +131,14 @@ def test_a_head_of_another_model_or_class_list_is_refused(session, head, tmp_pat
     for name, value in (("weights_sha256", "ab"), ("classes", ["ship"])):
         other = json.loads(json.dumps(about))
         other["belongs_to"][name] = value
-        path = save_localizer(tmp_path / f"{name}.safetensors", model.config, model.state_dict(), other)
+        path = save_trained(tmp_path / f"{name}.safetensors", "localizer", model.config, model.state_dict(), other)
         with pytest.raises(CheckpointError, match=f"belongs to something else .*{name}"):
             head_evaluation.open_head(session.out_dir, str(path), session.clip, session.dataset.classes)
-    path = save_localizer(tmp_path / "bare.safetensors", model.config, model.state_dict(), {})
+    path = save_trained(tmp_path / "bare.safetensors", "localizer", model.config, model.state_dict(), {})
     with pytest.raises(CheckpointError, match="does not say which maps it takes"):
         head_evaluation.open_head(session.out_dir, str(path), session.clip, session.dataset.classes)
     other = {name: value for name, value in about.items() if name != "settings"}
-    path = save_localizer(tmp_path / "half.safetensors", model.config, model.state_dict(), other)
+    path = save_trained(tmp_path / "half.safetensors", "localizer", model.config, model.state_dict(), other)
     with pytest.raises(CheckpointError, match=r"how it was trained \(settings\)"):
         head_evaluation.open_head(session.out_dir, str(path), session.clip, session.dataset.classes)
 

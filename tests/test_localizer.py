@@ -10,10 +10,10 @@ from surgerylib.localizer import (
     clip_and_maps,
     decode,
     load_localizer,
-    save_localizer,
     to_grid,
 )
 from surgerylib.losses import gt_class_localization_loss
+from surgerylib.weights import save_trained
 
 
 def inputs(batch: int = 2, classes: int = 5, side: int = 4, width: int = 24, layers: int = 3, size: int = 32):
@@ -158,7 +158,7 @@ def test_sizes_that_cannot_be(arguments):
 def saved(tiny, tmp_path):
     model = head(width=tiny.feature_dim)
     about = {"belongs_to": belongs(tiny), "epoch": 3}
-    return save_localizer(tmp_path / "head.safetensors", model.config, model.state_dict(), about), model
+    return save_trained(tmp_path / "head.safetensors", "localizer", model.config, model.state_dict(), about), model
 
 
 def belongs(clip, classes=("a", "b", "c", "d", "e"), kind="vv_mixed"):
@@ -197,6 +197,6 @@ def test_files_that_are_no_head(saved, tiny, tiny_folder, tmp_path):
         load_localizer(tiny_folder / "model.safetensors")
     assert "\n" not in str(raised.value)
     config = {"num_classes": 6, "feature_dim": tiny.feature_dim}
-    save_localizer(tmp_path / "other.safetensors", config, head(width=tiny.feature_dim).state_dict(), {})
+    save_trained(tmp_path / "other.safetensors", "localizer", config, head(width=tiny.feature_dim).state_dict(), {})
     with pytest.raises(CheckpointError, match="is not a trained localiser"):
         load_localizer(tmp_path / "other.safetensors")

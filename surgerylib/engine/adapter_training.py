@@ -17,12 +17,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..adapter import HeatmapAdapter, clip_and_tokens, save_adapter, untrained_adapter
+from ..adapter import HeatmapAdapter, clip_and_tokens, untrained_adapter
 from ..datasets import check_disjoint
 from ..errors import CacheError, ParameterError, TrainingError, UnknownClassError, checked
 from ..files import differences
 from ..heatmaps import KIND_PATHS, check_kinds
 from ..losses import heatmap_loss, total_of
+from ..weights import save_trained
 from ..words import PROMPT_TEMPLATES, canonical_class, prompt_names
 from .caches import CoverageTargets, TokenCache
 from .feature_batches import named_images, read_ahead
@@ -233,7 +234,7 @@ class AdapterTask:
             "chosen_on": self.validation.dataset.origin(),
             **about,
         }
-        save_adapter(path, self._config, weights, what)
+        save_trained(path, "adapter", self._config, weights, what)
 
     def _batch(self, positions: np.ndarray) -> TokenBatch:
         return TokenBatch(positions, self.train.tokens(positions, self._path), self._coverage.read(positions))

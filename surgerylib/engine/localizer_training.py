@@ -22,11 +22,11 @@ from ..localizer import (
     LOCALIZER_INPUTS,
     GTClassLocalizer,
     clip_and_maps,
-    save_localizer,
     to_grid,
     untrained_localizer,
 )
 from ..losses import gt_class_localization_loss, total_of
+from ..weights import save_trained
 from .caches import FeatureCache
 from .feature_batches import Batch, BatchReader, named_images
 from .localization import (
@@ -215,7 +215,7 @@ class LocalizerTask:
             "chosen_on": self.validation.dataset.origin(),
             **about,
         }
-        save_localizer(path, self.model.config, weights, what)
+        save_trained(path, "localizer", self.model.config, weights, what)
 
 
 def train_localizer(
