@@ -70,8 +70,11 @@ def jackknife_interval(
     """
     nothing = np.isnan(samples).all(axis=0) | (np.asarray(degrees) == 0)
     half_width = student(degrees) * np.nanstd(np.where(nothing, 0.0, samples), axis=0)
-    ends = [np.where(nothing, np.nan, np.clip(end, least, 1)) for end in (value - half_width, value + half_width)]
-    return ends[0], ends[1]
+    return _known(nothing, np.clip(value - half_width, least, 1), np.clip(value + half_width, least, 1))
+
+
+def _known(nothing: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.where(nothing, np.nan, low), np.where(nothing, np.nan, high)
 
 
 def bootstrap_weights(n_images: int, n_resamples: int, seed: int) -> np.ndarray:
@@ -94,8 +97,7 @@ def basic_interval(point: np.ndarray, samples: np.ndarray, n_images: int) -> tup
     low, high = np.nanquantile(np.where(nothing, 0.0, samples), [0.025, 0.975], axis=0)
     others = np.maximum(np.asarray(n_images) - 1, 1)
     wider = student(others) / student(np.inf) * np.sqrt((others + 1) / others)
-    low, high = point - wider * (high - point), point + wider * (point - low)
-    return np.where(nothing, np.nan, low), np.where(nothing, np.nan, high)
+    return _known(nothing, point - wider * (high - point), point + wider * (point - low))
 
 
 def share_interval(
@@ -103,10 +105,9 @@ def share_interval(
 ) -> tuple[np.ndarray, np.ndarray]:
     """95 % interval of a share of rows (Wilson 1927), with the spread that the bootstrap over images shows.
 
-    The spread says how many independent rows the share is worth: no more than there are rows. A share of exactly 0 or 1
-    has no spread to tell it, and then counts one row an image. Few images widen it as Student's t does.
-
-    `n_rows` that the share is of is one number, or [...].
+    The spread says how many independent rows the share is worth: no more than the `n_rows` there are, one number or
+    [...]. A share of exactly 0 or 1 has no spread to tell it, and then counts one row an image. Few images widen it as
+    Student's t does.
     """
     point = np.asarray(point, dtype=np.float64)
     nothing = np.isnan(point) | np.isnan(samples).all(axis=0) | (n_images < 2)
@@ -119,8 +120,7 @@ def share_interval(
     ratio = student(max(n_images - 1, 1)) ** 2 / np.clip(worth, 1, np.maximum(n_rows, 1))
     half_width = np.sqrt(ratio * (binomial + ratio / 4)) / (1 + ratio)
     centre = (share + ratio / 2) / (1 + ratio)
-    low, high = np.clip(centre - half_width, 0, 1), np.clip(centre + half_width, 0, 1)
-    return np.where(nothing, np.nan, low), np.where(nothing, np.nan, high)
+    return _known(nothing, np.clip(centre - half_width, 0, 1), np.clip(centre + half_width, 0, 1))
 
 
 def resampled_means(

@@ -149,9 +149,8 @@ def flat_targets(
     usable = target.isfinite().all(dim=1) & (target[:, 2:] > target[:, :2]).all(dim=1)
     if not usable.all():
         wrong = int((~usable).nonzero()[0])
-        raise ParameterError(
-            f"box {wrong} (image {int(image[wrong])}) is {target[wrong].tolist()}; it must be finite xyxy with area"
-        )
+        seen = target[wrong].tolist()
+        raise ParameterError(f"box {wrong} (image {image[wrong]}) is {seen}; it must be finite xyxy with area")
     return image, label.long(), target
 
 

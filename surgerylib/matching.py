@@ -48,11 +48,7 @@ def match(
     max_detections: int | None = None,
     classes: Sequence[str] | None = None,
 ) -> Matches:
-    """Checks the frames and arguments of `average_precision`, and matches: by COCO's rule for `coco101`, else by VOC's.
-
-    Raises:
-        ParameterError: as documented there.
-    """
+    """Checks what `average_precision` is given, as said there, and matches: by COCO's rule (`coco101`) or VOC's."""
     thresholds = checked_thresholds(iou_thresholds)
     check_interpolation(interpolation)
     if max_detections is not None:
@@ -130,9 +126,8 @@ def _checked_numbers(frame: pd.DataFrame, name: str, numbers: list[str]) -> np.n
     if repeated := [column for column in needed if held.count(column) > 1]:
         raise ParameterError(f"{name} has the column {repeated[0]} twice; leave one")
     for column in ("image_id", "label"):
-        if frame[column].isna().any():
-            row = int(np.argmax(frame[column].isna()))
-            raise ParameterError(f"{name} has no {column} in row {row}; give every box one")
+        if len(rows := np.flatnonzero(frame[column].isna())):
+            raise ParameterError(f"{name} has no {column} in row {rows[0]}; give every box one")
     try:
         # the type of an empty column says nothing
         if len(frame) and not all(_holds_numbers(frame[column]) for column in numbers):

@@ -4,14 +4,7 @@ import pytest
 import torch
 
 from surgerylib.errors import CheckpointError, ParameterError
-from surgerylib.localizer import (
-    LOCALIZER_INPUTS,
-    GTClassLocalizer,
-    clip_and_maps,
-    decode,
-    load_localizer,
-    to_grid,
-)
+from surgerylib.localizer import LOCALIZER_INPUTS, GTClassLocalizer, clip_and_maps, decode, load_localizer, to_grid
 from surgerylib.losses import gt_class_localization_loss
 from surgerylib.weights import save_trained
 

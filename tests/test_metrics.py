@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from surgerylib.errors import ParameterError
@@ -227,29 +227,24 @@ def test_boxes_without_area_match_nothing():
 # against the judges
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_equals_the_judges(seed):
-    detections, truth = random_frames(seed, n_images=2 + seed, score_steps=(5, 1000)[seed % 2])
-    assert_equals_coco(detections, truth)
-    shuffled = [frame.sample(frac=1, random_state=seed) for frame in (detections, truth)]
-    for frame in shuffled:  # far from zero, and fractional
-        frame[BOX] = frame[BOX] * 1000.25 - 7e5
-    assert_equals_slow_voc(detections, truth)
-    assert_equals_slow_voc(*shuffled)
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    n_images=st.integers(1, 5),
-    n_truth=st.integers(0, 25),
-    n_detections=st.integers(0, 60),
+    n_images=st.integers(1, 9),
+    n_truth=st.integers(0, 40),
+    n_detections=st.integers(0, 150),
     score_steps=st.sampled_from([1, 3, 1000]),
 )
+@example(seed=0, n_images=2, n_truth=40, n_detections=150, score_steps=5)
+@example(seed=1, n_images=9, n_truth=40, n_detections=150, score_steps=1000)
 def test_equals_the_judges_on_any_frame(seed, n_images, n_truth, n_detections, score_steps):
-    detections, truth = random_frames(seed, n_images, n_truth, n_detections, "ab", score_steps)
-    assert_equals_coco(detections, truth, (0.05, 0.5))
+    detections, truth = random_frames(seed, n_images, n_truth, n_detections, "abc", score_steps)
+    assert_equals_coco(detections, truth)
     assert_equals_slow_voc(detections, truth)
+    shuffled = [frame.sample(frac=1, random_state=seed) for frame in (detections, truth)]
+    for frame in shuffled:  # far from zero, and fractional
+        frame[BOX] = frame[BOX] * 1000.25 - 7e5
+    assert_equals_slow_voc(*shuffled)
 
 
 def test_long_chains_of_refused_detections_end_as_in_pycocotools():

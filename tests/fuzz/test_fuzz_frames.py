@@ -5,19 +5,20 @@ from __future__ import annotations
 import datetime
 import decimal
 import math
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from profiles import fuzz
+from profiles import ANYTHING, fuzz
 from test_metrics import BOX, random_frames
 from voc_target import one_line
 
 from surgerylib.errors import ParameterError, SurgeryError
 from surgerylib.matching import INTERPOLATIONS
-from surgerylib.metrics import average_precision, bootstrap_map, mean_average_precision
+from surgerylib.metrics import average_precision, bootstrap_map
 
 COLUMNS = {"detections": ["image_id", "label", *BOX, "score"], "ground_truth": ["image_id", "label", *BOX]}
 LABELS, IMAGES = ["a", "b", "c"], ["im0", "im1", "im2"]
@@ -55,10 +56,8 @@ def test_average_precision_of_any_frames(interpolation, pair, most):
     assert result.loc[with_truth, "ap"].between(0, 1).all()
     assert (result.loc[with_truth & (result["n_detections"] == 0), "ap"] == 0).all()
     assert result.groupby("iou_threshold")["n_ground_truth"].sum().iloc[0] == len(truth)
-    means = mean_average_precision(result)
-    assert means["map"].isna().all() == (not with_truth.any())
     if interpolation != "coco101" and with_truth.any():  # a higher threshold finds less
-        assert (np.diff(means["map"]) <= 1e-12).all()
+        assert (np.diff(result.groupby("iou_threshold")["ap"].mean()) <= 1e-12).all()
 
 
 @WITH_EACH
@@ -105,18 +104,16 @@ def test_a_box_on_nothing_never_raises_average_precision(interpolation, pair, la
 # ---------------------------------------------------------------------------------------------- wrong frames
 
 # what a cell of a column may hold instead
-CELLS = st.sampled_from(
-    [None, math.nan, math.inf, -math.inf, 1e308, -1e308, 1e400, 10**400, "", "7", "x", "nan", "a\nb", b"7", True,
-     1 + 2j, (1, 2), [1], {},
-     {"a"}, object, pd.NA, pd.NaT, np.datetime64("2020-01-01"), datetime.date(2020, 1, 1), datetime.timedelta(1),
-     decimal.Decimal("7"),
-     decimal.Decimal("nan"), np.float32(3), np.int8(3), pd.Interval(0, 1), "Ship", "ship ", "shi-p"]
-)  # fmt: skip
-DTYPES = st.sampled_from(
-    ["float16", "float32", "int8", "uint8", "bool", "object", "string", "str", "category", "Int64", "Float64",
-     "boolean", "complex64",
-     "datetime64[ns]", "timedelta64[ns]", "Sparse[float64]", "period[D]"]
-)  # fmt: skip
+CELLS = st.sampled_from([
+    None, math.nan, math.inf, -math.inf, 1e308, -1e308, 1e400, 10**400, "", "7", "x", "nan", "a\nb", b"7", True, 1 + 2j,
+    (1, 2), [1], {}, {"a"}, object, pd.NA, pd.NaT, np.datetime64("2020-01-01"), datetime.date(2020, 1, 1),
+    datetime.timedelta(1), decimal.Decimal("7"), decimal.Decimal("nan"), np.float32(3), np.int8(3), pd.Interval(0, 1),
+    "Ship", "ship ", "shi-p",
+])  # fmt: skip
+DTYPES = st.sampled_from([
+    "float16", "float32", "int8", "uint8", "bool", "object", "string", "str", "category", "Int64", "Float64", "boolean",
+    "complex64", "datetime64[ns]", "timedelta64[ns]", "Sparse[float64]", "period[D]",
+])  # fmt: skip
 FRAME = pd.DataFrame(
     [["im0", "ship", 0.0, 0.0, 10.0, 10.0, 0.9], ["im1", "dam", 5, 5, 20, 30, 0.8], ["im1", "ship", 1, 2, 3, 4, 0.7]],
     columns=COLUMNS["detections"],
@@ -153,9 +150,7 @@ def test_any_cell_of_any_column(column, cell, row):
 
     messages = both(change)
     if column in (*BOX, "score") and not isinstance(cell, int | float | np.number | decimal.Decimal):
-        assert (
-            "detections has columns that are not numbers" in messages[0] or "every number must be finite" in messages[0]
-        )
+        assert re.search("detections has columns that are not numbers|every number must be finite", messages[0])
 
 
 @fuzz(40)
@@ -207,17 +202,6 @@ def test_a_reversed_box(axis, row, by):
     for message, name in zip(both(change), COLUMNS, strict=True):
         assert f"{name} row {row}" in message
         assert "xmin <= xmax and ymin <= ymax" in message
-
-
-ANYTHING = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=4), st.binary(max_size=2), st.just(object),
-    st.complex_numbers(),
-    st.lists(st.one_of(st.none(), st.floats(), st.text(max_size=2), st.lists(st.integers(), max_size=2)), max_size=3),
-    st.dictionaries(st.integers(), st.integers(), max_size=1),
-    st.sampled_from([np.float32(5), np.int64(5), np.nan, np.array([0.3, 0.5]), np.array([]), [0.5, 0.5], ["ship",
-    "Ship"], ["ship", 3],
-                     [["ship"]], [math.nan], [10**400], ["0.5"], (0.5,), {0.5}, range(1)]),
-)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["iou_thresholds", "interpolation", "max_detections", "classes"])
