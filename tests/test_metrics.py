@@ -230,9 +230,9 @@ def test_boxes_without_area_match_nothing():
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    n_images=st.integers(1, 9),
-    n_truth=st.integers(0, 40),
-    n_detections=st.integers(0, 150),
+    n_images=st.integers(1, 5),
+    n_truth=st.integers(0, 25),
+    n_detections=st.integers(0, 60),
     score_steps=st.sampled_from([1, 3, 1000]),
 )
 @example(seed=0, n_images=2, n_truth=40, n_detections=150, score_steps=5)
