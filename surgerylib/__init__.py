@@ -34,7 +34,7 @@ _HOMES = {
     "datasets": ("Dataset", "load_dataset", "read_image"),
     "engine.adapters": ("load_adapters",),
     "engine.caches": ("FeatureCache",),
-    "engine.evaluate": ("Evaluation", "evaluate"),
+    "engine.evaluation": ("Evaluation", "evaluate"),
     "engine.localization": ("gt_class_localization", "peak_localization"),
     "engine.store": ("HeatmapStore",),
     "errors": ("SurgeryError", "SurgeryWarning"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from surgerylib.engine.evaluate import Evaluation, Figures
+from surgerylib.engine.evaluation import Evaluation, Figures
 from surgerylib.heatmaps import HEATMAP_KINDS, Setting
 from surgerylib.metrics import bootstrap_map
 from surgerylib.study.summary import present_only

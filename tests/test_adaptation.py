@@ -13,7 +13,7 @@ from adapted_scenes import LAYERS, SEEN, adapted_store, load_adapters, write_ada
 from surgerylib.datasets import Dataset, load_dataset
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine.adapter_training import LOSSES, AdapterSettings
-from surgerylib.engine.evaluate import evaluate
+from surgerylib.engine.evaluation import evaluate
 from surgerylib.engine.finding import Boxes, find_boxes
 from surgerylib.engine.measures import measure_boxes, present_pairs
 from surgerylib.engine.store import HeatmapStore

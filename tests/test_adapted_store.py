@@ -18,7 +18,7 @@ from surgerylib.datasets import Dataset, load_dataset, read_image
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine import adapters as module
 from surgerylib.engine.adapters import distinct_adapters, find_adapters, load_adapters
-from surgerylib.engine.evaluate import evaluate
+from surgerylib.engine.evaluation import evaluate
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import CacheError, CheckpointError, ParameterError
 from surgerylib.files import file_sha256

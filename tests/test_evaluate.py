@@ -16,9 +16,9 @@ import pytest
 from surgerylib.boxes import extract_many
 from surgerylib.datasets import load_dataset
 from surgerylib.embedded.scenes import write_scenes
-from surgerylib.engine import evaluate as module
+from surgerylib.engine import evaluation as module
 from surgerylib.engine import finding
-from surgerylib.engine.evaluate import evaluate
+from surgerylib.engine.evaluation import evaluate
 from surgerylib.engine.finding import Boxes, find_boxes
 from surgerylib.engine.measures import best_overlaps, measure_boxes, present_pairs
 from surgerylib.engine.parallel import in_processes
@@ -304,7 +304,7 @@ def test_measures_and_overlaps_by_hand(store):
 
 
 def test_what_workers_and_readers_of_settings_load_is_not_torch():
-    names = ["surgerylib", "surgerylib.boxes", "surgerylib.engine.evaluate", "surgerylib.engine.own"]
+    names = ["surgerylib", "surgerylib.boxes", "surgerylib.engine.evaluation", "surgerylib.engine.own"]
     code = f"import sys, {', '.join(names)}; print(bool({{'torch', 'open_clip', 'matplotlib'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.stdout == "False\n", done.stderr

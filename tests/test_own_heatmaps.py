@@ -15,7 +15,7 @@ from surgerylib.boxes import extract_boxes
 from surgerylib.datasets import load_dataset
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine import finding
-from surgerylib.engine.evaluate import evaluate
+from surgerylib.engine.evaluation import evaluate
 from surgerylib.engine.own import key_of
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import ParameterError

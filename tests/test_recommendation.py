@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from surgerylib.engine.evaluate import Evaluation, Figures
+from surgerylib.engine.evaluation import Evaluation, Figures
 from surgerylib.heatmaps import Setting, joint_names
 from surgerylib.intervals import number
 from surgerylib.metrics import bootstrap_map

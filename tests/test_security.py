@@ -14,7 +14,7 @@ from tiny_models import Touch
 from surgerylib.clip import load_clip
 from surgerylib.datasets import load_dataset
 from surgerylib.embedded.scenes import write_scenes
-from surgerylib.engine.evaluate import evaluate
+from surgerylib.engine.evaluation import evaluate
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import CacheError, CheckpointError, ParameterError
 from surgerylib.files import PROJECT_ROOT

@@ -25,7 +25,7 @@ from surgerylib.clip import load_clip
 from surgerylib.datasets import Dataset, load_dataset, read_image
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine import recipes
-from surgerylib.engine.evaluate import EVALUATION_VERSION, evaluate
+from surgerylib.engine.evaluation import EVALUATION_VERSION, evaluate
 from surgerylib.engine.store import STORE_VERSION, HeatmapStore, check_disk
 from surgerylib.errors import CacheError, CheckpointError, ImageReadError, OutputError, ParameterError
 from surgerylib.heatmaps import HEATMAP_KINDS, SIMILARITIES, Setting, heatmaps

@@ -9,7 +9,7 @@ import pytest
 
 from surgerylib.datasets import load_dataset
 from surgerylib.embedded.scenes import write_scenes
-from surgerylib.engine.evaluate import evaluate
+from surgerylib.engine.evaluation import evaluate
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.heatmaps import HEATMAP_KINDS, Setting
 from surgerylib.intervals import number, with_interval

@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..datasets import Dataset
 from ..engine.adapters import TrainedAdapter
-from ..engine.evaluate import evaluate
+from ..engine.evaluation import evaluate
 from ..engine.finding import Boxes
 from ..engine.measures import best_overlaps, present_pairs, truth_codes
 from ..engine.store import HeatmapStore

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from ..engine.evaluate import Evaluation
+from ..engine.evaluation import Evaluation
 from ..heatmaps import Setting, threshold_text
 from ..intervals import with_interval
 from ..words import PROTOCOLS

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from ..engine.evaluate import Evaluation
+from ..engine.evaluation import Evaluation
 from ..intervals import with_interval
 from ..words import PROTOCOLS
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..engine.evaluate import Evaluation, evaluate
+from ..engine.evaluation import Evaluation, evaluate
 from ..engine.store import HeatmapStore
 from ..errors import ParameterError
 from ..heatmaps import OTSU, SCORE_NAMES, Setting, threshold_text

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..engine.evaluate import Evaluation
+from ..engine.evaluation import Evaluation
 from ..heatmaps import KIND_PREFERENCE, Setting, threshold_text
 from ..intervals import with_interval
 from ..words import PROTOCOLS

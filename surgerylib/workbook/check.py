@@ -81,7 +81,7 @@ def check_values(settings: Mapping[str, Any]) -> None:
         ParameterError: Names the parameter, the value seen and what it may be.
     """
     from ..datasets import check_on_bad_image
-    from ..engine.evaluate import Options
+    from ..engine.evaluation import Options
     from ..heatmaps import Setting, check_kinds, chosen_kind
 
     if "kinds" in settings:
