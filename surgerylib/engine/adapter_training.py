@@ -26,8 +26,9 @@ from ..losses import heatmap_loss, total_of
 from ..weights import save_trained
 from ..words import PROMPT_TEMPLATES, canonical_class, prompt_names
 from .caches import CoverageTargets, TokenCache
-from .feature_batches import named_images, read_ahead
+from .feature_batches import named_images
 from .own import key_of
+from .parallel import read_ahead
 from .schedule import Count, NotNegative, Positive, Schedule
 from .training import Training, fit
 

@@ -5,10 +5,8 @@ Everything that is drawn comes from (seed, epoch): the batches of an epoch can b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,9 +14,9 @@ from torch import Tensor
 
 from ..datasets import Dataset
 from .caches import FeatureCache
+from .parallel import read_ahead
 
 N_SYMMETRIES = 8  # of the square: quarter turns 0 to 3, then the same after a mirroring
-Asked, Read = TypeVar("Asked"), TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -123,16 +121,6 @@ def named_images(dataset: Dataset, positions: np.ndarray) -> str:
     """Images by their places, for an error: the first few."""
     ids = dataset.images["image_id"].iloc[positions].tolist()
     return f"images {', '.join(ids[:4])}" + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
-
-
-def read_ahead(read: Callable[[Asked], Read], asked: Sequence[Asked]) -> Iterator[Read]:
-    """`read` of each, in order; the next one is read in a thread while the present one is used."""
-    with ThreadPoolExecutor(1) as pool:
-        pending = [pool.submit(read, asked[0])] if asked else []
-        for index in range(len(asked)):
-            present = pending.pop().result()
-            pending = [pool.submit(read, asked[index + 1])] if index + 1 < len(asked) else []
-            yield present
 
 
 def turn(array: np.ndarray, symmetry: int, axes: tuple[int, int] = (-2, -1)) -> np.ndarray:

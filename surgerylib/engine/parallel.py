@@ -1,11 +1,13 @@
-"""Work spread over processes, with a progress bar, its results in order."""
+"""Work spread over processes, with a progress bar, or read ahead by threads; results come in order."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -76,3 +78,17 @@ def _end_with_parent(parent: int) -> None:
 
     if os.name == "posix":  # elsewhere a process keeps the number of a parent that is gone
         threading.Thread(target=watch, daemon=True).start()
+
+
+def read_ahead(
+    read: Callable[[Task], Result], asked: Iterable[Task], *, threads: int = 1, ahead: int = 1
+) -> Iterator[Result]:
+    """`read` of each, in order; threads read so many of the next ones while the present one is used."""
+    with ThreadPoolExecutor(threads) as pool:
+        pending: deque = deque()
+        for one in asked:
+            pending.append(pool.submit(read, one))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

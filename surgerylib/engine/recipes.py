@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,8 +27,8 @@ class Recipe:
         layers: how many of the last layers are looked at.
         record: dtype of one image's record, perhaps with a shape.
         made_of: plain values that decide the numbers, beside model and images.
-        records: what `read` gave of B images -> their records [B].
-        read: uint8 RGB [H, W, 3] -> what `records` takes; called in threads.
+        records: the tokens of B images, and what `beside` gave of each -> their records [B].
+        beside: uint8 RGB [H, W, 3] -> what a record holds besides tokens; called in threads.
         shard_images: images a file.
     """
 
@@ -36,58 +36,50 @@ class Recipe:
     layers: int
     record: np.dtype
     made_of: Mapping[str, Any]
-    records: Callable[[list[Any]], np.ndarray]
-    read: Callable[[np.ndarray], Any]
+    records: Callable[[ImageTokens, Sequence[Any]], np.ndarray]
+    beside: Callable[[np.ndarray], Any] = lambda image: None
     shard_images: int = 64
 
 
 def similarities(clip: SurgeryCLIP, classes: Sequence[str], layers: int, templates: Sequence[str]) -> Recipe:
     """float32 [L, 2, C, 1+N] of `ImageTokens.similarities` to the class list."""
 
-    def records(images: list[Tensor]) -> np.ndarray:
-        tokens = clip.encode_image(torch.stack(images), layers)
-        return tokens.similarities(_text(clip, classes, templates)).contiguous().cpu().numpy()
+    def records(tokens: ImageTokens, _: Sequence[None]) -> np.ndarray:
+        return tokens.similarities(_text(clip, classes, templates)).cpu().numpy()
 
-    shape = (layers, len(PATHS), len(classes), _n_patches(clip) + 1)
-    made_of = {"paths": list(PATHS), "classes": list(classes), "templates": list(templates)}
-    return Recipe("heatmaps", layers, np.dtype((np.float32, shape)), made_of, records, clip.preprocess)
+    record = _floats(layers, len(PATHS), len(classes), _n_patches(clip) + 1)
+    return Recipe("heatmaps", layers, record, {"paths": list(PATHS), **_asked(classes, templates)}, records)
 
 
 def prompted(clip: SurgeryCLIP, classes: Sequence[str], layers: int, prompts: Sequence[str]) -> Recipe:
     """float32 [P, L, 2, C, 1+N]: `similarities` for each of some `PROMPT_SETS`, from one forward an image."""
-
     check_prompts(prompts)
 
-    def records(images: list[Tensor]) -> np.ndarray:
-        tokens = clip.encode_image(torch.stack(images), layers)
+    def records(tokens: ImageTokens, _: Sequence[None]) -> np.ndarray:
         of_sets = [tokens.similarities(encode_prompts(clip, classes, PROMPT_SETS[name])) for name in prompts]
-        return torch.stack(of_sets, dim=1).contiguous().cpu().numpy()
+        return torch.stack(of_sets, dim=1).cpu().numpy()
 
-    shape = (len(prompts), layers, len(PATHS), len(classes), _n_patches(clip) + 1)
+    record = _floats(len(prompts), layers, len(PATHS), len(classes), _n_patches(clip) + 1)
     made_of = {"prompts": {name: PROMPT_SETS[name].plain() for name in prompts}, "classes": list(classes)}
-    return Recipe("prompts", layers, np.dtype((np.float32, shape)), made_of, records, clip.preprocess)
+    return Recipe("prompts", layers, record, made_of, records)
 
 
 def adapted_maps(
     clip: SurgeryCLIP, classes: Sequence[str], adapters: Sequence[TrainedAdapter], templates: Sequence[str]
 ) -> Recipe:
     """float32 [A, C, N]: logits of the patches through A adapters."""
-    layers = max(adapter.model.num_layers for adapter in adapters)
 
-    @torch.no_grad()
-    def records(images: list[Tensor]) -> np.ndarray:
-        text, tokens = _text(clip, classes, templates), clip.encode_image(torch.stack(images), layers)
+    def records(tokens: ImageTokens, _: Sequence[None]) -> np.ndarray:
+        text = _text(clip, classes, templates)
         logits = [
             heatmaps(tokens.last(adapter.model.num_layers), text, adapter.kinds[0], adapter=adapter.model).flatten(2)
             for adapter in adapters
         ]
         return torch.stack(logits, dim=1).cpu().numpy()
 
-    shape = (len(adapters), len(classes), _n_patches(clip))
-    made_of = {
-        "adapters": [adapter.key for adapter in adapters], "classes": list(classes), "templates": list(templates)
-    }  # fmt: skip
-    return Recipe("adapted-maps", layers, np.dtype((np.float32, shape)), made_of, records, clip.preprocess)
+    layers = max(adapter.model.num_layers for adapter in adapters)
+    made_of = {"adapters": [adapter.key for adapter in adapters], **_asked(classes, templates)}
+    return Recipe("adapted-maps", layers, _floats(len(adapters), len(classes), _n_patches(clip)), made_of, records)
 
 
 def own_maps(
@@ -100,20 +92,13 @@ def own_maps(
 ) -> Recipe:
     """float32 [C, N]: what a function makes of the tokens of one image (`ImageTokens` of a batch of 1) and the text."""
 
-    @torch.no_grad()
-    def records(images: list[Tensor]) -> np.ndarray:
-        text, tokens = _text(clip, classes, templates), clip.encode_image(torch.stack(images), layers)
+    def records(tokens: ImageTokens, images: Sequence[None]) -> np.ndarray:
+        text = _text(clip, classes, templates)
         maps = [own_map(function(tokens.image(k), text), len(classes), clip.grid) for k in range(len(images))]
         return torch.stack(maps).flatten(2).numpy()
 
-    record = np.dtype((np.float32, (len(classes), _n_patches(clip))))
-    made_of = {"function": key, "classes": list(classes), "templates": list(templates)}
-    return Recipe("own-maps", layers, record, made_of, records, clip.preprocess)
-
-
-class _Pictures(NamedTuple):
-    pixels: Tensor  # float32 [3, S, S] for CLIP
-    small: np.ndarray  # uint8 [3, s, s] for the head's own encoder
+    made_of = {"function": key, **_asked(classes, templates)}
+    return Recipe("own-maps", layers, _floats(len(classes), _n_patches(clip)), made_of, records)
 
 
 def features(
@@ -133,24 +118,20 @@ def features(
         ("picture", "u1", (3, side, side)),
     ])  # fmt: skip
 
-    def read(image: np.ndarray) -> _Pictures:
-        small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
-        return _Pictures(clip.preprocess(image), small.transpose(2, 0, 1))
+    def picture(image: np.ndarray) -> np.ndarray:
+        return cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
 
-    def records(images: list[_Pictures]) -> np.ndarray:
-        tokens = clip.encode_image(torch.stack([image.pixels for image in images]), layers)
-        found = np.empty(len(images), dtype=record)
+    def records(tokens: ImageTokens, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        found = np.empty(len(pictures), dtype=record)
         text = _text(clip, classes, templates)
         found["cam"] = heatmaps(tokens, text, setting.kind, similarity=setting.similarity).cpu().numpy()
         found["features"] = tokens.features.transpose(0, 1).half().cpu().numpy()  # [B, L, N, W]
-        found["picture"] = np.stack([image.small for image in images])
+        found["picture"] = np.stack(pictures)
         return found
 
-    made_of = {
-        "kind": setting.kind, "similarity": setting.similarity, "picture_size": side, "classes": list(classes),
-        "templates": list(templates),
-    }  # fmt: skip
-    return Recipe("features", layers, record, made_of, records, read, shard_images=256)
+    of_maps = {"kind": setting.kind, "similarity": setting.similarity, "picture_size": side}
+    made_of = {**of_maps, **_asked(classes, templates)}
+    return Recipe("features", layers, record, made_of, records, picture, shard_images=256)
 
 
 def patch_tokens(clip: SurgeryCLIP, layers: int) -> Recipe:
@@ -159,13 +140,12 @@ def patch_tokens(clip: SurgeryCLIP, layers: int) -> Recipe:
     Nothing here depends on the class list. 16 bits round a similarity by less than 0.001.
     """
 
-    def records(images: list[Tensor]) -> np.ndarray:
-        tokens = clip.encode_image(torch.stack(images), layers)
+    def records(tokens: ImageTokens, _: Sequence[None]) -> np.ndarray:
         both = torch.stack([getattr(tokens, path)[:, :, 1:] for path in PATHS])  # [2, L, B, N, D]
-        return both.permute(2, 0, 1, 3, 4).half().contiguous().cpu().numpy()
+        return both.permute(2, 0, 1, 3, 4).half().cpu().numpy()
 
     record = np.dtype((np.float16, (len(PATHS), layers, _n_patches(clip), clip.embed_dim)))
-    return Recipe("tokens", layers, record, {"paths": list(PATHS)}, records, clip.preprocess, shard_images=256)
+    return Recipe("tokens", layers, record, {"paths": list(PATHS)}, records, shard_images=256)
 
 
 def encode_prompts(clip: SurgeryCLIP, classes: Sequence[str], prompts: Prompts) -> Tensor:
@@ -181,6 +161,14 @@ def encode_prompts(clip: SurgeryCLIP, classes: Sequence[str], prompts: Prompts) 
 
 def _text(clip: SurgeryCLIP, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
     return clip.encode_text(prompt_names(classes), templates)
+
+
+def _asked(classes: Sequence[str], templates: Sequence[str]) -> dict[str, list[str]]:
+    return {"classes": list(classes), "templates": list(templates)}
+
+
+def _floats(*shape: int) -> np.dtype:
+    return np.dtype((np.float32, shape))
 
 
 def _n_patches(clip: SurgeryCLIP) -> int:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from ..files import atomic_write, file_sha256, only_process, remove_parts, versi
 from ..heatmaps import Setting, maps_of
 from ..words import PROMPT_TEMPLATES
 from .adapters import TrainedAdapter
+from .parallel import read_ahead
 from .recipes import Recipe, adapted_maps, similarities
 
 # how the stored numbers are made: to be raised with them. Stores of another number are left alone and made anew.
@@ -44,10 +44,12 @@ class Store:
 
     Attributes:
         clip, dataset, recipe: as given.
+        what, layers, record: of the recipe.
         identity: everything the numbers depend on: weights, model, size, images, recipe, `STORE_VERSION`.
         key: a hash of it.
         folder: where the shards lie; named after the key.
         nbytes: size of all shards.
+        found: shards that an earlier run has left, of those that `compute` was asked for.
     """
 
     def __init__(self, clip: SurgeryCLIP, dataset: Dataset, cache_dir: str | Path, recipe: Recipe) -> None:
@@ -66,6 +68,7 @@ class Store:
         if recipe.layers > clip.depth:
             raise ParameterError(f"layers must lie in 1..{clip.depth} (the VV path's depth), got {recipe.layers}")
         self.clip, self.dataset, self.recipe = clip, dataset, recipe
+        self.what, self.layers, self.record = recipe.what, recipe.layers, recipe.record
         self.identity = {
             "store_version": STORE_VERSION,
             **clip.identity,
@@ -78,23 +81,16 @@ class Store:
         }
         self.key = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
         self.folder = Path(cache_dir) / f"{recipe.what}-{self.key[:16]}"
-        self.nbytes = len(dataset.images) * recipe.record.itemsize
-        self.found = 0  # shards that an earlier run has left, of those that `compute` was asked for
+        n_images, size = len(dataset.images), recipe.shard_images
+        self.nbytes = n_images * recipe.record.itemsize
+        self.found = 0
+        # (place of the first image, number of images) of each
+        self._shards = [(first, min(size, n_images - first)) for first in range(0, n_images, size)]
 
     @property
-    def what(self) -> str:
-        """What is stored, in the plural."""
-        return self.recipe.what
-
-    @property
-    def layers(self) -> int:
-        """How many of the last layers are looked at."""
-        return self.recipe.layers
-
-    @property
-    def record(self) -> np.dtype:
-        """Of one image, perhaps with a shape."""
-        return self.recipe.record
+    def made_of(self) -> str:
+        """By what the numbers were made, short."""
+        return f"{self.clip.name}, weights {self.clip.weights.sha256[:12]}, store version {STORE_VERSION}"
 
     def path(self, position: int) -> Path:
         """The shard that holds the image at this place of the data set."""
@@ -102,13 +98,12 @@ class Store:
 
     def describe(self) -> str:
         """One line: how much is stored where, what of it an earlier run has left, and what that was made of."""
-        n_images, sizes = len(self.dataset.images), dict(self._shards())
-        there = sum(size for first, size in sizes.items() if self.path(first).is_file())
+        n_images = len(self.dataset.images)
+        there = n_images - sum(size for _, size in self._missing())
         text = f"{self.what} of {there:,} of {n_images:,} images, {self.layers} layers, {self.nbytes / 1e6:,.1f} MB, "
         text += f"in {self.folder.parent.name}/{self.folder.name}"
         if self.found:
-            made_of = f"{self.clip.name}, weights {self.clip.weights.sha256[:12]}, store version {STORE_VERSION}"
-            text += f"; {self.found} of {len(sizes)} files were there already, made of {made_of}"
+            text += f"; {self.found} of {len(self._shards)} files were there already, made of {self.made_of}"
         others = self._of_other_weights()
         return f"{text}; not used, of other weights: {', '.join(others)}" if others else text
 
@@ -126,10 +121,10 @@ class Store:
             CheckpointError: the model gives NaN or infinite values.
         """
         batch_size, n_threads = whole_number("batch_size", batch_size), worker_count(workers)
-        hashes, shards = self._hashes(), list(self._shards())
-        bar = tqdm(shards, desc=f"checking {self.what}", unit="file", delay=2, leave=False)
+        hashes = self._hashes()
+        bar = tqdm(self._shards, desc=f"checking {self.what}", unit="file", delay=2, leave=False)
         self.found = sum(self._is_there(*shard, hashes) for shard in bar)
-        if self.found < len(shards):
+        if self.found < len(self._shards):
             check_disk([self])
             with only_process(self.folder, f"computes the {self.what}"):
                 self._compute(batch_size, n_threads)
@@ -142,17 +137,17 @@ class Store:
             CacheError: the store has not been computed, or the file is damaged.
         """
         offset = start % self.recipe.shard_images
-        return open_shard(self.path(start), self.what)[offset : offset + stop - start]
+        return self._open(self.path(start))[offset : offset + stop - start]
 
     def blocks(self, most: int) -> list[tuple[int, int]]:
         """(start, stop) of all images in order, at most so many at a time and of one shard each."""
-        edges = (range(first, first + size, most) for first, size in self._shards())
+        edges = (range(first, first + size, most) for first, size in self._shards)
         ends = [place for of_shard in edges for place in of_shard]
         return list(pairwise([*ends, len(self.dataset.images)])) if ends else []
 
     def shards(self) -> Iterator[np.ndarray]:
         """Records of all images in order, shard by shard, mapped from disk."""
-        return (self.block(first, first + size) for first, size in self._shards())
+        return (self.block(first, first + size) for first, size in self._shards)
 
     def read(self, positions: Sequence[int] | np.ndarray) -> list[np.void]:
         """Records of some images by their places in the data set: views of the mapped files, nothing is copied.
@@ -167,38 +162,62 @@ class Store:
         for position in map(int, positions):
             path = self.path(position)
             if path not in opened:
-                opened[path] = open_shard(path, self.what)
+                opened[path] = self._open(path)
             records.append(opened[path][position % self.recipe.shard_images])
         return records
 
     def missing_bytes(self) -> int:
         """What is still to be written."""
-        return sum(size for first, size in self._shards() if not self.path(first).is_file()) * self.record.itemsize
+        return sum(size for _, size in self._missing()) * self.record.itemsize
+
+    def _missing(self) -> list[tuple[int, int]]:
+        return [(first, size) for first, size in self._shards if not self.path(first).is_file()]
 
     def _compute(self, batch_size: int, n_threads: int) -> None:
         """The missing shards, as they are now that no other process writes them."""
-        hashes = self._hashes()
-        missing = [(first, size) for first, size in self._shards() if not self.path(first).is_file()]
+        hashes, missing = self._hashes(), self._missing()
         n_images, n_missing = len(self.dataset.images), sum(size for _, size in missing)
         atomic_write(self.folder / _IDENTITY, json.dumps(self.identity, indent=1))
         remove_parts(self.folder)
-        bar = partial(tqdm, unit="image", desc=f"{self.what} of {self.dataset.split}", delay=2)
-        with ThreadPoolExecutor(n_threads) as pool, bar(total=n_images, initial=n_images - n_missing) as progress:
-            batches = self._read_ahead(missing, batch_size, pool)
+        paths = [path for first, size in missing for path in self.dataset.images["path"].iloc[first : first + size]]
+        # two batches are read while the model works on one
+        images = read_ahead(self._read_image, paths, threads=n_threads, ahead=2 * batch_size)
+        what = f"{self.what} of {self.dataset.split}"
+        with tqdm(unit="image", desc=what, delay=2, total=n_images, initial=n_images - n_missing) as progress:
             for first, size in missing:
                 with written_aside(self.path(first)) as file:
-                    hashed = _Hashed(file)
-                    write_shard_head(hashed, self.record, size)
-                    for _ in range(0, size, batch_size):
-                        records = self._records(next(batches), first)
-                        hashed.write(np.ascontiguousarray(records).data)
-                        progress.update(len(records))
+                    sha256 = hashlib.sha256()
+                    for content in self._content(first, size, images, batch_size, progress):
+                        sha256.update(content)
+                        file.write(content)
                     # before the shard has its name: a shard without its hash would never be trusted
-                    hashes[self.path(first).name] = hashed.sha256.hexdigest()
+                    hashes[self.path(first).name] = sha256.hexdigest()
                     atomic_write(self.folder / _HASHES, json.dumps(hashes, indent=1, sort_keys=True))
 
-    def _records(self, images: list[Any], first: int) -> np.ndarray:
-        records = self.recipe.records(images)
+    def _content(
+        self, first: int, size: int, images: Iterator[tuple], batch_size: int, progress: tqdm
+    ) -> Iterator[bytes | memoryview]:
+        """An npy file piece by piece: not through a memory map, where a full disk would end the process.
+
+        Batches don't cross the border of a shard, so that a rerun forms the same ones.
+        """
+        head, shape = io.BytesIO(), (size, *self.record.shape)
+        descr = np.lib.format.dtype_to_descr(self.record.base)
+        np.lib.format.write_array_header_1_0(head, {"descr": descr, "fortran_order": False, "shape": shape})
+        yield head.getvalue()
+        for start in range(0, size, batch_size):
+            records = self._records(list(islice(images, min(batch_size, size - start))), first)
+            yield np.ascontiguousarray(records).data
+            progress.update(len(records))
+
+    def _read_image(self, path: str) -> tuple[torch.Tensor, Any]:
+        image = read_image(path)
+        return self.clip.preprocess(image), self.recipe.beside(image)
+
+    @torch.no_grad()
+    def _records(self, images: list[tuple], first: int) -> np.ndarray:
+        pixels, beside = zip(*images, strict=True)
+        records = self.recipe.records(self.clip.encode_image(torch.stack(pixels), self.layers), beside)
         fields = [records[name] for name in records.dtype.names] if records.dtype.names else [records]
         if not all(np.isfinite(field).all() for field in fields if field.dtype.kind == "f"):
             short = any(field.dtype.itemsize == 2 for field in fields)
@@ -208,29 +227,6 @@ class Store:
                 'weights are damaged, or overflow in half precision; try device "cpu" or another checkpoint'
             )
         return records
-
-    def _shards(self) -> Iterator[tuple[int, int]]:
-        """(place of the first image, number of images) of each shard."""
-        n_images, size = len(self.dataset.images), self.recipe.shard_images
-        return ((first, min(size, n_images - first)) for first in range(0, n_images, size))
-
-    def _read_ahead(
-        self, shards: Sequence[tuple[int, int]], batch_size: int, pool: ThreadPoolExecutor
-    ) -> Iterator[list[Any]]:
-        """Images batch by batch, two batches being read while the model works on one.
-
-        Batches don't cross the border of a shard, so that a rerun forms the same ones.
-        """
-        paths = self.dataset.images["path"].tolist()
-        pending: list[list[Future]] = []
-        for first, end in ((first, first + size) for first, size in shards):
-            for start in range(first, end, batch_size):
-                batch = paths[start : min(start + batch_size, end)]
-                pending.append([pool.submit(lambda path: self.recipe.read(read_image(path)), path) for path in batch])
-                if len(pending) > 2:
-                    yield [image.result() for image in pending.pop(0)]
-        for images in pending:
-            yield [image.result() for image in images]
 
     def _hashes(self) -> dict[str, str]:
         path = self.folder / _HASHES
@@ -246,7 +242,7 @@ class Store:
         if not path.is_file():
             return False
         expected = (size, *self.record.shape)
-        stored = open_shard(path, self.what)
+        stored = self._open(path)
         if stored.shape != expected or stored.dtype != self.record.base:
             raise CacheError(
                 f"{path} holds {stored.dtype} {list(stored.shape)}, {self.record.base} {list(expected)} is needed; "
@@ -255,6 +251,16 @@ class Store:
         if file_sha256(path) != hashes.get(path.name):
             raise CacheError(f"{path} is not as it was written (its sha256 is another): the disk damaged it; delete it")
         return True
+
+    def _open(self, path: Path) -> np.ndarray:
+        """A shard's file, mapped into memory: only what is looked at is read."""
+        try:
+            return np.lib.format.open_memmap(path, mode="r")
+        except FileNotFoundError as error:
+            raise CacheError(f"there are no {self.what} in {path}; compute the store first") from error
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise CacheError(f"{path} is not a shard of {self.what} ({reason}); delete it") from error
 
     def _of_other_weights(self) -> list[str]:
         """Stores of the same kind beside this one."""
@@ -341,21 +347,6 @@ class HeatmapStore(Store):
         return np.ascontiguousarray(logits).reshape(*logits.shape[:2], *self.clip.grid)
 
 
-def open_shard(path: Path, what: str) -> np.ndarray:
-    """A shard's file, mapped into memory: only what is looked at is read.
-
-    Raises:
-        CacheError: it is not there, cut short, or no npy file.
-    """
-    try:
-        return np.lib.format.open_memmap(path, mode="r")
-    except FileNotFoundError as error:
-        raise CacheError(f"there are no {what} in {path}; compute the store first") from error
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise CacheError(f"{path} is not a shard of {what} ({reason}); delete it") from error
-
-
 def check_disk(stores: Sequence[Store]) -> None:
     """Whether all that is still to be written fits, before the first of it is computed.
 
@@ -373,23 +364,3 @@ def check_disk(stores: Sequence[Store]) -> None:
                 f"the {store.what} need {needed[device] / 1e9:.2f} GB in {store.folder.parent}, {free / 1e9:.2f} GB "
                 "are free; free the disk or choose another folder"
             )
-
-
-class _Hashed:
-    """A file to write to that keeps the sha256 of what was written."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.sha256 = file, hashlib.sha256()
-
-    def write(self, data: Any) -> int:
-        self.sha256.update(data)
-        return self.file.write(data)
-
-
-def write_shard_head(file: BinaryIO, record: np.dtype, n_images: int) -> None:
-    """The head of an npy file whose records are written behind it, batch by batch.
-
-    Not through a memory map: a full disk would end the process there, here it is an error.
-    """
-    descr, shape = np.lib.format.dtype_to_descr(record.base), (n_images, *record.shape)
-    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
