@@ -16,7 +16,8 @@ _OF_THE_CLOCK = {"seconds", "started", "finished", "pid"}
 _DATE = re.compile(r"\b\d{1,2} [A-Z][a-z]+ \d{4}, \d\d:\d\d\b")
 _DURATION = re.compile(r"\b(?:\d+ h )?(?:\d+ min )?\d+ s\b")
 _RESUMED = re.compile(r"; \d+ of \d+ files were there already, made of [^\n<]*|, of which [\d,]+ were there already")
-_TAKEN_UP = ": taken up behind epoch "  # in a line of its own
+# in a line of its own: a training that was taken up, or figures that were there
+_TAKEN_UP = re.compile(": taken up behind epoch |figures: [0-9]+ of [0-9]+ settings were there already, made of ")
 _NO_OUTPUT = re.compile(r'<pre class="stream" tabindex="0">\s*</pre>')
 _BEGIN = re.compile(r'(<pre class="stream" tabindex="0">)\s+')
 _SECONDS_ROW = re.compile(r"(\bseconds)\s*(</th>\s*<td[^>]*>)?\s*[\d.]+")
@@ -87,10 +88,10 @@ def _page(path: Path, folder: Path) -> str:
 
 
 def _not_taken_up(text: str) -> str:
-    """Without the lines that say from where a training went on; the markup around them stays."""
+    """Without the lines that say what was there already; the markup around them stays."""
     lines = []
     for line in text.split("\n"):
-        kept = re.sub(f"[^>]*{_TAKEN_UP}[^<]*", "", line) if _TAKEN_UP in line else line
+        kept = re.sub(f"[^>]*(?:{_TAKEN_UP.pattern})[^<]*", "", line)
         if kept or not line:
             lines.append(kept)
     return "\n".join(lines)
@@ -106,7 +107,7 @@ def _without_bars(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Outputs without progress bars, which appear where it took long; what is printed around them in one piece."""
     joined: list[dict[str, Any]] = []
     for output in outputs:
-        if "text" in output and _TAKEN_UP in output["text"]:
+        if _TAKEN_UP.search(output.get("text", "")):
             output = {**output, "text": _not_taken_up(output["text"])}
             if not output["text"].strip():
                 continue

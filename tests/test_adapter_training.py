@@ -531,7 +531,7 @@ def toy_cache(split: str, n_images: int, seed: int) -> SimpleNamespace:
     boxes = pd.DataFrame(rows, columns=["image_id", "label", "xmin", "ymin", "xmax", "ymax"])
     data = Dataset("toy", Path(), split, "DIOR", images, boxes, tuple(TEXTS), boxes.iloc[:0])
     return SimpleNamespace(
-        clip=ToyClip(), dataset=data, layers=1, key=split,
+        what="tokens", clip=ToyClip(), dataset=data, layers=1, key=split,
         tokens=lambda positions, path: tokens[:, list(positions)], in_order=lambda path: iter([tokens]),
     )  # fmt: skip
 

@@ -57,13 +57,12 @@ def test_a_record_is_what_the_model_says_of_the_image(cache, tiny, data):
 
 def test_the_targets_are_the_boxes_of_the_frame(cache, data):
     targets = cache.targets
-    assert targets.n_images == N_IMAGES
     assert len(targets.image) == len(data.boxes)
     for row, box in enumerate(data.boxes.itertuples()):
         assert data.images["image_id"].iloc[targets.image[row]] == box.image_id
         assert data.classes[targets.label[row]] == box.label
         np.testing.assert_allclose(targets.boxes_xyxy[row] * 96, [box.xmin, box.ymin, box.xmax, box.ymax], atol=1e-4)
-    rows = targets.rows_by_image()
+    rows = BatchReader(cache).rows
     assert len(rows) == N_IMAGES
     assert np.concatenate(rows).tolist() == list(range(len(data.boxes)))
 

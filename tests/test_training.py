@@ -28,7 +28,6 @@ from surgerylib.engine.feature_batches import BatchReader, turn_boxes
 from surgerylib.engine.localizer_training import (
     LocalizerSettings,
     LocalizerTask,
-    belongs_to,
     localize,
     predict,
     summarise,
@@ -361,7 +360,7 @@ def test_best_and_last_are_the_weights_that_were_validated(undisturbed, caches):
     task, run = undisturbed
     reader = BatchReader(caches[1])
     for path, epoch in ((run.best, run.best_epoch), (run.last, 3), (run.kept(0), 0), (run.kept(1), 1)):
-        model, about = load_localizer(path, belongs_to=belongs_to(caches[1]))
+        model, about = load_localizer(path, belongs_to=caches[1].belongs_to)
         assert about["epoch"] == epoch
         assert localize(model, reader)["oracle"].mean() == run.history["val_iou"].iloc[epoch]
         np.testing.assert_allclose(about["class_means"], task.class_means)
@@ -399,7 +398,7 @@ import os, signal, sys
 import torch
 from surgerylib.clip import load_clip
 from surgerylib.datasets.dataset import load_dataset
-from surgerylib.engine.features import FeatureCache
+from surgerylib.engine.caches import FeatureCache
 from surgerylib.engine.localizer_training import LocalizerSettings, train_localizer
 from surgerylib.engine.training import Schedule
 model, scenes, cached, out, place, number = sys.argv[1:]
@@ -632,7 +631,7 @@ def test_features_of_different_things_are_not_trained_on_together(caches, tiny, 
         with pytest.raises(CacheError, match=what):
             LocalizerTask(caches[0], other, SETTINGS)
         with pytest.raises(CheckpointError, match=what):
-            load_localizer(undisturbed[1].best, belongs_to=belongs_to(other))
+            load_localizer(undisturbed[1].best, belongs_to=other.belongs_to)
     with pytest.raises(ParameterError, match="share 10 images"):
         LocalizerTask(caches[0], caches[0], SETTINGS)
 

@@ -6,9 +6,8 @@ image would change nothing, so there is no augmentation.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,18 +17,14 @@ from pydantic import Field
 from torch import Tensor
 
 from ..adapter import HeatmapAdapter, clip_and_tokens, untrained_adapter
-from ..datasets import check_disjoint
-from ..errors import CacheError, ParameterError, TrainingError, UnknownClassError, checked
-from ..files import differences
-from ..heatmaps import KIND_PATHS, check_kinds
+from ..errors import ParameterError, UnknownClassError, checked
+from ..heatmaps import KIND_PATHS
 from ..losses import heatmap_loss, total_of
-from ..weights import save_trained
 from ..words import PROMPT_TEMPLATES, canonical_class, prompt_names
 from .caches import CoverageTargets, TokenCache
-from .feature_batches import named_images
-from .own import key_of
 from .parallel import read_ahead
 from .schedule import Count, NotNegative, Positive, Schedule
+from .tasks import CachedTask
 from .training import Training, fit
 
 LOSSES = ("classification", "localization", "sparsity")
@@ -105,17 +100,16 @@ class TokenBatch:
     coverage: Tensor
 
 
-class AdapterTask:
-    """A `training.Task`: an adapter on the tokens of training images, validated on those of others.
+class AdapterTask(CachedTask):
+    """An adapter, on the tokens of training images.
 
     Attributes:
         model: on the CLIP's device.
         kind: heatmap kind whose patch tokens are adapted.
-        name, identity, steps, criterion: as in `training.Task`.
         seen: the classes that are trained on, by name.
     """
 
-    name, criterion = "adapter-training", "val_patch_ap"
+    name, criterion, module = "adapter-training", "val_patch_ap", "adapter"
 
     def __init__(
         self,
@@ -130,8 +124,7 @@ class AdapterTask:
         """Both caches computed.
 
         Args:
-            train: computed.
-            validation: computed.
+            train, validation: tokens to train on, and those of other images.
             settings: of the adapter and its losses.
             kind: heatmap kind whose patch tokens are adapted.
             templates: prompts.
@@ -144,49 +137,45 @@ class AdapterTask:
             UnknownClassError: one that is not in the class list.
             TrainingError: no box to train or to validate on.
         """
-        check_kinds([kind])
-        check_disjoint(train.dataset, validation.dataset)
-        here, there = (clip_and_tokens(cache.clip, kind, cache.layers) for cache in (train, validation))
-        if different := differences(there, here):
-            raise CacheError(f"the tokens to train and to validate on were made of different things ({different})")
-        self.settings, self.train, self.validation, self.kind = settings, train, validation, kind
-        self._path, self._loss = KIND_PATHS[kind][1], loss
+        super().__init__(train, validation, settings, lambda cache: clip_and_tokens(cache.clip, kind, cache.layers))
+        self.kind, self._path, self._loss = kind, KIND_PATHS[kind][1], loss
         clip, names = train.clip, set(settings.seen(train.dataset.classes))
         # in one order, whatever that of the class list: sums in another order would give other weights
         self.seen = sorted(names & set(train.dataset.boxes["label"]), key=str.lower)
         self._coverage = CoverageTargets(train.dataset, self.seen, clip.grid)
         self._validation_coverage = CoverageTargets(validation.dataset, self.seen, clip.grid)
         for cache, coverage in ((train, self._coverage), (validation, self._validation_coverage)):
-            if not len(coverage):
-                raise TrainingError(
-                    f"the split {cache.dataset.split} has no box of the classes that are trained on; choose another"
-                )
+            self.check_has_boxes(cache, len(coverage))
         self._text = clip.encode_text(prompt_names(self.seen), templates)
-        self._config = {"embed_dim": clip.embed_dim, "num_layers": train.layers, "rank": settings.rank}
-        self.model = untrained_adapter(self._config, settings.seed).to(clip.device)
+        config = {"embed_dim": clip.embed_dim, "num_layers": train.layers, "rank": settings.rank}
+        self.model = untrained_adapter(config, settings.seed).to(clip.device)
         self.steps = -(-len(train.dataset.images) // settings.training_batch_size)
-        self.identity: dict[str, Any] = {
+        # which classes are left out, and by which names, decides no weight beside those that are not
+        of_weights = {name: value for name, value in self.plain_settings.items() if name != "unseen_classes"}
+        self.identity = {
             "trained": "HeatmapAdapter",
-            # beside the classes: which of them are left out, and by which names, decides no weight
-            "settings": {k: v for k, v in asdict(settings).items() if k != "unseen_classes"},
+            "settings": of_weights,
             "patches": self._path,
             "classes": self.seen,
             "templates": list(templates),
-            "train_cache": train.key,
-            "validation_cache": validation.key,
-            "annotations": [train.dataset.fingerprint(), validation.dataset.fingerprint()],
-            "loss": heatmap_loss.__name__ if loss is None else key_of(loss),
+            **self.made_of(loss, heatmap_loss),
+        }
+        self.about = {
+            "kinds": [other for other, (_, patches) in KIND_PATHS.items() if patches == self._path],
+            "settings": self.plain_settings,
+            "seen_classes": self.seen,
+            "templates": list(templates),
         }
 
     def batches(self, epoch: int, first: int) -> Iterator[TokenBatch]:
-        """As in `training.Task`; images without a box are gone through too: they say what is not there."""
+        """Images without a box are gone through too: they say what is not there."""
         size = self.settings.training_batch_size
         order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.train.dataset.images))
         parts = [order[start : start + size] for start in range(first * size, len(order), size)]
-        yield from read_ahead(self._batch, parts)
+        return read_ahead(self._batch, parts)
 
     def loss(self, batch: TokenBatch) -> tuple[Tensor, dict[str, tuple[float, float]]]:
-        """As in `training.Task`: loss, its terms, how far the tokens moved, and the scale of the logits."""
+        """Figures: loss, its terms, how far the tokens moved, and the scale of the logits."""
         chosen, model = self.settings, self.model
         patches, coverage = (part.to(self._text.device) for part in (batch.tokens, batch.coverage))
         # the drift is of unit tokens: 0.01 is a tenth of their length
@@ -207,35 +196,10 @@ class AdapterTask:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """As in `training.Task`: mean over the classes of the patches' average precision."""
+        """Mean over the classes of the patches' average precision."""
         logits = torch.cat(list(logits_in_order(self.model, self.validation, self.kind, self._text)))
         coverage = self._validation_coverage.read(range(len(logits)))
         return {"val_patch_ap": float(np.nanmean(patch_average_precision(logits, coverage)))}
-
-    def describe(self, batch: TokenBatch) -> str:
-        """As in `training.Task`: the images."""
-        return named_images(self.train.dataset, batch.positions)
-
-    def state(self) -> dict[str, Tensor]:
-        """As in `training.Task`: nothing."""
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """As in `training.Task`."""
-
-    def save(self, path: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        """As in `training.Task`."""
-        what = {
-            "belongs_to": clip_and_tokens(self.train.clip, self.kind, self.train.layers),
-            "kinds": [kind for kind, (_, patches) in KIND_PATHS.items() if patches == self._path],
-            "settings": json.loads(json.dumps(asdict(self.settings))),
-            "seen_classes": self.seen,
-            "templates": self.identity["templates"],
-            "trained_on": self.train.dataset.origin(),
-            "chosen_on": self.validation.dataset.origin(),
-            **about,
-        }
-        save_trained(path, "adapter", self._config, weights, what)
 
     def _batch(self, positions: np.ndarray) -> TokenBatch:
         return TokenBatch(positions, self.train.tokens(positions, self._path), self._coverage.read(positions))
@@ -254,15 +218,7 @@ def train_adapter(
 ) -> tuple[AdapterTask, Training]:
     """Train an adapter, or take up where a training of the same settings and loss on the same data stopped.
 
-    Args:
-        train: computed.
-        validation: computed.
-        settings: of the adapter and its losses.
-        schedule: how long and how fast.
-        trainings_dir: folder of trainings, a subfolder each.
-        kind: heatmap kind whose patch tokens are adapted.
-        loss: one of the user's own, as for `AdapterTask`.
-        description: as for `fit`.
+    Arguments as of `AdapterTask` and `fit`.
     """
     task = AdapterTask(train, validation, settings, kind=kind, loss=loss)
     return task, fit(task, schedule, trainings_dir, description=description or f"training the adapter of {kind}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from ..adapter import HeatmapAdapter, clip_and_tokens, load_adapter
 from ..clip import SurgeryCLIP
 from ..datasets import Dataset, flattered_by
 from ..errors import CheckpointError
-from ..files import ADAPTER_FILES, PROJECT_ROOT, file_sha256
+from ..files import ADAPTER_FILES, PROJECT_ROOT, adapter_files, file_sha256, project_path
 from ..heatmaps import KIND_PATHS, Setting
 
 
@@ -57,17 +58,11 @@ def find_adapters(where: str | Path) -> list[Path]:
     Raises:
         CheckpointError: there is none.
     """
-    try:
-        where = PROJECT_ROOT / Path(where).expanduser()
-        if where.is_file():
-            return [where]
-        found = sorted(where.glob(ADAPTER_FILES)) if where.is_dir() else []
-    except (OSError, RuntimeError) as error:  # too long for a name, or the home of nobody
-        reason = " ".join(str(error).split())[:120]
-        raise CheckpointError(f"no adapters can be looked for in {str(where)[:80]} ({reason})") from error
+    found = adapter_files(str(where), PROJECT_ROOT)
     if not found:
-        what = f"no {ADAPTER_FILES} in the folder" if where.is_dir() else "no file or folder"
-        raise CheckpointError(f"{what} {where}; train adapters with notebook 03, or: python -m surgerylib train")
+        folder = project_path(where, PROJECT_ROOT)
+        what = f"no {ADAPTER_FILES} in the folder" if os.path.isdir(folder) else "no file or folder"  # noqa: PTH112
+        raise CheckpointError(f"{what} {folder}; train adapters with notebook 03, or: python -m surgerylib train")
     return found
 
 

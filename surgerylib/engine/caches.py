@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from ..clip import SurgeryCLIP
 from ..datasets import Dataset
 from ..errors import whole_number
 from ..heatmaps import PATHS, Setting
+from ..localizer import clip_and_maps
 from ..matching import BOX_COLUMNS
 from ..words import PROMPT_TEMPLATES
 from .measures import truth_codes
@@ -24,26 +27,18 @@ from .store import Store
 _READ_IMAGES = 64  # images whose tokens are in memory at a time where all are gone through
 
 
-@dataclass(frozen=True)
-class Targets:
+class Targets(NamedTuple):
     """Ground truth of a data set, flat; rows in the order of its boxes frame.
 
     Attributes:
         image: int64 [G] place of the image in the data set.
         label: int64 [G] place of the class in the class list.
         boxes_xyxy: float32 [G, 4] in [0, 1] of the image.
-        n_images: images, with boxes or without.
     """
 
     image: np.ndarray
     label: np.ndarray
     boxes_xyxy: np.ndarray
-    n_images: int
-
-    def rows_by_image(self) -> list[np.ndarray]:
-        """The rows of each image's boxes."""
-        order = np.argsort(self.image, kind="stable")
-        return np.split(order, np.searchsorted(self.image[order], np.arange(1, self.n_images)))
 
 
 class FeatureCache(Store):
@@ -85,10 +80,18 @@ class FeatureCache(Store):
         super().__init__(clip, dataset, cache_dir, recipe)
 
     @property
+    def belongs_to(self) -> dict[str, Any]:
+        """What a head trained on it belongs to, for `load_localizer`."""
+        return clip_and_maps(
+            self.clip, self.dataset.classes, layers=self.layers, kind=self.setting.kind,
+            similarity=self.setting.similarity, templates=self.templates, picture_size=self.picture_size,
+        )  # fmt: skip
+
+    @property
     def targets(self) -> Targets:
         """The ground truth."""
         image, label, boxes = _unit_boxes(self.dataset)
-        return Targets(image, label, boxes.astype(np.float32), len(self.dataset.images))
+        return Targets(image, label, boxes.astype(np.float32))
 
 
 class TokenCache(Store):
@@ -132,17 +135,13 @@ class CoverageTargets:
         self.classes, self._grid = tuple(classes), grid
         place_of = {dataset.classes.index(name): place for place, name in enumerate(classes)}
         image, label, boxes = _unit_boxes(dataset)
-        pairs, pair = np.unique(image * len(dataset.classes) + label, return_inverse=True)
-        order = np.argsort(pair, kind="stable")
+        groups = pd.DataFrame({"image": image, "label": label}).groupby(["image", "label"]).indices
         # by image: (place of the class, [h, w]); most pairs of image and class hold no box
-        self._by_image: dict[int, list[tuple[int, np.ndarray]]] = {}
-        for number, rows in zip(
-            pairs, np.split(order, np.searchsorted(pair[order], np.arange(1, len(pairs)))), strict=False
-        ):  # fmt: skip
-            of_image, of_label = divmod(int(number), len(dataset.classes))
+        self._by_image: dict[int, list[tuple[int, np.ndarray]]] = defaultdict(list)
+        for (of_image, of_label), rows in groups.items():
             if of_label in place_of:
                 covered = patch_coverage(boxes[rows], grid).astype(np.float32)
-                self._by_image.setdefault(of_image, []).append((place_of[of_label], covered))
+                self._by_image[of_image].append((place_of[of_label], covered))
 
     def read(self, positions: Sequence[int] | np.ndarray) -> Tensor:
         """Of some images by their places in the data set: float32 [B, C, h, w] in [0, 1]."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -142,25 +143,24 @@ class Evaluation:
 
     def summary(self) -> pd.DataFrame:
         """Frame protocol, kind (the name), iou_threshold, map, low, high."""
-        rows = [
-            self.figures[name, protocol].ap.summary().assign(protocol=protocol, kind=name)
-            for protocol in PROTOCOLS
-            for name in self.settings
-        ]
-        return pd.concat(rows, ignore_index=True)[["protocol", "kind", "iou_threshold", "map", "low", "high"]]
+        return self._joined(lambda of: of.ap.summary(), ["iou_threshold", "map", "low", "high"])
 
     def by_class(self) -> pd.DataFrame:
         """Frame protocol, kind, label, iou_threshold, ap, low, high, n_ground_truth, n_detections."""
-        parts = []
-        for protocol in PROTOCOLS:
-            for name in self.settings:
-                of = self.figures[name, protocol]
-                counts = pd.DataFrame({
-                    "label": self.classes, "n_ground_truth": self.n_ground_truth, "n_detections": of.n_detections,
-                })  # fmt: skip
-                rows = of.ap.class_summary().merge(counts, on="label", how="left", sort=False)
-                parts.append(rows.assign(protocol=protocol, kind=name))
-        columns = ["label", "iou_threshold", "ap", "low", "high", "n_ground_truth", "n_detections"]
+        n_ground_truth = dict(zip(self.classes, self.n_ground_truth, strict=True))
+
+        def rows(of: Figures) -> pd.DataFrame:
+            frame, n_detections = of.ap.class_summary(), dict(zip(self.classes, of.n_detections, strict=True))
+            return frame.assign(
+                n_ground_truth=frame["label"].map(n_ground_truth), n_detections=frame["label"].map(n_detections)
+            )
+
+        return self._joined(rows, ["label", "iou_threshold", "ap", "low", "high", "n_ground_truth", "n_detections"])
+
+    def _joined(self, rows: Callable[[Figures], pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
+        """Some rows of the figures of each protocol and name."""
+        pairs = [(protocol, name) for protocol in PROTOCOLS for name in self.settings]
+        parts = [rows(self.figures[name, protocol]).assign(protocol=protocol, kind=name) for protocol, name in pairs]
         return pd.concat(parts, ignore_index=True)[["protocol", "kind", *columns]]
 
     def differences(self, a: Hashable, b: Hashable) -> pd.DataFrame:
@@ -237,7 +237,6 @@ def evaluate(
     """Boxes, average precision under both protocols and its intervals, on the images of a computed store.
 
     An idea of one's own takes the place of the settings' maps or boxes:
-
         evaluate(store, heatmap=lambda similarities: similarities[-1, 1, :, 1:].sigmoid(), name="sigmoid")
 
     Args:
@@ -252,45 +251,46 @@ def evaluate(
         **options: fields of `Options`.
 
     Raises:
-        ParameterError: a setting or option that cannot be, `surgery` with one class, more layers than are stored, or
-            what an own function gives has another shape.
+        ParameterError: a setting or option that cannot be, more layers than are stored, or what an own function gives.
     """
     chosen = Options(**options)
     settings = {name: Setting()} if settings is None else dict(settings)
     if not settings:
         raise ParameterError("there are no settings to evaluate; give one or more")
-    if heatmap is None:
-        check_classes_suffice([setting.similarity for setting in settings.values()], len(store.dataset.classes))
-    groups: dict[tuple, dict[tuple, Setting]] = {}  # settings with the same maps
+    similarities = [setting.similarity for setting in settings.values() if heatmap is None]
+    check_classes_suffice(similarities, len(store.dataset.classes))
+    groups: dict[tuple, dict[tuple, Setting]] = defaultdict(dict)  # settings with the same maps
     for setting in settings.values():
-        groups.setdefault(() if heatmap else setting.maps_key, {}).setdefault(setting.key, setting)
-    judge, kept = _Judge(store.dataset, chosen, details), _Kept(store, chosen, details, (heatmap, boxes))
-    total = 2 * sum(map(len, groups.values())) * len(store.dataset.images)  # boxes are found, then measured
-    found, tables = {}, {}
-    with ExitStack() as stack, tqdm(total=total, desc=f"boxes of {len(settings)} settings", **_BAR) as progress:
+        groups[() if heatmap else setting.maps_key].setdefault(setting.key, setting)
+    data, n_images, n_distinct = store.dataset, len(store.dataset.images), sum(map(len, groups.values()))
+    judge, folder = _Judge(data, chosen, details), None if details else _folder(store, chosen, heatmap, boxes)
+    found, tables, n_kept = {}, {}, 0
+    bar = tqdm(total=2 * n_distinct * n_images, desc=f"boxes of {len(settings)} settings", **_BAR)  # found, measured
+    with ExitStack() as stack, bar as progress:
         for members in groups.values():
             maps = maps_from(store, next(iter(members.values())), heatmap, stack)
             for start in range(0, len(members), _AT_ONCE):
                 part = dict(list(members.items())[start : start + _AT_ONCE])
-                known = kept.load(part, judge)
-                if known is None:
-                    of_part = find_boxes(store, list(part.values()), maps, boxes, chosen.workers, progress.update)
-                    judged = in_processes(
-                        judge.figures, of_part, sizes=[len(store.dataset.images)] * len(part), workers=chosen.workers,
-                        description="evaluation", progress=progress.update,
-                    )  # fmt: skip
-                    known = dict(zip(part, judged, strict=True))
-                    kept.save(known)
-                    tables |= zip(part, of_part, strict=True) if details else ()
-                else:
-                    progress.update(2 * len(part) * len(store.dataset.images))
-                found |= known
+                path = folder and folder / f"{short_hash(*map(repr, part))}.npz"
+                if path and path.is_file():
+                    found |= _load(path, part, judge)
+                    n_kept += len(part)
+                    progress.update(2 * len(part) * n_images)
+                    continue
+                of_part = find_boxes(store, list(part.values()), maps, boxes, chosen.workers, progress.update)
+                found |= zip(part, judge.all(of_part, chosen.workers, progress.update), strict=True)
+                if path:
+                    _save(path, {key: found[key] for key in part})
+                tables |= zip(part, of_part, strict=True) if details else ()
+    if n_kept:
+        versions = f"{store.made_of}, evaluation version {EVALUATION_VERSION}"
+        print(f"figures: {n_kept} of {n_distinct} settings were there already, made of {versions}")
     return Evaluation(
         settings=settings,
         figures={(n, p): found[setting.key][p] for n, setting in settings.items() for p in PROTOCOLS},
-        classes=store.dataset.classes,
-        n_ground_truth=np.bincount(truth_codes(store.dataset)[1], minlength=len(store.dataset.classes)),
-        image_ids=store.dataset.images["image_id"].to_numpy(),
+        classes=data.classes,
+        n_ground_truth=np.bincount(truth_codes(data)[1], minlength=len(data.classes)),
+        image_ids=data.images["image_id"].to_numpy(),
         interpolation=chosen.interpolation,
         boxes={n: tables[setting.key] for n, setting in settings.items()} if details else {},
     )
@@ -318,8 +318,17 @@ class _Judge:
         classes = range(len(dataset.classes))
         self.options = {"image_ids": range(len(ids)), "classes": classes, **options.of_figures}
 
+    def all(
+        self, tables: Sequence[Boxes], workers: int | None, progress: Callable[[int], object]
+    ) -> Iterable[dict[str, Figures]]:
+        """The figures of each, by worker processes."""
+        sizes = [len(self.dataset.images)] * len(tables)
+        return in_processes(
+            self.figures, tables, sizes=sizes, workers=workers, description="evaluation", progress=progress
+        )
+
     def figures(self, table: Boxes) -> dict[str, Figures]:
-        """Protocol -> figures."""
+        """By protocol."""
         found = {}
         for protocol in PROTOCOLS:
             asked = self.present if protocol == "present" else np.ones_like(self.present)
@@ -336,56 +345,45 @@ class _Judge:
         return replace(result, classes=self.dataset.classes) if self.details else result.without_classes()
 
 
-class _Kept:
-    """Figures of finished settings on disk, a file for those that were judged together."""
+def _folder(store: HeatmapStore, options: Options, *functions: Callable[..., Any] | None) -> Path | None:
+    """Where figures are kept; None where they are not, or what an own function does cannot be told."""
+    own = [key_of(function) if function else "" for function in functions]
+    if options.cache_dir is None or None in own:
+        return None
+    adapters = [adapter.key for adapter in store.adapters]
+    made_of = [store.identity, adapters, store.dataset.fingerprint(), own, EVALUATION_VERSION]
+    return options.cache_dir / f"figures-{short_hash(*made_of, options.of_figures)}"
 
-    def __init__(self, store: HeatmapStore, options: Options, details: bool, functions: tuple) -> None:
-        own = [key_of(function) if function else "" for function in functions]
-        self.folder = None
-        if options.cache_dir is not None and not details and None not in own:
-            adapters = [adapter.key for adapter in store.adapters]
-            made_of = [store.identity, adapters, store.dataset.fingerprint(), own, EVALUATION_VERSION]
-            self.folder = options.cache_dir / f"figures-{short_hash(*made_of, options.of_figures)}"
 
-    def _path(self, settings: Iterable[tuple]) -> Path:
-        return self.folder / f"{short_hash(*map(repr, settings))}.npz"
+def _save(path: Path, found: Mapping[tuple, Mapping[str, Figures]]) -> None:
+    """The figures of settings that were judged together: S settings x P protocols as arrays [S, P, ...]."""
+    rows = [[of[protocol] for protocol in PROTOCOLS] for of in found.values()]
+    arrays = {
+        "map": [[of.ap.map for of in row] for row in rows],
+        "map_samples": [[of.ap.map_samples for of in row] for row in rows],
+        "measures": [[[of.measures[name] for name in MEASURES] for of in row] for row in rows],
+        "n_detections": [[of.n_detections for of in row] for row in rows],
+    }
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: np.array(values) for name, values in arrays.items()})
+    atomic_write(path, buffer.getvalue())
 
-    def save(self, found: Mapping[tuple, Mapping[str, Figures]]) -> None:
-        """S settings x P protocols as arrays [S, P, ...]."""
-        if self.folder is None:
-            return
-        rows = [[of[protocol] for protocol in PROTOCOLS] for of in found.values()]
-        arrays = {
-            "map": [[of.ap.map for of in row] for row in rows],
-            "map_samples": [[of.ap.map_samples for of in row] for row in rows],
-            "measures": [[[of.measures[name] for name in MEASURES] for of in row] for row in rows],
-            "n_detections": [[of.n_detections for of in row] for row in rows],
-        }
-        buffer = io.BytesIO()
-        np.savez(buffer, **{name: np.array(values) for name, values in arrays.items()})
-        atomic_write(self._path(found), buffer.getvalue())
 
-    def load(self, settings: Mapping[tuple, Setting], judge: _Judge) -> dict[tuple, dict[str, Figures]] | None:
-        """None where they are not there."""
-        path = None if self.folder is None else self._path(settings)
-        if path is None or not path.is_file():
-            return None
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                names = ("map", "map_samples", "measures", "n_detections")
-                maps, samples, measures, counts = (stored[name] for name in names)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise CacheError(f"{path} cannot be read ({error}); delete it") from error
-        # an evaluation without detections gives everything but the figures
-        frame = judge.bootstrap(NO_BOXES, np.empty(0, dtype=bool))
-        return {
-            key: {
-                protocol: Figures(
-                    replace(frame, map=maps[s, p], map_samples=samples[s, p]),
-                    dict(zip(MEASURES, measures[s, p].tolist(), strict=True)),
-                    counts[s, p],
-                )
-                for p, protocol in enumerate(PROTOCOLS)
-            }
-            for s, key in enumerate(settings)
-        }
+def _load(path: Path, settings: Iterable[tuple], judge: _Judge) -> dict[tuple, dict[str, Figures]]:
+    """What `_save` wrote of these settings."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = [stored[name] for name in ("map", "map_samples", "measures", "n_detections")]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise CacheError(f"{path} cannot be read ({error}); delete it") from error
+    # an evaluation without detections gives everything but the figures
+    frame = judge.bootstrap(NO_BOXES, np.empty(0, dtype=bool))
+
+    def figures(ap: np.ndarray, samples: np.ndarray, measures: np.ndarray, n_detections: np.ndarray) -> Figures:
+        measured = dict(zip(MEASURES, measures.tolist(), strict=True))
+        return Figures(replace(frame, map=ap, map_samples=samples), measured, n_detections)
+
+    return {
+        key: {protocol: figures(*(array[s, p] for array in arrays)) for p, protocol in enumerate(PROTOCOLS)}
+        for s, key in enumerate(settings)
+    }

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..datasets import Dataset
 from .caches import FeatureCache
 from .parallel import read_ahead
 
@@ -63,8 +62,10 @@ class BatchReader:
         """
         self.cache = cache
         self._targets = cache.targets
-        keep = np.ones(len(self._targets.label), bool) if labels is None else np.isin(self._targets.label, labels)
-        self.rows = [rows[keep[rows]] for rows in self._targets.rows_by_image()]
+        image, label = self._targets.image, self._targets.label
+        rows = np.argsort(image, kind="stable")
+        rows = rows if labels is None else rows[np.isin(label[rows], labels)]
+        self.rows = np.split(rows, np.searchsorted(image[rows], np.arange(1, len(cache.dataset.images))))
         self.usable = np.flatnonzero([len(rows) > 0 for rows in self.rows])
 
     def batch(
@@ -115,12 +116,6 @@ class BatchReader:
         starts = range(first * batch_size, len(order), batch_size)
         parts = [(order[s : s + batch_size], symmetries[s : s + batch_size]) for s in starts]
         yield from read_ahead(lambda part: self.batch(*part), parts)
-
-
-def named_images(dataset: Dataset, positions: np.ndarray) -> str:
-    """Images by their places, for an error: the first few."""
-    ids = dataset.images["image_id"].iloc[positions].tolist()
-    return f"images {', '.join(ids[:4])}" + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
 
 
 def turn(array: np.ndarray, symmetry: int, axes: tuple[int, int] = (-2, -1)) -> np.ndarray:

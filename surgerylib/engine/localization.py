@@ -5,7 +5,7 @@ Boxes are xyxy in [0, 1] of the image. One row is one ground truth box; interval
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -60,8 +60,7 @@ def peak_localization(
     Args:
         pred_boxes: as in `gt_class_localization`.
         cam: [B, C, H, W], brought to the cells.
-        boxes: as in `gt_class_localization`.
-        labels: as in `gt_class_localization`.
+        boxes, labels: as in `gt_class_localization`.
 
     Returns:
         Frame as of `gt_class_localization`; of equal cells the first.
@@ -152,7 +151,7 @@ def localization_summary(
         "sd": (sd, *basic_interval(sd, sd_samples, n_images)),
     }
     for share, value, of_share in zip(shares, above, drawn[3:], strict=True):
-        figures[f"share>{share:.2f}"] = (value, *share_interval(value, of_share, len(ious), n_images))
+        figures[_share_name(share)] = (value, *share_interval(value, of_share, len(ious), n_images))
     rows = [
         (method, figure, *(part[place] for part in parts))
         for place, method in enumerate(methods)
@@ -186,10 +185,13 @@ def localization_difference(
             f"not a paired comparison: {len(ious_a)} boxes by {list(ious_a.columns)} and {len(ious_b)} by "
             f"{list(ious_b.columns)}; measure both on the same boxes"
         )
-    names, values_a = _figures(ious_a, shares)
-    _, values_b = _figures(ious_b, shares)
-    difference, samples, n_images = resampled_means(values_a - values_b, images, n_resamples, seed)
+    of_a, of_b = (
+        np.stack([values, *(values > share for share in shares)], axis=2).reshape(len(values), -1)  # [G, M * figures]
+        for values in (ious.to_numpy(np.float64).reshape(len(ious), -1) for ious in (ious_a, ious_b))
+    )
+    difference, samples, n_images = resampled_means(of_a - of_b, images, n_resamples, seed)
     low, high = basic_interval(difference, samples, n_images)
+    names = [(method, figure) for method in ious_a for figure in ("mean", *map(_share_name, shares))]
     frame = pd.DataFrame(names, columns=["method", "figure"]).assign(difference=difference, low=low, high=high)
     return frame.assign(excludes_zero=(low > 0) | (high < 0))
 
@@ -224,12 +226,5 @@ def _median_interval(
     return tuple(np.array(read).reshape(-1, 2).T)
 
 
-def _figures(ious: pd.DataFrame, shares: Sequence[float]) -> tuple[list[tuple[str, str]], np.ndarray]:
-    """(method, figure) names, and what each box adds to each figure's mean: float64 [G, F]."""
-    per_box: Mapping[str, np.ndarray] = {name: ious[name].to_numpy(np.float64) for name in ious.columns}
-    names, columns = [], []
-    for method, values in per_box.items():
-        for figure, column in (("mean", values), *((f"share>{t:.2f}", values > t) for t in shares)):
-            names.append((method, figure))
-            columns.append(np.asarray(column, dtype=np.float64))
-    return names, np.stack(columns, axis=1)
+def _share_name(share: float) -> str:
+    return f"share>{share:.2f}"

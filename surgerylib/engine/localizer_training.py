@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,20 +13,12 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from ..datasets import check_disjoint, check_have_boxes
-from ..errors import CacheError, ParameterError, TrainingError, checked
-from ..files import differences
-from ..localizer import (
-    LOCALIZER_INPUTS,
-    GTClassLocalizer,
-    clip_and_maps,
-    to_grid,
-    untrained_localizer,
-)
+from ..datasets import check_have_boxes
+from ..errors import ParameterError, checked
+from ..localizer import LOCALIZER_INPUTS, GTClassLocalizer, to_grid, untrained_localizer
 from ..losses import gt_class_localization_loss, total_of
-from ..weights import save_trained
 from .caches import FeatureCache
-from .feature_batches import Batch, BatchReader, named_images
+from .feature_batches import Batch, BatchReader
 from .localization import (
     BASELINES,
     baseline_ious,
@@ -37,8 +27,8 @@ from .localization import (
     localization_summary,
     peak_localization,
 )
-from .own import key_of
 from .schedule import Count, NotNegative, Schedule
+from .tasks import CachedTask
 from .training import Training, fit
 
 UNTRAINED = {"oracle": "untrained_oracle", "cam_peak": "untrained_peak"}
@@ -78,19 +68,18 @@ class LocalizerSettings:
             raise ParameterError("l1_weight and giou_weight are both 0; nothing would be learned")
 
 
-class LocalizerTask:
-    """A `training.Task`: the localiser on a cache of training images, validated on a cache of others.
+class LocalizerTask(CachedTask):
+    """The localiser, on the features of training images.
 
     Attributes:
         model: on the CLIP's device.
-        name, identity, steps, criterion: as in `training.Task`.
         seen: places of the classes that are trained on.
         class_means: [C, 4] mean box of each class in the training images, those not trained on too.
         ever_positive: bool [G], which boxes of the training targets have had a positive cell.
         is_trained_on: bool [G], which of them are of classes that are trained on.
     """
 
-    name, criterion = "training", "val_iou"
+    name, criterion, module = "training", "val_iou", "localizer"
 
     def __init__(
         self,
@@ -103,8 +92,7 @@ class LocalizerTask:
         """Both caches computed.
 
         Args:
-            train: computed.
-            validation: computed.
+            train, validation: features to train on, and those of other images.
             settings: of the head and its loss.
             loss: in place of `gt_class_localization_loss`: called with `pred_boxes, boxes, labels` as that is (not with
                 the settings), it gives a tensor of one number with gradient, or an object with such a `total`. Only
@@ -116,19 +104,12 @@ class LocalizerTask:
             UnknownClassError: one that is not in the class list.
             TrainingError: no box to validate on.
         """
-        check_disjoint(train.dataset, validation.dataset)
-        if different := differences(belongs_to(validation), belongs_to(train)):
-            raise CacheError(f"the features to train and to validate on were made of different things ({different})")
-        self.settings, self.train, self.validation, self._loss = settings, train, validation, loss
-        clip, classes = train.clip, train.dataset.classes
+        super().__init__(train, validation, settings, lambda cache: cache.belongs_to)
+        clip, classes, targets = train.clip, train.dataset.classes, train.targets
         names = classes if settings.seen_classes is None else check_have_boxes(train.dataset, settings.seen_classes)
-        self.seen = [classes.index(name) for name in names]
-        self.reader = BatchReader(train, self.seen)
-        self.validation_reader = BatchReader(validation, self.seen)
-        if not len(self.validation_reader.usable):
-            raise TrainingError(
-                f"the split {validation.dataset.split} has no box of the classes that are trained on; choose another"
-            )
+        self.seen, self._loss = [classes.index(name) for name in names], loss
+        self.reader, self.validation_reader = (BatchReader(cache, self.seen) for cache in (train, validation))
+        self.check_has_boxes(validation, len(self.validation_reader.usable))
         config = {
             "num_classes": len(classes),
             "feature_dim": clip.feature_dim,
@@ -137,32 +118,30 @@ class LocalizerTask:
             "inputs": settings.inputs,
         }
         self.model = untrained_localizer(config, settings.seed).to(clip.device)
-        targets = train.targets
         self.class_means = class_mean_boxes(targets.boxes_xyxy, targets.label, len(classes))
         self.ever_positive = torch.zeros(len(targets.label), dtype=torch.bool)
         self.is_trained_on = np.isin(targets.label, self.seen)
         self.steps = self.reader.steps(settings.training_batch_size)
-        self.identity: dict[str, Any] = {
+        self.identity = {
             "trained": "GTClassLocalizer",
-            "settings": json.loads(json.dumps(asdict(settings))),
-            "train_cache": train.key,
-            "validation_cache": validation.key,
-            "annotations": [train.dataset.fingerprint(), validation.dataset.fingerprint()],
-            "loss": gt_class_localization_loss.__name__ if loss is None else key_of(loss),
+            "settings": self.plain_settings,
+            **self.made_of(loss, gt_class_localization_loss),
+        }
+        self.about = {
+            "settings": self.plain_settings,
+            "seen_classes": list(names),
+            "class_means": self.class_means.tolist(),
         }
 
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        """As in `training.Task`."""
+        """Shuffled, flipped and turned."""
         chosen = self.settings
-        yield from self.reader.epoch(
+        return self.reader.epoch(
             epoch, batch_size=chosen.training_batch_size, seed=chosen.seed, augment=chosen.augment, first=first
         )
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, tuple[float, float]]]:
-        """As in `training.Task`: loss, l1, giou, positives a box, share of boxes without a positive.
-
-        Of a loss of the user's own, the loss alone.
-        """
+        """Figures: loss, l1, giou, positives a box, share of boxes without a positive; of an own loss, that alone."""
         chosen, pred_boxes = self.settings, predict(self.model, batch)
         if self._loss is not None:
             total = total_of(self._loss(pred_boxes, batch.boxes, batch.labels))
@@ -183,7 +162,7 @@ class LocalizerTask:
         }
 
     def validate(self) -> dict[str, float]:
-        """As in `training.Task`: mean oracle IoU, share above 0.5, and the mean IoU at the CAM's peak."""
+        """Mean oracle IoU, share above 0.5, and the mean IoU at the CAM's peak."""
         ious = localize(self.model, self.validation_reader)
         return {
             "val_iou": float(ious["oracle"].mean()),
@@ -191,31 +170,13 @@ class LocalizerTask:
             "val_peak_iou": float(ious["cam_peak"].mean()),
         }
 
-    def describe(self, batch: Batch) -> str:
-        """As in `training.Task`: the images."""
-        return named_images(self.train.dataset, batch.positions)
-
     def state(self) -> dict[str, Tensor]:
-        """As in `training.Task`."""
+        """Which boxes have had a positive."""
         return {"ever_positive": self.ever_positive}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """As in `training.Task`."""
+        """As in `Task`."""
         self.ever_positive = state["ever_positive"]
-
-    def save(self, path: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        """As in `training.Task`."""
-        names = self.train.dataset.classes
-        what = {
-            "belongs_to": belongs_to(self.train),
-            "settings": self.identity["settings"],
-            "seen_classes": [names[k] for k in self.seen],
-            "class_means": self.class_means.tolist(),
-            "trained_on": self.train.dataset.origin(),
-            "chosen_on": self.validation.dataset.origin(),
-            **about,
-        }
-        save_trained(path, "localizer", self.model.config, weights, what)
 
 
 def train_localizer(
@@ -230,16 +191,8 @@ def train_localizer(
 ) -> tuple[LocalizerTask, Training]:
     """Train the localiser, or take up where a training of the same settings and loss on the same data stopped.
 
-    Kept are, besides the best and the last weights, those before training and half-way.
-
-    Args:
-        train: computed.
-        validation: computed.
-        settings: of the head and its loss.
-        schedule: how long and how fast.
-        trainings_dir: folder of trainings, a subfolder each.
-        loss: one of the user's own, as for `LocalizerTask`.
-        description: as for `fit`.
+    Arguments as of `LocalizerTask` and `fit`. Kept are, besides the best and the last weights, those before training
+    and half-way.
     """
     task = LocalizerTask(train, validation, settings, loss=loss)
     return task, fit(task, schedule, trainings_dir, keep_epochs=kept_epochs(schedule), description=description)
@@ -248,14 +201,6 @@ def train_localizer(
 def kept_epochs(schedule: Schedule) -> tuple[int, ...]:
     """Before training, half-way, at the end."""
     return tuple(sorted({0, schedule.epochs // 2, schedule.epochs}))
-
-
-def belongs_to(cache: FeatureCache) -> dict[str, Any]:
-    """What a head trained on this cache belongs to, for `load_localizer`."""
-    return clip_and_maps(
-        cache.clip, cache.dataset.classes, layers=cache.layers, kind=cache.setting.kind,
-        similarity=cache.setting.similarity, templates=cache.templates, picture_size=cache.picture_size,
-    )  # fmt: skip
 
 
 def predict(model: GTClassLocalizer, batch: Batch) -> Tensor:

@@ -10,14 +10,9 @@ from ..matching import BOX_COLUMNS, overlapping_pairs
 from .finding import Boxes
 
 MEASURES = (
-    "boxes_per_image",
-    "mean_iou",
-    "max_iou",
-    "mean_best_iou",
-    "activated_share",
-    "false_box_rate",
+    "boxes_per_image", "mean_iou", "max_iou", "mean_best_iou", "activated_share", "false_box_rate",
     "boxes_per_absent_class",
-)
+)  # fmt: skip
 
 
 def measure_boxes(table: Boxes, dataset: Dataset, asked: np.ndarray | None = None) -> dict[str, float]:

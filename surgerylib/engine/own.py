@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from ..files import library_sha256
+
 _PACKAGE = __name__.partition(".")[0]
 _PLAIN = {type(None), bool, int, float, complex, str, bytes, type(...), range, slice}
 # through these a function sees what nothing in its code says
@@ -32,15 +34,7 @@ _NOT_BEHAVIOUR = {
 }  # fmt: skip
 
 
-def _source_of_package() -> str:
-    digest = hashlib.sha256()
-    root = Path(__file__).parent.parent
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-_IMPORTED = _source_of_package()  # once: a file edited later is not what runs in this process
+_IMPORTED = library_sha256()  # once: a file edited later is not what runs in this process
 
 
 def key_of(function: Callable[..., Any]) -> str | None:

@@ -18,10 +18,10 @@ import math
 import pickle
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 import torch
@@ -31,50 +31,11 @@ from tqdm import tqdm
 from ..errors import CheckpointError, TrainingError
 from ..files import atomic_write, differences, only_process, remove_parts, short_hash
 from .schedule import Schedule
+from .tasks import Task
 
 # counted up when the same data and settings give other weights than before; a golden test says when
 TRAINING_VERSION = 1
 RESUME = "resume.pt"
-
-
-class Task(Protocol):
-    """What is learned from what. `fit` trains `model`, whatever it is.
-
-    Attributes:
-        model: all of its parameters are trained.
-        name: of its folders.
-        identity: everything besides the schedule that the result depends on, plain values; under `loss` the name or key
-            of the loss, None where what it does cannot be told: such a training is not kept.
-        steps: batches an epoch.
-        criterion: the figure of `validate` by which the best epoch is chosen; more is better.
-    """
-
-    model: nn.Module
-    name: str
-    identity: Mapping[str, Any]
-    steps: int
-    criterion: str
-
-    def batches(self, epoch: int, first: int) -> Iterator[Any]:
-        """The batches of an epoch from number `first` on, the same every time."""
-
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, tuple[float, float]]]:
-        """The loss of a batch, with gradient, and figures for the history as (sum, count): sum / count of an epoch."""
-
-    def validate(self) -> dict[str, float]:
-        """Figures on images that are not trained on."""
-
-    def describe(self, batch: Any) -> str:
-        """Names what is in a batch, for an error."""
-
-    def state(self) -> dict[str, Tensor]:
-        """What the task itself keeps over a restart."""
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what `state` gave."""
-
-    def save(self, path: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        """Write weights for use, with what they belong to."""
 
 
 @dataclass(frozen=True)
