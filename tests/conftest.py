@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_models import write_model
+from tiny_models import load_tiny, write_model
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from surgerylib.clip import SurgeryCLIP, load_clip
+from surgerylib.clip import SurgeryCLIP
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.workbook.run import RunResult, run_workbook
 
@@ -36,7 +36,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> SurgeryCLIP:
-    return load_clip(f"local-dir:{tiny_folder}", str(tiny_folder / "model.safetensors"), device="cpu", depth=3)
+    return load_tiny(tiny_folder)
 
 
 @pytest.fixture(scope="session")

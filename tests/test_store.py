@@ -19,12 +19,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from filelock import FileLock
-from tiny_models import write_model
+from refusals import refused
+from tiny_models import load_tiny, shards_of, write_model
 
-from surgerylib.clip import load_clip
 from surgerylib.datasets import Dataset, load_dataset, read_image
 from surgerylib.embedded.scenes import write_scenes
-from surgerylib.engine import recipes
 from surgerylib.engine.evaluation import EVALUATION_VERSION, evaluate
 from surgerylib.engine.store import STORE_VERSION, HeatmapStore, check_disk
 from surgerylib.errors import CacheError, CheckpointError, ImageReadError, OutputError, ParameterError
@@ -39,14 +38,13 @@ usage = namedtuple("usage", "total used free")
 KILLED = f"""
 import os, signal, sys
 from surgerylib import files
-from surgerylib.engine import recipes, store
-from surgerylib.clip import load_clip
-from surgerylib.datasets.dataset import load_dataset
+from pathlib import Path
+from tiny_models import load_tiny, shards_of
+from surgerylib.engine import store
+from surgerylib.datasets import load_dataset
 
 model, data, cache, place = sys.argv[1:]
-plain = recipes.Recipe.__init__
-recipes.Recipe.__init__ = lambda self, *a, **k: plain(self, *a, **{{**k, "shard_images": {SHARD_IMAGES}}})
-clip = load_clip(f"local-dir:{{model}}", model + "/model.safetensors", device="cpu", depth=3)
+clip = load_tiny(Path(model))
 target, name, at = {{"forward": (clip, "encode_image", 4), "write": (files.os, "fsync", 5)}}[place]
 function, calls = getattr(target, name), []
 
@@ -57,7 +55,8 @@ def killed(*args, **kwargs):
     return function(*args, **kwargs)
 
 setattr(target, name, killed)
-store.HeatmapStore(clip, load_dataset(data, "test"), cache).compute(batch_size=1)
+with shards_of({SHARD_IMAGES}):
+    store.HeatmapStore(clip, load_dataset(data, "test"), cache).compute(batch_size=1)
 """
 
 
@@ -68,11 +67,7 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def small_shards():
-    plain = recipes.Recipe.__init__
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            recipes.Recipe, "__init__", lambda self, *a, **k: plain(self, *a, **{**k, "shard_images": SHARD_IMAGES})
-        )
+    with shards_of(SHARD_IMAGES):
         yield
 
 
@@ -107,12 +102,6 @@ def forwards(tiny, monkeypatch) -> list[int]:
     sizes, encode = [], tiny.encode_image
     monkeypatch.setattr(tiny, "encode_image", lambda images, *args: sizes.append(len(images)) or encode(images, *args))
     return sizes
-
-
-def refused(call, error: type[Exception], match: str) -> None:
-    with pytest.raises(error, match=match) as raised:
-        call()
-    assert "\n" not in str(raised.value)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -172,8 +161,7 @@ def test_a_store_tells_how_much_is_there_what_of_it_was_found_and_what_lies_besi
     assert f"3 of 3 files were there already, made of {copied.clip.name}, weights " in described
     copied.path(0).unlink()
     assert "3 of 5 images" in copied.describe()
-    other = load_clip(f"local-dir:{write_model(tmp_path / 'other', seed=8)}",
-                      str(tmp_path / "other" / "model.safetensors"), device="cpu", depth=3)  # fmt: skip
+    other = load_tiny(write_model(tmp_path / "other", seed=8))
     beside = HeatmapStore(other, data.sample(1), copied.folder.parent).compute().folder
     for name, text in (("heatmaps-1", "[]"), ("heatmaps-2", "{")):
         (copied.folder.parent / name).mkdir()
@@ -230,6 +218,17 @@ GOLDEN_FIGURES = {
 }  # fmt: skip
 
 
+def assert_golden(found: dict, golden: dict, is_its_version: bool, version: str) -> None:
+    assert is_its_version
+    assert list(found) == list(golden), found
+    for name, expected in golden.items():
+        np.testing.assert_allclose(
+            found[name], expected, rtol=0, atol=1e-6,
+            err_msg=f"the numbers have changed: raise {version}, so that what was kept is not taken for new, and write "
+            f"the new numbers here: {found}",
+        )  # fmt: skip
+
+
 def test_golden_numbers_of_a_store_change_with_its_version(tiny, drawn, tmp_path):
     store = HeatmapStore(tiny, drawn, tmp_path / "cache").compute()
     whole = np.concatenate([np.array(shard) for shard in store.shards()])
@@ -238,14 +237,7 @@ def test_golden_numbers_of_a_store_change_with_its_version(tiny, drawn, tmp_path
         "row": whole[1, 2, 1, 0, :5].tolist(),
         "last": whole[2, 0, 0, 2, -3:].tolist(),
     }
-    assert STORE_VERSION == 2
-    assert list(found) == list(GOLDEN_STORE), found
-    for name, expected in GOLDEN_STORE.items():
-        np.testing.assert_allclose(
-            found[name], expected, rtol=0, atol=1e-6,
-            err_msg="the numbers in stores have changed: raise STORE_VERSION, so that stores that exist are not taken "
-            f"for new ones, and write the new numbers here: {found}",
-        )  # fmt: skip
+    assert_golden(found, GOLDEN_STORE, STORE_VERSION == 2, "STORE_VERSION")
 
 
 def test_golden_figures_of_an_evaluation_change_with_its_version(tiny, drawn, tmp_path):
@@ -258,14 +250,7 @@ def test_golden_figures_of_an_evaluation_change_with_its_version(tiny, drawn, tm
         found[name] = [
             *of.ap.map.tolist(), float(of.ap.map_samples.sum()), *of.n_detections.tolist(), *of.measures.values()
         ]  # fmt: skip
-    assert EVALUATION_VERSION == 1
-    assert list(found) == list(GOLDEN_FIGURES), found
-    for name, expected in GOLDEN_FIGURES.items():
-        np.testing.assert_allclose(
-            found[name], expected, rtol=0, atol=1e-6,
-            err_msg="figures made of stores have changed: raise EVALUATION_VERSION, so that figures that were kept are "
-            f"not taken for new ones, and write the new numbers here: {found}",
-        )  # fmt: skip
+    assert_golden(found, GOLDEN_FIGURES, EVALUATION_VERSION == 1, "EVALUATION_VERSION")
 
 
 # ------------------------------------------------------------------------------------------------ going on again
@@ -284,7 +269,9 @@ def test_a_killed_run_goes_on_behind_the_last_whole_shard(
     tiny, tiny_folder, root, data, kept, tmp_path, forwards, place
 ):
     arguments = [sys.executable, "-c", KILLED, str(tiny_folder), str(root), str(tmp_path), place]
-    process = subprocess.run(arguments, cwd=Path(__file__).parents[1], capture_output=True, check=False)
+    process = subprocess.run(
+        arguments, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, check=False
+    )
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
     (folder,) = tmp_path.iterdir()
     whole = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.glob("heatmaps-*.npy")}
@@ -415,16 +402,13 @@ def test_a_disk_that_fills_up_leaves_no_shard_and_a_file_is_no_folder(tiny, data
 
 
 def test_another_model_image_class_or_prompt_is_another_store(store, tiny, tiny_folder, data, tmp_path):
-    weights = tiny_folder / "model.safetensors"
-    other = write_model(tmp_path / "other", seed=8) / "model.safetensors"
-    load = partial(load_clip, f"local-dir:{tiny_folder}", device="cpu")
     path = Path(data.images["path"].iloc[0])
     before, time = path.read_bytes(), path.stat().st_mtime_ns
     make = partial(HeatmapStore, cache_dir=store.folder.parent)
     others = [
-        make(load(str(other), depth=3), data),
-        make(load(str(weights), depth=2), data),
-        make(load(str(weights), depth=3, image_size=48), data),
+        make(load_tiny(write_model(tmp_path / "other", seed=8)), data),
+        make(load_tiny(tiny_folder, depth=2), data),
+        make(load_tiny(tiny_folder, image_size=48), data),
         make(tiny, replace(data, classes=data.classes[:2])),
         make(tiny, replace(data, classes=data.classes[::-1])),
         make(tiny, data.sample(3)),
@@ -445,8 +429,7 @@ def test_another_model_image_class_or_prompt_is_another_store(store, tiny, tiny_
 @pytest.mark.parametrize("change", ["mean", "head_width", "quick_gelu"])
 def test_bug_a_model_of_another_configuration_took_the_maps_of_one_with_the_same_weights(change, data, tmp_path):
     folder = write_model(tmp_path / "model")
-    load = partial(load_clip, f"local-dir:{folder}", str(folder / "model.safetensors"), device="cpu", depth=3)
-    first = HeatmapStore(load(), data, tmp_path / "cache")
+    first = HeatmapStore(load_tiny(folder), data, tmp_path / "cache")
     path = folder / "open_clip_config.json"
     config = json.loads(path.read_text())
     if change == "mean":
@@ -456,7 +439,7 @@ def test_bug_a_model_of_another_configuration_took_the_maps_of_one_with_the_same
     else:
         config["model_cfg"]["quick_gelu"] = True
     path.write_text(json.dumps(config))
-    assert HeatmapStore(load(), data, tmp_path / "cache").folder != first.folder
+    assert HeatmapStore(load_tiny(folder), data, tmp_path / "cache").folder != first.folder
 
 
 @pytest.mark.parametrize("bad", [0, -1, True, 2.5, "4", float("nan")])
@@ -468,10 +451,9 @@ def test_numbers_that_cannot_be(tiny, data, tmp_path, bad):
 
 
 def test_layers_that_are_stored(store, tiny, tiny_folder, data, tmp_path):
-    weights, one = str(tiny_folder / "model.safetensors"), replace(data, images=data.images.iloc[:1])
+    one = replace(data, images=data.images.iloc[:1])
     for depth, layers, stored in ((1, 1, 1), (4, 2, 3), (4, 4, 4)):
-        clip = load_clip(f"local-dir:{tiny_folder}", weights, device="cpu", depth=depth)
-        assert HeatmapStore(clip, one, tmp_path, layers=layers).layers == stored
+        assert HeatmapStore(load_tiny(tiny_folder, depth), one, tmp_path, layers=layers).layers == stored
     refused(lambda: store.maps(Setting(layers=4), 0), ParameterError, "at most 3, which are stored, got 4")
     refused(lambda: HeatmapStore(tiny, data, tmp_path, layers=4), ParameterError, r"must lie in 1\.\.3")
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
-from surgerylib.clip import open_clip
+from surgerylib.clip import SurgeryCLIP, load_clip, open_clip
+from surgerylib.engine import recipes
 
 TINY_VISION = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 4, "head_width": 16}
 TINY_CONFIG = {
@@ -45,3 +49,18 @@ def write_model(folder: Path, config: dict = TINY_CONFIG, seed: int = 7) -> Path
         state = {key: value + 0.1 * torch.randn_like(value) for key, value in model.state_dict().items()}
     save_file(state, folder / "model.safetensors")
     return folder
+
+
+def load_tiny(folder: Path, depth: int = 3, **options) -> SurgeryCLIP:
+    return load_clip(f"local-dir:{folder}", str(folder / "model.safetensors"), device="cpu", depth=depth, **options)
+
+
+@contextmanager
+def shards_of(n_images: int) -> Iterator[None]:
+    """Stores that are made inside have so many images a file."""
+    plain = recipes.Recipe.__init__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            recipes.Recipe, "__init__", lambda self, *a, **k: plain(self, *a, **{**k, "shard_images": n_images})
+        )
+        yield

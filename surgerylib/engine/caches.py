@@ -63,9 +63,7 @@ class FeatureCache(Store):
         """Find or prepare the cache; nothing is computed yet.
 
         Args:
-            clip: the frozen model.
-            dataset: its whole class list is asked for, in its order.
-            cache_dir: folder of caches, one subfolder each.
+            clip, dataset, cache_dir: as of `HeatmapStore`.
             setting: maps and layers; None takes the paper's kind on 3 layers.
             picture_size: side of the small picture in pixels.
             templates: prompts.
@@ -102,11 +100,7 @@ class TokenCache(Store):
         super().__init__(clip, dataset, cache_dir, patch_tokens(clip, layers))
 
     def tokens(self, positions: Sequence[int] | np.ndarray, path: str) -> Tensor:
-        """Tokens of some images by their places in the data set, of one path (`qk` or `vv`): float32 [L, B, N, D].
-
-        Raises:
-            CacheError: the cache has not been computed, or a file is damaged.
-        """
+        """Tokens of some images by their places in the data set, of one path (`qk` or `vv`): float32 [L, B, N, D]."""
         tokens = np.empty((self.layers, len(positions), *self.record.shape[2:]), dtype=np.float32)
         for place, record in enumerate(self.read(positions)):
             tokens[:, place] = record[PATHS.index(path)]

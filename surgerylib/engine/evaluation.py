@@ -143,7 +143,7 @@ class Evaluation:
 
     def summary(self) -> pd.DataFrame:
         """Frame protocol, kind (the name), iou_threshold, map, low, high."""
-        return self._joined(lambda of: of.ap.summary(), ["iou_threshold", "map", "low", "high"])
+        return self._each(lambda of: of.ap.summary(), ["iou_threshold", "map", "low", "high"])
 
     def by_class(self) -> pd.DataFrame:
         """Frame protocol, kind, label, iou_threshold, ap, low, high, n_ground_truth, n_detections."""
@@ -155,9 +155,9 @@ class Evaluation:
                 n_ground_truth=frame["label"].map(n_ground_truth), n_detections=frame["label"].map(n_detections)
             )
 
-        return self._joined(rows, ["label", "iou_threshold", "ap", "low", "high", "n_ground_truth", "n_detections"])
+        return self._each(rows, ["label", "iou_threshold", "ap", "low", "high", "n_ground_truth", "n_detections"])
 
-    def _joined(self, rows: Callable[[Figures], pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
+    def _each(self, rows: Callable[[Figures], pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
         """Some rows of the figures of each protocol and name."""
         pairs = [(protocol, name) for protocol in PROTOCOLS for name in self.settings]
         parts = [rows(self.figures[name, protocol]).assign(protocol=protocol, kind=name) for protocol, name in pairs]

@@ -111,14 +111,9 @@ def baseline_ious(boxes_xyxy: np.ndarray, labels: np.ndarray, class_means: np.nd
 
 
 def localization_summary(
-    ious: pd.DataFrame,
-    images: np.ndarray | pd.Series,
-    *,
-    shares: Sequence[float] = SHARES,
-    n_resamples: int = 1000,
-    seed: int = 0,
+    ious: pd.DataFrame, images: np.ndarray | pd.Series, *, n_resamples: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
-    """Mean, median and standard deviation of IoU, shares of boxes above some IoUs: 95 % intervals over images.
+    """Mean, median and standard deviation of IoU, shares of boxes above `SHARES`: 95 % intervals over images.
 
     The intervals of mean and sd are of the basic bootstrap, those of shares Wilson's with the bootstrap's spread
     (`intervals.share_interval`); the median's is Woodruff's (1952, Confidence intervals for medians and
@@ -127,7 +122,6 @@ def localization_summary(
     Args:
         ious: [G rows] a column a method, IoU of each ground truth box.
         images: [G] which image each box is in; images are what is drawn.
-        shares: IoUs to exceed.
         n_resamples: bootstrap resamples.
         seed: of the resamples.
 
@@ -138,7 +132,7 @@ def localization_summary(
     methods = list(ious.columns)
     per_box = ious.to_numpy(np.float64).reshape(-1, len(methods))  # [G, M]
     median = np.quantile(per_box, 0.5, axis=0) if len(ious) else np.full(len(methods), np.nan)
-    averaged = [per_box, per_box**2, per_box <= median, *(per_box > share for share in shares)]
+    averaged = [per_box, per_box**2, per_box <= median, *(per_box > share for share in SHARES)]
     point, samples, n_images = resampled_means(np.hstack(averaged), images, n_resamples, seed)
     (mean, square, below), above = np.split(point.reshape(-1, len(methods)), [3])  # each [.., M]
     drawn = np.moveaxis(samples.reshape(len(samples), -1, len(methods)), 1, 0)  # [3 + shares, R, M]
@@ -150,7 +144,7 @@ def localization_summary(
         "median": (median, *_median_interval(per_box, below, drawn[2], n_images)),
         "sd": (sd, *basic_interval(sd, sd_samples, n_images)),
     }
-    for share, value, of_share in zip(shares, above, drawn[3:], strict=True):
+    for share, value, of_share in zip(SHARES, above, drawn[3:], strict=True):
         figures[_share_name(share)] = (value, *share_interval(value, of_share, len(ious), n_images))
     rows = [
         (method, figure, *(part[place] for part in parts))
@@ -164,13 +158,7 @@ def localization_summary(
 
 
 def localization_difference(
-    ious_a: pd.DataFrame,
-    ious_b: pd.DataFrame,
-    images: np.ndarray | pd.Series,
-    *,
-    shares: Sequence[float] = SHARES,
-    n_resamples: int = 1000,
-    seed: int = 0,
+    ious_a: pd.DataFrame, ious_b: pd.DataFrame, images: np.ndarray | pd.Series, *, seed: int = 0
 ) -> pd.DataFrame:
     """`ious_a` minus `ious_b` on the same boxes and resamples of the images, method by method.
 
@@ -186,12 +174,12 @@ def localization_difference(
             f"{list(ious_b.columns)}; measure both on the same boxes"
         )
     of_a, of_b = (
-        np.stack([values, *(values > share for share in shares)], axis=2).reshape(len(values), -1)  # [G, M * figures]
+        np.stack([values, *(values > share for share in SHARES)], axis=2).reshape(len(values), -1)  # [G, M * figures]
         for values in (ious.to_numpy(np.float64).reshape(len(ious), -1) for ious in (ious_a, ious_b))
     )
-    difference, samples, n_images = resampled_means(of_a - of_b, images, n_resamples, seed)
+    difference, samples, n_images = resampled_means(of_a - of_b, images, 1000, seed)
     low, high = basic_interval(difference, samples, n_images)
-    names = [(method, figure) for method in ious_a for figure in ("mean", *map(_share_name, shares))]
+    names = [(method, figure) for method in ious_a for figure in ("mean", *map(_share_name, SHARES))]
     frame = pd.DataFrame(names, columns=["method", "figure"]).assign(difference=difference, low=low, high=high)
     return frame.assign(excludes_zero=(low > 0) | (high < 0))
 

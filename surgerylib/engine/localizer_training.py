@@ -240,17 +240,14 @@ def localize(model: GTClassLocalizer, reader: BatchReader, class_means: np.ndarr
         cam = to_grid(batch.cam, model.grid)
         oracle = gt_class_localization(boxes, batch.boxes, batch.labels)
         peak = peak_localization(boxes, cam, batch.boxes, batch.labels)
-        frame = pd.DataFrame(
-            {
-                "image_id": ids[batch.positions[oracle["image_index"]]],
-                "label": names[oracle["label"]],
-                "box_row": batch.rows,
-                "row": oracle["row"],
-                "column": oracle["column"],
-                "oracle": oracle["iou"],
-                "cam_peak": peak["iou"],
-            }
-        )
+        frame = pd.DataFrame({
+            "image_id": ids[batch.positions[oracle["image_index"]]],
+            "label": names[oracle["label"]],
+            "box_row": batch.rows,
+            **oracle[["row", "column"]],
+            "oracle": oracle["iou"],
+            "cam_peak": peak["iou"],
+        })  # fmt: skip
         if class_means is not None:
             given = np.concatenate([part.numpy() for part in batch.boxes])
             frame = pd.concat([frame, baseline_ious(given, oracle["label"].to_numpy(), class_means)], axis=1)
@@ -270,13 +267,13 @@ def with_untrained(ious: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
 
 @torch.no_grad()
 def boxes_on_image(
-    model: GTClassLocalizer, reader: BatchReader, position: int, label: int, *, most: int = 8
+    model: GTClassLocalizer, reader: BatchReader, position: int, label: int
 ) -> tuple[np.ndarray, np.ndarray, float, float]:
     """What the head says of one class on one image, in [0, 1] of it.
 
     Returns:
-        the best cells' boxes [K, 4] for those ground truth boxes of the class that are fitted best, at most `most`; the
-        box at the CAM's peak [4]; and the mean IoU of each with all ground truth boxes of the class.
+        the best cells' boxes [K, 4] for those ground truth boxes of the class that are fitted best, at most 8; the box
+        at the CAM's peak [4]; and the mean IoU of each with all ground truth boxes of the class.
     """
     batch = reader.batch([position])
     own = batch.labels[0] == label
@@ -284,7 +281,7 @@ def boxes_on_image(
     pred = predict(model, batch).float().cpu()
     cam = to_grid(batch.cam, model.grid)
     best, peak = gt_class_localization(pred, boxes, labels), peak_localization(pred, cam, boxes, labels)
-    drawn = best.nlargest(most, "iou")
+    drawn = best.nlargest(8, "iou")
     rows, columns = (torch.tensor(drawn[name].tolist(), dtype=torch.long) for name in ("row", "column"))
     chosen = pred[0, label, rows, columns].numpy()
     row, column = divmod(int(cam[0, label].argmax()), model.grid[1])

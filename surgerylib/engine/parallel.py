@@ -27,7 +27,6 @@ def in_processes(
     sizes: Sequence[int],
     workers: int | None = None,
     description: str,
-    unit: str = "image",
     progress: Callable[[int], object] | None = None,
 ) -> Iterator[Result]:
     """`function(task)` for each task, in the order of the tasks; results wait in memory until they are asked for.
@@ -38,7 +37,6 @@ def in_processes(
         sizes: how many units each task is.
         workers: processes; None takes the CPU's cores. 1, or a single task, stays in this process.
         description: of the progress bar, which appears after two seconds.
-        unit: what the bar counts.
         progress: called with a task's units when it is done, in place of a bar.
 
     Raises:
@@ -56,7 +54,9 @@ def in_processes(
         n_jobs=n_jobs, backend="loky", return_as="generator", idle_worker_timeout=_IDLE_SECONDS,
         initializer=_end_with_parent, initargs=(os.getpid(),),
     )  # fmt: skip
-    with tqdm(total=sum(sizes), desc=description, unit=unit, delay=2, leave=False, disable=progress is not None) as bar:
+    with tqdm(
+        total=sum(sizes), desc=description, unit="image", delay=2, leave=False, disable=progress is not None
+    ) as bar:
         try:
             for result, size in zip(pool(delayed(function)(task) for task in tasks), sizes, strict=True):
                 (progress or bar.update)(size)

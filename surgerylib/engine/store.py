@@ -53,13 +53,7 @@ class Store:
     """
 
     def __init__(self, clip: SurgeryCLIP, dataset: Dataset, cache_dir: str | Path, recipe: Recipe) -> None:
-        """Find or prepare the store; nothing is computed yet.
-
-        Args:
-            clip: the frozen model.
-            dataset: its images.
-            cache_dir: folder of stores, one subfolder each.
-            recipe: what is kept of an image.
+        """Find or prepare the store, a subfolder of `cache_dir`; nothing is computed yet.
 
         Raises:
             ParameterError: more layers than the value-value path has.
@@ -131,11 +125,7 @@ class Store:
         return self
 
     def block(self, start: int, stop: int) -> np.ndarray:
-        """Records of consecutive images, by their places in the data set, of one shard: a view of the mapped file.
-
-        Raises:
-            CacheError: the store has not been computed, or the file is damaged.
-        """
+        """Records of consecutive images, by their places in the data set, of one shard: a view of the mapped file."""
         offset = start % self.recipe.shard_images
         return self._open(self.path(start))[offset : offset + stop - start]
 
@@ -157,14 +147,9 @@ class Store:
         Raises:
             CacheError: the store has not been computed, or a file is damaged.
         """
-        opened: dict[Path, np.ndarray] = {}
-        records = []
-        for position in map(int, positions):
-            path = self.path(position)
-            if path not in opened:
-                opened[path] = self._open(path)
-            records.append(opened[path][position % self.recipe.shard_images])
-        return records
+        places = list(map(int, positions))
+        opened = {path: self._open(path) for path in dict.fromkeys(map(self.path, places))}
+        return [opened[self.path(place)][place % self.recipe.shard_images] for place in places]
 
     def missing_bytes(self) -> int:
         """What is still to be written."""

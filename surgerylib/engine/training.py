@@ -36,6 +36,7 @@ from .tasks import Task
 # counted up when the same data and settings give other weights than before; a golden test says when
 TRAINING_VERSION = 1
 RESUME = "resume.pt"
+_KEPT = ("best", "epoch", "done", "sums", "history", "finished", "stopped_early")  # of a loop, in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def fit(
         remove_parts(folder)
         loop = _Loop(task, schedule, folder, keep_epochs)
         if loop.resumed_at is not None:
-            print(f"{description}: taken up behind epoch {loop.epoch} of {schedule.epochs}; {_made_of(task)}")
+            made_of = (f"{name} {value[:24]}" for name, value in task.identity.items() if isinstance(value, str))
+            print(f"{description}: taken up behind epoch {loop.epoch} of {schedule.epochs}; {', '.join(made_of)}")
         return replace(loop.run(description), scratch=scratch)
 
 
@@ -132,18 +134,13 @@ def _identity(task: Task, schedule: Schedule) -> dict[str, Any]:
     return {"version": TRAINING_VERSION, **task.identity, "schedule": asdict(schedule)}
 
 
-def _made_of(task: Task) -> str:
-    """The names and keys in its identity, on one line."""
-    return ", ".join(f"{name} {value[:24]}" for name, value in task.identity.items() if isinstance(value, str))
-
-
 class _Loop:
     """The state of a training between two steps."""
 
     def __init__(self, task: Task, schedule: Schedule, folder: Path, keep_epochs: Sequence[int]) -> None:
         self.task, self.schedule, self.folder, self.keep_epochs = task, schedule, folder, set(keep_epochs)
         self.identity = _identity(task, schedule)
-        self.optimizer = optimizer_of(task.model, schedule)
+        self.optimizer = _optimizer(task.model, schedule)
         self.epoch, self.done = 0, 0  # epochs finished (0: not even the untrained model measured), steps of this epoch
         self.sums: dict[str, list[float]] = {}
         self.history: list[dict[str, float]] = []
@@ -220,8 +217,7 @@ class _Loop:
 
     def _end_epoch(self, epoch: int) -> None:
         """Validate, add to the history, keep what is to be kept, and write a checkpoint."""
-        task = self.task
-        step = epoch * task.steps
+        task, step = self.task, epoch * self.task.steps
         rate = self.schedule.rate(step - 1, task.steps) if epoch else math.nan
         means = {name: value / count if count else math.nan for name, (value, count) in self.sums.items()}
         task.model.eval()
@@ -237,8 +233,8 @@ class _Loop:
         self._checkpoint()
 
     def _about(self, epoch: int) -> dict[str, Any]:
-        row = next(row for row in self.history if row["epoch"] == epoch)
-        return {"epoch": epoch, "schedule": asdict(self.schedule), "validation": row[self.task.criterion]}
+        validation = self.history[epoch][self.task.criterion]
+        return {"epoch": epoch, "schedule": asdict(self.schedule), "validation": validation}
 
     def _write_for_use(self) -> None:
         if self.done == 0:  # between two epochs: the weights are those that were validated
@@ -277,9 +273,6 @@ class _Loop:
         return self.epoch * self.task.steps + self.done
 
 
-_KEPT = ("best", "epoch", "done", "sums", "history", "finished", "stopped_early")
-
-
 def backward(task: Task, batch: Any, *, clip: float) -> dict[str, tuple[float, float]]:
     """Give the model the gradient of a batch's loss, of norm `clip` at most; returns the figures of `Task.loss`.
 
@@ -311,12 +304,9 @@ def _read_state(path: Path) -> dict[str, Any] | None:
     return state
 
 
-def optimizer_of(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": schedule.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def _optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    decay, none = ([p for p in model.parameters() if (p.ndim >= 2) == is_decayed] for is_decayed in (True, False))
+    groups = [{"params": decay, "weight_decay": schedule.weight_decay}, {"params": none, "weight_decay": 0.0}]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=schedule.learning_rate, fused=True)
 
 
