@@ -81,19 +81,13 @@ def test_the_size_for_dior_and_a_real_model():
     assert round(size * 11_725 / 1e9, 2) == 3.27
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"setting": Setting("standard", layers=3)},
-        {"setting": Setting(similarity="surgery", layers=3)},
-        {"setting": Setting(layers=2)},
-        {"picture_size": 32},
-        {"templates": ["{}"]},
-    ],
-)
-def test_another_question_is_another_cache(tiny, data, tmp_path, other):
-    found = FeatureCache(tiny, data, tmp_path, **{"picture_size": PICTURE, **other})
-    assert found.folder != FeatureCache(tiny, data, tmp_path, picture_size=PICTURE).folder
+def test_another_question_is_another_cache(tiny, data, tmp_path):
+    others = (
+        {}, {"setting": Setting("standard", layers=3)}, {"setting": Setting(similarity="surgery", layers=3)},
+        {"setting": Setting(layers=2)}, {"picture_size": 32}, {"templates": ["{}"]},
+    )  # fmt: skip
+    caches = [FeatureCache(tiny, data, tmp_path, **{"picture_size": PICTURE, **other}) for other in others]
+    assert len({cache.folder for cache in caches}) == 6
 
 
 def test_features_too_large_for_16_bits(tiny, data, tmp_path, monkeypatch):

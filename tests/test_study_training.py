@@ -26,7 +26,6 @@ from surgerylib.engine.localizer_training import (
     UNTRAINED,
     LocalizerSettings,
     LocalizerTask,
-    belongs_to,
     boxes_on_image,
     localize,
     summarise,
@@ -184,7 +183,7 @@ def test_no_image_is_in_two_of_the_splits(session):
 def test_what_is_published_is_the_best_epoch(trained, tmp_path):
     _, caches, _, training = trained
     path = publish(training, tmp_path)
-    _, about = load_localizer(path, belongs_to=belongs_to(caches["report"]))
+    _, about = load_localizer(path, belongs_to=caches["report"].belongs_to)
     assert about["epoch"] == training.best_epoch
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "training_history.parquet"), training.history)
 

@@ -70,12 +70,7 @@ class AdapterSettings:
         return {f"{name}_weight": getattr(self, f"{name}_weight") for name in LOSSES}
 
     def seen(self, classes: Sequence[str]) -> list[str]:
-        """The classes of a list that are trained on.
-
-        Raises:
-            ParameterError: none is left.
-            UnknownClassError: `unseen_classes` has a name that is not in the list.
-        """
+        """The classes of a list that are trained on; an error where none is left, or an unseen one is not in it."""
         try:
             unseen = {canonical_class(name, classes) for name in self.unseen_classes}
         except UnknownClassError as error:
@@ -151,21 +146,12 @@ class AdapterTask(CachedTask):
         self.model = untrained_adapter(config, settings.seed).to(clip.device)
         self.steps = -(-len(train.dataset.images) // settings.training_batch_size)
         # which classes are left out, and by which names, decides no weight beside those that are not
-        of_weights = {name: value for name, value in self.plain_settings.items() if name != "unseen_classes"}
-        self.identity = {
-            "trained": "HeatmapAdapter",
-            "settings": of_weights,
-            "patches": self._path,
-            "classes": self.seen,
-            "templates": list(templates),
-            **self.made_of(loss, heatmap_loss),
-        }
-        self.about = {
-            "kinds": [other for other, (_, patches) in KIND_PATHS.items() if patches == self._path],
-            "settings": self.plain_settings,
-            "seen_classes": self.seen,
-            "templates": list(templates),
-        }
+        plain = self.plain_settings
+        of_weights = {name: value for name, value in plain.items() if name != "unseen_classes"}
+        asked = {"classes": self.seen, "templates": list(templates)}
+        self.identity = self.made_of(loss, heatmap_loss, of_weights, patches=self._path, **asked)
+        kinds = [other for other, (_, patches) in KIND_PATHS.items() if patches == self._path]
+        self.about = {"kinds": kinds, "settings": plain, "seen_classes": self.seen, "templates": asked["templates"]}
 
     def batches(self, epoch: int, first: int) -> Iterator[TokenBatch]:
         """Images without a box are gone through too: they say what is not there."""

@@ -50,14 +50,7 @@ class TrainedAdapter:
 
 
 def find_adapters(where: str | Path) -> list[Path]:
-    """The adapter files that a parameter names: one file, or those in a folder (`adapter_*.safetensors`), in order.
-
-    Args:
-        where: absolute, or relative to the project.
-
-    Raises:
-        CheckpointError: there is none.
-    """
+    """The adapter files that a parameter names, as `files.adapter_files`; a `CheckpointError` where there is none."""
     found = adapter_files(str(where), PROJECT_ROOT)
     if not found:
         folder = project_path(where, PROJECT_ROOT)

@@ -65,8 +65,7 @@ class FeatureCache(Store):
         Args:
             clip, dataset, cache_dir: as of `HeatmapStore`.
             setting: maps and layers; None takes the paper's kind on 3 layers.
-            picture_size: side of the small picture in pixels.
-            templates: prompts.
+            picture_size, templates: as above.
 
         Raises:
             ParameterError: more layers than the value-value path has, a size below 8, `surgery` with one class.

@@ -182,11 +182,7 @@ class Evaluation:
         return replace(self, settings={name: self.settings[name] for name in names}, figures=figures, boxes=boxes)
 
     def joined(self, other: Evaluation) -> Evaluation:
-        """Both together, a name of both once.
-
-        Raises:
-            ParameterError: they were not measured alike.
-        """
+        """Both together, a name of both once; a `ParameterError` where they were not measured alike."""
         paired_difference(next(iter(self.figures.values())).ap, next(iter(other.figures.values())).ap)
         return replace(
             self,

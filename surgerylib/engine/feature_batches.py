@@ -93,8 +93,8 @@ class BatchReader:
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """All images with boxes to look at, in the order of the data set, as they are."""
-        places = [self.usable[start : start + batch_size] for start in range(0, len(self.usable), batch_size)]
-        yield from read_ahead(self.batch, places)
+        starts = range(0, len(self.usable), batch_size)
+        return read_ahead(self.batch, [self.usable[start : start + batch_size] for start in starts])
 
     def steps(self, batch_size: int) -> int:
         """Batches of an epoch; the last may be smaller."""
@@ -103,28 +103,20 @@ class BatchReader:
     def epoch(self, epoch: int, *, batch_size: int, seed: int, augment: bool, first: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, shuffled, from number `first` on.
 
-        Args:
-            epoch: its number.
-            batch_size: images a batch.
-            seed: of order and symmetries.
-            augment: each image under one of the eight symmetries, drawn anew; else as it is.
-            first: batches to leave out, because they have been seen.
+        With `augment` each image is under one of the eight symmetries, drawn anew; `seed` is of them and of the order.
         """
         rng = np.random.default_rng([seed, epoch])
         order = rng.permutation(self.usable)
         symmetries = rng.integers(N_SYMMETRIES, size=len(order)) if augment else np.zeros(len(order), np.int64)
         starts = range(first * batch_size, len(order), batch_size)
         parts = [(order[s : s + batch_size], symmetries[s : s + batch_size]) for s in starts]
-        yield from read_ahead(lambda part: self.batch(*part), parts)
+        return read_ahead(lambda part: self.batch(*part), parts)
 
 
 def turn(array: np.ndarray, symmetry: int, axes: tuple[int, int] = (-2, -1)) -> np.ndarray:
-    """A view of the array under a symmetry of the square.
+    """A view of an array, square along `axes` (rows, columns), under a symmetry of the square.
 
-    Args:
-        array: any, square along `axes` when `symmetry` turns it by a quarter.
-        symmetry: 0 to 7: so many quarter turns against the clock (modulo 4), after a mirroring left to right from 4 on.
-        axes: (rows, columns).
+    Symmetry 0 to 7: so many quarter turns against the clock (modulo 4), after a mirroring left to right from 4 on.
     """
     mirrored = np.flip(array, axes[1]) if symmetry >= 4 else array
     return np.rot90(mirrored, symmetry % 4, axes)

@@ -48,11 +48,9 @@ def find_boxes(
     """Boxes of every image and class under settings that share their maps, in worker processes.
 
     Args:
-        store: computed.
+        store, boxes, workers: as for `evaluate`.
         settings: of one `maps_key`.
         maps: where they come from; None takes the store's.
-        boxes: as for `evaluate`.
-        workers: processes; None takes the CPU's cores.
         progress: called with numbers of images, of `len(settings)` times all of them; None shows a bar.
     """
     maps = maps or partial(store.maps, settings[0])
@@ -72,15 +70,14 @@ def _cut_images(
 ) -> list[Boxes]:
     """The boxes of some images: a table for each setting."""
     first, maps, sizes_wh = task
-    found = [  # [n][C][settings]
-        [
-            extract_many(heatmap, size_wh, settings)
-            if boxes is None
-            else [_own_boxes(boxes, heatmap, size_wh)] * len(settings)
-            for heatmap in of_image
-        ]
-        for of_image, size_wh in zip(maps, sizes_wh, strict=True)
-    ]
+
+    def cut(heatmap: np.ndarray, size_wh: tuple[int, int]) -> Sequence[FoundBoxes]:
+        if boxes is None:
+            return extract_many(heatmap, size_wh, settings)
+        return [_own_boxes(boxes, heatmap, size_wh)] * len(settings)
+
+    pairs = zip(maps, sizes_wh, strict=True)
+    found = [[cut(heatmap, size_wh) for heatmap in of_image] for of_image, size_wh in pairs]  # [n][C][settings]
     return [_table(first, [[of_class[s] for of_class in image] for image in found]) for s in range(len(settings))]
 
 
@@ -128,6 +125,8 @@ def maps_from(store: HeatmapStore, setting: Setting, heatmap: Callable[..., Any]
         templates = store.recipe.made_of["templates"]
         recipe = own_maps(store.clip, classes, store.layers, templates, heatmap, key or "not kept")
         own = Store(store.clip, store.dataset, folder, recipe).compute()
+        if own.found:
+            print(own.describe())
         return lambda start, stop: np.array(own.block(start, stop)).reshape(-1, len(classes), *grid)
 
     def maps(start: int, stop: int) -> np.ndarray:

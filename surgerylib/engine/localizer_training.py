@@ -122,16 +122,9 @@ class LocalizerTask(CachedTask):
         self.ever_positive = torch.zeros(len(targets.label), dtype=torch.bool)
         self.is_trained_on = np.isin(targets.label, self.seen)
         self.steps = self.reader.steps(settings.training_batch_size)
-        self.identity = {
-            "trained": "GTClassLocalizer",
-            "settings": self.plain_settings,
-            **self.made_of(loss, gt_class_localization_loss),
-        }
-        self.about = {
-            "settings": self.plain_settings,
-            "seen_classes": list(names),
-            "class_means": self.class_means.tolist(),
-        }
+        plain = self.plain_settings
+        self.identity = self.made_of(loss, gt_class_localization_loss, plain)
+        self.about = {"settings": plain, "seen_classes": list(names), "class_means": self.class_means.tolist()}
 
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
         """Shuffled, flipped and turned."""
@@ -259,8 +252,7 @@ def localize(model: GTClassLocalizer, reader: BatchReader, class_means: np.ndarr
 def with_untrained(ious: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
     """A frame of `localize` with the same boxes under the untrained head as further methods (`UNTRAINED`).
 
-    An oracle may choose among all cells, and a cell lies where something is: a head need not have learned anything to
-    beat a fixed box.
+    An oracle chooses among all cells, and one lies where something is: no head need learn anything to beat a fixed box.
     """
     return ious.assign(**{name: untrained[method].to_numpy() for method, name in UNTRAINED.items()})
 

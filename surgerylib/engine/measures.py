@@ -54,8 +54,7 @@ def best_overlaps(table: Boxes, dataset: Dataset, keep: np.ndarray) -> tuple[np.
     """How well boxes and ground truth fit each other, class by class and image by image.
 
     Args:
-        table: boxes of every image and class.
-        dataset: with the ground truth.
+        table, dataset: as for `measure_boxes`.
         keep: bool [K], the boxes looked at.
 
     Returns:

@@ -21,12 +21,9 @@ def from_parameters(cls: type[Settings], parameters: Mapping[str, Any], prefix: 
     """Settings out of a notebook's or configuration's parameters; what these do not name keeps its default.
 
     Args:
-        cls: a `checked` dataclass.
+        cls: a `checked` dataclass; what is wrong is its `ParameterError`.
         parameters: by name; others than the fields of `cls` are left alone.
         prefix: a parameter of a field's name behind it goes before the one of the name alone.
-
-    Raises:
-        ParameterError: a value that cannot be.
     """
     names = {field.name: f"{prefix}{field.name}" for field in fields(cls)}
     names = {field: name if name in parameters else field for field, name in names.items()}

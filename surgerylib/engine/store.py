@@ -275,7 +275,7 @@ class HeatmapStore(Store):
         templates: Sequence[str] = PROMPT_TEMPLATES,
         adapters: Sequence[TrainedAdapter] = (),
     ) -> None:
-        """Find or prepare the store of a model and a data set; nothing is computed yet.
+        """Find or prepare the store; nothing is computed yet.
 
         Args:
             clip: the frozen model.
@@ -333,11 +333,7 @@ class HeatmapStore(Store):
 
 
 def check_disk(stores: Sequence[Store]) -> None:
-    """Whether all that is still to be written fits, before the first of it is computed.
-
-    Raises:
-        OutputError: it does not.
-    """
+    """Raise an `OutputError`, before anything is computed, unless all that is still to be written fits on the disk."""
     needed: dict[int, int] = {}
     for store in stores:
         existing = next(path for path in (store.folder, *store.folder.parents) if path.exists())

@@ -87,9 +87,14 @@ class CachedTask(Task):
         """The settings as JSON takes them."""
         return json.loads(json.dumps(asdict(self.settings)))
 
-    def made_of(self, loss: Callable[..., Any] | None, own: Callable[..., Any]) -> dict[str, Any]:
-        """For the identity: the data, and the loss, which is the package's `own` where it is None."""
+    def made_of(
+        self, loss: Callable[..., Any] | None, own: Callable[..., Any], settings: Mapping[str, Any], **more: Any
+    ) -> dict[str, Any]:
+        """The identity: settings that decide the weights, the data, and the loss: `own` where none is given."""
         return {
+            "trained": type(self.model).__name__,
+            "settings": settings,
+            **more,
             "train_cache": self.train.key,
             "validation_cache": self.validation.key,
             "annotations": [self.train.dataset.fingerprint(), self.validation.dataset.fingerprint()],

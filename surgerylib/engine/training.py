@@ -121,11 +121,7 @@ def folder_of(task: Task, schedule: Schedule, trainings_dir: str | Path) -> Path
 
 
 def progress_of(folder: str | Path) -> tuple[int, bool] | None:
-    """How far the training in a folder has come: (epochs finished, whether it is at its end); None where there is none.
-
-    Raises:
-        CheckpointError: a damaged checkpoint.
-    """
+    """How far the training in a folder has come: (epochs finished, is it at its end); None where there is none."""
     state = _read_state(Path(folder) / RESUME)
     return None if state is None else (state["epoch"], state["finished"])
 
