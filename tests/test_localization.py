@@ -65,6 +65,10 @@ def test_no_boxes_and_no_images(case):
     summary = localization_summary(pd.DataFrame({"oracle": []}), pd.Series([], dtype=str))
     assert summary["value"].isna().all()
     assert summary["low"].isna().all()
+    nothing = pd.DataFrame({"oracle": [], "cam_peak": []})
+    difference = localization_difference(nothing, nothing, pd.Series([], dtype=str))
+    assert difference["method"].tolist() == ["oracle"] * 4 + ["cam_peak"] * 4
+    assert difference["difference"].isna().all()
 
 
 def test_a_cam_of_another_grid(case):

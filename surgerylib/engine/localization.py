@@ -173,9 +173,10 @@ def localization_difference(
             f"not a paired comparison: {len(ious_a)} boxes by {list(ious_a.columns)} and {len(ious_b)} by "
             f"{list(ious_b.columns)}; measure both on the same boxes"
         )
-    of_a, of_b = (
-        np.stack([values, *(values > share for share in SHARES)], axis=2).reshape(len(values), -1)  # [G, M * figures]
-        for values in (ious.to_numpy(np.float64).reshape(len(ious), -1) for ious in (ious_a, ious_b))
+    n_figures = len(ious_a.columns) * (1 + len(SHARES))
+    of_a, of_b = (  # [G, figures], method by method
+        np.stack([values, *(values > share for share in SHARES)], axis=2).reshape(len(values), n_figures)
+        for values in (ious.to_numpy(np.float64) for ious in (ious_a, ious_b))
     )
     difference, samples, n_images = resampled_means(of_a - of_b, images, 1000, seed)
     low, high = basic_interval(difference, samples, n_images)
