@@ -30,7 +30,7 @@ GROUPINGS: dict[str, dict[str, float]] = {
 
 def box_sizes(boxes: pd.DataFrame) -> np.ndarray:
     """`small`, `medium` or `large` for each box of a frame: by area in pixels, as COCO (32², 96²)."""
-    return _named(_sides(boxes).prod(axis=1), SIZE_LIMITS)
+    return _named(box_sides(boxes).prod(axis=1), SIZE_LIMITS)
 
 
 def box_groups(dataset: Dataset, grid: tuple[int, int]) -> pd.DataFrame:
@@ -46,12 +46,11 @@ def box_groups(dataset: Dataset, grid: tuple[int, int]) -> pd.DataFrame:
         grid: the model's patches (rows, columns).
     """
     image, label = truth_codes(dataset)
-    sides = _sides(dataset.boxes)
-    whole = dataset.images[["width", "height"]].to_numpy(np.float64)[image]
+    sides = box_sides(dataset.boxes)
     pair = image * len(dataset.classes) + label
     values = {
         "size": sides.prod(axis=1),
-        "size in patches": (sides / whole).prod(axis=1) * grid[0] * grid[1],
+        "size in patches": areas_in_patches(dataset, grid),
         "boxes in the image": np.bincount(image)[image],
         "of them of its class": np.bincount(pair)[pair],
         "aspect": sides.max(axis=1) / sides.min(axis=1),
@@ -59,10 +58,23 @@ def box_groups(dataset: Dataset, grid: tuple[int, int]) -> pd.DataFrame:
     return pd.DataFrame({name: _named(values[name], limits) for name, limits in GROUPINGS.items()})
 
 
-def _sides(boxes: pd.DataFrame) -> np.ndarray:
+def box_sides(boxes: pd.DataFrame) -> np.ndarray:
     """[G, 2] width and height in pixels."""
     xyxy = boxes[BOX_COLUMNS].to_numpy(np.float64).reshape(-1, 4)
     return xyxy[:, 2:] - xyxy[:, :2]
+
+
+def areas_in_patches(dataset: Dataset, grid: tuple[int, int]) -> np.ndarray:
+    """[G] area of each box in patches of the model (rows, columns), to which the whole image is squashed."""
+    whole = dataset.images[["width", "height"]].to_numpy(np.float64)[truth_codes(dataset)[0]]
+    return (box_sides(dataset.boxes) / whole).prod(axis=1) * grid[0] * grid[1]
+
+
+def boxes_by_image(dataset: Dataset) -> list[np.ndarray]:
+    """Rows of `dataset.boxes` that lie in each image, in the order of the images."""
+    image, _ = truth_codes(dataset)
+    order = np.argsort(image, kind="stable")
+    return np.split(order, np.searchsorted(image[order], np.arange(1, len(dataset.images))))
 
 
 def _named(values: np.ndarray, limits: dict[str, float]) -> np.ndarray:

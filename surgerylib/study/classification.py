@@ -17,14 +17,15 @@ from tqdm import tqdm
 
 from ..datasets import Dataset
 from ..engine.measures import present_pairs, truth_codes
-from ..errors import ParameterError
 from ..heatmaps import PATHS, Setting, maps_of
 from ..intervals import bootstrap_weights, share_interval
 from ..matching import BOX_COLUMNS
 from ..metrics import BootstrapResult, bootstrap_map
+from .box_groups import boxes_by_image
 from .quality import pixel_spans
 
 TOP = 3
+_SIDE = 224  # of the upsampled maps, as in `quality`
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,7 @@ def classify(
         grid: the model's patches (h, w).
         sources: those with the same maps are looked at once.
     """
-    image, _ = truth_codes(dataset)
-    order = np.argsort(image, kind="stable")
-    rows_of = np.split(order, np.searchsorted(image[order], np.arange(1, len(dataset.images))))
+    rows_of = boxes_by_image(dataset)
     boxes = dataset.boxes[BOX_COLUMNS].to_numpy(np.float64)
     sizes = dataset.images[["width", "height"]].to_numpy().tolist()
     distinct = {source.maps_key: source for source in sources}
@@ -119,10 +118,8 @@ def classify(
     return Classification(dataset, {source: found[source.maps_key] for source in sources}, scores)
 
 
-def box_responses(
-    maps: np.ndarray, boxes_xyxy: np.ndarray, image_size_wh: tuple[int, int], *, working_size: int = 224
-) -> np.ndarray:
-    """Mean of each class's map inside each box, at working size: the `inside_mean` of `quality`, of every class.
+def box_responses(maps: np.ndarray, boxes_xyxy: np.ndarray, image_size_wh: tuple[int, int]) -> np.ndarray:
+    """Mean of each class's map inside each box, at 224 x 224: the `inside_mean` of `quality`, of every class.
 
     Bilinear upsampling is linear and goes along rows and columns apart, so the mean over a box is a weighted sum of
     the patches: no map is upsampled.
@@ -131,18 +128,14 @@ def box_responses(
         maps: float32 [C, h, w], raw, of one image.
         boxes_xyxy: [G, 4] pixels of the original image.
         image_size_wh: width and height of the original image in pixels.
-        working_size: side in pixels at which maps are judged.
 
     Returns:
         float64 [G, C].
     """
-    if maps.ndim != 3:
-        raise ParameterError(f"maps must be [classes, h, w], got {list(maps.shape)}; pass one image at a time")
     boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
-    spans = pixel_spans(boxes * working_size / np.tile(np.asarray(image_size_wh, dtype=np.float64), 2), working_size)
-    rows = _mean_weights(maps.shape[1], working_size, spans[:, 1], spans[:, 3])  # [G, h]
-    columns = _mean_weights(maps.shape[2], working_size, spans[:, 0], spans[:, 2])  # [G, w]
-    return np.einsum("gh,chw,gw->gc", rows, maps, columns, optimize=True)
+    x0, y0, x1, y1 = pixel_spans(boxes * _SIDE / np.tile(np.asarray(image_size_wh, dtype=np.float64), 2), _SIDE).T
+    _, h, w = maps.shape
+    return np.einsum("gh,chw,gw->gc", _mean_weights(h, y0, y1), maps, _mean_weights(w, x0, x1), optimize=True)
 
 
 def response_ranks(responses: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -160,7 +153,7 @@ def response_ranks(responses: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def accuracy_summary(
-    ranks: np.ndarray, labels: np.ndarray, images: np.ndarray | pd.Series, *, n_resamples: int = 1000, seed: int = 0
+    ranks: np.ndarray, labels: np.ndarray, images: np.ndarray | pd.Series, *, seed: int = 0
 ) -> pd.DataFrame:
     """How often the right class responds most in a box, with 95 % intervals over images.
 
@@ -168,7 +161,6 @@ def accuracy_summary(
         ranks: [G] of `response_ranks`.
         labels: [G] places of the boxes' classes.
         images: [G] which image each box is in.
-        n_resamples: bootstrap resamples.
         seed: of the resamples.
 
     Returns:
@@ -181,35 +173,30 @@ def accuracy_summary(
     if not len(known):
         return pd.DataFrame({"figure": figures, "value": np.nan, "low": np.nan, "high": np.nan})
     n_classes = int(label.max()) + 1
-    hits = np.zeros((2, len(known), n_classes))
-    counts = np.zeros((len(known), n_classes))
-    np.add.at(counts, (image, label), 1)
-    for hit, top in zip(hits, (1, TOP), strict=True):
-        np.add.at(hit, (image, label), ranks < top)
+    counted = np.zeros((3, len(known), n_classes))
+    np.add.at(counted, (slice(None), image, label), [ranks < 1, ranks < TOP, ranks >= 0])
     # row 0 is the data set itself
-    drawn = np.vstack([np.ones((1, len(known))), bootstrap_weights(len(known), n_resamples, seed)])
-    first, among, boxes = (drawn @ part for part in (*hits, counts))  # each [1 + R, C]
+    drawn = np.vstack([np.ones((1, len(known))), bootstrap_weights(len(known), 1000, seed)])
+    first, among, boxes = drawn @ counted  # each [1 + R, C]
     with np.errstate(invalid="ignore"):  # a resample may hold no box of a class
         shares = [first.sum(axis=1) / boxes.sum(axis=1), among.sum(axis=1) / boxes.sum(axis=1)]
         estimates = np.column_stack([*shares, np.nanmean(first / boxes, axis=1)])
     # a mean over classes is worth no more rows than its rare classes let it be
-    rows = n_classes**2 / (1 / counts.sum(axis=0)).sum()
+    rows = n_classes**2 / (1 / boxes[0]).sum()
     low, high = share_interval(estimates[0], estimates[1:], np.array([len(label), len(label), rows]), len(known))
     return pd.DataFrame({"figure": figures, "value": estimates[0], "low": low, "high": high})
 
 
 @lru_cache(maxsize=16)
-def _running_weights(n_patches: int, working_size: int) -> np.ndarray:
+def _running_weights(n_patches: int) -> np.ndarray:
     """float64 [S + 1, n]: what the first so many pixels of a line take of each patch, under bilinear upsampling."""
-    of_pixel = cv2.resize(
-        np.eye(n_patches, dtype=np.float32), (n_patches, working_size), interpolation=cv2.INTER_LINEAR
-    )
+    of_pixel = cv2.resize(np.eye(n_patches, dtype=np.float32), (n_patches, _SIDE), interpolation=cv2.INTER_LINEAR)
     return np.vstack([np.zeros(n_patches), np.cumsum(of_pixel, axis=0, dtype=np.float64)])
 
 
-def _mean_weights(n_patches: int, working_size: int, first: np.ndarray, stop: np.ndarray) -> np.ndarray:
+def _mean_weights(n_patches: int, first: np.ndarray, stop: np.ndarray) -> np.ndarray:
     """[G, n]: weights of the patches in the mean over pixels first to stop - 1 of a line."""
-    running = _running_weights(n_patches, working_size)
+    running = _running_weights(n_patches)
     return (running[stop] - running[first]) / (stop - first)[:, None]
 
 

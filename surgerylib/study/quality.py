@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..boxes import resize_map
-from ..errors import ParameterError
+from ..errors import ParameterError, whole_number
 from ..intervals import basic_interval, bootstrap_weights
 
 BOX_ACC_IOUS = (0.3, 0.5, 0.7)
@@ -46,14 +46,6 @@ class PairQuality(NamedTuple):
     best_iou: np.ndarray | None  # [T] at each CAM threshold; None unless the class has exactly one box
 
 
-class BoxAccuracy(NamedTuple):
-    """MaxBoxAccV2 and what it is the mean of; NaN without pairs."""
-
-    value: float
-    accuracies: np.ndarray  # [D] the best BoxAcc at each IoU
-    cam_thresholds: np.ndarray  # [D] the threshold that reaches it, the lowest of equals
-
-
 QUALITY_COLUMNS = ("image_id", "label", *PairQuality._fields[1:])
 
 
@@ -72,7 +64,7 @@ def image_quality(
       peak is inside. Without their tolerance of 15 pixels; of equal maxima the first in reading order is the peak.
     - Energy (the energy-based pointing game of Score-CAM, Wang et al. 2020, arXiv:1910.01279): the inside's share of
       the map's sum. Taken on the map minus its own minimum, because raw similarities carry an offset.
-    - `best_iou`, for `max_box_acc_v2`: the best IoU of any box around an external contour of the mask, at each CAM
+    - `best_iou`, for MaxBoxAccV2: the best IoU of any box around an external contour of the mask, at each CAM
       threshold k / T, k = 0 to T - 1, of the way from the map's minimum to its maximum. This min-max per map is part
       of the published metric and is done for it alone: no threshold elsewhere follows one. The mask is taken as it
       is, without morphology or least side. A constant map has no box: 0 throughout.
@@ -92,9 +84,8 @@ def image_quality(
         ParameterError: shapes that do not fit, a box that cannot be one, a class index without a map, a map that is
             not finite, a size or number of thresholds below 1.
     """
-    for name, value in (("working_size", working_size), ("cam_thresholds", cam_thresholds)):
-        if value < 1:
-            raise ParameterError(f"{name} is {value!r}; it must be a whole number of at least 1")
+    whole_number("working_size", working_size)
+    whole_number("cam_thresholds", cam_thresholds)
     maps = np.asarray(maps)
     boxes = np.asarray(boxes_xyxy, dtype=np.float64)
     boxes = boxes if boxes.size else np.empty((0, 4))
@@ -127,37 +118,16 @@ def quality_frame(
     return frame.astype({"image_id": "str", "label": "str", "n_boxes": "int64", **numbers, "best_iou": "object"})
 
 
-def max_box_acc_v2(best_iou: np.ndarray, ious: Sequence[float] = BOX_ACC_IOUS) -> BoxAccuracy:
-    """MaxBoxAccV2 (Choe et al. 2020, arXiv:2007.04178): how good boxes are at the best single threshold.
-
-    BoxAcc(tau, delta) is the share of pairs with a box of IoU >= delta at CAM threshold tau. For each delta the best
-    tau over the whole data set is taken, then the mean over the deltas. The threshold is chosen on the data that it
-    is judged on, so the figure is an upper bound for one fixed threshold.
-
-    The authors' code (clovaai/wsolevaluation) differs in detail: it rounds maps to 8 bits and boxes to whole pixels,
-    takes pixels > tau (here >=), counts the contours of holes too (here external ones alone), cuts boxes at the last
-    pixel, and measures sides with + 1 (here xmax - xmin). There are 1000 thresholds in it, 100 here.
-
-    Args:
-        best_iou: [P, T] best IoU of each pair at thresholds k / T.
-        ious: the deltas, D of them.
-
-    Raises:
-        ParameterError: `best_iou` is not [P, T].
-    """
-    best_iou = np.asarray(best_iou, dtype=np.float64)
-    if best_iou.ndim != 2 or best_iou.shape[1] == 0:
-        raise ParameterError(f"best_iou must be [pairs, thresholds], got {list(best_iou.shape)}; stack the pairs' rows")
-    n_pairs, n_thresholds = best_iou.shape
-    if n_pairs == 0:
-        return BoxAccuracy(np.nan, np.full(len(ious), np.nan), np.full(len(ious), np.nan))
-    accuracy = np.array([(best_iou >= iou).mean(axis=0) for iou in ious])  # [D, T]
-    best = accuracy.max(axis=1)
-    return BoxAccuracy(float(best.mean()), best, accuracy.argmax(axis=1) / n_thresholds)
-
-
 def quality_summary(pairs: pd.DataFrame, *, n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
     """The figures of one kind over all pairs, with 95 % bootstrap intervals over images.
+
+    MaxBoxAccV2 (Choe et al. 2020, arXiv:2007.04178) says how good boxes are at the best single threshold: at a CAM
+    threshold a share of the pairs has a box of IoU >= delta; for each delta the threshold that is best over the whole
+    data set is taken, then the mean over the deltas `BOX_ACC_IOUS`. The threshold is chosen on the data that it is
+    judged on, so the figure is an upper bound for one fixed threshold. The authors' code (clovaai/wsolevaluation)
+    differs in detail: it rounds maps to 8 bits and boxes to whole pixels, takes pixels > tau (here >=), counts the
+    contours of holes too (here external ones alone), cuts boxes at the last pixel, and measures sides with + 1 (here
+    xmax - xmin). There are 1000 thresholds in it, 100 here.
 
     Images are resampled with replacement and the pairs of one image stay together. The intervals are basic bootstrap
     intervals; the best thresholds of MaxBoxAccV2 are taken anew in each resample.
@@ -183,15 +153,15 @@ def quality_summary(pairs: pd.DataFrame, *, n_resamples: int = 1000, seed: int =
         ParameterError: a pair occurs twice, or with different numbers of thresholds.
     """
     pairs = _sorted_pairs(pairs)
-    value, samples, n_pairs, n_images = _estimates(pairs, n_resamples, seed)
-    low, high = basic_interval(value, samples, n_images)
-    frame = pd.DataFrame({"value": value, "low": low, "high": high}, index=[*FIGURES, *ACCURACIES])
+    of = _estimates(pairs, n_resamples, seed)
+    low, high = basic_interval(of.value, of.samples, of.n_images)
+    frame = pd.DataFrame({"value": of.value, "low": low, "high": high}, index=[*FIGURES, *ACCURACIES])
     shares = [*SHARES, *ACCURACIES]
     frame.loc[shares] = frame.loc[shares].clip(0, 1)
     spread = pairs[list(FIGURES)].agg(["std", "min", "max"]).T
     frame[["sd", "minimum", "maximum"]] = spread.reindex(frame.index)
-    frame["cam_threshold"] = pd.Series(max_box_acc_v2(_single_box(pairs)[0]).cam_thresholds, index=ACCURACIES[:-1])
-    frame = frame.assign(n_pairs=n_pairs, n_left_out=len(pairs) - n_pairs, n_images=n_images)
+    frame["cam_threshold"] = pd.Series(of.cam_thresholds, index=ACCURACIES[:-1])
+    frame = frame.assign(n_pairs=of.n_pairs, n_left_out=len(pairs) - of.n_pairs, n_images=of.n_images)
     return frame.rename_axis("figure").reset_index()
 
 
@@ -212,10 +182,10 @@ def quality_difference(
         raise ParameterError(
             f"not a paired comparison: {len(a)} and {len(b)} pairs that differ; judge both kinds on the same boxes"
         )
-    value_a, samples_a, _, images_a = _estimates(a, n_resamples, seed)
-    value_b, samples_b, _, images_b = _estimates(b, n_resamples, seed)
-    low, high = basic_interval(value_a - value_b, samples_a - samples_b, np.minimum(images_a, images_b))
-    frame = pd.DataFrame({"figure": [*FIGURES, *ACCURACIES], "difference": value_a - value_b, "low": low, "high": high})
+    of_a, of_b = _estimates(a, n_resamples, seed), _estimates(b, n_resamples, seed)
+    difference, n_images = of_a.value - of_b.value, np.minimum(of_a.n_images, of_b.n_images)
+    low, high = basic_interval(difference, of_a.samples - of_b.samples, n_images)
+    frame = pd.DataFrame({"figure": [*FIGURES, *ACCURACIES], "difference": difference, "low": low, "high": high})
     return frame.assign(excludes_zero=(low > 0) | (high < 0))
 
 
@@ -245,17 +215,11 @@ def pixel_spans(boxes: np.ndarray, working_size: int) -> np.ndarray:
     return np.hstack([np.where(none, middle, first), np.where(none, middle + 1, stop)]).astype(int)
 
 
-def _inside(boxes: np.ndarray, working_size: int) -> np.ndarray:
-    """bool [S, S]: the pixels of some boxes [n, 4] in working pixels."""
-    inside = np.zeros((working_size, working_size), dtype=bool)
-    for x0, y0, x1, y1 in pixel_spans(boxes, working_size).tolist():
-        inside[y0:y1, x0:x1] = True
-    return inside
-
-
 def _pair(index: int, resized: np.ndarray, boxes: np.ndarray, cam_thresholds: int) -> PairQuality:
     """The record of one map [S, S] and the boxes [n, 4] of its class in working pixels."""
-    inside = _inside(boxes, len(resized))
+    inside = np.zeros(resized.shape, dtype=bool)
+    for x0, y0, x1, y1 in pixel_spans(boxes, len(resized)).tolist():
+        inside[y0:y1, x0:x1] = True
     values = resized.astype(np.float64)  # float32 sums of 50,000 pixels would lose digits
     responses, others = values[inside], values[~inside]
     low, high = float(values.min()), float(values.max())
@@ -312,23 +276,19 @@ def _sorted_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
     return pairs
 
 
-def _single_box(pairs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Best IoUs [P', T] of the pairs that have them, and which rows those are."""
-    rows = np.flatnonzero(pairs["best_iou"].notna())
-    known = [np.asarray(values, dtype=np.float64) for values in pairs["best_iou"].iloc[rows]]
-    lengths = sorted({len(values) for values in known})
-    if len(lengths) > 1:
-        raise ParameterError(f"pairs were made with different cam_thresholds: {lengths}; make all with the same number")
-    return (np.stack(known) if known else np.empty((0, 1))), rows
+class _Estimates(NamedTuple):
+    """All F figures, their values in R resamples, and what they rest on."""
+
+    value: np.ndarray  # [F]
+    samples: np.ndarray  # [R, F]
+    n_pairs: np.ndarray  # [F]
+    n_images: np.ndarray  # [F]
+    cam_thresholds: np.ndarray  # [D] that reach the best accuracy at each of `BOX_ACC_IOUS`, the lowest of equals
 
 
-def _estimates(
-    pairs: pd.DataFrame, n_resamples: int, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """All figures [F], the same in each resample [R, F], and how many pairs and images count for them [F], [F]."""
-    for name, number, least in (("n_resamples", n_resamples, 1), ("seed", seed, 0)):
-        if number < least:
-            raise ParameterError(f"{name} is {number!r}; it must be a whole number of at least {least}")
+def _estimates(pairs: pd.DataFrame, n_resamples: int, seed: int) -> _Estimates:
+    whole_number("n_resamples", n_resamples)
+    whole_number("seed", seed, 0)
     image, ids = pd.factorize(pairs["image_id"])
     drawn = bootstrap_weights(len(ids), n_resamples, seed).astype(np.float64)
     # a resample changes only how often an image counts: sums by image serve all; row 0 is the data set itself
@@ -340,13 +300,20 @@ def _estimates(
         return sums
 
     values = pairs[list(FIGURES)].to_numpy(np.float64)
-    best_iou, rows = _single_box(pairs)
+    is_single = pairs["best_iou"].notna().to_numpy()
+    lengths = sorted({len(ious) for ious in pairs["best_iou"][is_single]}) or [1]
+    if len(lengths) > 1:
+        raise ParameterError(f"pairs were made with different cam_thresholds: {lengths}; make all with the same number")
+    best_iou = np.array(pairs["best_iou"][is_single].tolist(), dtype=np.float64).reshape(-1, lengths[0])  # [P', T]
     counts = by_image(~np.isnan(values), image)
-    n_single = by_image(np.ones((len(rows), 1)), image[rows])
+    n_single = by_image(is_single[:, None], image)
     with np.errstate(invalid="ignore"):  # 0 / 0 where nothing counts: NaN
         means = weights @ by_image(np.nan_to_num(values), image) / (weights @ counts)
-        hits = [weights @ by_image(best_iou >= iou, image[rows]) for iou in BOX_ACC_IOUS]
-        accuracies = np.column_stack([(hit / (weights @ n_single)).max(axis=1) for hit in hits])
-    estimates = np.column_stack([means, accuracies, accuracies.mean(axis=1)])
+        hits = [weights @ by_image(best_iou >= iou, image[is_single]) for iou in BOX_ACC_IOUS]
+        accuracy = np.stack([hit / (weights @ n_single) for hit in hits])  # [D, 1 + R, T]
+    best = accuracy.max(axis=2).T
+    estimates = np.column_stack([means, best, best.mean(axis=1)])
+    cam_thresholds = np.where(np.isnan(best[0]), np.nan, accuracy[:, 0].argmax(axis=1) / lengths[0])
     counts = np.hstack([counts, np.repeat(n_single, len(ACCURACIES), axis=1)])
-    return estimates[0], estimates[1:], counts.sum(axis=0).astype(int), (counts > 0).sum(axis=0)
+    n_pairs, n_images = counts.sum(axis=0).astype(int), (counts > 0).sum(axis=0)
+    return _Estimates(estimates[0], estimates[1:], n_pairs, n_images, cam_thresholds)
