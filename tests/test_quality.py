@@ -253,38 +253,10 @@ def test_difference_of_kinds_is_paired():
         quality_difference(pairs, pairs.iloc[1:])
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"maps": np.zeros((7, 7))}, r"maps must be \[classes, h, w\], got \[7, 7\]"),
-        ({"maps": np.full((2, 7, 7), np.nan)}, "NaN"),
-        ({"boxes_xyxy": [[0, 0, 1, 1, 0.5]]}, r"boxes are \[1, 5\]"),
-        ({"boxes_xyxy": [[5, 0, 1, 1]]}, "xmin <= xmax"),
-        ({"boxes_xyxy": [[0, 0, np.inf, 1]]}, "finite"),
-        ({"class_indices": [2]}, r"class indices are \[2\]; give whole numbers from 0 to 1"),
-        ({"class_indices": [-1]}, "class indices"),
-        ({"class_indices": [0.5]}, "whole numbers"),
-        ({"class_indices": [0, 1]}, "2 class indices"),
-        ({"image_size_wh": (0, 70)}, "width and height"),
-        ({"working_size": 0}, "working_size must be a whole number of at least 1, got 0"),
-        ({"cam_thresholds": 0}, "cam_thresholds must be a whole number of at least 1, got 0"),
-    ],
-)
-def test_arguments_that_cannot_be(changed, message):
-    arguments = {"maps": np.eye(7)[None].repeat(2, axis=0), "boxes_xyxy": [[0, 0, 1, 1]], "class_indices": [0]}
-    arguments = {**arguments, "image_size_wh": SIZE, **changed}
-    with pytest.raises(ParameterError, match=message):
-        image_quality(**arguments)
-
-
-def test_frames_that_cannot_be():
-    pairs = random_pairs(n_images=2)
-    mixed = pairs.assign(best_iou=[np.zeros(3 + row % 2) for row in range(len(pairs))])
-    for frame, n_resamples, message in (
-        (pd.concat([pairs, pairs]), 10, "one kind at a time"),
-        (pairs.drop(columns="energy"), 10, "lacks the column energy"),
-        (pairs, 0, "n_resamples must be a whole number of at least 1, got 0"),
-        (mixed, 10, r"different cam_thresholds: \[3, 4\]"),
-    ):
+def test_what_cannot_be_judged():
+    for heatmap, steps, message in ((np.full((7, 7), np.nan), 10, "NaN"), (np.eye(7), 0, "cam_thresholds .* got 0")):
         with pytest.raises(ParameterError, match=message):
-            quality_summary(frame, n_resamples=n_resamples)
+            judged(heatmap, (0, 0, 1, 1), cam_thresholds=steps)
+    pairs = random_pairs(n_images=2)
+    with pytest.raises(ParameterError, match="one kind at a time"):
+        quality_summary(pd.concat([pairs, pairs]))

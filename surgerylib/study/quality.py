@@ -72,7 +72,7 @@ def image_quality(
     Args:
         maps: float32 [C, h, w], raw, of the whole class list.
         boxes_xyxy: [G, 4] pixels of the original image.
-        class_indices: [G] whole numbers, the place of each box's class in `maps`.
+        class_indices: int [G], the place of each box's class in `maps`.
         image_size_wh: width and height of the original image in pixels.
         working_size: side in pixels at which the maps are judged.
         cam_thresholds: number T of thresholds.
@@ -81,16 +81,11 @@ def image_quality(
         Records in the order of class index; none for an image without boxes.
 
     Raises:
-        ParameterError: shapes that do not fit, a box that cannot be one, a class index without a map, a map that is
-            not finite, a size or number of thresholds below 1.
+        ParameterError: a map that is not finite, or a number of thresholds below 1.
     """
-    whole_number("working_size", working_size)
     whole_number("cam_thresholds", cam_thresholds)
-    maps = np.asarray(maps)
-    boxes = np.asarray(boxes_xyxy, dtype=np.float64)
-    boxes = boxes if boxes.size else np.empty((0, 4))
-    indices = np.asarray(class_indices).reshape(-1)
-    _check_image(maps, boxes, indices, image_size_wh)
+    indices = np.asarray(class_indices)
+    boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
     boxes = boxes * working_size / np.tile(np.asarray(image_size_wh, dtype=np.float64), 2)
     return [
         _pair(int(index), resize_map(maps[index], working_size), boxes[indices == index], cam_thresholds)
@@ -150,7 +145,7 @@ def quality_summary(pairs: pd.DataFrame, *, n_resamples: int = 1000, seed: int =
           (the accuracies).
 
     Raises:
-        ParameterError: a pair occurs twice, or with different numbers of thresholds.
+        ParameterError: a pair occurs twice.
     """
     pairs = _sorted_pairs(pairs)
     of = _estimates(pairs, n_resamples, seed)
@@ -187,22 +182,6 @@ def quality_difference(
     low, high = basic_interval(difference, of_a.samples - of_b.samples, n_images)
     frame = pd.DataFrame({"figure": [*FIGURES, *ACCURACIES], "difference": difference, "low": low, "high": high})
     return frame.assign(excludes_zero=(low > 0) | (high < 0))
-
-
-def _check_image(maps: np.ndarray, boxes: np.ndarray, indices: np.ndarray, image_size_wh: tuple[int, int]) -> None:
-    if maps.ndim != 3:
-        raise ParameterError(f"maps must be [classes, h, w], got {list(maps.shape)}; pass one image at a time")
-    if boxes.shape != (len(indices), 4):
-        raise ParameterError(f"boxes are {list(boxes.shape)} with {len(indices)} class indices; give [G, 4] and G")
-    if len(indices) and (indices.dtype.kind not in "iu" or indices.min() < 0 or indices.max() >= len(maps)):
-        raise ParameterError(f"class indices are {indices.tolist()}; give whole numbers from 0 to {len(maps) - 1}")
-    bad = np.flatnonzero(~(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] >= boxes[:, :2]).all(axis=1)))
-    if len(bad):
-        raise ParameterError(
-            f"box {bad[0]} is {boxes[bad[0]].tolist()}; it must be finite with xmin <= xmax and ymin <= ymax"
-        )
-    if min(image_size_wh) <= 0:
-        raise ParameterError(f"image_size_wh is {image_size_wh!r}; give width and height in pixels")
 
 
 def pixel_spans(boxes: np.ndarray, working_size: int) -> np.ndarray:
@@ -265,9 +244,6 @@ def _best_iou(resized: np.ndarray, box: np.ndarray, cam_thresholds: int) -> np.n
 
 def _sorted_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
     """By image and class, so that neither resamples nor rounding follow the order of the rows."""
-    missing = [column for column in QUALITY_COLUMNS if column not in pairs.columns]
-    if missing:
-        raise ParameterError(f"pairs lacks the column {', '.join(missing)}; pass a frame of quality_frame")
     pairs = pairs.sort_values(["image_id", "label"], ignore_index=True)
     twice = pairs.duplicated(["image_id", "label"])
     if twice.any():
@@ -287,8 +263,6 @@ class _Estimates(NamedTuple):
 
 
 def _estimates(pairs: pd.DataFrame, n_resamples: int, seed: int) -> _Estimates:
-    whole_number("n_resamples", n_resamples)
-    whole_number("seed", seed, 0)
     image, ids = pd.factorize(pairs["image_id"])
     drawn = bootstrap_weights(len(ids), n_resamples, seed).astype(np.float64)
     # a resample changes only how often an image counts: sums by image serve all; row 0 is the data set itself
@@ -301,10 +275,7 @@ def _estimates(pairs: pd.DataFrame, n_resamples: int, seed: int) -> _Estimates:
 
     values = pairs[list(FIGURES)].to_numpy(np.float64)
     is_single = pairs["best_iou"].notna().to_numpy()
-    lengths = sorted({len(ious) for ious in pairs["best_iou"][is_single]}) or [1]
-    if len(lengths) > 1:
-        raise ParameterError(f"pairs were made with different cam_thresholds: {lengths}; make all with the same number")
-    best_iou = np.array(pairs["best_iou"][is_single].tolist(), dtype=np.float64).reshape(-1, lengths[0])  # [P', T]
+    best_iou = np.stack(pairs["best_iou"][is_single]) if is_single.any() else np.empty((0, 1))  # [P', T]
     counts = by_image(~np.isnan(values), image)
     n_single = by_image(is_single[:, None], image)
     with np.errstate(invalid="ignore"):  # 0 / 0 where nothing counts: NaN
@@ -313,7 +284,7 @@ def _estimates(pairs: pd.DataFrame, n_resamples: int, seed: int) -> _Estimates:
         accuracy = np.stack([hit / (weights @ n_single) for hit in hits])  # [D, 1 + R, T]
     best = accuracy.max(axis=2).T
     estimates = np.column_stack([means, best, best.mean(axis=1)])
-    cam_thresholds = np.where(np.isnan(best[0]), np.nan, accuracy[:, 0].argmax(axis=1) / lengths[0])
+    cam_thresholds = np.where(np.isnan(best[0]), np.nan, accuracy[:, 0].argmax(axis=1) / best_iou.shape[1])
     counts = np.hstack([counts, np.repeat(n_single, len(ACCURACIES), axis=1)])
     n_pairs, n_images = counts.sum(axis=0).astype(int), (counts > 0).sum(axis=0)
     return _Estimates(estimates[0], estimates[1:], n_pairs, n_images, cam_thresholds)
