@@ -11,12 +11,13 @@ import pandas as pd
 import yaml
 
 from ..engine.evaluation import Evaluation
-from ..heatmaps import Setting, threshold_text
+from ..heatmaps import Setting
 from ..intervals import with_interval
 from ..words import PROTOCOLS
 from .summary import FEW_IMAGES
 from .sweep import Criterion, sweep_frame
 from .sweep_tables import map_by_percentile
+from .tables import plain, table
 
 FEWEST_IMAGES = 10  # below, an interval over images says too little for a verdict
 
@@ -61,17 +62,16 @@ def answer_table(recommendation: Recommendation) -> pd.DataFrame:
     A row for each IoU threshold and one for their mean; columns `default (present)`, and so on.
     """
     report, default, chosen = recommendation.report, recommendation.default, recommendation.chosen
-    thresholds = [*_thresholds(report), None]
-    columns = {}
-    for protocol in PROTOCOLS:
-        shown = {"default": default} | ({} if recommendation.is_default else {"recommended": chosen})
-        for name, setting in shown.items():
-            cells = [with_interval(*report.value(setting, protocol, iou)) for iou in thresholds]
-            columns[f"{name} ({protocol})"] = cells
-        if not recommendation.is_default:
-            differences = [report.difference(chosen, default, protocol, iou) for iou in thresholds]
-            columns[f"paired difference ({protocol})"] = [with_interval(*cell, sign=True) for cell in differences]
-    return pd.DataFrame(columns, index=["mean mAP" if iou is None else f"mAP@{iou:.2f}" for iou in thresholds])
+    rows = {}
+    for iou in (*report.iou_thresholds, None):
+        row = rows[Criterion(iou_threshold=iou).name] = {}
+        for protocol in PROTOCOLS:
+            row[f"default ({protocol})"] = with_interval(*report.value(default, protocol, iou))
+            if not recommendation.is_default:
+                row[f"recommended ({protocol})"] = with_interval(*report.value(chosen, protocol, iou))
+                difference = report.difference(chosen, default, protocol, iou)
+                row[f"paired difference ({protocol})"] = with_interval(*difference, sign=True)
+    return table(rows)
 
 
 def finding(recommendation: Recommendation) -> str:
@@ -113,10 +113,8 @@ def false_boxes(recommendation: Recommendation) -> str:
 
     Empty where there is no such class.
     """
-    of = recommendation.report.figures
-    own, default = (
-        of[setting, "all"].measures["false_box_rate"] for setting in (recommendation.chosen, recommendation.default)
-    )
+    settings, of = (recommendation.chosen, recommendation.default), recommendation.report.figures
+    own, default = (of[setting, "all"].measures["false_box_rate"] for setting in settings)
     if math.isnan(own):
         return ""
     text = f"Absent classes with a box on {recommendation.report_split}: {100 * own:.1f} %"
@@ -125,35 +123,26 @@ def false_boxes(recommendation: Recommendation) -> str:
 
 def notes(recommendation: Recommendation) -> list[str]:
     """What a reader must know about the choice: that it stands at the border of what was tried."""
-    plain, found = recommendation.plain, []
-    n_images = recommendation.choice.n_images
+    best, n_images, found = recommendation.plain.percentile, recommendation.choice.n_images, []
     if n_images < FEW_IMAGES:
         found.append(
             f"Chosen on only {n_images} image{'s' if n_images != 1 else ''} (fewer than {FEW_IMAGES}): "
             "other images may give another setting."
         )
     tried = sorted({of.percentile for of in recommendation.choice.settings if isinstance(of.percentile, float)})
-    if len(tried) > 1 and plain.percentile in (tried[0], tried[-1]):
-        end = "highest" if plain.percentile == tried[-1] else "lowest"
+    if len(tried) > 1 and best in (tried[0], tried[-1]):
+        end = "highest" if best == tried[-1] else "lowest"
         found.append(
-            f"The best percentile, {plain.percentile:g}, is the {end} tried: the optimum may lie beyond; extend "
-            "percentiles."
+            f"The best percentile, {best:g}, is the {end} tried: the optimum may lie beyond; extend percentiles."
         )
     return found
 
 
 def recommendation_frame(recommendation: Recommendation) -> pd.DataFrame:
     """`sweep.parquet`: the frames of both splits, with the columns `split` and `role` (choice or report) first."""
-    frames = []
-    for role, split, found in (
-        ("choice", recommendation.choice_split, recommendation.choice),
-        ("report", recommendation.report_split, recommendation.report),
-    ):
-        frame = sweep_frame(found)
-        frame.insert(0, "split", split)
-        frame.insert(1, "role", role)
-        frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
+    choice, report = sweep_frame(recommendation.choice), sweep_frame(recommendation.report)
+    of = {(recommendation.choice_split, "choice"): choice, (recommendation.report_split, "report"): report}
+    return pd.concat(of, names=["split", "role"]).reset_index(["split", "role"]).reset_index(drop=True)
 
 
 def quality_results(
@@ -169,16 +158,15 @@ def quality_results(
         provenance: of the run.
     """
     kinds = {
-        kind: {row["figure"]: _plain(row, skip=("figure", "kind")) for row in rows.to_dict("records")}
+        kind: plain(rows.drop(columns="kind").set_index("figure").to_dict("index"))
         for kind, rows in quality.groupby("kind", sort=False)
     }
-    percentiles = [{"percentile": name, **_plain(row)} for name, row in by_percentile.to_dict("index").items()]
     return {
         "split": split,
         "similarity": setting.similarity,
         "last_layers": setting.layers,
         "kinds": kinds,
-        "by_percentile": {"kind": setting.kind, "rows": percentiles},
+        "by_percentile": {"kind": setting.kind, "rows": plain(by_percentile.rename_axis("percentile").reset_index())},
         "provenance": dict(provenance),
     }
 
@@ -186,18 +174,12 @@ def quality_results(
 def results(recommendation: Recommendation, notes: Sequence[str], provenance: Mapping[str, Any]) -> dict[str, Any]:
     """What `multi_iou_results.json` holds: plain values, None where there is no number."""
     choice, report, criterion = recommendation.choice, recommendation.report, recommendation.criterion
-    chosen, default, plain = recommendation.chosen, recommendation.default, recommendation.plain
-    columns = [*_thresholds(report), None]
-    differences = {
-        protocol: [_record(iou, report.difference(chosen, default, protocol, iou), "difference") for iou in columns]
-        for protocol in PROTOCOLS
-    }
-    of_kind = {setting.kind: replace(plain, kind=setting.kind) for setting in choice.settings}
+    chosen, default = recommendation.chosen, recommendation.default
+    of_kind = {setting.kind: replace(recommendation.plain, kind=setting.kind) for setting in choice.settings}
     by_percentile = {
-        protocol: {kind: _nested(map_by_percentile(choice, setting, protocol)) for kind, setting in of_kind.items()}
+        protocol: {kind: _nested(map_by_percentile(choice, of, protocol)) for kind, of in of_kind.items()}
         for protocol in PROTOCOLS
     }
-    not_told_apart = choice.not_told_apart(chosen, *criterion.where)
     return {
         "finding": finding(recommendation),
         "choice": {
@@ -208,16 +190,16 @@ def results(recommendation: Recommendation, notes: Sequence[str], provenance: Ma
             "n_settings": len(choice.settings),
             "n_distinct_settings": len(choice.distinct),
             "default_stays": recommendation.is_default,
-            "not_told_apart": [setting.parameters() for setting in not_told_apart],
+            "not_told_apart": [of.parameters() for of in choice.not_told_apart(chosen, *criterion.where)],
             "by_percentile": by_percentile,
         },
         "report": {
             "split": recommendation.report_split,
             "n_images": report.n_images,
-            "iou_thresholds": _thresholds(report),
+            "iou_thresholds": list(report.iou_thresholds),
             "default": _figures(report, default),
             "recommended": _figures(report, chosen),
-            "difference": differences,
+            "difference": _by_threshold(report, "difference", chosen, default),
         },
         "warnings": list(notes),
         "provenance": dict(provenance),
@@ -243,38 +225,26 @@ def recommended_yaml(recommendation: Recommendation, parameters: Mapping[str, An
     return "\n".join(lines) + "\n" + text
 
 
-def _thresholds(found: Evaluation) -> list[float]:
-    return list(found.iou_thresholds)
-
-
 def _figures(found: Evaluation, setting: Setting) -> dict[str, Any]:
     return {
         "description": setting.describe(),
         "parameters": setting.parameters(),
-        "protocols": {
-            protocol: [_record(iou, found.value(setting, protocol, iou), "map") for iou in [*_thresholds(found), None]]
-            for protocol in PROTOCOLS
-        },
+        "protocols": _by_threshold(found, "map", setting),
     }
 
 
-def _record(iou_threshold: float | None, values: Sequence[float], name: str) -> dict[str, float | None]:
-    """One figure with its interval; an IoU threshold of None is the mean over all."""
-    numbers = (None if math.isnan(value) else float(value) for value in values)
-    return {"iou_threshold": iou_threshold, **dict(zip((name, "low", "high"), numbers, strict=True))}
-
-
-def _nested(table: pd.DataFrame) -> dict[str, dict[str, float | None]]:
+def _nested(values: pd.DataFrame) -> dict[str, dict[str, float | None]]:
     """percentile -> IoU threshold -> value."""
+    return plain(values.rename(index="{:g}".format, columns="{:g}".format).to_dict("index"))
+
+
+def _by_threshold(found: Evaluation, name: str, *settings: Setting) -> dict[str, list[dict[str, float | None]]]:
+    """mAP of a setting, or the `difference` of two: protocol -> a row an IoU threshold, at None the mean over all."""
+    of = found.difference if name == "difference" else found.value
     return {
-        threshold_text(percentile): {f"{iou:g}": None if math.isnan(value) else value for iou, value in row.items()}
-        for percentile, row in table.iterrows()
+        protocol: [
+            {"iou_threshold": iou, **plain(dict(zip((name, "low", "high"), of(*settings, protocol, iou), strict=True)))}
+            for iou in (*found.iou_thresholds, None)
+        ]
+        for protocol in PROTOCOLS
     }
-
-
-def _plain(row: Mapping[str, Any], skip: Sequence[str] = ()) -> dict[str, Any]:
-    """Without NaN, which JSON does not know."""
-    return {
-        name: None if isinstance(value, float) and math.isnan(value) else value
-        for name, value in row.items() if name not in skip
-    }  # fmt: skip

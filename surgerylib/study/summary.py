@@ -10,6 +10,7 @@ import pandas as pd
 from ..engine.evaluation import Evaluation
 from ..intervals import with_interval
 from ..words import PROTOCOLS
+from .tables import cells, plain
 
 FEW_IMAGES = 50
 # stands under every table of intervals: the reader of a page alone has no other place to learn it
@@ -30,23 +31,17 @@ def present_only(detections: pd.DataFrame, ground_truth: pd.DataFrame) -> pd.Dat
 
 def map_table(evaluation: Evaluation) -> pd.DataFrame:
     """The answer table: a row for each protocol and kind, a column for each IoU threshold, `value [low, high]`."""
-    cells = evaluation.summary()
-    cells["cell"] = [with_interval(*row) for row in cells[["map", "low", "high"]].itertuples(index=False, name=None)]
-    cells["column"] = [f"mAP@{threshold:.2f}" for threshold in cells["iou_threshold"]]
-    table = cells.pivot_table(index=["protocol", "kind"], columns="column", values="cell", aggfunc="first", sort=False)
+    rows = evaluation.summary()
+    rows = rows.assign(cell=cells(rows, "map"), column=rows["iou_threshold"].map("mAP@{:.2f}".format))
+    table = rows.pivot_table(index=["protocol", "kind"], columns="column", values="cell", aggfunc="first", sort=False)
     return table.rename_axis(columns=None)
 
 
 def difference_table(evaluation: Evaluation) -> pd.DataFrame:
     """The paired difference of the compared kinds: a row for each IoU threshold, a column for each protocol."""
-    cells = evaluation.differences(*COMPARED)
-    cells = cells.assign(
-        cell=[
-            with_interval(*row, sign=True)
-            for row in cells[["difference", "low", "high"]].itertuples(index=False, name=None)
-        ]
-    )
-    table = cells.pivot_table(index="iou_threshold", columns="protocol", values="cell", aggfunc="first", sort=False)
+    rows = evaluation.differences(*COMPARED)
+    rows = rows.assign(cell=cells(rows, "difference", sign=True))
+    table = rows.pivot_table(index="iou_threshold", columns="protocol", values="cell", aggfunc="first", sort=False)
     return table.rename_axis(index="IoU threshold", columns=f"mAP of {COMPARED[0]} − {COMPARED[1]}")
 
 
@@ -54,10 +49,8 @@ def class_table(evaluation: Evaluation, kind: str, iou_threshold: float) -> pd.D
     """AP of one kind by class: number of boxes, and `value [low, high]` under each protocol."""
     rows = evaluation.by_class()
     rows = rows[(rows["kind"] == kind) & (rows["iou_threshold"] == iou_threshold)]
-    cells = rows.assign(
-        cell=[with_interval(*row) for row in rows[["ap", "low", "high"]].itertuples(index=False, name=None)]
-    )
-    table = cells.pivot_table(index="label", columns="protocol", values="cell", aggfunc="first")[list(PROTOCOLS)]
+    of = rows.assign(cell=cells(rows, "ap"))
+    table = of.pivot_table(index="label", columns="protocol", values="cell", aggfunc="first")[list(PROTOCOLS)]
     table.insert(0, "boxes", rows.groupby("label")["n_ground_truth"].first())
     return table.rename_axis(index=None, columns=f"AP@{iou_threshold:.2f} of {kind}")
 
@@ -81,15 +74,12 @@ def finding(evaluation: Evaluation) -> str:
         pair = [evaluation.value(kind, protocol, threshold)[0] for kind in (a, b)]
         difference = with_interval(*decided[protocol], sign=True)
         parts.append(f"{pair[0]:.3f} against {pair[1]:.3f} under {protocol} (difference {difference})")
-    better = [protocol for protocol in PROTOCOLS if decided[protocol][1] > 0]
-    worse = [protocol for protocol in PROTOCOLS if decided[protocol][2] < 0]
-    if len(better) == len(PROTOCOLS):
-        verdict = f"{a} scores higher than {b}"
-    elif len(worse) == len(PROTOCOLS):
-        verdict = f"{a} scores lower than {b}"
+    better = [f"higher under {protocol}" for protocol, (_, low, _) in decided.items() if low > 0]
+    worse = [f"lower under {protocol}" for protocol, (_, _, high) in decided.items() if high < 0]
+    if len(PROTOCOLS) in (len(better), len(worse)):
+        verdict = f"{a} scores {'higher' if better else 'lower'} than {b}"
     elif better or worse:
-        words = [f"higher under {p}" for p in better] + [f"lower under {p}" for p in worse]
-        verdict = f"{a} against {b}: {' and '.join(words)}, not told apart otherwise"
+        verdict = f"{a} against {b}: {' and '.join(better + worse)}, not told apart otherwise"
     else:
         verdict = f"{a} and {b} cannot be told apart on these images"
     return f"{verdict}: mAP@{threshold:.2f} " + ", ".join(parts) + "."
@@ -125,19 +115,13 @@ def map_results(
     provenance: Mapping,
 ) -> dict:
     """What `map_results.json` holds: plain values, None where there is no number; `files`: name -> sha256."""
-    kinds, of_kinds = list(evaluation.settings), evaluation.summary()
-    protocols = {
-        protocol: {
-            kind: _records(of_kinds, ["iou_threshold", "map", "low", "high"], protocol=protocol, kind=kind)
-            for kind in kinds
-        }
-        for protocol in PROTOCOLS
-    }
-    columns, differences = ["iou_threshold", "difference", "low", "high"], evaluation.differences(*COMPARED)
-    paired = {protocol: _records(differences, columns, protocol=protocol) for protocol in PROTOCOLS}
+    of_kinds, differences = evaluation.summary().set_index(["protocol", "kind"]), evaluation.differences(*COMPARED)
+    protocols = {p: {kind: plain(of_kinds.loc[[(p, kind)]]) for kind in evaluation.settings} for p in PROTOCOLS}
+    columns = ["iou_threshold", "difference", "low", "high"]
+    paired = {p: plain(differences.loc[differences["protocol"] == p, columns]) for p in PROTOCOLS}
     return {
         "finding": finding(evaluation),
-        "kinds": kinds,
+        "kinds": list(evaluation.settings),
         "iou_thresholds": list(evaluation.iou_thresholds),
         "protocols": protocols,
         "paired_difference": {"a": COMPARED[0], "b": COMPARED[1], "protocols": paired},
@@ -172,30 +156,18 @@ def markdown_report(results: Mapping) -> str:
         lines += [f"## Protocol {title}", ""]
         lines.append("| kind | " + " | ".join(f"mAP@{value:.2f}" for value in results["iou_thresholds"]) + " |")
         lines.append("|---|" + "---:|" * len(results["iou_thresholds"]))
-        for kind, cells in results["protocols"][protocol].items():
-            lines.append(f"| {kind} | " + " | ".join(_cell(cell, "map") for cell in cells) + " |")
+        for kind, figures in results["protocols"][protocol].items():
+            lines.append(f"| {kind} | {' | '.join(cells(pd.DataFrame(figures), 'map'))} |")
         paired = results["paired_difference"]
         if paired["protocols"][protocol]:
-            cells = " | ".join(_cell(cell, "difference") for cell in paired["protocols"][protocol])
-            lines.append(f"| {paired['a']} − {paired['b']} (paired) | {cells} |")
+            shown = cells(pd.DataFrame(paired["protocols"][protocol]), "difference", sign=True)
+            lines.append(f"| {paired['a']} − {paired['b']} (paired) | {' | '.join(shown)} |")
         lines.append("")
     if results["similarity"] == "cosine":
         lines.append("Under cosine similarity vv_vv and vv_mixed have the same maps; vv_qk equals standard always.")
     else:
         lines.append("vv_qk equals standard by construction; vv_vv and vv_mixed differ in the CLS token.")
     return "\n".join(lines) + "\n"
-
-
-def _cell(cell: Mapping, name: str) -> str:
-    figures = (math.nan if cell[key] is None else cell[key] for key in (name, "low", "high"))
-    return with_interval(*figures, sign=name == "difference")
-
-
-def _records(frame: pd.DataFrame, columns: list[str], **match: str) -> list[dict]:
-    for column, value in match.items():
-        frame = frame[frame[column] == value]
-    records = frame[columns].to_dict("records")
-    return [{key: None if math.isnan(value) else value for key, value in record.items()} for record in records]
 
 
 def average_precision_text(interpolation: str) -> str:

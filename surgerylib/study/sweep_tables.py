@@ -16,6 +16,7 @@ from ..heatmaps import KIND_PREFERENCE, Setting, threshold_text
 from ..intervals import with_interval
 from ..words import PROTOCOLS
 from .sweep import Criterion
+from .tables import table
 
 
 def candidates_table(found: Evaluation, criterion: Criterion, count: int = 10) -> pd.DataFrame:
@@ -29,20 +30,16 @@ def candidates_table(found: Evaluation, criterion: Criterion, count: int = 10) -
     ranked = sorted(first, key=lambda setting: -np.nan_to_num(found.value(setting, *where)[0], nan=-1.0))
     # the best of equals leads, as `best` has it
     ranked = [best, *(setting for setting in ranked if setting.key != best.key)][:count]
-    rows = []
-    for setting in ranked:
-        own = setting.key == best.key
+    rows = {}
+    for rank, setting in enumerate(ranked, start=1):
         kinds = " = ".join(dict.fromkeys(alike.kind for alike in found.distinct[setting.key]))
-        rows.append(
-            {
-                "setting": setting.describe().replace(setting.kind, kinds, 1),
-                f"{criterion.name} ({criterion.protocol})": with_interval(*found.value(setting, *where)),
-                "difference to the best": ""
-                if own
-                else with_interval(*found.difference(setting, best, *where), sign=True),
-            }
-        )
-    return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="rank"))
+        difference = with_interval(*found.difference(setting, best, *where), sign=True)
+        rows[rank] = {
+            "setting": setting.describe().replace(setting.kind, kinds, 1),
+            f"{criterion.name} ({criterion.protocol})": with_interval(*found.value(setting, *where)),
+            "difference to the best": "" if setting.key == best.key else difference,
+        }
+    return table(rows).rename_axis("rank")
 
 
 def changes_table(
@@ -57,16 +54,11 @@ def changes_table(
     rows = []
     for name, setting in {"plain five steps": plain, **variants}.items():
         difference = (math.nan,) * 3 if setting.key == plain.key else found.difference(setting, plain, *where)
-        rows.append(
-            {
-                "name": name,
-                "map": with_interval(*found.value(setting, *where)),
-                **dict(zip(("difference", "low", "high"), difference, strict=True)),
-                "boxes_per_image": found.figures[setting, criterion.protocol].measures["boxes_per_image"],
-                "false_box_rate": found.figures[setting, "all"].measures["false_box_rate"],
-            }
-        )
-    return pd.DataFrame(rows)
+        measured = found.figures[setting, criterion.protocol].measures["boxes_per_image"]
+        false_boxes = found.figures[setting, "all"].measures["false_box_rate"]
+        rows.append((name, with_interval(*found.value(setting, *where)), *difference, measured, false_boxes))
+    columns = ["name", "map", "difference", "low", "high", "boxes_per_image", "false_box_rate"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def changes_title(changes: pd.DataFrame) -> str:
@@ -84,26 +76,22 @@ def combinations(
 
     A change helps when its interval lies above 0; of two changes of the same argument a combination holds one.
     """
-    helping: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    helping: dict[str, dict[str, dict[str, Any]]] = {}  # argument -> name of the change -> what it sets
     for name, setting in variants.items():
         _, low, _ = found.difference(setting, plain, *criterion.where)
         if low > 0:
-            changed = [field for field, own in asdict(setting).items() if own != getattr(plain, field)]
+            change = {field: own for field, own in asdict(setting).items() if own != getattr(plain, field)}
             # a union of thresholds changes two arguments and counts as a change of its percentile
-            argument = "percentile" if "percentile" in changed else changed[0]
-            change = {field: getattr(setting, field) for field in changed}
-            helping.setdefault(argument, []).append((name, change))
+            argument = "percentile" if "percentile" in change else next(iter(change))
+            helping.setdefault(argument, {})[name] = change
     combined = {}
-    for chosen in product(*([None, *options] for options in helping.values())):
-        parts = [option for option in chosen if option is not None]
-        changes: dict[str, Any] = {}
-        for _, change in parts:
-            changes |= change
+    for chosen in product(*([None, *options.items()] for options in helping.values())):
+        parts = dict(option for option in chosen if option is not None)
+        changes = {field: value for change in parts.values() for field, value in change.items()}
         limit = changes.get("max_side", plain.max_side)
         contradicts = limit is not None and limit <= changes.get("min_side", plain.min_side)
         if len(parts) > 1 and not contradicts:
-            setting = replace(plain, **changes)
-            combined[", ".join(name for name, _ in parts)] = setting
+            combined[", ".join(parts)] = replace(plain, **changes)
     return combined
 
 
@@ -114,25 +102,21 @@ def best_of(settings: Mapping[str, Setting], found: Evaluation, criterion: Crite
 
 def curve_titles(curves: pd.DataFrame) -> dict[str, str]:
     """A title for each protocol's panel of `curves`: what is best there."""
-    titles = {}
-    for protocol, asked in {"present": "Image labels given (present)", "all": "Every class asked (all)"}.items():
-        rows = curves[(curves["protocol"] == protocol) & curves["value"].notna()]
-        titles[protocol] = asked
-        if len(rows):
-            rows = rows[rows["value"] == rows["value"].max()]
-            best = rows.loc[rows["kind"].map(KIND_PREFERENCE.index).idxmin()]
-            titles[protocol] += f": best {best['kind']} at {best['percentile']:g}"
+    titles = {"present": "Image labels given (present)", "all": "Every class asked (all)"}
+    for protocol, rows in curves.dropna(subset="value").groupby("protocol"):
+        rows = rows[rows["value"] == rows["value"].max()]
+        best = rows.loc[rows["kind"].map(KIND_PREFERENCE.index).idxmin()]
+        titles[protocol] += f": best {best['kind']} at {best['percentile']:g}"
     return titles
 
 
 def grid_titles(tables: Mapping[str, pd.DataFrame], setting: Setting) -> dict[str, str]:
     """A title for each protocol's `map_by_percentile`: whose map it is, and which percentile is best where."""
-    titles = {}
-    for protocol, table in tables.items():
-        titles[protocol] = f"{setting.kind}, {protocol}"
-        best = table.loc[:, table.max() > table.min()].idxmax().value_counts()
+    titles = {protocol: f"{setting.kind}, {protocol}" for protocol in tables}
+    for protocol, of in tables.items():
+        best = of.loc[:, of.max() > of.min()].idxmax().value_counts()
         if len(best):
-            times = f"{best.iloc[0]} of {table.shape[1]}"
+            times = f"{best.iloc[0]} of {of.shape[1]}"
             titles[protocol] += f": percentile {best.index[0]:g} is best at {times} IoU thresholds"
     return titles
 
@@ -145,18 +129,12 @@ def curves(found: Evaluation, setting: Setting, criterion: Criterion) -> pd.Data
         setting: gives similarity, layers and the extraction's other arguments.
         criterion: gives the IoU threshold; both protocols are listed.
     """
-    rows = []
-    for protocol in PROTOCOLS:
-        seen = set()
-        for own in found.settings:
-            point = (own.kind, own.percentile)
-            alike = replace(setting, kind=own.kind)
-            if point not in seen and differs_by_percentile(own, alike):
-                seen.add(point)
-                values = dict(
-                    zip(("value", "low", "high"), found.value(own, protocol, criterion.iou_threshold), strict=True)
-                )
-                rows.append({"protocol": protocol, "kind": point[0], "percentile": point[1], **values})
+    rows = [
+        (protocol, own.kind, own.percentile, *found.value(own, protocol, criterion.iou_threshold))
+        for protocol in PROTOCOLS
+        for own in found.settings
+        if differs_by_percentile(own, replace(setting, kind=own.kind))
+    ]
     frame = pd.DataFrame(rows, columns=["protocol", "kind", "percentile", "value", "low", "high"])
     return frame.sort_values("percentile", kind="stable", ignore_index=True)
 
@@ -177,24 +155,22 @@ def percentile_table(found: Evaluation, setting: Setting, protocol: str = "prese
         setting: its map, and everything but the percentile.
         protocol: under which boxes are counted; the false boxes are those of `all` always.
     """
-    rows = pd.DataFrame([
-        {"protocol": p, "threshold": threshold_text(own.percentile), **found.figures[own, p].measures}
-        for own in found.settings for p in PROTOCOLS if differs_by_percentile(own, setting)
-    ])  # fmt: skip
-    own = rows[rows["protocol"] == protocol].set_index("threshold")
-    every = rows[rows["protocol"] == "all"].set_index("threshold")
-    table = own[["mean_iou", "max_iou", "mean_best_iou", "boxes_per_image", "activated_share"]].copy()
-    table["false_box_rate"] = every["false_box_rate"]
-    table["boxes_per_absent_class"] = every["boxes_per_absent_class"]
-    return table.rename_axis("percentile")
-
-
-def shown_numbers(table: pd.DataFrame, digits: Mapping[str, int]) -> pd.DataFrame:
-    """Columns of numbers as text of as many digits as said, so that they stand aligned; a dash for NaN."""
-    columns = {
-        name: ["–" if math.isnan(value) else f"{value:,.{n}f}" for value in table[name]] for name, n in digits.items()
+    absent = ("false_box_rate", "boxes_per_absent_class")
+    rows = {
+        threshold_text(own.percentile): {
+            name: found.figures[own, "all" if name in absent else protocol].measures[name]
+            for name in PERCENTILE_COLUMNS
+        }
+        for own in found.settings
+        if differs_by_percentile(own, setting)
     }
-    return table.assign(**columns)
+    return table(rows).rename_axis("percentile")
+
+
+def shown_numbers(frame: pd.DataFrame, digits: Mapping[str, int]) -> pd.DataFrame:
+    """Columns of numbers as text of as many digits as said, so that they stand aligned; a dash for NaN."""
+    texts = {name: frame[name].map(f"{{:,.{n}f}}".format).where(frame[name].notna(), "–") for name, n in digits.items()}
+    return frame.assign(**texts)
 
 
 PERCENTILE_COLUMNS = {
@@ -215,8 +191,7 @@ def map_by_percentile(found: Evaluation, setting: Setting, protocol: str) -> pd.
         for own in found.settings
         if differs_by_percentile(own, setting)
     }
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=None).sort_index()
-    return table.rename_axis(index="percentile", columns="iou_threshold")
+    return table(rows).sort_index().rename_axis(index="percentile", columns="iou_threshold")
 
 
 def differs_by_percentile(setting: Setting, other: Setting) -> bool:
