@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from ..datasets import Dataset
-from ..engine.measures import truth_codes
+from ..engine.finding import NO_BOXES, Boxes
+from ..engine.measures import best_overlaps, truth_codes
 from ..heatmaps import Setting
 from ..intervals import basic_interval, resampled_means, share_interval
-from ..matching import BOX_COLUMNS, match, overlapping_pairs
+from ..matching import BOX_COLUMNS, match
 from ..words import ERROR_TYPES
+from .box_groups import areas_in_patches, box_sides
 from .classification import Classification
 from .error_types import FATES, ErrorTypes, fates_by_class
 from .evaluation_tables import main_confusions
@@ -44,30 +46,16 @@ _EVIDENCE = {
 }
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why a class fails.
-
-    Attributes:
-        label: the class.
-        n_boxes: how many boxes it has.
-        mean_ap: its average precision, mean over the IoU thresholds.
-        cause: the error type whose mending would give back most, or `NO_CAUSE`.
-        gain: what it would give back, mean over the IoU thresholds.
-        sentence: the cause in words, with the figures behind it.
-    """
+class Failure(NamedTuple):
+    """Why a class fails; AP and gain are means over the IoU thresholds."""
 
     label: str
     n_boxes: int
     mean_ap: float
-    cause: str
-    gain: float
-    sentence: str
-
-    @property
-    def cause_name(self) -> str:
-        """The cause in a reader's words."""
-        return CAUSES[self.cause][0] if self.cause in CAUSES else self.cause
+    cause: str  # the error type whose mending would give back most, or `NO_CAUSE`
+    cause_name: str  # in a reader's words
+    gain: float  # what it would give back
+    sentence: str  # the cause in words, with the figures behind it
 
 
 def class_figures(
@@ -165,10 +153,9 @@ def failing_classes(
         kind: the kind shown.
         count: how many classes.
     """
-    known = figures.dropna(subset="mean_ap").sort_index()
-    known = known.sort_values(["mean_ap", "n_boxes"], ascending=[True, False], kind="stable")
-    known = known[known["mean_ap"] <= 1 - LEAST_GAIN]
-    return [_failure(row, iou_thresholds, kind) for _, row in known.head(count).iterrows()]
+    failing = figures[figures["mean_ap"] <= 1 - LEAST_GAIN].sort_index()
+    failing = failing.sort_values(["mean_ap", "n_boxes"], ascending=[True, False], kind="stable")
+    return [_failure(row, iou_thresholds, kind) for _, row in failing.head(count).iterrows()]
 
 
 def failing_finding(failures: Sequence[Failure], *, any_boxes: bool = True) -> str:
@@ -177,13 +164,14 @@ def failing_finding(failures: Sequence[Failure], *, any_boxes: bool = True) -> s
         return "No class fails: every class with boxes is found."
     if not failures:
         return "No image of this split holds a box of the class list: no class can be judged."
-    parts = [
-        f"{failure.label} (mean AP {failure.mean_ap:.3f} on {failure.n_boxes:,} "
-        f"{'box' if failure.n_boxes == 1 else 'boxes'}: {failure.cause_name})"
-        for failure in failures
-    ]
-    listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + f" and {parts[-1]}"
-    return f"{'The class that fails' if len(parts) == 1 else 'The classes that fail'} most: {listed}."
+    *parts, last = (
+        f"{of.label} (mean AP {of.mean_ap:.3f} on {of.n_boxes:,} {'box' if of.n_boxes == 1 else 'boxes'}: "
+        f"{of.cause_name})"
+        for of in failures
+    )
+    if not parts:
+        return f"The class that fails most: {last}."
+    return f"The classes that fail most: {', '.join(parts)} and {last}."
 
 
 def precision_recall(
@@ -216,32 +204,22 @@ def precision_recall(
     # the order of `Matches`
     scores = detections["score"].to_numpy(np.float64)
     ranked = scores[np.lexsort((-scores, pd.Index(run.classes).get_indexer(detections["label"])))]
-    parts = []
+    parts = [pd.DataFrame(columns=["label", "recall", "precision", "score"])]
     for label, (low, high), n_truth in zip(run.classes, pairwise(run.class_bounds), run.n_ground_truth, strict=True):
         places = np.flatnonzero(run.is_tp[0, low:high])
-        if not n_truth or not len(places):
-            continue
-        found = np.arange(1, len(places) + 1)
-        kept = np.unique(np.linspace(0, len(places) - 1, min(most_points, len(places))).round().astype(int))
-        rows = {"recall": found / n_truth, "precision": found / (places + 1), "score": ranked[low + places]}
-        parts.append(pd.DataFrame({name: values[kept] for name, values in rows.items()}).assign(label=label))
-    columns = ["label", "recall", "precision", "score"]
-    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+        if len(places):
+            found = np.arange(1, len(places) + 1)
+            rows = {"recall": found / n_truth, "precision": found / (places + 1), "score": ranked[low + places]}
+            kept = np.linspace(0, len(places) - 1, min(most_points, len(places))).round().astype(int)
+            parts.append(pd.DataFrame(rows).iloc[np.unique(kept)].assign(label=label))
+    return pd.concat(parts[1:] or parts, ignore_index=True)[list(parts[0])]
 
 
 def best_detection_iou(detections: pd.DataFrame, dataset: Dataset) -> np.ndarray:
     """For each ground truth box of a data set the IoU of the detection of its class that overlaps it most: [G]."""
-    image, label = truth_codes(dataset)
-    found_image = pd.Index(dataset.images["image_id"]).get_indexer(detections["image_id"])
-    found_label = pd.Index(dataset.classes).get_indexer(detections["label"])
-    n_classes = len(dataset.classes)
-    best = np.zeros(len(image))
-    for _, box, iou in overlapping_pairs(
-        detections[BOX_COLUMNS].to_numpy(np.float64), found_image * n_classes + found_label,
-        dataset.boxes[BOX_COLUMNS].to_numpy(np.float64), image * n_classes + label,
-    ):  # fmt: skip
-        np.maximum.at(best, box, iou)
-    return best
+    image, label = truth_codes(replace(dataset, boxes=detections))
+    table = Boxes(image, label, detections[BOX_COLUMNS].to_numpy(np.float64), NO_BOXES.activated)
+    return best_overlaps(table, dataset, np.ones(len(image), dtype=bool))[1]
 
 
 def pick_images(best_iou: np.ndarray, dataset: Dataset, count: int) -> dict[str, tuple[list[str], list[str]]]:
@@ -263,26 +241,18 @@ def pick_images(best_iou: np.ndarray, dataset: Dataset, count: int) -> dict[str,
 
 def _box_figures(dataset: Dataset, grid: tuple[int, int], is_right: np.ndarray) -> pd.DataFrame:
     """n_boxes, n_images, side, patches, right_first of each class with boxes or without."""
-    image, label = truth_codes(dataset)
-    sides = dataset.boxes[BOX_COLUMNS].to_numpy(np.float64) @ np.array([[-1, 0], [0, -1], [1, 0], [0, 1]])
-    whole = dataset.images[["width", "height"]].to_numpy(np.float64)[image]
-    by_label = pd.DataFrame(
-        {
-            "image": image,
-            "side": np.sqrt(sides.prod(axis=1)),
-            "patches": (sides / whole).prod(axis=1) * grid[0] * grid[1],
-            "right_first": is_right,
-        }
-    ).groupby(np.array(dataset.classes, dtype=object)[label])
-    counts = pd.DataFrame({"n_boxes": by_label.size(), "n_images": by_label["image"].nunique()})
-    rest = by_label[["side", "patches"]].median().assign(right_first=by_label["right_first"].mean())
+    by_label = dataset.boxes.assign(
+        side=np.sqrt(box_sides(dataset.boxes).prod(axis=1)), patches=areas_in_patches(dataset, grid), is_right=is_right
+    ).groupby("label")
+    counts = pd.DataFrame({"n_boxes": by_label.size(), "n_images": by_label["image_id"].nunique()})
+    rest = by_label[["side", "patches"]].median().assign(right_first=by_label["is_right"].mean())
     return pd.concat([counts.reindex(dataset.classes, fill_value=0), rest.reindex(dataset.classes)], axis=1)
 
 
 def _head_figures(evaluation: Mapping[str, Any] | None, names: Sequence[str]) -> pd.DataFrame:
     """oracle, oracle_low, oracle_high, cam_peak: mean IoU of a class's boxes in notebook 04."""
     rows = {}
-    for name, of_class in ((evaluation or {}).get("by_class") or {}).items():
+    for name, of_class in (evaluation or {"by_class": {}})["by_class"].items():
         if of_class["methods"]:
             oracle, peak = (of_class["methods"][method]["mean"] for method in ("oracle", "cam_peak"))
             rows[name] = [oracle["value"], oracle["low"], oracle["high"], peak["value"]]
@@ -319,24 +289,23 @@ def _lies_on(errors: ErrorTypes) -> pd.DataFrame:
 def _failure(row: pd.Series, iou_thresholds: Sequence[float], kind: str) -> Failure:
     label, mean_ap, n_boxes = str(row.name), float(row["mean_ap"]), int(row["n_boxes"])
     ranked = gains_of(row.to_frame().T).iloc[0].astype(float).sort_values(ascending=False, kind="stable")
-    gain, next_gain = ranked.iloc[:2].tolist()
+    (cause, gain), (following, next_gain) = ranked.iloc[:2].items()
     boxes, few = "box" if n_boxes == 1 else "boxes", " (too few to be sure of)" if n_boxes < 10 else ""
-    start = f"{label}, {n_boxes:,} {boxes}{few}, mean AP {mean_ap:.3f}: "
     if gain >= LEAST_GAIN:
-        cause, following = ranked.index[:2]
         name, meaning = CAUSES[cause]
         second = f" (next: {CAUSES[following][0]}, +{next_gain:.3f})" if next_gain >= LEAST_GAIN else ""
-        sentence = (
-            f"{start}{name} above all: {meaning}. Mending this type of error alone, in all classes, would give back "
-            f"{gain:.3f}{second}. {_evidence(row, cause, kind)}"
+        said = (
+            f"{name} above all: {meaning}. Mending this type of error alone, in all classes, would give back "
+            f"{gain:.3f}{second}"
         )
     else:
-        cause = NO_CAUSE
-        sentence = (
-            f"{start}no single kind of error explains it, for mending any one alone gives back less than {LEAST_GAIN}; "
-            f"of its {boxes} at IoU {min(iou_thresholds):.2f}: {fates_text(row)}. {_evidence(row, cause, kind)}"
+        cause = name = NO_CAUSE
+        said = (
+            f"no single kind of error explains it, for mending any one alone gives back less than {LEAST_GAIN}; "
+            f"of its {boxes} at IoU {min(iou_thresholds):.2f}: {fates_text(row)}"
         )
-    return Failure(label, n_boxes, mean_ap, cause, gain, sentence)
+    sentence = f"{label}, {n_boxes:,} {boxes}{few}, mean AP {mean_ap:.3f}: {said}. {_evidence(row, cause, kind)}"
+    return Failure(label, n_boxes, mean_ap, cause, name, gain, sentence)
 
 
 def fates_text(row: pd.Series) -> str:
@@ -349,15 +318,14 @@ def _evidence(row: pd.Series, cause: str, kind: str) -> str:
     naming = f"CLIP's {kind} maps put its name first in {100 * row['right_first']:.0f} % of its boxes"
     if isinstance(row["confused_with"], str):
         naming += f", {row['confused_with']} in {100 * row['confused_share']:.0f} %"
-    mistaken = "none of its own boxes is counted as misnamed at the lowest IoU"
-    if isinstance(row["lies_on"], str):
-        share = f"{100 * row['lies_on_share']:.0f} %"
-        mistaken = f"of its best-scored boxes on other objects {share} lie on {row['lies_on']}"
     facts = {
         "naming": naming,
-        "mistaken": mistaken,
+        "mistaken": "none of its own boxes is counted as misnamed at the lowest IoU",
         "size": f"its median box covers {row['patches']:.1f} patches",
     }
+    if isinstance(row["lies_on"], str):
+        share = f"{100 * row['lies_on_share']:.0f} %"
+        facts["mistaken"] = f"of its best-scored boxes on other objects {share} lie on {row['lies_on']}"
     if not math.isnan(row["gap"]):
         side = "higher" if row["gap"] >= 0 else "lower"
         facts["response"] = (

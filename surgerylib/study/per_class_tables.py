@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..words import ERROR_TYPES
+from ..intervals import number
 from .per_class import CAUSES, LEAST_GAIN, PROTOCOL, Failure, fates_text, gains_of
 from .tables import cells, plain, table
 
@@ -44,14 +44,14 @@ def failing_table(
     """
     ap = _ap_cells(ap_by_class, kind, thresholds)
     rows = {
-        failure.label: {
-            "boxes": f"{failure.n_boxes:,}",
-            "mean AP": f"{failure.mean_ap:.3f}",
-            **ap.loc[failure.label],
-            "what fails": failure.cause_name,
-            "mending it gives back": f"{failure.gain:+.3f}",
+        of.label: {
+            "boxes": f"{of.n_boxes:,}",
+            "mean AP": f"{of.mean_ap:.3f}",
+            **ap.loc[of.label],
+            "what fails": of.cause_name,
+            "mending it gives back": f"{of.gain:+.3f}",
         }
-        for failure in failures
+        for of in failures
     }
     return table(rows)
 
@@ -114,30 +114,24 @@ def error_table(gains: pd.DataFrame) -> pd.DataFrame:
     Args:
         gains: of `error_types.mean_gains`.
     """
-    thresholds = list(dict.fromkeys(gains["foreground_iou"]))
-    of = gains.set_index(["error", "foreground_iou"])
-    rows = {"mAP as it is": {"": "", **{t: _number(of.loc[("missed", t), "map"], "{:.3f}") for t in thresholds}}}
-    for error in ERROR_TYPES:
-        row = {"": ERROR_MEANINGS[error]}
-        for threshold in thresholds:
-            gain, count = of.loc[(error, threshold), ["gain", "count"]]
-            row[threshold] = f"{_number(gain, '{:+.3f}')} ({int(count):,})"
-        rows[error] = row
-    return table(rows).rename(columns={threshold: f"t = {threshold:.2f}" for threshold in thresholds})
+    rows = {"mAP as it is": {"": ""}} | {error: {"": meaning} for error, meaning in ERROR_MEANINGS.items()}
+    for error, iou, count, as_is, gain in gains[["error", "foreground_iou", "count", "map", "gain"]].to_numpy(object):
+        column, unknown = f"t = {iou:.2f}", math.isnan(as_is)
+        rows["mAP as it is"][column] = "no boxes" if unknown else number(as_is)
+        rows[error][column] = f"{'no boxes' if unknown else number(gain, sign=True)} ({count:,})"
+    return table(rows)
 
 
 def errors_finding(gains: pd.DataFrame) -> str:
     """Which type of error costs most at the lowest and at the highest IoU; `gains` of `error_types.mean_gains`."""
     if gains["gain"].isna().all():
         return "No box to be found: nothing can be decomposed."
+    worst = gains.loc[gains.groupby("foreground_iou")["gain"].idxmax()].set_index("foreground_iou")
     parts = []
-    for threshold in dict.fromkeys([gains["foreground_iou"].min(), gains["foreground_iou"].max()]):
-        own = gains[gains["foreground_iou"] == threshold]
-        worst = own.loc[own["gain"].idxmax()]
-        if worst["gain"] < LEAST_GAIN:
-            parts.append(f"at IoU {threshold:.2f} none, by {LEAST_GAIN} or more on {worst['map']:.3f}")
-        else:
-            parts.append(f"at IoU {threshold:.2f} {worst['error']} ({worst['gain']:+.3f} on {worst['map']:.3f})")
+    for iou, of in worst.iloc[:: max(len(worst) - 1, 1)].iterrows():  # the first and the last
+        cost = f"{of['error']} ({of['gain']:+.3f} on {of['map']:.3f})"
+        none = f"none, by {LEAST_GAIN} or more on {of['map']:.3f}"
+        parts.append(f"at IoU {iou:.2f} {cost if of['gain'] >= LEAST_GAIN else none}")
     return f"The type of error whose mending alone gives back most mAP: {', '.join(parts)}."
 
 
@@ -166,15 +160,13 @@ def size_finding(figures: pd.DataFrame) -> str:
     rho = known["mean_ap"].rank().corr(known["side"].rank())
     if math.isnan(rho):
         return "Mean AP, or size, is the same in all classes"
-    return f"Rank correlation of mean AP and object size over {len(known)} classes: {_number(rho, '{:+.2f}')}"
+    return f"Rank correlation of mean AP and object size over {len(known)} classes: {rho:+.2f}".replace("-", "−")
 
 
 def gaps_finding(gaps: pd.DataFrame) -> str:
     """In how many classes each kind's maps are higher inside the boxes; `gaps` of `per_class.response_gaps`."""
-    parts = []
-    for kind, own in gaps.dropna(subset="gap_low").groupby("kind", sort=False):
-        sure = int((own["gap_low"] > 0).sum())
-        parts.append(f"{kind} in {sure} of {len(own)}")
+    known = gaps.dropna(subset="gap_low").groupby("kind", sort=False)["gap_low"]
+    parts = [f"{kind} in {(lows > 0).sum()} of {len(lows)}" for kind, lows in known]
     if gaps["gap"].isna().all():
         return "No map could be held against a box"
     if not parts:
@@ -194,13 +186,10 @@ def card_table(
         kinds: name (kinds with the same maps joined) -> one of its kinds.
         thresholds: IoU thresholds whose AP is shown.
     """
-    responses = gaps[gaps["label"] == label].set_index("kind")
-    titles = {"inside − outside": cells(responses, "gap"), "inverted": cells(responses, "inverted")}
-    rows = {
-        name: {**_ap_cells(ap_by_class, kind, thresholds).loc[label], **{t: of[name] for t, of in titles.items()}}
-        for name, kind in kinds.items()
-    }
-    return table(rows)
+    of = gaps[gaps["label"] == label].set_index("kind")
+    responses = pd.DataFrame({"inside − outside": cells(of, "gap"), "inverted": cells(of, "inverted")})
+    ap = table({name: _ap_cells(ap_by_class, kind, thresholds).loc[label] for name, kind in kinds.items()})
+    return ap.join(responses)
 
 
 def card_text(row: pd.Series, lowest_iou: float, kind: str) -> str:
@@ -223,10 +212,8 @@ def card_text(row: pd.Series, lowest_iou: float, kind: str) -> str:
             f"{int(row['count_classification']):,} of its boxes lie on objects of other classes, of the best-scored "
             f"{100 * row['lies_on_share']:.0f} % on {row['lies_on']}"
         )
-    gains = {error: row[f"gain_{error}"] for error in ERROR_TYPES}
-    worth = [
-        f"{error} {gain:+.3f}" for error, gain in sorted(gains.items(), key=lambda item: -item[1]) if gain >= 0.0005
-    ]
+    gains = gains_of(row.to_frame().T).iloc[0].sort_values(ascending=False, kind="stable")
+    worth = [f"{error} {gain:+.3f}" for error, gain in gains.items() if gain >= 0.0005]
     lines.append(f"mending one type of error gives back, in mean AP: {', '.join(worth) or 'nothing'}")
     lines.append(f"its boxes at IoU {lowest_iou:.2f}: {fates_text(row)}")
     return "\n".join(f"- {line}" for line in lines).replace(" %", "\u00a0%")
@@ -253,8 +240,7 @@ def per_class_results(
     return {
         "finding": finding,
         "failing": [
-            {name: getattr(failure, name) for name in ("label", "mean_ap", "cause", "cause_name", "gain", "sentence")}
-            for failure in failures
+            {name: value for name, value in failure._asdict().items() if name != "n_boxes"} for failure in failures
         ],
         "classes": plain(figures.to_dict("index")),
         "errors": plain(gains),
@@ -273,7 +259,3 @@ def _of(ap_by_class: pd.DataFrame, kind: str, threshold: float) -> pd.DataFrame:
 def _ap_cells(ap_by_class: pd.DataFrame, kind: str, thresholds: Sequence[float]) -> pd.DataFrame:
     """AP with its interval as text: a row a class, a column a threshold."""
     return pd.DataFrame({f"AP@{t:.2f}": cells(_of(ap_by_class, kind, t), "ap") for t in thresholds})
-
-
-def _number(value: float, form: str) -> str:
-    return "no boxes" if math.isnan(value) else form.format(value).replace("-", "−")
