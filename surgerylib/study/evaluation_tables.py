@@ -54,15 +54,13 @@ def groups_table(breakdown: pd.DataFrame) -> pd.DataFrame:
     for key, part in breakdown.groupby(keys, sort=False):
         shown = part.assign(cell=cells(part)).set_index(["method", "figure"])
         best = shown.loc[[(method, "mean") for method in BASELINES], "value"].max()
-        rows[key if len(keys) > 1 else key[0]] = {
+        rows[key] = {
             **{what: f"{int(part[f'n_{what}'].iloc[0]):,}" for what in ("boxes", "images")},
             **{title: shown.loc[figure, "cell"] for figure, title in _GROUP_COLUMNS.items()},
             "best guess": "no boxes" if math.isnan(best) else f"{best:.3f}",
         }
-    found = table(rows)
-    if len(keys) > 1:
-        found.index = pd.MultiIndex.from_tuples(list(rows), names=["", ""])
-    return found
+    names = [key[0] for key in rows] if len(keys) == 1 else pd.MultiIndex.from_tuples(rows, names=["", ""])
+    return table(rows).set_axis(names)
 
 
 def groups_finding(breakdown: pd.DataFrame) -> str:
@@ -79,9 +77,8 @@ def groups_finding(breakdown: pd.DataFrame) -> str:
     text = cells(of)
     apart = "" if low["high"] < high["low"] else "; the intervals overlap"
     return (
-        f"Mean IoU of the best cell differs most by {low['grouping']}: "
-        f"{text[low.name]} ({low['group']}) "
-        f"against {text[high.name]} ({high['group']}){apart}."
+        f"Mean IoU of the best cell differs most by {low['grouping']}: {text[low.name]} ({low['group']}) against "
+        f"{text[high.name]} ({high['group']}){apart}."
     )
 
 
@@ -92,8 +89,8 @@ def accuracy_table(found: Classification, sources: Mapping[str, Setting], *, see
     for name, source in tqdm(joint.items(), desc="boxes named rightly", unit="kind", delay=2, leave=False):
         rows[name] = cells(found.accuracy(source, seed=seed).set_index("figure")).rename(_ACCURACIES).to_dict()
     n_classes = len(found.dataset.classes)
-    chance = (1 / n_classes, min(TOP, n_classes) / n_classes, 1 / n_classes)
-    rows["any class at random"] = dict(zip(_ACCURACIES.values(), map("{:.3f}".format, chance), strict=True))
+    chance = (f"{share:.3f}" for share in (1 / n_classes, min(TOP, n_classes) / n_classes, 1 / n_classes))
+    rows["any class at random"] = dict(zip(_ACCURACIES.values(), chance, strict=True))
     counts = found.dataset.boxes["label"].value_counts()
     if len(counts):
         always = (f"{counts.iloc[0] / counts.sum():.3f}", "", f"{1 / len(counts):.3f}")
@@ -106,9 +103,8 @@ def image_level_table(results: Mapping[str, BootstrapResult], found: Classificat
     rows = {PATH_NAMES[path]: cells(result.summary(), "map").iloc[0] for path, result in results.items()}
     pairs = found.dataset.boxes.drop_duplicates(["image_id", "label"])["label"].value_counts()
     share = (pairs / max(len(found.dataset.images), 1)).mean()
-    rows["share of images with the class, mean (an AP in any order is somewhat higher)"] = (
-        "no boxes" if math.isnan(share) else f"{share:.3f}"
-    )
+    in_any_order = "share of images with the class, mean (an AP in any order is somewhat higher)"
+    rows[in_any_order] = "no boxes" if math.isnan(share) else f"{share:.3f}"
     return pd.DataFrame({"mean average precision": rows})
 
 
@@ -129,20 +125,22 @@ def prompt_figures(
         image-level mAP of the stock CLS, and the paired differences to the reference (not for the reference itself):
         `top1_difference` of the share named rightly, `difference` of the image-level mAP.
     """
-    levels, parts = {}, []
-    for name, found in tqdm(by_prompts.items(), desc="images ranked by class", unit="wording", delay=2, leave=False):
-        levels[name] = found.image_level("qk", interpolation=interpolation, seed=seed)
-    for name, found in tqdm(by_prompts.items(), desc="boxes named rightly", unit="wording", delay=2, leave=False):
-        level = levels[name].summary()[["map", "low", "high"]].set_axis(["value", "low", "high"], axis=1)
+    bar = {"unit": "wording", "delay": 2, "leave": False}
+    levels = {
+        name: found.image_level("qk", interpolation=interpolation, seed=seed)
+        for name, found in tqdm(by_prompts.items(), desc="images ranked by class", **bar)
+    }
+    parts = []
+    for name, found in tqdm(by_prompts.items(), desc="boxes named rightly", **bar):
+        level = levels[name].summary().rename(columns={"map": "value"})
         rows = [found.accuracy(source, seed=seed), level.assign(figure="image_map")]
         if name != reference and reference in by_prompts:
             right, theirs = (of.ranks(source) == 0 for of in (found, by_prompts[reference]))
             gained = (right.astype(np.float64) - theirs)[:, None]
             mean, samples, n_images = resampled_means(gained, found.dataset.boxes["image_id"], 1000, seed)
-            ends = basic_interval(mean, samples, n_images)
-            rows.append(pd.DataFrame({"figure": "top1_difference", "value": mean, "low": ends[0], "high": ends[1]}))
-        if name != reference and reference in levels:
-            difference = paired_difference(levels[name], levels[reference]).summary()[["difference", "low", "high"]]
+            low, high = basic_interval(mean, samples, n_images)
+            rows.append(pd.DataFrame({"figure": "top1_difference", "value": mean, "low": low, "high": high}))
+            difference = paired_difference(levels[name], levels[reference]).summary()
             rows.append(difference.rename(columns={"difference": "value"}).assign(figure="difference"))
         parts.append(pd.concat(rows).assign(prompts=name))
     return pd.concat(parts, ignore_index=True)[["prompts", "figure", "value", "low", "high"]]
@@ -153,12 +151,11 @@ def prompts_table(figures: pd.DataFrame, *, reference: str) -> pd.DataFrame:
     minus = f"minus {reference} (paired)"
     titles = {"top1": _ACCURACIES["top1"], "top1_difference": f"right first, {minus}"}
     titles |= {**_ACCURACIES, "image_map": "image-level mAP", "difference": f"image-level, {minus}"}
-    rows: dict[str, dict[str, str]] = {}
-    for row in figures.itertuples():
-        cell = with_interval(row.value, row.low, row.high, sign="difference" in row.figure)
-        rows.setdefault(row.prompts, {})[titles[row.figure]] = cell
-    found = table(rows)
-    return found[[title for title in titles.values() if title in found.columns]].fillna("–")
+    signed = figures["figure"].str.contains("difference")
+    shown = figures.assign(cell=cells(figures, sign=True).where(signed, cells(figures)))
+    found = shown.pivot_table(index="prompts", columns="figure", values="cell", aggfunc="first", sort=False)
+    found = found[[figure for figure in titles if figure in found]].rename(columns=titles).fillna("–")
+    return found.rename_axis(index=None, columns=None)
 
 
 def main_confusions(confusion: pd.DataFrame) -> pd.DataFrame:
@@ -174,8 +171,7 @@ def main_confusions(confusion: pd.DataFrame) -> pd.DataFrame:
     for label, counts in confusion[sorted(confusion.columns)].iterrows():
         total, others = int(counts.sum()), counts.drop(label)
         most = int(others.max()) if len(others) else 0
-        share = most / total if total else math.nan
-        rows.append((label, str(others.idxmax()) if most else None, most, share))
+        rows.append((label, str(others.idxmax()) if most else None, most, most / total if total else math.nan))
     return pd.DataFrame(rows, columns=["label", "other", "boxes", "share"])
 
 
@@ -185,13 +181,11 @@ def confusion_finding(confusion: pd.DataFrame) -> str:
     if total == 0:
         return "No boxes to name"
     right = np.diag(confusion.to_numpy()).sum() / total
+    said = f"The right class responds most in {100 * right:.0f} % of the boxes"
     worst = main_confusions(confusion).sort_values(["boxes", "label"], ascending=[False, True]).iloc[0]
-    if not isinstance(worst["other"], str):
-        return f"The right class responds most in {100 * right:.0f} % of the boxes"
-    return (
-        f"The right class responds most in {100 * right:.0f} % of the boxes; "
-        f"mistaken most: {worst['label']} for {worst['other']} ({worst['boxes']:,} boxes)"
-    )
+    if isinstance(worst["other"], str):
+        said += f"; mistaken most: {worst['label']} for {worst['other']} ({worst['boxes']:,} boxes)"
+    return said
 
 
 def classification_sentence(found: Classification, source: Setting, kind: str, *, seed: int = 0) -> str:
@@ -222,8 +216,7 @@ def classification_results(
     # kinds with the same maps name the boxes alike: counted once
     of_key = {}
     for source in joint_names(sources).values():
-        confusion = found.confusion(source).to_dict("index")
-        named = {label: {other: n for other, n in row.items() if n} for label, row in plain(confusion).items()}
+        named = {label: plain(row[row > 0]) for label, row in found.confusion(source).iterrows()}
         accuracy = found.accuracy(source, seed=seed).set_index("figure")
         of_key[source.maps_key] = {"accuracy": plain(accuracy.to_dict("index")), "confusion": named}
     levels = {}
@@ -261,14 +254,15 @@ def evaluation_results(
         "n_boxes": int(summary["n_boxes"].max()),
         "n_images": int(summary["n_images"].max()),
         "methods": plain_methods(summary),
-        "by_class": {name: _part(part) for name, part in classes.groupby("group", sort=False)},
-        "by_group": {
-            grouping: {name: _part(part) for name, part in of.groupby("group", sort=False)}
-            for grouping, of in groups.groupby("grouping", sort=False)
-        },
+        "by_class": _by_group(classes),
+        "by_group": {grouping: _by_group(of) for grouping, of in groups.groupby("grouping", sort=False)},
         "by_seen": {name: _part(part) | {"verdict": plain(asdict(verdict(part)))} for name, part in seen.items()},
         **more,
     }
+
+
+def _by_group(breakdown: pd.DataFrame) -> dict[str, Any]:
+    return {name: _part(part) for name, part in breakdown.groupby("group", sort=False)}
 
 
 def _part(part: pd.DataFrame) -> dict[str, Any]:
@@ -295,10 +289,10 @@ def classes_finding(classes: pd.DataFrame) -> str:
     if means.empty:
         return "No class has boxes"
     best, worst = means.loc[means["value"].idxmax()], means.loc[means["value"].idxmin()]
-    if len(means) > 1 and best["value"] == worst["value"]:
-        return f"Mean IoU of the best cell is {best['value']:.2f} in every class with boxes"
     if len(means) == 1:
         return f"{best['group']}: mean IoU of the best cell {best['value']:.2f}"
+    if best["value"] == worst["value"]:
+        return f"Mean IoU of the best cell is {best['value']:.2f} in every class with boxes"
     return (
         f"Highest mean IoU of the best cell: {best['group']} ({best['value']:.2f}, {best['n_boxes']:,} boxes); lowest: "
         f"{worst['group']} ({worst['value']:.2f}, {worst['n_boxes']:,} boxes)"
