@@ -1,25 +1,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from surgerylib.datasets import load_dataset
+from surgerylib.datasets import Dataset, load_dataset
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine.recipes import encode_prompts, prompted
 from surgerylib.engine.store import HeatmapStore, Store
 from surgerylib.errors import ParameterError
 from surgerylib.heatmaps import Setting
-from surgerylib.study.classification import (
-    Classification,
-    accuracy_summary,
-    box_responses,
-    classify,
-    response_ranks,
-)
+from surgerylib.study.classification import Classification, box_responses, classify
 from surgerylib.study.quality import image_quality
 from surgerylib.words import DIOR_CLASSES, PROMPT_SETS, check_prompts
 
@@ -40,24 +35,37 @@ def test_the_response_in_a_box_is_that_of_the_upsampled_map(grid, size_wh):
     assert box_responses(maps, np.empty((0, 4)), size_wh).shape == (0, 4)
 
 
-def test_ranks_and_confusion_by_hand():
+def classified(responses: np.ndarray, labels: list[int], images: str) -> Classification:
+    """Boxes of these classes, a letter an image, that respond so."""
+    names = tuple("abcdef"[: responses.shape[1]])
+    boxes = pd.DataFrame({"image_id": list(images), "label": [names[label] for label in labels]})
+    ids = pd.DataFrame({"image_id": sorted(set(images))})
+    data = Dataset("d", Path("d"), "test", "DIOR", ids, boxes, names, pd.DataFrame(), 0)
+    return Classification(data, {SOURCES[0]: responses}, {})
+
+
+def test_ranks_by_hand():
     responses = np.array([[0.5, 0.1, 0.2], [0.3, 0.3, 0.1], [0.3, 0.3, 0.1], [0.0, 0.2, 0.1]])
-    labels = np.array([0, 0, 1, 2])
-    assert response_ranks(responses, labels).tolist() == [0, 0, 1, 1]
-    assert response_ranks(np.empty((0, 3)), np.empty(0, int)).tolist() == []
+    assert classified(responses, [0, 0, 1, 2], "xxxx").ranks(SOURCES[0]).tolist() == [0, 0, 1, 1]
+    assert classified(np.empty((0, 3)), [], "").ranks(SOURCES[0]).tolist() == []
 
 
 def test_accuracies_by_hand():
-    ranks, labels = np.array([0, 0, 0, 1, 5, 2]), np.array([0, 0, 0, 0, 1, 1])
-    images = np.array([0, 0, 1, 1, 2, 2])
-    of = accuracy_summary(ranks, labels, images).set_index("figure")
+    # of six classes so many respond more than a box's own
+    labels, ranks = [0, 0, 0, 0, 1, 1], np.array([0, 0, 0, 1, 5, 2])
+    responses = np.where(np.eye(6)[labels], 0.0, -1.0)
+    for row, label, rank in zip(responses, labels, ranks, strict=True):
+        row[[place for place in range(6) if place != label][:rank]] = 1
+    case = classified(responses, labels, "xxyyzz")
+    assert case.ranks(SOURCES[0]).tolist() == ranks.tolist()
+    of = case.accuracy(SOURCES[0]).set_index("figure")
     assert of["value"].tolist() == pytest.approx([3 / 6, 5 / 6, (3 / 4 + 0) / 2])
     assert (of["low"] <= of["value"]).all()
     assert (of["high"] >= of["value"]).all()
-    one = accuracy_summary(ranks[:2], labels[:2], images[:2])
+    one = classified(responses[:2], labels[:2], "xx").accuracy(SOURCES[0])
     assert one["low"].isna().all()
     assert one["value"].tolist() == [1, 1, 1]
-    assert accuracy_summary(ranks[:0], labels[:0], images[:0])["value"].isna().all()
+    assert classified(responses[:0], [], "").accuracy(SOURCES[0])["value"].isna().all()
 
 
 @pytest.fixture(scope="module")

@@ -48,18 +48,43 @@ class Classification:
         return truth_codes(self.dataset)[1]
 
     def ranks(self, source: Setting) -> np.ndarray:
-        """[G] `response_ranks` under a source."""
-        return response_ranks(self.responses[source], self.labels)
+        """How many classes respond more than a box's own: int64 [G]; of equals the one listed first does."""
+        responses, labels = self.responses[source], self.labels[:, None]
+        own = np.take_along_axis(responses, labels, axis=1)
+        before = np.arange(responses.shape[1]) < labels
+        return ((responses > own) | ((responses == own) & before)).sum(axis=1)
 
     def accuracy(self, source: Setting, *, seed: int = 0) -> pd.DataFrame:
-        """`accuracy_summary` under a source."""
-        return accuracy_summary(self.ranks(source), self.labels, self.dataset.boxes["image_id"], seed=seed)
+        """How often the right class responds most in a box, with 95 % intervals over images; `seed` of the resamples.
+
+        Returns:
+            Frame figure, value, low, high: `top1` and `top3`, shares of the boxes, and `class_mean`, the mean over the
+            classes with boxes of their own top1, in which a class of few boxes counts as much as one of thousands.
+        """
+        ranks, n_boxes = self.ranks(source), len(self.dataset.boxes)
+        figures = ["top1", f"top{TOP}", "class_mean"]
+        if not n_boxes:
+            return pd.DataFrame({"figure": figures, "value": np.nan, "low": np.nan, "high": np.nan})
+        label, labels = pd.factorize(self.labels, sort=True)
+        image, images = pd.factorize(self.dataset.boxes["image_id"], sort=True)
+        counted = np.zeros((3, len(images), len(labels)))
+        np.add.at(counted, (slice(None), image, label), [ranks < 1, ranks < TOP, ranks >= 0])
+        # row 0 is the data set itself
+        drawn = np.vstack([np.ones((1, len(images))), bootstrap_weights(len(images), 1000, seed)])
+        first, among, boxes = drawn @ counted  # each [1 + R, C]
+        with np.errstate(invalid="ignore"):  # a resample may hold no box of a class
+            shares = [first.sum(axis=1) / boxes.sum(axis=1), among.sum(axis=1) / boxes.sum(axis=1)]
+            estimates = np.column_stack([*shares, np.nanmean(first / boxes, axis=1)])
+        # a mean over classes is worth no more rows than its rare classes let it be
+        rows = [n_boxes, n_boxes, len(labels) ** 2 / (1 / boxes[0]).sum()]
+        low, high = share_interval(estimates[0], estimates[1:], np.array(rows), len(images))
+        return pd.DataFrame({"figure": figures, "value": estimates[0], "low": low, "high": high})
 
     def confusion(self, source: Setting) -> pd.DataFrame:
         """Boxes of the class of a row in which the class of a column responds most."""
-        names, responses = list(self.dataset.classes), self.responses[source]
+        names = list(self.dataset.classes)
         counts = np.zeros((len(names), len(names)), dtype=np.int64)
-        np.add.at(counts, (self.labels, responses.argmax(axis=1) if len(responses) else self.labels), 1)
+        np.add.at(counts, (self.labels, self.responses[source].argmax(axis=1)), 1)
         return pd.DataFrame(counts, names, names)
 
     def image_level(self, path: str, *, interpolation: str, n_resamples: int = 1000, seed: int = 0) -> BootstrapResult:
@@ -78,10 +103,8 @@ class Classification:
         truth = _whole_images(ids[image], classes[label])
         scores = self.image_scores[path].astype(np.float64)
         asked = _whole_images(np.repeat(ids, len(classes)), np.tile(classes, len(ids))).assign(score=scores.ravel())
-        return bootstrap_map(
-            asked, truth, image_ids=ids, iou_thresholds=[0.5], interpolation=interpolation, classes=list(classes),
-            n_resamples=n_resamples, seed=seed,
-        )  # fmt: skip
+        options = {"interpolation": interpolation, "n_resamples": n_resamples, "seed": seed}
+        return bootstrap_map(asked, truth, image_ids=ids, iou_thresholds=[0.5], classes=list(classes), **options)
 
 
 def classify(
@@ -136,55 +159,6 @@ def box_responses(maps: np.ndarray, boxes_xyxy: np.ndarray, image_size_wh: tuple
     x0, y0, x1, y1 = pixel_spans(boxes * _SIDE / np.tile(np.asarray(image_size_wh, dtype=np.float64), 2), _SIDE).T
     _, h, w = maps.shape
     return np.einsum("gh,chw,gw->gc", _mean_weights(h, y0, y1), maps, _mean_weights(w, x0, x1), optimize=True)
-
-
-def response_ranks(responses: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many classes respond more than a box's own: int64 [G], 0 where its own is first.
-
-    Of equal responses the class listed first counts as the higher.
-
-    Args:
-        responses: [G, C].
-        labels: [G] places of the boxes' classes.
-    """
-    own = np.take_along_axis(responses, labels[:, None], axis=1)
-    before = np.arange(responses.shape[1]) < labels[:, None]
-    return ((responses > own) | ((responses == own) & before)).sum(axis=1)
-
-
-def accuracy_summary(
-    ranks: np.ndarray, labels: np.ndarray, images: np.ndarray | pd.Series, *, seed: int = 0
-) -> pd.DataFrame:
-    """How often the right class responds most in a box, with 95 % intervals over images.
-
-    Args:
-        ranks: [G] of `response_ranks`.
-        labels: [G] places of the boxes' classes.
-        images: [G] which image each box is in.
-        seed: of the resamples.
-
-    Returns:
-        Frame figure, value, low, high: `top1` and `top3`, shares of the boxes, and `class_mean`, the mean over the
-        classes with boxes of their own top1, in which a class of few boxes counts as much as one of thousands.
-    """
-    label, _ = pd.factorize(np.asarray(labels), sort=True)
-    image, known = pd.factorize(np.asarray(images), sort=True)
-    figures = ["top1", f"top{TOP}", "class_mean"]
-    if not len(known):
-        return pd.DataFrame({"figure": figures, "value": np.nan, "low": np.nan, "high": np.nan})
-    n_classes = int(label.max()) + 1
-    counted = np.zeros((3, len(known), n_classes))
-    np.add.at(counted, (slice(None), image, label), [ranks < 1, ranks < TOP, ranks >= 0])
-    # row 0 is the data set itself
-    drawn = np.vstack([np.ones((1, len(known))), bootstrap_weights(len(known), 1000, seed)])
-    first, among, boxes = drawn @ counted  # each [1 + R, C]
-    with np.errstate(invalid="ignore"):  # a resample may hold no box of a class
-        shares = [first.sum(axis=1) / boxes.sum(axis=1), among.sum(axis=1) / boxes.sum(axis=1)]
-        estimates = np.column_stack([*shares, np.nanmean(first / boxes, axis=1)])
-    # a mean over classes is worth no more rows than its rare classes let it be
-    rows = n_classes**2 / (1 / boxes[0]).sum()
-    low, high = share_interval(estimates[0], estimates[1:], np.array([len(label), len(label), rows]), len(known))
-    return pd.DataFrame({"figure": figures, "value": estimates[0], "low": low, "high": high})
 
 
 @lru_cache(maxsize=16)

@@ -157,14 +157,13 @@ def error_decomposition(
         for number, error in enumerate(ERROR_TYPES):
             wrong = coded_truth[errors.fate == error] if error == "missed" else coded[errors.of_detection == error]
             count[:, place, number] = np.bincount(wrong["label"], minlength=len(names))
-            fixed = average_precision(
-                *_mended(errors, error), iou_thresholds=[iou], classes=range(len(names)), **options
-            )
+            mended = _mended(errors, error)
+            fixed = average_precision(*mended, iou_thresholds=[iou], classes=range(len(names)), **options)
             ap_fixed[:, place, number] = fixed["ap"]
     index = pd.MultiIndex.from_product([names, ious, ERROR_TYPES], names=["label", "foreground_iou", "error"])
     ap = np.repeat(as_is["ap"].to_numpy(), len(ERROR_TYPES))
-    fixed_or_same = np.where(np.isnan(ap_fixed.ravel()), ap, ap_fixed.ravel())
-    frame = index.to_frame(index=False).assign(count=count.ravel(), ap=ap, ap_fixed=fixed_or_same)
+    frame = index.to_frame(index=False).assign(count=count.ravel(), ap=ap, ap_fixed=ap_fixed.ravel())
+    frame["ap_fixed"] = frame["ap_fixed"].fillna(frame["ap"])
     return frame.assign(gain=frame["ap_fixed"] - frame["ap"])
 
 
@@ -189,9 +188,8 @@ def fates_by_class(errors: ErrorTypes, classes: Sequence[str]) -> pd.DataFrame:
     """
     labels = errors.ground_truth["label"].to_numpy(object)
     names = list(dict.fromkeys([*classes, *sorted(set(labels))]))
-    counts = np.zeros((len(names), len(FATES)), dtype=np.int64)
-    np.add.at(counts, (pd.Index(names).get_indexer(labels), pd.Index(FATES).get_indexer(errors.fate)), 1)
-    return pd.DataFrame(counts, index=pd.Index(names, name="label"), columns=list(FATES))
+    counts = {fate: pd.Series(labels[errors.fate == fate]).value_counts() for fate in FATES}
+    return pd.DataFrame(counts, index=pd.Index(names, name="label")).fillna(0).astype(np.int64)
 
 
 def _checked_list(foreground_ious: Sequence[float]) -> np.ndarray:
@@ -207,12 +205,6 @@ class _Best(NamedTuple):
     iou: np.ndarray
     box: np.ndarray
 
-    def update(self, detection: np.ndarray, box: np.ndarray, iou: np.ndarray) -> None:
-        """Take pairs into account; all pairs of a detection come at once."""
-        np.maximum.at(self.iou, detection, iou)
-        is_best = iou == self.iou[detection]
-        np.minimum.at(self.box, detection[is_best], box[is_best])
-
 
 def _best_boxes(
     detections: pd.DataFrame, labels: np.ndarray, ground_truth: pd.DataFrame, run: Matches
@@ -222,11 +214,13 @@ def _best_boxes(
     of_tps = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
     boxes, truth = (frame[BOX_COLUMNS].to_numpy(np.float64) for frame in (detections, ground_truth))
     for pairs in overlapping_pairs(boxes, run.image_of_detection, truth, run.image_of_truth):
-        detection, box, _ = pairs
-        is_own = labels[detection] == run.class_of_truth[box]
-        own.update(*(column[is_own] for column in pairs))
-        other.update(*(column[~is_own] for column in pairs))
-        of_tps.append(tuple(column[is_own & run.is_tp[0][detection]] for column in pairs))
+        is_own = labels[pairs[0]] == run.class_of_truth[pairs[1]]
+        for best, chosen in ((own, is_own), (other, ~is_own)):
+            detection, box, iou = (column[chosen] for column in pairs)
+            np.maximum.at(best.iou, detection, iou)
+            first = iou == best.iou[detection]  # all pairs of a detection come at once
+            np.minimum.at(best.box, detection[first], box[first])
+        of_tps.append(tuple(column[is_own & run.is_tp[0][pairs[0]]] for column in pairs))
     return own, other, tuple(np.concatenate(column) for column in zip(*of_tps, strict=True))
 
 

@@ -121,7 +121,7 @@ def prompt_figures(
         seed: of the resamples.
 
     Returns:
-        Frame prompts, figure, value, low, high: the figures of `classification.accuracy_summary`, `image_map`, the
+        Frame prompts, figure, value, low, high: the figures of `Classification.accuracy`, `image_map`, the
         image-level mAP of the stock CLS, and the paired differences to the reference (not for the reference itself):
         `top1_difference` of the share named rightly, `difference` of the image-level mAP.
     """
