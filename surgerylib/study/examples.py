@@ -80,13 +80,10 @@ def examples(
 def _example(store: HeatmapStore, states: Mapping[str, Setting], position: int, label: str) -> Example:
     data = store.dataset
     row = data.images.iloc[position]
-    maps = {state: store.maps(s, position)[0, data.classes.index(label)] for state, s in states.items()}
-    found = {
-        state: pd.DataFrame(
-            extract_many(maps[state], (row["width"], row["height"]), [setting])[0].boxes,
-            columns=[*BOX_COLUMNS, "score"],
-        )
-        for state, setting in states.items()
-    }
+    maps, found = {}, {}
+    for state, setting in states.items():
+        maps[state] = store.maps(setting, position)[0, data.classes.index(label)]
+        (cut,) = extract_many(maps[state], (row["width"], row["height"]), [setting])
+        found[state] = pd.DataFrame(cut.boxes, columns=[*BOX_COLUMNS, "score"])
     of_pair = (data.boxes["image_id"] == row["image_id"]) & (data.boxes["label"] == label)
     return Example(read_image(row["path"]), f"{label} on {row['image_id']}", data.boxes[of_pair], maps, found)

@@ -109,16 +109,13 @@ def gains_of(figures: pd.DataFrame) -> pd.DataFrame:
     return figures[[f"gain_{error}" for error in ERROR_TYPES]].set_axis(list(ERROR_TYPES), axis=1)
 
 
-def response_gaps(
-    pairs: Mapping[str, pd.DataFrame], classes: Sequence[str], *, n_resamples: int = 1000, seed: int = 0
-) -> pd.DataFrame:
+def response_gaps(pairs: Mapping[str, pd.DataFrame], classes: Sequence[str], *, seed: int = 0) -> pd.DataFrame:
     """How much more a class's map responds inside its boxes than outside, by class and kind, with 95 % intervals.
 
     Args:
         pairs: kind -> frame of `diagnosis.map_quality`.
         classes: those listed.
-        n_resamples: bootstrap resamples of the images.
-        seed: of the resamples.
+        seed: of the resamples of the images.
 
     Returns:
         Frame label, kind, gap, gap_low, gap_high (mean response inside minus outside), inverted, inverted_low,
@@ -127,12 +124,11 @@ def response_gaps(
     """
     rows = []
     for kind, frame in pairs.items():
-        known = frame.dropna(subset="outside_mean")
         for label in classes:
-            own = known[known["label"] == label]
+            own = frame[frame["label"] == label].dropna(subset="outside_mean")
             gaps = (own["inside_mean"] - own["outside_mean"]).to_numpy(np.float64)
             values = np.column_stack([gaps, gaps < 0])
-            mean, samples, n_images = resampled_means(values, own["image_id"], n_resamples, seed)
+            mean, samples, n_images = resampled_means(values, own["image_id"], 1000, seed)
             low, high = basic_interval(mean, samples, n_images)
             share = np.concatenate(share_interval(mean[1:], samples[:, 1:], len(own), n_images))
             rows.append((label, kind, mean[0], low[0], high[0], mean[1], *share, n_images))

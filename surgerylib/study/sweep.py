@@ -6,7 +6,7 @@ itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -112,7 +112,7 @@ def setting_grid(
         for value in values:
             if name == "percentiles" and isinstance(value, str | list | tuple):
                 raise ParameterError(f"percentiles holds {value!r}; each must be one number between 0 and 100")
-            _named(name, lambda field=fields[name], value=value: replace(plain, **{field: value}))
+            _changed(plain, name, {fields[name]: value})
     return [replace(plain, **dict(zip(fields.values(), values, strict=True))) for values in product(*lists.values())]
 
 
@@ -138,7 +138,7 @@ def post_processing_variants(
     Raises:
         ParameterError: a list, or a value in it, that cannot be.
     """
-    changes: dict[str, dict[str, Any]] = {}
+    variants: dict[str, Setting] = {}
     fields = {
         "nms_ious": ("nms_iou", lambda value: f"NMS at {value:g}"),
         "min_sides": ("min_side", lambda value: f"sides > {value}"),
@@ -157,19 +157,18 @@ def post_processing_variants(
             # a least side at or above the plain setting's greatest would leave no box
             most = plain.max_side if name == "min_sides" and isinstance(value, int) else None
             if most is None or value < most:
-                _named(name, lambda change=change: replace(plain, **change))
-                changes[words(value)] = change
+                setting = _changed(plain, name, change)
+                variants[words(value)] = setting  # values that can't be have no words
     for words, value in (floors or {}).items():
-        changes[f"floor at {value:.3g} ({words})"] = {"floor": value}
+        variants[f"floor at {value:.3g} ({words})"] = replace(plain, floor=value)
     if otsu:
-        changes["Otsu's threshold"] = {"percentile": OTSU}
-    variants = {name: replace(plain, **change) for name, change in changes.items()}
+        variants["Otsu's threshold"] = replace(plain, percentile=OTSU)
     return {name: setting for name, setting in variants.items() if setting.key != plain.key}
 
 
-def _named(name: str, made: Callable[[], Setting]) -> None:
-    """Make a setting; an error names the list that the value came from."""
+def _changed(plain: Setting, name: str, change: Mapping[str, Any]) -> Setting:
+    """`plain` with a change; an error names the list that its value came from."""
     try:
-        made()
+        return replace(plain, **change)
     except ParameterError as error:
         raise ParameterError(f"{name}: {error}") from error

@@ -147,18 +147,17 @@ def marks(default: Setting, best: Setting) -> dict[str, tuple[float, str]]:
     return points
 
 
-def percentile_table(found: Evaluation, setting: Setting, protocol: str = "present") -> pd.DataFrame:
-    """Boxes by percentile for one map: mean and maximum IoU, boxes an image, activated share, false boxes.
+def percentile_table(found: Evaluation, setting: Setting) -> pd.DataFrame:
+    """Boxes by percentile for one map, under `present`: IoUs, boxes an image, activated share; false boxes under `all`.
 
     Args:
         found: with this map at several percentiles.
         setting: its map, and everything but the percentile.
-        protocol: under which boxes are counted; the false boxes are those of `all` always.
     """
     absent = ("false_box_rate", "boxes_per_absent_class")
     rows = {
         threshold_text(own.percentile): {
-            name: found.figures[own, "all" if name in absent else protocol].measures[name]
+            name: found.figures[own, "all" if name in absent else "present"].measures[name]
             for name in PERCENTILE_COLUMNS
         }
         for own in found.settings
