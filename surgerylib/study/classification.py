@@ -142,18 +142,10 @@ def classify(
 
 
 def box_responses(maps: np.ndarray, boxes_xyxy: np.ndarray, image_size_wh: tuple[int, int]) -> np.ndarray:
-    """Mean of each class's map inside each box, at 224 x 224: the `inside_mean` of `quality`, of every class.
+    """Mean of each raw map [C, h, w] inside each box [G, 4], at 224 x 224: `quality`'s `inside_mean`, float64 [G, C].
 
     Bilinear upsampling is linear and goes along rows and columns apart, so the mean over a box is a weighted sum of
-    the patches: no map is upsampled.
-
-    Args:
-        maps: float32 [C, h, w], raw, of one image.
-        boxes_xyxy: [G, 4] pixels of the original image.
-        image_size_wh: width and height of the original image in pixels.
-
-    Returns:
-        float64 [G, C].
+    the patches: no map is upsampled. Boxes are in pixels of the original image.
     """
     boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
     x0, y0, x1, y1 = pixel_spans(boxes * _SIDE / np.tile(np.asarray(image_size_wh, dtype=np.float64), 2), _SIDE).T

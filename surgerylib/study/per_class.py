@@ -274,8 +274,7 @@ def _lies_on(errors: ErrorTypes) -> pd.DataFrame:
     pairs = errors.detections.loc[wrong, ["label", "score"]].astype({"label": object})
     pairs["other"] = truth_labels.to_numpy(object)[errors.truth_row[wrong]]
     pairs = pairs.sort_values("score", ascending=False, kind="stable")
-    n_boxes = pairs["label"].map(truth_labels.value_counts()).fillna(0)
-    pairs = pairs[pairs.groupby("label").cumcount() < n_boxes]
+    pairs = pairs[pairs.groupby("label").cumcount() < pairs["label"].map(truth_labels.value_counts()).fillna(0)]
     counts = pairs.value_counts(["label", "other"]).reset_index(name="count")
     counts = counts.sort_values(["count", "other"], ascending=[False, True], kind="stable")
     most = counts.drop_duplicates("label").set_index("label")

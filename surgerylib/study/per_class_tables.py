@@ -100,10 +100,8 @@ def overview(
         add("head, CAM's peak", figures["cam_peak"], "{:.3f}")
     gains = gains_of(figures)
     largest = gains.max(axis=1)
-    texts["costliest error"] = [
-        "no boxes" if math.isnan(gain) else str(gains.loc[label].idxmax()) if gain >= LEAST_GAIN else "–"
-        for label, gain in largest.items()
-    ]
+    costliest = gains.fillna(-1).idxmax(axis=1).where(largest >= LEAST_GAIN, "–")
+    texts["costliest error"] = costliest.where(largest.notna(), "no boxes").tolist()
     add("mending it", largest, "{:+.3f}")
     return pd.DataFrame(texts, index=figures.index), numbers
 

@@ -96,13 +96,7 @@ def image_quality(
 def quality_frame(
     image_ids: Iterable[str], qualities: Iterable[Sequence[PairQuality]], classes: Sequence[str]
 ) -> pd.DataFrame:
-    """The records of many images and one kind as a frame with the columns `QUALITY_COLUMNS`, a row a pair.
-
-    Args:
-        image_ids: the images' ids.
-        qualities: what `image_quality` returned for each, in the same order.
-        classes: the names behind the class indices.
-    """
+    """What `image_quality` gave of each image, for one kind, as a frame of `QUALITY_COLUMNS`, a row a pair."""
     rows = [
         (image_id, classes[record.class_index], *record[1:])
         for image_id, records in zip(image_ids, qualities, strict=True)
