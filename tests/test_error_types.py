@@ -15,12 +15,7 @@ from test_metrics import BOX, detection_frame, random_frames, slow_iou, truth_fr
 from surgerylib.errors import ParameterError
 from surgerylib.matching import INTERPOLATIONS, match
 from surgerylib.metrics import average_precision
-from surgerylib.study.error_types import (
-    detection_errors,
-    error_decomposition,
-    fates_by_class,
-    mean_gains,
-)
+from surgerylib.study.error_types import detection_errors, error_decomposition, fates_by_class, mean_gains
 from surgerylib.words import ERROR_TYPES
 
 COLUMNS = ["label", "foreground_iou", "error", "count", "ap", "ap_fixed", "gain"]
@@ -238,15 +233,8 @@ def test_all_types_together():
         detection("ship", 0, 0.4, image_id="3"),  # background: image 3 has no boxes
     )
     errors = detection_errors(detections, truth, interpolation="area")
-    assert errors.of_detection.tolist() == [
-        "",
-        "duplicate",
-        "localisation",
-        "classification",
-        "both",
-        "classification",
-        "background",
-    ]
+    types = ["", "duplicate", "localisation", "classification", "both", "classification", "background"]
+    assert errors.of_detection.tolist() == types
     assert errors.truth_row.tolist() == [-1, -1, 1, 2, -1, 4, -1]
     assert errors.fate.tolist() == ["found", "badly located", "named otherwise", "missed", "named otherwise"]
     result = error_decomposition(detections, truth, interpolation="area")
@@ -297,12 +285,10 @@ def test_voc_and_coco_matching_differ_where_the_best_box_is_taken():
     # the second detection's best box is taken; another one of IoU 1/3 is free
     truth = truth_frame(SHIP_A, ("1", "ship", 5, 0, 15, 10))
     detections = detection_frame(detection("ship", 0, 0.9), detection("ship", 0, 0.8))
-    voc = detection_errors(detections, truth, foreground_iou=0.3)
-    assert voc.of_detection.tolist() == ["", "duplicate"]
-    assert voc.fate.tolist() == ["found", "missed"]
-    coco = detection_errors(detections, truth, foreground_iou=0.3, interpolation="coco101")
-    assert coco.of_detection.tolist() == ["", ""]
-    assert coco.fate.tolist() == ["found", "found"]
+    for interpolation, second, fate in (("11point", "duplicate", "missed"), ("coco101", "", "found")):
+        errors = detection_errors(detections, truth, foreground_iou=0.3, interpolation=interpolation)
+        assert errors.of_detection.tolist() == ["", second]
+        assert errors.fate.tolist() == ["found", fate]
 
 
 def test_several_foreground_ious():
@@ -344,11 +330,7 @@ def test_long_chains_of_refused_detections():
     truth = truth_frame(*[("1", "ship", 4 * i, 0, 4 * i + 10, 10) for i in range(40)])
     detections = detection_frame(*[("1", "ship", 4 * i - 1, 0, 4 * i + 9, 10, 1 - i / 100) for i in range(40)] * 2)
     for f in (0.1, 0.5):
-        errors = detection_errors(detections, truth, foreground_iou=f, interpolation="coco101")
-        types, truth_rows, found = slow_errors(detections, truth, f, f / 5, "coco")
-        assert errors.of_detection.tolist() == types
-        assert errors.truth_row.tolist() == truth_rows
-        assert (errors.fate == "found").tolist() == found
+        assert_equals_the_slow_reading(detections, truth, f, "coco101")
 
 
 # what holds always

@@ -46,16 +46,12 @@ def fake_sweep(hits: dict[Setting, float], n_images: int = 60, seed: int = 0) ->
     return Evaluation(settings, figures, ("dam", "ship"), np.full(2, n_images), ids, "11point", {})
 
 
-def with_percentile(percentile: float, **others) -> Setting:
-    return Setting(percentile=percentile, **others)
-
-
-DEFAULT, BETTER, ALIKE = with_percentile(75.0), with_percentile(90.0), with_percentile(92.0)
+DEFAULT, BETTER, ALIKE = (Setting(percentile=percentile) for percentile in (75.0, 90.0, 92.0))
 
 
 @pytest.fixture(scope="module")
 def choice() -> Evaluation:
-    return fake_sweep({DEFAULT: 0.3, BETTER: 0.8, ALIKE: 0.8, with_percentile(95.0): 0.5})
+    return fake_sweep({DEFAULT: 0.3, BETTER: 0.8, ALIKE: 0.8, Setting(percentile=95.0): 0.5})
 
 
 def recommend(choice: Evaluation, report: Evaluation, chosen: Setting = BETTER) -> module.Recommendation:
@@ -117,7 +113,7 @@ def test_the_answer_has_both_settings_their_difference_and_the_mean(confirmed):
 
 def test_a_choice_at_the_border_of_what_was_tried_is_noted(choice, confirmed):
     assert module.notes(confirmed) == []
-    at_the_end = replace(confirmed, plain=with_percentile(95.0))
+    at_the_end = replace(confirmed, plain=Setting(percentile=95.0))
     assert "95, is the highest tried" in module.notes(at_the_end)[0]
 
 
@@ -129,33 +125,46 @@ def test_candidates_are_ranked_with_their_paired_differences(choice):
     assert table.loc[3, "difference to the best"].startswith("−0.")
 
 
-def test_changes_that_help_are_combined_in_every_way():
-    plain = with_percentile(90.0)
-    variants = {
-        "small": with_percentile(90.0, min_side=10),
-        "large": with_percentile(90.0, min_side=20),
-        "max": with_percentile(90.0, box_score="max"),
-        "nms": with_percentile(90.0, nms_iou=0.3),
-    }
-    changed = fake_sweep(dict(zip([plain, *variants.values()], [0.3, 0.6, 0.8, 0.7, 0.1], strict=True)))
-    assert sweep_tables.combinations(changed, plain, variants, MEANS) == {
-        "small, max": with_percentile(90.0, min_side=10, box_score="max"),
-        "large, max": with_percentile(90.0, min_side=20, box_score="max"),
-    }
+CHANGES = {
+    "small": replace(BETTER, min_side=10),
+    "large": replace(BETTER, min_side=20),
+    "max": replace(BETTER, box_score="max"),
+    "nms": replace(BETTER, nms_iou=0.3),
+    "union": replace(BETTER, percentile=(75.0, 90.0), nms_iou=0.5),
+    "no large ones": replace(BETTER, max_side=20),
+}
+
+
+@pytest.mark.parametrize(
+    ("hits", "combined"),
+    [
+        (
+            {"small": 0.6, "large": 0.8, "max": 0.7, "nms": 0.1},
+            {
+                "small, max": replace(BETTER, min_side=10, box_score="max"),
+                "large, max": replace(BETTER, min_side=20, box_score="max"),
+            },
+        ),
+        ({"max": 0.7, "nms": 0.1}, {}),
+        # a union brings its suppression along
+        ({"union": 0.6, "max": 0.7}, {"union, max": replace(CHANGES["union"], box_score="max")}),
+        # sides that contradict each other
+        ({"no large ones": 0.6, "large": 0.7}, {}),
+    ],
+)
+def test_changes_that_help_are_combined_in_every_way(hits, combined):
+    variants = {name: CHANGES[name] for name in hits}
+    changed = fake_sweep({BETTER: 0.3} | {CHANGES[name]: share for name, share in hits.items()})
+    assert sweep_tables.combinations(changed, BETTER, variants, MEANS) == combined
+
+
+def test_changes_are_told_beside_the_plain_steps():
+    variants = {name: CHANGES[name] for name in ("small", "large", "max", "nms")}
+    changed = fake_sweep(dict(zip([BETTER, *variants.values()], [0.3, 0.6, 0.8, 0.7, 0.1], strict=True)))
     assert sweep_tables.best_of(variants, changed, MEANS) == "large"
-    table = sweep_tables.changes_table(changed, plain, variants, MEANS)
+    table = sweep_tables.changes_table(changed, BETTER, variants, MEANS)
     assert table["name"].tolist() == ["plain five steps", *variants]
     assert sweep_tables.changes_title(table) == "3 of 4 changes help, 1 harm, 0 make no clear difference"
-    only = {"max": variants["max"], "nms": variants["nms"]}
-    assert sweep_tables.combinations(changed, plain, only, MEANS) == {}
-
-
-def test_a_union_that_helps_brings_its_suppression_along():
-    plain = with_percentile(90.0)
-    union, score = with_percentile((75.0, 90.0), nms_iou=0.5), with_percentile(90.0, box_score="max")
-    changed = fake_sweep({plain: 0.2, union: 0.6, score: 0.7})
-    together = sweep_tables.combinations(changed, plain, {"union": union, "score": score}, MEANS)
-    assert together == {"union, score": with_percentile((75.0, 90.0), nms_iou=0.5, box_score="max")}
 
 
 def test_absent_classes_with_a_box_are_told_beside_the_defaults(choice, confirmed):
@@ -166,13 +175,6 @@ def test_absent_classes_with_a_box_are_told_beside_the_defaults(choice, confirme
     assert module.false_boxes(recommend(choice, choice, DEFAULT)) == "Absent classes with a box on test: 100.0 %."
     figures[BETTER, "all"] = replace(figures[BETTER, "all"], measures={**MEASURES, "false_box_rate": np.nan})
     assert module.false_boxes(replace(own, report=replace(confirmed.report, figures=figures))) == ""
-
-
-def test_sides_that_contradict_each_other_are_not_combined():
-    plain = with_percentile(90.0)
-    variants = {"small": with_percentile(90.0, max_side=20), "large": with_percentile(90.0, min_side=30)}
-    changed = fake_sweep({plain: 0.2, variants["small"]: 0.6, variants["large"]: 0.7})
-    assert sweep_tables.combinations(changed, plain, variants, MEANS) == {}
 
 
 def test_curves_hold_plain_percentiles_of_one_map_under_both_protocols(choice):
@@ -195,7 +197,7 @@ def test_curves_hold_plain_percentiles_of_one_map_under_both_protocols(choice):
 
 @pytest.mark.parametrize("floor", [None, 0.25, 0.0, -0.1, 1 / 3, 3e-05, 1e-30])
 def test_recommended_yaml_is_taken_by_the_workbook(confirmed, floor):
-    chosen = with_percentile((75.0, 90.0), nms_iou=0.5, min_side=9, max_side=99, box_score="max", floor=floor)
+    chosen = Setting(percentile=(75.0, 90.0), nms_iou=0.5, min_side=9, max_side=99, box_score="max", floor=floor)
     report = fake_sweep({DEFAULT: 0.3, chosen: 0.7})
     parameters = {"dataset": "data/DIOR", "split": "test", "choose_split": "val", "model": "ViT-B-32",
                   "checkpoint": "openai", "image_size": None, "depth": 6}  # fmt: skip

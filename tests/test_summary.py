@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 
 import pandas as pd
@@ -12,7 +11,7 @@ from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine.evaluation import evaluate
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.heatmaps import HEATMAP_KINDS, Setting
-from surgerylib.intervals import number, with_interval
+from surgerylib.intervals import with_interval
 from surgerylib.study import summary
 from surgerylib.study.summary import present_only, warnings_for
 
@@ -132,15 +131,6 @@ def test_results_are_plain_json_and_the_report_repeats_them(evaluated):
     assert with_interval(cell["map"], cell["low"], cell["high"]) in text
     assert "> Only 40 images." in text
     assert "40 images, 80 boxes, 2 classes" in text
-
-
-def test_with_interval():
-    assert with_interval(0.3124, 0.28, 0.344) == "0.312 [0.280, 0.344]"
-    assert with_interval(0.3, math.nan, math.nan) == "0.300 [interval not available]"
-    assert with_interval(math.nan, math.nan, math.nan) == "no boxes"
-    assert with_interval(-0.0001, -0.25, 0.0004) == "0.000 [−0.250, 0.000]"
-    assert with_interval(0.1, -0.25, 0.3, sign=True) == "+0.100 [−0.250, +0.300]"
-    assert number(-0.0001, sign=True) == "+0.000"
 
 
 def test_known_error_14_weights_that_saw_dior_called_zero_shot():
