@@ -22,7 +22,7 @@ CLASSES = ("airport", "Expressway-toll-station", "ship", "windmill")  # windmill
 THRESHOLDS = [0.05, 0.5]
 SOURCE = Setting()
 KIND = "vv_mixed"
-SIDE = 100.0
+COLUMNS = ["image_id", "label", "xmin", "ymin", "xmax", "ymax"]
 
 
 def dataset(n_images: int = 12) -> Dataset:
@@ -33,8 +33,7 @@ def dataset(n_images: int = 12) -> Dataset:
         rows.append((f"{number:02d}", "Expressway-toll-station", 60, 60, 80, 80))
         if number < 4:
             rows.append((f"{number:02d}", "ship", 60, 0, 70, 10))
-    boxes = pd.DataFrame(rows, columns=["image_id", "label", "xmin", "ymin", "xmax", "ymax"])
-    boxes[["xmin", "ymin", "xmax", "ymax"]] = boxes[["xmin", "ymin", "xmax", "ymax"]].astype(float)
+    boxes = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(COLUMNS[2:], float))
     ids = [f"{number:02d}" for number in range(n_images)]
     images = pd.DataFrame({"image_id": ids, "path": "", "width": 100, "height": 100})
     return Dataset("d", Path("d"), "test", "DIOR", images, boxes, CLASSES, pd.DataFrame(), 0)
@@ -52,8 +51,8 @@ def detections(data: Dataset) -> pd.DataFrame:
         rows.append((image_id, "windmill", 85, 0, 99, 10, 0.7))
     for image_id in ("00", "01", "02", "03"):
         rows.append((image_id, "ship", 60, 0, 70, 10, 0.3))
-    columns = ["image_id", "label", "xmin", "ymin", "xmax", "ymax", "score"]
-    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[2:], "float64"))
+    columns = [*COLUMNS, "score"]
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[2:], float))
 
 
 def pairs(data: Dataset) -> pd.DataFrame:
@@ -126,10 +125,8 @@ def test_the_causes_are_those_that_were_planted(case):
     assert "first in 0 % of its boxes, airport in 100 %" in station.sentence
     table = per_class_tables.failing_table(case.failures, case.ap, [0.05], KIND)
     assert table.loc["ship", "AP@0.05"] == f"{ship.mean_ap:.3f} [{ship.mean_ap - 0.01:.3f}, {ship.mean_ap:.3f}]"
-    finding = per_class.failing_finding(case.failures)
-    assert finding.startswith(
-        f"The classes that fail most: ship (mean AP {ship.mean_ap:.3f} on 4 boxes: the background)"
-    )
+    worst = f"The classes that fail most: ship (mean AP {ship.mean_ap:.3f} on 4 boxes: the background)"
+    assert per_class.failing_finding(case.failures).startswith(worst)
 
 
 def test_a_class_without_a_cause_and_a_class_list_without_boxes():
@@ -284,8 +281,7 @@ ASKED = pd.DataFrame([{"image_id": image, "label": label, **BOX} for image, labe
 
 
 def ranked(*rows: tuple[str, str, float]) -> pd.DataFrame:
-    columns = ["image_id", "label", *BOX, "score"]
-    return pd.DataFrame([(image, label, *BOX.values(), score) for image, label, score in rows], columns=columns)
+    return pd.DataFrame(rows, columns=["image_id", "label", "score"]).assign(**BOX)
 
 
 def test_a_curve_by_hand():
@@ -305,8 +301,7 @@ def test_a_curve_of_nothing():
 def test_the_area_under_the_envelope_is_the_average_precision():
     rng = np.random.default_rng(0)
     truth = pd.DataFrame([{"image_id": f"{i}", "label": "X", **BOX} for i in range(300)])
-    rows = [(f"{i}", "X", rng.random()) for i in rng.permutation(600)]
-    found = ranked(*rows)
+    found = ranked(*((f"{i}", "X", rng.random()) for i in rng.permutation(600)))
     frame = per_class.precision_recall(found, truth, iou_threshold=0.5, most_points=1000)
     envelope = np.maximum.accumulate(frame["precision"].to_numpy()[::-1])[::-1]
     area = np.sum(np.diff(frame["recall"], prepend=0) * envelope)
@@ -314,5 +309,4 @@ def test_the_area_under_the_envelope_is_the_average_precision():
     assert abs(area - expected) < 1e-12
     thinned = per_class.precision_recall(found, truth, iou_threshold=0.5, most_points=50)
     assert len(thinned) == 50
-    assert thinned["recall"].iloc[-1] == frame["recall"].iloc[-1]
-    assert thinned["recall"].iloc[0] == frame["recall"].iloc[0]
+    assert thinned["recall"].iloc[[0, -1]].tolist() == frame["recall"].iloc[[0, -1]].tolist()
