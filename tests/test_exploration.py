@@ -180,13 +180,10 @@ def test_tables_escape_what_was_typed(exploration):
     assert [shape["text"] for shape in shapes] == ["", "ship", "dam"]  # the larger of the two ships
 
 
-ORIGIN = Origin()
-
-
 def test_the_setting_is_a_configuration_of_the_workbook(exploration, tmp_path):
     boxes = Setting(percentile=85.5, nms_iou=0.4, floor=0.1, box_score="max")
     question = Question(("red roof",), "red roof", ("standard", "vv_mixed"), replace(boxes, layers=3))
-    text = setting_yaml(ORIGIN, exploration.ask(question))
+    text = setting_yaml(Origin(), exploration.ask(question))
     values = yaml.safe_load(text)
     assert values["kinds"] == ["standard", "vv_mixed"]
     assert values["percentile"] == 85.5
@@ -196,7 +193,7 @@ def test_the_setting_is_a_configuration_of_the_workbook(exploration, tmp_path):
     config.write_text(text)
     assert "self-check" in str(check(config, only="01"))  # a parameter that no notebook knows would be refused
     adapted = exploration.ask(question)._replace(question=replace(question, adapted=True))
-    values = yaml.safe_load(setting_yaml(replace(ORIGIN, adapter="adapters"), adapted))
+    values = yaml.safe_load(setting_yaml(Origin(adapter="adapters"), adapted))
     assert (values["adapter"], values["adapter_floor"], values["floor"]) == ("adapters", 0.1, None)
 
 

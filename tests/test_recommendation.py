@@ -219,10 +219,8 @@ def test_the_file_of_results_is_plain_json(confirmed):
     assert again["choice"]["n_distinct_settings"] == 4
     assert again["report"]["recommended"]["parameters"]["percentile"] == 90
     assert [entry["iou_threshold"] for entry in again["report"]["difference"]["all"]] == [0.1, 0.5, None]
-    assert (
-        again["choice"]["by_percentile"]["all"]["vv_mixed"]["90"]["0.1"]
-        == confirmed.choice.value(BETTER, "all", 0.1)[0]
-    )
+    at_90 = again["choice"]["by_percentile"]["all"]["vv_mixed"]["90"]
+    assert at_90["0.1"] == confirmed.choice.value(BETTER, "all", 0.1)[0]
     frame = module.recommendation_frame(confirmed)
     assert frame.groupby("role")["setting"].nunique().to_dict() == {"choice": 4, "report": 2}
 
