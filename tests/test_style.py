@@ -17,7 +17,7 @@ from surgerylib.engine.training import Schedule
 from surgerylib.figures import evaluation, maps, per_class, style, sweep, training
 from surgerylib.files import PROJECT_ROOT
 from surgerylib.study.examples import Example
-from surgerylib.words import ALL, ERROR_TYPES, METHOD_NAMES
+from surgerylib.words import ALL, ERROR_TYPES, METHOD_NAMES, STATES
 
 MODULES = sorted(path for path in (PROJECT_ROOT / "surgerylib" / "figures").glob("[a-z]*.py") if path.stem != "style")
 SIZES = {"fontsize", "labelsize", "titlesize", "title_fontsize"}
@@ -40,13 +40,13 @@ def lab(colour: str, deficiency: str) -> np.ndarray:
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
-OTHER_COLOURS = {look.colour for look in style.OTHER_LOOKS}
+KIND_COLOURS = [look.colour for look in style.KIND_LOOKS.values()] + sorted({look.colour for look in style.OTHER_LOOKS})
 
 
 @pytest.mark.parametrize(
     "colours",
     [
-        [look.colour for look in style.KIND_LOOKS.values()] + list(OTHER_COLOURS),
+        KIND_COLOURS,
         style.STATE_COLOURS.values(),
         (style.TRUTH, style.PREDICTION, style.PEAK),
         (style.METHOD_COLOURS["oracle"], style.METHOD_COLOURS["cam_peak"], style.PALE),
@@ -62,7 +62,7 @@ def test_colours_of_one_figure_are_told_apart_by_everyone(colours):
 def test_the_colours_of_the_kinds_mean_nothing_else():
     others = [style.TRUTH, style.PREDICTION, style.PEAK, style.MASK, style.DARK, style.GREY, style.PALE]
     others += [*style.STATE_COLOURS.values(), *style.METHOD_COLOURS.values(), *style.TERM_COLOURS]
-    assert not ({look.colour for look in style.KIND_LOOKS.values()} | OTHER_COLOURS) & set(others)
+    assert not set(KIND_COLOURS) & set(others)
 
 
 def test_any_name_of_a_kind_has_a_look_of_its_own():
@@ -92,7 +92,6 @@ def test_a_module_of_figures_has_no_colours_sizes_or_figures_of_its_own(module: 
 
 
 KINDS = ["standard", "vv_qk", "vv_mixed", "mine"]
-IOUS = [0.05, 0.1, 0.5]
 CLASSES = ["Expressway-Service-area", "ship", *(f"class {number}" for number in range(18))]
 IMAGE = np.random.default_rng(0).integers(0, 255, (80, 80, 3), dtype=np.uint8)
 HEATMAP = np.random.default_rng(1).normal(size=(7, 7)).astype(np.float32)
@@ -101,65 +100,44 @@ TRUTHS = pd.DataFrame([("a", "ship", *BOX)], columns=["image_id", "label", "xmin
 FOUND = TRUTHS.assign(score=-0.25, kind="mine")
 
 
-def maps_by_iou() -> pd.DataFrame:
-    rows = itertools.product(("present", "all"), KINDS, IOUS)
-    frame = pd.DataFrame(rows, columns=["protocol", "kind", "iou_threshold"])
-    return frame.assign(map=0.3, low=0.2, high=0.4)
+CURVE = pd.DataFrame({"label": CLASSES[0], "recall": [0.1, 0.5, 0.9], "precision": [0.9, 0.5, 0.2]})
+CURVES = {"standard = vv_qk": CURVE, "mine": CURVE}
+BY_CLASS = pd.DataFrame(
+    np.random.default_rng(2).uniform((20, 0), (300, 0.6), (20, 2)), index=CLASSES, columns=["side", "mean_ap"]
+).assign(n_boxes=10, **{f"gain_{error}": 0.1 for error in ERROR_TYPES})
+EXAMPLE = Example(
+    IMAGE, "Expressway-Service-area on 00321", TRUTHS, dict.fromkeys(STATES, HEATMAP), dict.fromkeys(STATES, FOUND)
+)
 
 
-def by_class() -> pd.DataFrame:
-    rows = pd.DataFrame(itertools.product(CLASSES, KINDS[2:]), columns=["label", "kind"])
-    return rows.assign(ap=0.4, low=0.1, high=0.9, n_ground_truth=1234)
-
-
-def by_percentile() -> pd.DataFrame:
-    rows = itertools.product(("present", "all"), KINDS, [30.0, 50, 75, 90, 95])
-    return pd.DataFrame(rows, columns=["protocol", "kind", "percentile"]).assign(value=0.3, low=0.2, high=0.4)
-
-
-def methods() -> pd.DataFrame:
-    return pd.DataFrame({"method": list(METHOD_NAMES), "figure": "mean", "value": 0.4, "low": 0.3, "high": 0.5})
-
-
-def methods_by_class() -> pd.DataFrame:
-    rows = pd.DataFrame(itertools.product(CLASSES, METHOD_NAMES), columns=["group", "method"])
-    return rows.assign(figure="mean", value=0.4, low=0.3, high=0.5, n_boxes=12)
-
-
-def class_figures() -> pd.DataFrame:
-    rng = np.random.default_rng(2)
-    frame = pd.DataFrame({"side": rng.uniform(20, 300, 20), "mean_ap": rng.uniform(0, 0.6, 20)}, index=CLASSES)
-    return frame.assign(n_boxes=10, **{f"gain_{error}": 0.1 for error in ERROR_TYPES})
-
-
-def curves() -> dict[str, pd.DataFrame]:
-    frame = pd.DataFrame({"label": CLASSES[0], "recall": [0.1, 0.5, 0.9], "precision": [0.9, 0.5, 0.2]})
-    return {"standard = vv_qk": frame, "mine": frame}
+def every(**values) -> pd.DataFrame:
+    """A row for every combination of the values, a column each."""
+    return pd.DataFrame(itertools.product(*values.values()), columns=[*values])
 
 
 def history(**columns: float) -> pd.DataFrame:
     return pd.DataFrame({"epoch": range(5), "step": range(0, 50, 10), "loss": 1.0, **columns})
 
 
-def one_example() -> Example:
-    states = ("before", "floor", "after")
-    return Example(
-        IMAGE, "Expressway-Service-area on 00321", TRUTHS, dict.fromkeys(states, HEATMAP), dict.fromkeys(states, FOUND)
-    )
-
-
 SCHEDULE = Schedule(epochs=4)
 PROTOCOLS = {"present": "Image labels given (present)", "all": "Every class asked (all)"}
+MAPS = every(protocol=PROTOCOLS, kind=KINDS, iou_threshold=[0.05, 0.1, 0.5]).assign(map=0.3, low=0.2, high=0.4)
+INTERVAL = {"value": 0.4, "low": 0.3, "high": 0.5}
 TITLE = (
     "A finding that is somewhat longer than a line of a figure is wide, as some of them are, with their numbers 0.12"
 )
 FIGURES = {
-    "map_curves": lambda: maps.map_curves(maps_by_iou(), PROTOCOLS),
-    "class_bars": lambda: maps.class_bars(by_class(), "ap", TITLE, "AP"),
+    "map_curves": lambda: maps.map_curves(MAPS, PROTOCOLS),
+    "class_bars": lambda: maps.class_bars(
+        every(label=CLASSES, kind=KINDS[2:]).assign(ap=0.4, low=0.1, high=0.9, n_ground_truth=1234), "ap", TITLE, "AP"
+    ),
     "three_columns": lambda: maps.three_columns(IMAGE, HEATMAP, TRUTHS, FOUND, "ship", "00001: ship, vv_mixed"),
     "kinds_grid": lambda: maps.kinds_grid(IMAGE, dict.fromkeys([*KINDS, "b"], HEATMAP), TRUTHS, FOUND, "ship", TITLE),
     "extraction_steps": lambda: maps.extraction_steps(IMAGE, HEATMAP, TRUTHS, label=CLASSES[0], patch_size=16),
-    "percentile_curves": lambda: sweep.percentile_curves(by_percentile(), PROTOCOLS, value_label="mAP"),
+    "percentile_curves": lambda: sweep.percentile_curves(
+        every(protocol=PROTOCOLS, kind=KINDS, percentile=[30.0, 50, 75, 90, 95]).assign(**INTERVAL),
+        PROTOCOLS, value_label="mAP",
+    ),
     "percentile_iou_grid": lambda: sweep.percentile_iou_grid(
         dict.fromkeys(PROTOCOLS, pd.DataFrame(0.123, index=[30.0, 75], columns=[0.05, 0.1, 0.15, 0.2, 0.3, 0.5])),
         PROTOCOLS,
@@ -175,7 +153,7 @@ FIGURES = {
         title=TITLE,
         xlabel="mAP",
     ),
-    "method_bars": lambda: training.method_bars(methods(), TITLE),
+    "method_bars": lambda: training.method_bars(every(method=METHOD_NAMES, figure=["mean"]).assign(**INTERVAL), TITLE),
     "training_curves": lambda: training.training_curves(
         history(giou=0.5, l1=0.1, val_iou=0.5, val_share_50=0.4, val_peak_iou=0.3, positives_per_box=8.0,
                 share_without_positive=0.1),
@@ -188,38 +166,31 @@ FIGURES = {
     "iou_distributions": lambda: evaluation.iou_distributions(
         pd.DataFrame({name: [0.1, 0.6] for name in METHOD_NAMES}), list(METHOD_NAMES), TITLE
     ),
-    "class_method_bars": lambda: evaluation.class_method_bars(methods_by_class(), TITLE),
+    "class_method_bars": lambda: evaluation.class_method_bars(
+        every(group=CLASSES, method=METHOD_NAMES, figure=["mean"]).assign(n_boxes=12, **INTERVAL), TITLE
+    ),
     "box_examples": lambda: evaluation.box_examples(
         {"best": [(IMAGE, BOX, np.stack([BOX, BOX + 5]), "Expressway-Service-area\n00001: 0.97, peak 0.86")] * 4}
     ),
     "confusion_heatmap": lambda: evaluation.confusion_heatmap(
         pd.DataFrame(np.diag(np.full(20, 12)), index=CLASSES, columns=CLASSES), TITLE
     ),
-    "ap_against_size": lambda: per_class.ap_against_size(
-        class_figures(), "mean_ap", TITLE, "mean AP", 32.0, kind="mine"
-    ),
+    "ap_against_size": lambda: per_class.ap_against_size(BY_CLASS, "mean_ap", TITLE, "mean AP", 32.0, kind="mine"),
     "gap_dots": lambda: per_class.gap_dots(
-        pd.DataFrame(itertools.product(CLASSES, curves()), columns=["label", "kind"]).assign(
-            gap=0.2, gap_low=0.1, gap_high=0.3
-        ),
-        CLASSES, TITLE,
+        every(label=CLASSES, kind=CURVES).assign(gap=0.2, gap_low=0.1, gap_high=0.3), CLASSES, TITLE
     ),
     "precision_recall_grid": lambda: per_class.precision_recall_grid(
-        curves(), pd.Series(0.4, index=CLASSES), CLASSES, TITLE
+        CURVES, pd.Series(0.4, index=CLASSES), CLASSES, TITLE
     ),
-    "error_bars": lambda: per_class.error_bars(class_figures(), CLASSES, TITLE, "gain in mean AP"),
-    "class_examples": lambda: per_class.class_examples(
-        [("good:", IMAGE, HEATMAP, TRUTHS, FOUND, "00001")] * 4
-    ),
+    "error_bars": lambda: per_class.error_bars(BY_CLASS, CLASSES, TITLE, "gain in mean AP"),
+    "class_examples": lambda: per_class.class_examples([("good:", IMAGE, HEATMAP, TRUTHS, FOUND, "00001")] * 4),
     "before_after": lambda: training.before_after(
-        maps_by_iou().assign(group=ALL, state="after"), {ALL: CLASSES}, "mine", "A finding, here a short one"
+        MAPS.assign(group=ALL, state="after"), {ALL: CLASSES}, "mine", "A finding, here a short one"
     ),
-    "example_rows": lambda: training.example_rows([one_example()] * 2),
+    "example_rows": lambda: training.example_rows([EXAMPLE] * 2),
     "adapter_curves": lambda: training.adapter_curves(
-        dict.fromkeys(("standard", "mine"), history(
-            classification=0.1, bce=0.3, dice=0.6, sparsity=0.1, val_patch_ap=0.4
-        )),
-        SCHEDULE.epochs, {"standard": 2, "mine": 3},
+        dict.fromkeys(CURVES, history(classification=0.1, bce=0.3, dice=0.6, sparsity=0.1, val_patch_ap=0.4)),
+        SCHEDULE.epochs, dict.fromkeys(CURVES, 2),
     ),
 }  # fmt: skip
 

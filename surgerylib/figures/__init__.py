@@ -1,4 +1,7 @@
-"""The figures of the notebooks in one style, a module a notebook: frames in, figure out."""
+"""The figures of the notebooks in one style, a module a notebook: frames in, figure out.
+
+In all of them `title` says the finding, and an axis's label the quantity.
+"""
 
 from .style import (
     PREDICTION,
@@ -14,20 +17,9 @@ from .style import (
     photo_axis,
     show,
     styled,
-)
+)  # fmt: skip
 
 __all__ = [
-    "PREDICTION",
-    "TRUTH",
-    "WIDTH",
-    "best_iou",
-    "best_iou_text",
-    "draw_boxes",
-    "figure_bytes",
-    "kind_looks",
-    "new_figure",
-    "overlay",
-    "photo_axis",
-    "show",
-    "styled",
-]
+    "PREDICTION", "TRUTH", "WIDTH", "best_iou", "best_iou_text", "draw_boxes", "figure_bytes", "kind_looks",
+    "new_figure", "overlay", "photo_axis", "show", "styled",
+]  # fmt: skip

@@ -18,7 +18,7 @@ from . import style
 
 # dashes tell the guesses, which share a colour, apart
 _LINES = {"whole_image": (0, (1, 1)), "centre_box": (0, (4, 2)), "class_mean": (0, (6, 2, 1, 2))}
-_BINS = np.linspace(0, 1, 21)
+_OF_HEAD = ("oracle", "cam_peak")
 
 
 @style.styled
@@ -28,21 +28,19 @@ def iou_distributions(ious: pd.DataFrame, methods: Sequence[str], title: str) ->
     Args:
         ious: a column a method, a row a box.
         methods: those drawn; the histogram holds those of the head.
-        title: the finding.
     """
     fig, axes = style.new_figure(1, 2, size=(style.WIDTH, 4.4))
     histogram, cumulative = axes[0]
-    for method in [name for name in methods if name in ("oracle", "cam_peak")]:
-        counts, _ = np.histogram(ious[method].to_numpy(float), _BINS)
-        shares = counts / max(len(ious), 1)
-        histogram.stairs(shares, _BINS, fill=True, color=style.METHOD_COLOURS[method], alpha=0.35)
-        histogram.stairs(shares, _BINS, color=style.METHOD_COLOURS[method], linewidth=1.6)
+    bins, grid = np.linspace(0, 1, 21), np.linspace(0, 1, 201)
+    for method in [name for name in methods if name in _OF_HEAD]:
+        shares = np.histogram(ious[method].to_numpy(float), bins)[0] / max(len(ious), 1)
+        histogram.stairs(shares, bins, fill=True, color=style.METHOD_COLOURS[method], alpha=0.35)
+        histogram.stairs(shares, bins, color=style.METHOD_COLOURS[method], linewidth=1.6)
     histogram.set(xlabel="IoU with the ground truth box", ylabel="share of the boxes", xlim=(0, 1), ylim=(0, None))
-    grid = np.linspace(0, 1, 201)
     for method in methods:
         values = np.sort(ious[method].to_numpy(float))
         above = 1 - np.searchsorted(values, grid, side="right") / max(len(values), 1)
-        line = _LINES.get(method, "-" if method in ("oracle", "cam_peak") else "--")
+        line = _LINES.get(method, "-" if method in _OF_HEAD else "--")
         cumulative.plot(grid, above, color=style.METHOD_COLOURS[method], linestyle=line, label=METHOD_NAMES[method])
     cumulative.axvline(0.5, color=style.PALE, linewidth=1, zorder=0)
     cumulative.set(xlabel="IoU", ylabel="share of the boxes above it", xlim=(0, 1), ylim=(0, 1.01))
@@ -53,34 +51,27 @@ def iou_distributions(ious: pd.DataFrame, methods: Sequence[str], title: str) ->
 
 @style.styled
 def class_method_bars(classes: pd.DataFrame, title: str) -> Figure:
-    """Mean IoU by class: best cell and CAM's peak with intervals, and the best guess as a tick; counts in brackets.
-
-    Args:
-        classes: of `head_evaluation.by_class`.
-        title: the finding.
-    """
+    """Mean IoU by class (`head_evaluation.by_class`): best cell and CAM's peak with intervals, best guess as tick."""
     means = classes[classes["figure"] == "mean"].set_index(["group", "method"])
     order = means["value"].xs("oracle", level="method").sort_values(na_position="first").index
-    fig, axes = style.new_figure(size=(style.WIDTH, 1.1 + 0.36 * max(len(order), 3)))
-    axis = axes[0, 0]
+    counts = means["n_boxes"].xs("oracle", level="method")
+    fig, axis = style.row_figure(
+        [f"{name}  ({counts[name]:,})" for name in order], 1.1 + 0.36 * max(len(order), 3), title=title,
+        xlabel="mean IoU with the ground truth box (lines: 95 % interval; boxes in brackets)",
+    )  # fmt: skip
+    axis.set_xlim(0, 1)
     for row, name in enumerate(order):
         own = means.loc[name]
         if np.isnan(own.loc["oracle", "value"]):
             axis.text(0, row, " no boxes in this split", va="center", color=style.GREY)
             continue
-        for method, offset in (("oracle", 0.2), ("cam_peak", -0.2)):
+        for method, offset in zip(_OF_HEAD, (0.2, -0.2), strict=True):
             value, low, high = own.loc[method, ["value", "low", "high"]]
             axis.barh(row + offset, value, height=0.4, color=style.METHOD_COLOURS[method])
             axis.hlines(row + offset, low, high, color=style.DARK, linewidth=0.9)
         guess = own.loc[[name for name in own.index if name in _LINES], "value"].max()
         axis.vlines(guess, row - 0.42, row + 0.42, color=style.DARK, linewidth=1.6, linestyle=":")
-    counts = means["n_boxes"].xs("oracle", level="method")
-    axis.set_yticks(range(len(order)), [f"{name}  ({counts[name]:,})" for name in order])
-    style.headline(fig, title)
-    axis.set(xlim=(0, 1), ylim=(-0.6, len(order) - 0.4))
-    axis.set_xlabel("mean IoU with the ground truth box (lines: 95 % interval; boxes in brackets)")
-    axis.grid(visible=False, axis="y")
-    handles = [Patch(color=style.METHOD_COLOURS[name], label=METHOD_NAMES[name]) for name in ("oracle", "cam_peak")]
+    handles = [Patch(color=style.METHOD_COLOURS[name], label=METHOD_NAMES[name]) for name in _OF_HEAD]
     handles.append(Line2D([], [], color=style.DARK, ls=":", lw=1.6, label="best guess without learning"))
     style.legend_below(fig, handles)
     return fig
@@ -94,10 +85,9 @@ def box_examples(rows: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray, np.nd
         rows: name of the row -> examples: uint8 RGB [H, W, 3], the ground truth box [4], the head's boxes [2, 4] (best
             cell, CAM's peak), all in pixels, and a line or two of text.
     """
-    columns = max((len(examples) for examples in rows.values()), default=0)
-    fig, axes = style.new_figure(
-        len(rows), max(columns, 1), size=(style.WIDTH * max(columns, 1) / max(columns, 4), 2.75 * len(rows) + 0.4)
-    )
+    columns = max(1, *map(len, rows.values()))
+    size = (style.WIDTH * columns / max(columns, 4), 2.75 * len(rows) + 0.4)
+    fig, axes = style.new_figure(len(rows), columns, size=size)
     for of_row, (name, examples) in zip(axes, rows.items(), strict=True):
         for axis in of_row[len(examples) :]:
             axis.set_visible(False)
@@ -117,11 +107,8 @@ def box_examples(rows: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray, np.nd
 def confusion_heatmap(confusion: pd.DataFrame, title: str) -> Figure:
     """Which class responds most in the boxes of a class, in per cent of its boxes; alike classes stand together.
 
-    Classes without a box have no row.
-
     Args:
         confusion: counts, rows the class, columns the class that responds most, both the class list.
-        title: the finding.
     """
     counts = confusion.to_numpy(np.float64)
     n_boxes = counts.sum(axis=1)
@@ -132,8 +119,7 @@ def confusion_heatmap(confusion: pd.DataFrame, title: str) -> Figure:
     names = np.array(confusion.index)
     # as wide as the page for DIOR's 20 classes; a list that needs more room for its letters than that gets it
     cell = max(0.31, min(0.4, (style.WIDTH - 2.3) / len(names)))
-    fig, axes = style.new_figure(size=(2.3 + cell * len(names), 2.9 + cell * len(rows)))
-    axis = axes[0, 0]
+    fig, ((axis,),) = style.new_figure(size=(2.3 + cell * len(names), 2.9 + cell * len(rows)))
     texts = np.where(shown >= 0.5, np.char.mod("%.0f", shown), "")
     seaborn.heatmap(
         shown, ax=axis, cmap="Blues", vmin=0, vmax=100, annot=texts, fmt="", annot_kws={"fontsize": style.SMALLEST},

@@ -34,11 +34,8 @@ def map_curves(summary: pd.DataFrame, protocol_titles: Mapping[str, str]) -> Fig
     fig, axes = style.new_figure(1, len(protocol_titles), size=(style.WIDTH, 3.6), sharey=True)
     for axis, (protocol, title) in zip(axes[0], protocol_titles.items(), strict=True):
         for kind, rows in summary[summary["protocol"] == protocol].groupby("kind", sort=False):
-            x, look = rows["iou_threshold"], looks[kind]
-            axis.fill_between(x, rows["low"], rows["high"], color=look.colour, alpha=0.12, linewidth=0)
-            axis.plot(
-                x, rows["map"], color=look.colour, linestyle=look.line, marker=look.marker, markersize=4, label=kind
-            )
+            look = {"color": looks[kind].colour, "linestyle": looks[kind].line, "marker": looks[kind].marker}
+            style.interval_curve(axis, rows, "iou_threshold", "map", markersize=4, label=kind, **look)
         axis.set(title=title, xlabel="IoU threshold")
     axes[0, 0].set(ylabel="mAP (band: 95 % interval)", ylim=(0, None))
     axes[0, -1].legend(title="heatmap kind")
@@ -52,16 +49,14 @@ def class_bars(frame: pd.DataFrame, value: str, title: str, xlabel: str) -> Figu
     Args:
         frame: rows with label, kind, n_ground_truth, low, high and `value` (NaN where the class has no box).
         value: the column to draw.
-        title: the finding.
-        xlabel: the quantity.
     """
     kinds = list(dict.fromkeys(frame["kind"]))
     looks = style.kind_looks(kinds)
     table = frame.pivot_table(index="label", columns="kind", values=value, dropna=False, sort=False)[kinds]
     counts = frame.drop_duplicates("label").set_index("label")["n_ground_truth"]
     table = table.sort_values(kinds[-1], na_position="first")
-    fig, axes = style.new_figure(size=(style.WIDTH, 0.9 + 0.34 * max(len(table), 3)))
-    axis = axes[0, 0]
+    labels = [f"{label}  ({counts[label]:,})" for label in table.index]
+    fig, axis = style.row_figure(labels, 0.9 + 0.34 * max(len(table), 3), title=title, xlabel=xlabel)
     height = 0.8 / len(kinds)
     for offset, kind in enumerate(reversed(kinds)):
         at = np.arange(len(table)) + (offset - (len(kinds) - 1) / 2) * height
@@ -72,10 +67,7 @@ def class_bars(frame: pd.DataFrame, value: str, title: str, xlabel: str) -> Figu
     for row, label in enumerate(table.index):
         if table.loc[label].isna().all():
             axis.text(0, row, " no boxes in this split", va="center", color=style.GREY)
-    axis.set_yticks(range(len(table)), [f"{label}  ({counts[label]:,})" for label in table.index])
-    axis.set(xlabel=xlabel, xlim=(0, None), ylim=(-0.6, len(table) - 0.4))
-    style.headline(fig, title)
-    axis.grid(visible=False, axis="y")
+    axis.set_xlim(0, None)
     handles, labels = axis.get_legend_handles_labels()
     axis.legend(handles[::-1], labels[::-1], loc="lower right")
     return fig
@@ -115,13 +107,9 @@ def three_columns(
 
 @style.styled
 def kinds_grid(
-    image: np.ndarray,
-    maps: Mapping[str, np.ndarray],
-    truth: pd.DataFrame,
-    detections: pd.DataFrame,
-    label: str,
+    image: np.ndarray, maps: Mapping[str, np.ndarray], truth: pd.DataFrame, detections: pd.DataFrame, label: str,
     title: str,
-) -> Figure:
+) -> Figure:  # fmt: skip
     """The same image under every kind: overlay above, boxes below; four kinds side by side.
 
     Args:
@@ -130,7 +118,6 @@ def kinds_grid(
         truth: ground truth boxes of the image.
         detections: detections of the image, all kinds.
         label: the class shown.
-        title: of the figure.
     """
     height, width = image.shape[:2]
     looks = style.kind_looks(maps)

@@ -23,14 +23,11 @@ def ap_against_size(
     Args:
         figures: of `per_class.class_figures`.
         value: its column that is drawn.
-        title: the finding.
-        ylabel: the quantity.
         patch_side: side of a patch of the model in pixels of the original image, marked in the figure.
         kind: whose AP it is; its colour is taken.
     """
     known = figures.dropna(subset=[value, "side"])
-    fig, axes = style.new_figure(size=(style.WIDTH, 6.0))
-    axis = axes[0, 0]
+    fig, ((axis,),) = style.new_figure(size=(style.WIDTH, 6.0))
     axis.set_xscale("log")
     top = max(0.05, 1.12 * known[value].max()) if len(known) else 1.0
     axis.set(ylim=(-0.04 * top, top), ylabel=ylabel)
@@ -76,11 +73,13 @@ def gap_dots(gaps: pd.DataFrame, order: Sequence[str], title: str) -> Figure:
     Args:
         gaps: of `per_class.response_gaps`; kinds with the same maps under one name.
         order: the classes from top to bottom.
-        title: the finding.
     """
     looks = style.kind_looks(gaps["kind"].unique())
-    fig, axes = style.new_figure(size=(style.WIDTH, 1.2 + 0.3 * max(len(order), 3)))
-    axis = axes[0, 0]
+    fig, axis = style.row_figure(
+        order[::-1], 1.2 + 0.3 * max(len(order), 3), title=title,
+        xlabel="mean response inside the class's boxes minus outside (line: 95 % interval over images)",
+    )  # fmt: skip
+    axis.grid(visible=True, axis="y")
     place = {label: row for row, label in enumerate(reversed(order))}
     for number, (kind, look) in enumerate(looks.items()):
         own = gaps[gaps["kind"] == kind].dropna(subset="gap")
@@ -91,10 +90,6 @@ def gap_dots(gaps: pd.DataFrame, order: Sequence[str], title: str) -> Figure:
         if gaps.loc[gaps["label"] == label, "gap"].isna().all():
             axis.text(0, row, " no boxes", va="center", color=style.GREY)
     axis.axvline(0, color=style.DARK, linewidth=1)
-    axis.set_yticks(range(len(order)), list(reversed(order)))
-    style.headline(fig, title)
-    axis.set(ylim=(-0.6, len(order) - 0.4))
-    axis.set_xlabel("mean response inside the class's boxes minus outside (line: 95 % interval over images)")
     style.legend_below(fig, axis.get_legend_handles_labels()[0])
     return fig
 
@@ -109,29 +104,26 @@ def precision_recall_grid(
         curves: kind (those with the same maps under one name) -> frame of `precision_recall.precision_recall`.
         aps: class -> AP of the kind shown; NaN where it has no box.
         order: the classes.
-        title: the finding.
     """
     looks = style.kind_looks(curves)
     columns = min(4, max(len(order), 1))
     rows = -(-max(len(order), 1) // columns)
-    fig, axes = style.new_figure(
-        rows, columns, size=(style.WIDTH * columns / 4, 1.8 * rows + 0.8), sharex=True, sharey=True
-    )
+    size = (style.WIDTH * columns / 4, 1.8 * rows + 0.8)
+    fig, axes = style.new_figure(rows, columns, size=size, sharex=True, sharey=True)
     for axis in axes.flat[len(order) :]:
         axis.set_visible(False)
     for axis, label in zip(axes.flat, order, strict=False):
         for kind, frame in curves.items():
             own = frame[frame["label"] == label]
-            look, nothing = looks[kind], [np.nan]  # so that a kind without a point stands in the legend
-            recall, precision = (
-                np.concatenate([own[part].to_numpy(float), nothing]) for part in ("recall", "precision")
-            )
+            look = looks[kind]
+            # a NaN at the end, so that a kind without a point stands in the legend
+            recall, precision = (np.append(own[part].to_numpy(float), np.nan) for part in ("recall", "precision"))
             axis.plot(recall, precision, color=look.colour, linestyle=look.line, linewidth=1.4, label=kind)
             if len(own) == 1:  # a line of one point would not be seen
                 axis.plot(recall, precision, ".", color=look.colour)
         ap = aps.get(label, np.nan)
-        axis.text(0.97, 0.95, "no boxes" if np.isnan(ap) else f"AP {ap:.2f}", transform=axis.transAxes, ha="right",
-                  va="top")  # fmt: skip
+        text = "no boxes" if np.isnan(ap) else f"AP {ap:.2f}"
+        axis.text(0.97, 0.95, text, transform=axis.transAxes, ha="right", va="top")
         axis.set_title(label, fontsize=style.SMALLEST)
         axis.set(xlim=(0, 1), ylim=(0, 1.02), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
     for axis in axes[-1]:
@@ -152,12 +144,9 @@ def error_bars(gains: pd.DataFrame, order: Sequence[str], title: str, xlabel: st
     Args:
         gains: indexed by class, columns `gain_<error>`.
         order: the classes from top to bottom.
-        title: the finding.
-        xlabel: the quantity.
     """
-    fig, axes = style.new_figure(
-        1, len(ERROR_TYPES), size=(style.WIDTH, 1.2 + 0.27 * max(len(order), 3)), sharey=True, sharex=True
-    )
+    size = (style.WIDTH, 1.2 + 0.27 * max(len(order), 3))
+    fig, axes = style.new_figure(1, len(ERROR_TYPES), size=size, sharey=True, sharex=True)
     at = np.arange(len(order))[::-1]
     most = np.nanmax([0.05, *(gains[f"gain_{error}"].max() for error in ERROR_TYPES)])
     for axis, error in zip(axes[0], ERROR_TYPES, strict=True):

@@ -10,6 +10,7 @@ page shows it pixel by pixel.
 from __future__ import annotations
 
 import io
+import itertools
 import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -49,15 +50,12 @@ KIND_LOOKS = {
     "vv_vv": KindLook("#E69F00", _DASHED, "s"),
     "vv_mixed": KindLook("#D55E00"),
 }
-_OTHER_COLOURS = ("#785EF0", "#663333", "#BB5566", "#DDCC77")
 OTHER_LOOKS = tuple(
     KindLook(colour, line, marker)
     for line, marker in (("-", "^"), ((0, (5, 2)), "v"), ((0, (1, 1)), "D"))
-    for colour in _OTHER_COLOURS
+    for colour in ("#785EF0", "#663333", "#BB5566", "#DDCC77")
 )
 TRUTH, PREDICTION, PEAK, MASK = "#00B140", "#E60000", "#FF5CFF", "#F0E442"
-_JPEG_QUALITY = 88
-_PNG_EFFORT = 4  # of 9: half the time of 6, and 4 % more bytes for these figures
 DARK, GREY, PALE = "#222222", "#666666", "#999999"
 STATE_COLOURS = {"before": PALE, "floor": "#332288", "after": "#882255"}
 # in a chart, on white, the same in the quiet: what a trained head says, and paler what an untrained one does
@@ -66,14 +64,10 @@ METHOD_COLOURS = {
     "cam_peak": "#A65CC0",
     "untrained_oracle": "#EFB8B8",
     "untrained_peak": "#DCC3E6",
+    **dict.fromkeys(("whole_image", "centre_box", "class_mean"), PALE),
 }
-METHOD_COLOURS |= dict.fromkeys(("whole_image", "centre_box", "class_mean"), PALE)
 TERM_COLOURS = ("#117733", "#AA4499", "#999933", "#CC6677")  # of a loss, and of what else is counted beside it
 WIDTH = 8.5  # inches: the column of a page
-_BORDER = 0.04  # inches that are left around a figure
-_FINER = 2  # so many pixels of a photograph are enough for one of its axis
-_LABELLED = 4  # boxes whose score is printed: more would cover the image
-_HEADLINE = 102  # letters of a figure's title in a line
 SMALLEST = 9.0  # points: on a phone, where a figure keeps three quarters of its width, still 10 pixels
 # asked for the letters that matplotlib's own font lacks, where the machine has one: names of images are in any script
 _MORE_LETTERS = (
@@ -142,19 +136,20 @@ def show(fig: Figure, alt: str, path: str | Path | None = None, *, photo: bool =
 
 def headline(fig: Figure, text: str) -> None:
     """The finding, above all panels of a figure."""
-    fig.suptitle(textwrap.fill(text, int(_HEADLINE * fig.get_figwidth() / WIDTH)), x=0.006, ha="left")
+    letters = int(102 * fig.get_figwidth() / WIDTH)  # in a line
+    fig.suptitle(textwrap.fill(text, letters), x=0.006, ha="left")
 
 
 @styled
 def figure_bytes(fig: Figure, form: str, description: str = "", *, title: str = "") -> bytes:
     """The figure as an image file of the given format; a PNG carries title and description, and no date."""
     if form == "jpeg":
-        options = {"pil_kwargs": {"quality": _JPEG_QUALITY}}
-    else:
+        options = {"pil_kwargs": {"quality": 88}}
+    else:  # effort 4 of 9: half the time of 6, and 4 % more bytes for these figures
         texts = {"Title": title, "Description": description, "Software": None}
-        options = {"metadata": texts, "pil_kwargs": {"compress_level": _PNG_EFFORT}}
+        options = {"metadata": texts, "pil_kwargs": {"compress_level": 4}}
     buffer = io.BytesIO()
-    fig.savefig(buffer, format=form, bbox_inches="tight", pad_inches=_BORDER, facecolor="white", **options)
+    fig.savefig(buffer, format=form, bbox_inches="tight", pad_inches=0.04, facecolor="white", **options)
     return buffer.getvalue()
 
 
@@ -172,12 +167,26 @@ def kind_looks(names: Iterable[str]) -> dict[str, KindLook]:
         names: kinds; those with the same maps may come under one name (`standard = vv_qk`), which looks like the
             preferred of them.
     """
-    looks: dict[str, KindLook] = {}
-    for name in names:
-        own = [kind for kind in KIND_PREFERENCE if kind in name.split(" = ")]
-        others = len([look for look in looks.values() if look in OTHER_LOOKS])
-        looks.setdefault(name, KIND_LOOKS[own[0]] if own else OTHER_LOOKS[others % len(OTHER_LOOKS)])
-    return looks
+    others = itertools.cycle(OTHER_LOOKS)
+    own = {name: [kind for kind in KIND_PREFERENCE if kind in name.split(" = ")] for name in names}
+    return {name: KIND_LOOKS[kinds[0]] if kinds else next(others) for name, kinds in own.items()}
+
+
+@styled
+def row_figure(labels: Sequence[str], inches: float, *, title: str, xlabel: str) -> tuple[Figure, Axes]:
+    """A figure so many inches high with one axis that has a row a label, the first at the bottom."""
+    fig, ((axis,),) = new_figure(size=(WIDTH, inches))
+    headline(fig, title)
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set(xlabel=xlabel, ylim=(-0.6, len(labels) - 0.4))
+    axis.grid(visible=False, axis="y")
+    return fig, axis
+
+
+def interval_curve(axis: Axes, rows: pd.DataFrame, x: str, y: str, *, alpha: float = 0.12, **look) -> None:
+    """A line of column `y` over column `x` with the band between `low` and `high`; `look` is the line's."""
+    axis.fill_between(rows[x], rows["low"], rows["high"], color=look["color"], alpha=alpha, linewidth=0)
+    axis.plot(rows[x], rows[y], **look)
 
 
 def box_legend(
@@ -210,7 +219,7 @@ def photo_axis(axis: Axes, image: np.ndarray, size_wh: tuple[int, int] | None = 
     """Show an image without ticks, in its own pixel coordinates (pixel edges at whole numbers), or in those given."""
     width, height = size_wh or (image.shape[1], image.shape[0])
     drawn = axis.get_window_extent()  # the layout, which is still to come, makes it at most a third larger
-    shrunk = _FINER * max(drawn.width / image.shape[1], drawn.height / image.shape[0])
+    shrunk = 2 * max(drawn.width / image.shape[1], drawn.height / image.shape[0])  # 2 pixels for one drawn are enough
     if shrunk < 1:  # OpenCV is ten times as fast at it as what draws
         image = cv2.resize(image, None, fx=shrunk, fy=shrunk, interpolation=cv2.INTER_AREA)
     axis.imshow(image, extent=(0, width, height, 0))
@@ -222,16 +231,15 @@ def photo_axis(axis: Axes, image: np.ndarray, size_wh: tuple[int, int] | None = 
 def overlay(axis: Axes, heatmap: np.ndarray, image_size_wh: tuple[int, int], *, alpha: float = 0.5) -> None:
     """Lay a heatmap over a shown image in the jet map; its colours span this map alone."""
     width, height = image_size_wh
-    axis.imshow(
-        resize_map(heatmap, 224), cmap="jet", alpha=alpha, extent=(0, width, height, 0), interpolation="bilinear"
-    )
+    look = {"cmap": "jet", "alpha": alpha, "interpolation": "bilinear"}
+    axis.imshow(resize_map(heatmap, 224), extent=(0, width, height, 0), **look)
 
 
 def draw_boxes(
     axis: Axes, boxes: pd.DataFrame | np.ndarray, *, colour: str, style: str = "-", width: float = 1.8,
     scores: bool = False,
 ) -> None:  # fmt: skip
-    """Outline boxes; with `scores`, print those of the best few.
+    """Outline boxes; with `scores`, print those of the best four: more would cover the image.
 
     Args:
         axis: in the boxes' coordinates.
@@ -242,7 +250,7 @@ def draw_boxes(
     if isinstance(boxes, np.ndarray):
         boxes = np.atleast_2d(boxes)
         boxes = pd.DataFrame(boxes, columns=[*BOX_COLUMNS, "score"][: boxes.shape[1]])
-    best = boxes.sort_values("score", ascending=False).index[:_LABELLED] if scores else ()
+    best = boxes.sort_values("score", ascending=False).index[:4] if scores else ()
     for row in boxes.itertuples():
         size = (row.xmax - row.xmin, row.ymax - row.ymin)
         axis.add_patch(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullLocator
 from seaborn.utils import relative_luminance
 
-from ..boxes import extract_many, floored_level, resize_map, threshold_levels, threshold_mask
+from ..boxes import extract_many, resize_map, threshold_levels, threshold_mask
 from ..heatmaps import Setting
 from ..intervals import interval_text, number
 from ..matching import BOX_COLUMNS
@@ -45,8 +44,7 @@ def percentile_curves(
         marks: label -> (percentile, kind), the points to point out; one that has no point is left out.
     """
     frame = frame[frame["percentile"].notna() & frame["protocol"].isin(list(titles))].sort_values("percentile")
-    known = [kind for kind in style.KIND_LOOKS if kind in set(frame["kind"])]
-    looks = style.kind_looks([*known, *frame["kind"]])
+    looks = style.kind_looks([*(kind for kind in style.KIND_LOOKS if kind in set(frame["kind"])), *frame["kind"]])
     percentiles = frame["percentile"].unique()
     # a single percentile has no lines to tell kinds apart by: they stand side by side
     apart = 0.25 if len(percentiles) == 1 else 0.0
@@ -71,9 +69,7 @@ def percentile_curves(
 
 
 @style.styled
-def percentile_iou_grid(
-    tables: Mapping[str, pd.DataFrame], titles: Mapping[str, str], *, marks: Mapping[str, float] | None = None
-) -> Figure:
+def percentile_iou_grid(tables: Mapping[str, pd.DataFrame], titles: Mapping[str, str]) -> Figure:
     """mAP by threshold percentile (rows) and IoU threshold (columns), a panel a protocol, one colour scale.
 
     The best cell of each column is outlined; where all are equal, none is.
@@ -81,7 +77,6 @@ def percentile_iou_grid(
     Args:
         tables: protocol -> mAP, index percentile, columns IoU threshold; NaN where it is not defined.
         titles: protocol -> the panel's title.
-        marks: label -> percentile, the rows that get the label beside their percentile.
     """
     shown = [tables[protocol].astype(float) for protocol in titles]
     n_rows, n_columns = (max(table.shape[place] for table in shown) for place in (0, 1))
@@ -97,9 +92,7 @@ def percentile_iou_grid(
         axis.set_title(textwrap.fill(title, 90 // shape[1]))
         axis.set(xlabel="IoU threshold", ylabel="threshold percentile")
         axis.set_xticks(np.arange(table.shape[1]) + 0.5, [f"{threshold:g}" for threshold in table.columns], rotation=0)
-        labels = [" = ".join(label for label, marked in (marks or {}).items() if marked == row) for row in table.index]
-        rows = [f"{label}  {row:g}".strip() for label, row in zip(labels, table.index, strict=True)]
-        axis.set_yticks(np.arange(len(rows)) + 0.5, rows, rotation=0)
+        axis.set_yticks(np.arange(table.shape[0]) + 0.5, [f"{percentile:g}" for percentile in table.index], rotation=0)
         axis.tick_params(length=0)
     for axis, table in zip(axes[0, 1:], shown[1:], strict=False):
         if table.index.equals(shown[0].index):
@@ -111,8 +104,7 @@ def percentile_iou_grid(
 
 @style.styled
 def percentile_multiples(
-    image: np.ndarray, heatmap: np.ndarray, truth: pd.DataFrame, label: str, percentiles: Sequence[float], *,
-    title: str, boxes: Setting | None = None,
+    image: np.ndarray, heatmap: np.ndarray, truth: pd.DataFrame, label: str, percentiles: Sequence[float], *, title: str
 ) -> Figure:  # fmt: skip
     """One image and class under many thresholds: image, heatmap overlay, then mask and boxes of each percentile.
 
@@ -122,13 +114,12 @@ def percentile_multiples(
         truth: ground truth boxes of the image, all classes: label, xmin, ymin, xmax, ymax.
         label: the class shown.
         percentiles: a panel each.
-        title: of the figure.
-        boxes: how boxes are cut; its percentile is replaced. None takes the defaults.
     """
     height, width = image.shape[:2]
-    settings = [replace(boxes or Setting(), percentile=float(percentile)) for percentile in percentiles]
+    settings = [Setting(percentile=float(percentile)) for percentile in percentiles]
     found = extract_many(heatmap, (width, height), settings)
-    masks = _masks(heatmap, settings)
+    resized = resize_map(heatmap, Setting().working_size)
+    levels = threshold_levels(resized, [setting.percentile for setting in settings])
     own, other = truth[truth["label"] == label], truth[truth["label"] != label]
     columns = min(2 + len(settings), 4 if width < 1.7 * height else 3 if width < 3.5 * height else 2)
     side = style.WIDTH / columns
@@ -137,13 +128,14 @@ def percentile_multiples(
         style.photo_axis(axis, image)
     style.draw_boxes(panels[0], other, colour="white", width=0.8)
     style.draw_boxes(panels[0], own, colour=style.TRUTH)
-    panels[0].set_title(
-        f"image\n{style.counted(len(own), 'ground truth box', 'ground truth boxes')}", fontsize=style.SMALLEST
-    )
+    boxes = style.counted(len(own), "ground truth box", "ground truth boxes")
+    panels[0].set_title(f"image\n{boxes}", fontsize=style.SMALLEST)
     style.overlay(panels[1], heatmap, (width, height))
     panels[1].set_title(f"heatmap\n{style.range_text(heatmap)}", fontsize=style.SMALLEST)
-    for axis, setting, mask, (rows, _) in zip(panels[2:], settings, masks, found, strict=True):
+    for axis, setting, (rows, _) in zip(panels[2:], settings, found, strict=True):
         predicted = pd.DataFrame(rows[:, :4], columns=BOX_COLUMNS)
+        # a constant map lies at its threshold everywhere, and has no box
+        mask = threshold_mask(resized, levels[setting.percentile]) * (resized.min() < resized.max())
         _tint(axis, mask, (width, height))
         style.draw_boxes(axis, own, colour=style.TRUTH)
         style.draw_boxes(axis, predicted, colour=style.PREDICTION, style="--", width=1.4)
@@ -161,13 +153,12 @@ def percentile_multiples(
 
 
 @style.styled
-def inside_outside(pairs: Mapping[str, pd.DataFrame], titles: Mapping[str, str] | None = None) -> Figure:
+def inside_outside(pairs: Mapping[str, pd.DataFrame]) -> Figure:
     """Mean response inside the ground truth against outside, pair by pair, a panel a kind; below the line: inverted.
 
     Args:
         pairs: kind -> a row an (image, class) pair with inside_mean and outside_mean; rows with a NaN are left out.
             Kinds with the same maps may come as one, such as `standard = vv_qk`.
-        titles: kind -> the panel's title; the kind itself where it is missing.
     """
     columns = 2 if len(pairs) == 4 else min(len(pairs), 3)
     side = min(style.WIDTH / columns, 4.6)
@@ -180,8 +171,7 @@ def inside_outside(pairs: Mapping[str, pd.DataFrame], titles: Mapping[str, str] 
             hexagons.append(axis.hexbin(x, y, gridsize=40, extent=ends * 2, mincnt=1, cmap="viridis_r", linewidths=0.1))
         else:
             axis.scatter(x, y, s=18, color=looks[kind].colour, alpha=0.65, edgecolor="white", linewidth=0.4)
-        title = textwrap.fill((titles or {}).get(kind, kind), int(side * 6.5))
-        axis.set_title(title, color=looks[kind].colour, fontweight="bold")
+        axis.set_title(textwrap.fill(kind, int(side * 6.5)), color=looks[kind].colour, fontweight="bold")
         _inverted_share(axis, y < x)
     if hexagons:
         _count_bar(fig, hexagons)
@@ -199,12 +189,12 @@ def difference_bars(frame: pd.DataFrame, *, title: str, xlabel: str) -> Figure:
 
     Args:
         frame: rows with name, difference, low, high; NaN where it is not known.
-        title: the finding.
-        xlabel: the quantity, such as `mAP minus that of the default`.
     """
     names = [textwrap.fill(str(name), 42) for name in frame["name"]]
     n_lines = sum(1.0 + 0.55 * name.count("\n") for name in names)
-    fig, ((axis,),) = style.new_figure(size=(style.WIDTH, 1.4 + 0.2 * (len(title) // 90) + 0.34 * max(n_lines, 2)))
+    inches = 1.4 + 0.2 * (len(title) // 90) + 0.34 * max(n_lines, 2)
+    fig, axis = style.row_figure(names, inches, title=title, xlabel=xlabel)
+    axis.invert_yaxis()
     axis.axvline(0, color=style.DARK, linewidth=1)
     for place, row in enumerate(frame.itertuples()):
         certain = row.low > 0 or row.high < 0
@@ -214,13 +204,9 @@ def difference_bars(frame: pd.DataFrame, *, title: str, xlabel: str) -> Figure:
         text = f"{number(row.difference, sign=True)} {interval_text(row.low, row.high, sign=True)}".replace("+nan", "–")
         look = {"va": "center", "color": colour, "fontweight": weight}
         axis.text(1.02, place, text, transform=axis.get_yaxis_transform(), **look)
-    axis.set_yticks(range(len(names)), names)
-    axis.set(xlabel=xlabel, ylim=(max(len(names), 1) - 0.4, -0.6))
-    axis.grid(visible=False, axis="y")
     axis.locator_params(axis="x", nbins=7)
     if not names:
         axis.text(0.5, 0.5, "nothing to compare", transform=axis.transAxes, ha="center")
-    style.headline(fig, title)
     look = {"marker": "o", "markersize": 7}
     handles = [
         Line2D([], [], color=style.DARK, lw=2.4, label="95 % interval excludes 0", **look),
@@ -233,14 +219,12 @@ def difference_bars(frame: pd.DataFrame, *, title: str, xlabel: str) -> Figure:
 def _curve(axis: Axes, rows: pd.DataFrame, look: style.KindLook, name: str, shift: float) -> None:
     """Solid lines with large markers below, dashed ones with small markers above: both show where they coincide."""
     x, single, above = rows["percentile"] + shift, len(rows) == 1, look.line != "-"
-    if single:
+    if single:  # a bar where others have a band
         axis.vlines(x, rows["low"], rows["high"], color=look.colour, linewidth=1.4)
-    else:
-        axis.fill_between(x, rows["low"], rows["high"], color=look.colour, alpha=0.12, linewidth=0)
-    axis.plot(
-        x, rows["value"], color=look.colour, label=name, linestyle=look.line, linewidth=1.6 if above else 2.4,
-        marker=look.marker, markersize=3 if above and not single else 6, zorder=2.2 if above else 2.1,
-        clip_on=False,  # a marker at 0 is shown whole
+    style.interval_curve(
+        axis, rows.assign(percentile=x), "percentile", "value", color=look.colour, label=name, linestyle=look.line,
+        linewidth=1.6 if above else 2.4, marker=look.marker, markersize=3 if above and not single else 6,
+        zorder=2.2 if above else 2.1, clip_on=False,  # a marker at 0 is shown whole
     )  # fmt: skip
 
 
@@ -307,15 +291,6 @@ def _write_cells(axis: Axes, table: pd.DataFrame) -> None:
         axis.text(column + 0.5, row + 0.5, text, **look)
         if best[row, column]:
             axis.add_patch(Rectangle((column + 0.07, row + 0.1), 0.86, 0.8, **outline))
-
-
-def _masks(heatmap: np.ndarray, settings: Sequence[Setting]) -> list[np.ndarray]:
-    """uint8 [S, S] of each setting, as `extract_many` cuts them: a constant map has nothing in its mask."""
-    resized = resize_map(heatmap, settings[0].working_size) if settings else np.zeros((1, 1))
-    if resized.min() == resized.max():
-        return [np.zeros(resized.shape, np.uint8)] * len(settings)
-    levels = threshold_levels(resized, dict.fromkeys(setting.percentile for setting in settings))
-    return [threshold_mask(resized, floored_level(levels[own.percentile], own.floor)) for own in settings]
 
 
 def _tint(axis: Axes, mask: np.ndarray, image_size_wh: tuple[int, int]) -> None:

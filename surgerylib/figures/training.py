@@ -37,15 +37,14 @@ _LOSS_LINES = {
 
 @style.styled
 def method_bars(summary: pd.DataFrame, title: str) -> Figure:
-    """Mean IoU of each method with its 95 % interval.
-
-    Args:
-        summary: of `localizer_training.summarise`.
-        title: the finding.
-    """
+    """Mean IoU of each method (`localizer_training.summarise`) with its 95 % interval."""
     means = summary[summary["figure"] == "mean"].set_index("method")
-    fig, axes = style.new_figure(size=(style.WIDTH, 3.2))
-    axis = axes[0, 0]
+    fig, axis = style.row_figure(
+        [METHOD_NAMES[method] for method in means.index], 3.2, title=title,
+        xlabel="mean IoU with the ground truth box (line: 95 % interval over images)",
+    )  # fmt: skip
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1.12 * np.nanmax([0.1, *means["value"], *means["high"]]))
     for row, (method, values) in enumerate(means.iterrows()):
         if np.isnan(values["value"]):
             axis.text(0, row, " no boxes in this split", va="center", color=style.GREY)
@@ -54,12 +53,6 @@ def method_bars(summary: pd.DataFrame, title: str) -> Figure:
         end = values["value"] if np.isnan(values["high"]) else values["high"]
         axis.hlines(row, values["low"], values["high"], color=style.DARK, linewidth=1)
         axis.text(end, row, f"  {values['value']:.3f}", va="center")
-    axis.set_yticks(range(len(means)), [METHOD_NAMES[method] for method in means.index])
-    end = np.nanmax([0.1, *means["value"], *means["high"]])
-    style.headline(fig, title)
-    axis.set(xlim=(0, 1.12 * end), ylim=(len(means) - 0.4, -0.6))
-    axis.set_xlabel("mean IoU with the ground truth box (line: 95 % interval over images)")
-    axis.grid(visible=False, axis="y")
     return fig
 
 
@@ -72,8 +65,7 @@ def training_curves(history: pd.DataFrame, rates: Sequence[float], best_epoch: i
         rates: the learning rate of each step.
         best_epoch: marked in the validation.
     """
-    fig, axes = style.new_figure(2, 2, size=(style.WIDTH, 5.6), sharex=True)
-    loss, validation, positives, rate = axes[0, 0], axes[0, 1], axes[1, 0], axes[1, 1]
+    fig, ((loss, validation), (positives, rate)) = style.new_figure(2, 2, size=(style.WIDTH, 5.6), sharex=True)
     trained = history[history["epoch"] > 0]
     first, last = trained["loss"].iloc[0], trained["loss"].iloc[-1]
     _draw_terms(loss, trained, _LOSSES)
@@ -85,21 +77,20 @@ def training_curves(history: pd.DataFrame, rates: Sequence[float], best_epoch: i
     validation.set(title=f"Validation: best cell {best:.3f} at epoch {best_epoch}", ylabel="IoU, share", ylim=(0, 1))
     validation.legend(loc="lower right")
     without = trained["share_without_positive"]
-    positives.plot(trained["epoch"], trained["positives_per_box"], color=style.TERM_COLOURS[2])
+    look, look_without = {"color": style.TERM_COLOURS[2]}, {"color": style.TERM_COLOURS[3], "linestyle": "--"}
+    positives.plot(trained["epoch"], trained["positives_per_box"], **look)
     title = f"{100 * without.iloc[-1]:.0f} % of the boxes have no positive cell"
     positives.set(title=title, xlabel="epoch", ylim=(0, None), ylabel="cells a box")
     share = positives.twinx()
-    share.plot(trained["epoch"], without, color=style.TERM_COLOURS[3], linestyle="--")
+    share.plot(trained["epoch"], without, **look_without)
     share.set(ylim=(-0.02, 1), ylabel="share of boxes")
     share.grid(visible=False)
     share.spines["right"].set_visible(True)
-    positives.legend(
-        handles=[
-            Line2D([], [], color=style.TERM_COLOURS[2], label="positive cells a box (left)"),
-            Line2D([], [], color=style.TERM_COLOURS[3], ls="--", label="boxes without one (right)"),
-        ],
-        loc="center right",
-    )
+    handles = [
+        Line2D([], [], label="positive cells a box (left)", **look),
+        Line2D([], [], label="boxes without one (right)", **look_without),
+    ]
+    positives.legend(handles=handles, loc="center right")
     steps = int(history["step"].iloc[-1] / max(history["epoch"].iloc[-1], 1))
     rate.plot(np.arange(1, len(rates) + 1) / steps, rates, color=style.DARK)
     rate.set(title="Warm-up and cosine, by step", xlabel="epoch", ylabel="learning rate", ylim=(0, None))
@@ -146,21 +137,16 @@ def before_after(maps: pd.DataFrame, groups: Mapping[str, Sequence[str]], kind: 
         maps: of an `Adaptation`.
         groups: of classes, which are counted in the titles.
         kind: the kind shown.
-        title: the finding.
     """
     shown = [group for group in (SEEN, UNSEEN, ALL) if group in groups]
     fig, axes = style.new_figure(1, len(shown), size=(style.WIDTH * (0.25 + 0.25 * len(shown)), 3.6), sharey=True)
     rows = maps[(maps["kind"] == kind) & (maps["protocol"] == "all")]
+    looks = {state: {"color": style.STATE_COLOURS[state], "marker": _STATE_MARKERS[state]} for state in STATES}
     for axis, group in zip(axes[0], shown, strict=True):
-        for state, name in STATES.items():
+        for state in STATES:
             own = rows[(rows["group"] == group) & (rows["state"] == state)]
-            if own.empty:
-                continue
-            colour = style.STATE_COLOURS[state]
-            axis.fill_between(own["iou_threshold"], own["low"], own["high"], color=colour, alpha=0.15, linewidth=0)
-            axis.plot(
-                own["iou_threshold"], own["map"], color=colour, marker=_STATE_MARKERS[state], markersize=4, label=name
-            )  # fmt: skip
+            if len(own):
+                style.interval_curve(axis, own, "iou_threshold", "map", alpha=0.15, markersize=4, **looks[state])
         n_classes = len(groups[group])
         if own["map"].isna().all():
             axis.text(0.5, 0.5, "no boxes in this split", transform=axis.transAxes, ha="center", color=style.GREY)
@@ -168,29 +154,20 @@ def before_after(maps: pd.DataFrame, groups: Mapping[str, Sequence[str]], kind: 
     # shared, and so set when all panels are drawn: a band that is higher in the last would be cut off
     axes[0, 0].set(ylabel=f"mAP of {kind}, all protocol", ylim=(0, None))
     style.headline(fig, title)
-    handles = [
-        Line2D([], [], color=style.STATE_COLOURS[state], marker=_STATE_MARKERS[state], markersize=5, label=name)
-        for state, name in STATES.items()
-        if state in set(rows["state"])
-    ]
-    style.legend_below(fig, handles)
+    drawn = [state for state in STATES if state in set(rows["state"])]
+    style.legend_below(fig, [Line2D([], [], markersize=5, label=STATES[state], **looks[state]) for state in drawn])
     return fig
 
 
 @style.styled
 def example_rows(examples: Sequence[Any]) -> Figure:
-    """The same images before and after: a row an image; the map before, its boxes, the map after, its boxes.
-
-    Args:
-        examples: of `study.examples`.
-    """
+    """The same images (`study.examples`) before and after: a row an image; map, its boxes, map after, its boxes."""
     states = [state for state in STATES if all(state in example.maps for example in examples)]
     # a floor changes the boxes of a map, not the map
     panels = [(state, shown) for state in states for shown in ("map", "boxes") if (state, shown) != ("floor", "map")]
     side = style.WIDTH / max(len(panels), 3)
-    fig, axes = style.new_figure(
-        len(examples), len(panels), size=(side * len(panels), 0.5 + (side + 0.6) * len(examples))
-    )
+    size = (side * len(panels), 0.5 + (side + 0.6) * len(examples))
+    fig, axes = style.new_figure(len(examples), len(panels), size=size)
     for row, example in enumerate(examples):
         size_wh = (example.image.shape[1], example.image.shape[0])
         for axis, (state, shown) in zip(axes[row], panels, strict=True):
@@ -240,11 +217,9 @@ def adapter_curves(histories: Mapping[str, pd.DataFrame], epochs: int, best_epoc
         best = best_epochs[kind]
         validation.plot(best, own[best], "o", color=looks[kind].colour, markersize=6)
         parts.append(f"{own.iloc[0]:.2f} to {own[best]:.2f}")
-    validation.set(
-        title=f"Validation:\n{', '.join(parts)}", xlabel="epoch", ylabel="patch AP of the classes trained on"
-    )
+    title = f"Validation:\n{', '.join(parts)}"
+    validation.set(title=title, xlabel="epoch", ylabel="patch AP of the classes trained on", xlim=(0, epochs))
     validation.set_ylim(0, None)
-    validation.set_xlim(0, epochs)
     validation.legend(title="point: weights taken")
     fig.legend(*handles, loc="outside lower center", ncols=3)
     return fig
