@@ -22,8 +22,8 @@ class Album:
     @property
     def n_images(self) -> dict[str, int]:
         """Class -> images that hold it."""
-        holding = self.dataset.boxes.drop_duplicates(["image_id", "label"])["label"].value_counts()
-        return {label: int(holding.get(label, 0)) for label in self.dataset.classes}
+        holding = self.dataset.boxes.groupby("label")["image_id"].nunique()
+        return holding.reindex(list(self.dataset.classes), fill_value=0).to_dict()
 
     @property
     def image_id(self) -> str:

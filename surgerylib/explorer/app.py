@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from html import escape
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +134,8 @@ class Explorer:
 
         def write() -> tuple[Path, Path]:
             drawn = figure_bytes(view.figure(shown, patch=patch, opacity=opacity, outline=outline), "png", alt)
-            number = 1
-            while any((folder / f"{stem}_{number:02d}{suffix}").exists() for suffix in (".png", ".yaml")):
-                number += 1
-            target = folder / f"{stem}_{number:02d}"
+            targets = (folder / f"{stem}_{number:02d}" for number in count(1))
+            target = next(to for to in targets if not any(to.with_suffix(end).exists() for end in (".png", ".yaml")))
             yaml_file = atomic_write(target.with_suffix(".yaml"), setting)
             return atomic_write(target.with_suffix(".png"), drawn), yaml_file
 
@@ -170,7 +169,7 @@ class Explorer:
                 control.observe(self._guarded(react), "value")
         own.open.on_click(self._guarded(self._open))
         for button, by in ((own.previous, -1), (own.next, 1)):
-            button.on_click(self._guarded(partial(self._leaf, partial(Album.step, by=by))))
+            button.on_click(self._guarded(partial(self._go, to=by)))
         own.save.on_click(self._guarded(self._save))
 
     def _guarded(self, react: Callable[..., None], *, with_change: bool = False) -> Callable[[Any], None]:
@@ -252,28 +251,25 @@ class Explorer:
     def _begin_image(self, doing: str, compute: Callable[[], Any], then: Callable[[Any], None]) -> None:
         self.work.begin(doing, compute, then, kind="image", finally_=partial(self.controls.enable, True))
 
-    def _leaf(self, go: Callable[[Album], None]) -> None:
-        """Go to another image of the data set."""
-        if self._album is None:
+    def _go(self, go: Callable[..., None] = Album.step, to: Any = 0) -> None:
+        """Show the image of the data set that lies there."""
+        if (album := self._album) is None:
             raise ParameterError("no data set is open: name one, or an image file")
-        go(self._album)
-        self._go()
+        go(album, to)
+        image_id = album.image_id
+        self._look(image_id, album.position, lambda: album.subject(image_id))
 
     def _filter(self) -> None:
         """Only the images that hold a class, which is shown then."""
         label = self.controls.with_class.value
         self._picked = self._picked if label == ANY_CLASS else label
-        self._leaf(lambda album: album.take(None if label == ANY_CLASS else label))
+        self._go(Album.take, None if label == ANY_CLASS else label)
 
     def _find(self) -> None:
         if name := self.controls.find.value.strip():
-            self._leaf(lambda album: album.find(name))
+            self._go(Album.find, name)
             with self._set():
                 self.controls.with_class.value = ANY_CLASS
-
-    def _go(self) -> None:
-        album, image_id = self._album, self._album.image_id
-        self._look(image_id, album.position, lambda: album.subject(image_id))
 
     def _open_path(self) -> None:
         if path := self.controls.path.value.strip():
@@ -330,7 +326,8 @@ class Explorer:
         present = self._exploration.subject.truth["label"]
         shown = self._picked or next((name for name in present if name in asked), asked[0])
         with self._set():
-            self.controls.take_asked(asked, shown)
+            self.controls.shown.options = asked
+            self.controls.shown.value = shown
         self._refresh()
 
     def _pick(self) -> None:

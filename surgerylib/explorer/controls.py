@@ -125,11 +125,6 @@ class Controls:
         self.split.options = list(dict.fromkeys([*splits, *whole, chosen]))
         self.split.value = chosen
 
-    def take_asked(self, asked: Sequence[str], shown: str) -> None:
-        """Offer what is asked for, one of which is shown."""
-        self.shown.options = list(asked)
-        self.shown.value = shown
-
     def enable(self, enabled: bool) -> None:
         """Switch the controls that open something else on or off."""
         for control in self._openers:
@@ -151,21 +146,15 @@ class Controls:
         """What the controls say together, of what is asked for."""
         if self.shown.value is None:
             raise ParameterError("nothing is chosen under “shown”; choose what to look at")
-        kinds = tuple(HEATMAP_KINDS) if self.kind.value == ALL_KINDS else (self.kind.value,)
-        setting, adapted, against = self._setting(kinds[-1]), self.adapted.value, self.against.value
-        return Question(asked, self.shown.value, kinds, setting, adapted, against)
-
-    def _setting(self, kind: str) -> Setting:
-        return Setting(
-            kind,
-            "cosine" if self.adapted.value else self.similarity.value,
-            self.layers.value,
-            self.percentile.value,
-            min_side=self.min_side.value,
-            box_score=self.score.value,
+        kinds = HEATMAP_KINDS if self.kind.value == ALL_KINDS else (self.kind.value,)
+        adapted = self.adapted.value
+        setting = Setting(
+            kinds[-1], "cosine" if adapted else self.similarity.value, self.layers.value, self.percentile.value,
+            min_side=self.min_side.value, box_score=self.score.value,
             nms_iou=self.nms_iou.value if self.use_nms.value else None,
             floor=self.floor.value if self.use_floor.value else None,
-        )
+        )  # fmt: skip
+        return Question(asked, self.shown.value, kinds, setting, adapted, self.against.value)
 
     def depend(self) -> None:
         """Switch off the controls that another one makes void."""

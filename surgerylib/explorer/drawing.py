@@ -17,28 +17,20 @@ from matplotlib.figure import Figure
 
 from ..boxes import resize_map
 from ..figures import PREDICTION, TRUTH, draw_boxes, new_figure, overlay, photo_axis, styled
-from ..matching import BOX_COLUMNS
-from .view_model import Answer, Question, Shown
+from ..intervals import number
+from .view_model import EVERY_BOX, Answer, Question, Shown
 
-_LONGEST_SIDE = 800  # pixels of a picture in the browser: a panel is smaller
 _OVERLAY_SIDE = 224
-_LABELLED = 4  # boxes whose score stands beside them, as in the notebooks' figures
-_MOST_BOXES = 200  # that a panel draws
-
-
-def reduced(image: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] with at most 800 pixels a side: more than a panel shows would only take time."""
-    height, width = image.shape[:2]
-    scale = min(1.0, _LONGEST_SIDE / max(height, width))
-    if scale == 1:
-        return image
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 def photo_bytes(image: np.ndarray) -> bytes:
-    """uint8 RGB [H, W, 3] -> JPEG, at most 800 pixels a side."""
-    return _jpeg(reduced(image)[..., ::-1])
+    """uint8 RGB [H, W, 3] -> JPEG of at most 800 pixels a side: more than a panel shows would only take time."""
+    height, width = image.shape[:2]
+    scale = 800 / max(height, width)
+    if scale < 1:
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return _jpeg(image[..., ::-1])
 
 
 def overlay_bytes(heatmap: np.ndarray, colours: int = cv2.COLORMAP_JET) -> bytes:
@@ -68,16 +60,16 @@ def truth_shapes(truth: pd.DataFrame, own: pd.DataFrame, *, named: bool = True) 
 
 
 def found_shapes(answer: Answer) -> list[dict[str, Any]]:
-    """The boxes found as shapes, best first; the best few carry their score."""
+    """The best 200 boxes found as shapes, best first; the best four carry their score, as in the notebooks' figures."""
     best = answer.overlaps.max(axis=0, initial=0.0)
     return [
         {
-            "box": [float(side) for side in box[:4]],
+            "box": box[:4].tolist(),
             "style": "found",
-            "text": _number(box[4], 2) if rank < _LABELLED else "",
-            "title": f"score {_number(box[4])}, IoU {best[rank]:.2f}",
+            "text": f"{box[4]:.2f}".replace("-", "−") if rank < 4 else "",
+            "title": f"score {number(box[4])}, IoU {best[rank]:.2f}",
         }
-        for rank, box in enumerate(answer.boxes[:_MOST_BOXES])
+        for rank, box in enumerate(answer.boxes[:200])
     ]
 
 
@@ -91,15 +83,14 @@ def headline(answer: Answer, against: str) -> str:
     n_boxes, ious = len(answer.boxes), answer.best_ious
     boxes = f"{n_boxes} {'box' if n_boxes == 1 else 'boxes'}"
     if not len(ious):
-        return f"{boxes}; no ground truth of {against}" if against != "every box" else f"{boxes}; no ground truth"
-    found = int((ious >= 0.5).sum())
+        return f"{boxes}; no ground truth" + (f" of {against}" if against != EVERY_BOX else "")
     mean = f", mean {ious.mean():.2f}" if len(ious) > 1 else ""
-    return f"{boxes}; best IoU {ious.max():.2f}{mean}; {found} of {len(ious)} met at IoU ≥ 0.5"
+    return f"{boxes}; best IoU {ious.max():.2f}{mean}; {(ious >= 0.5).sum()} of {len(ious)} met at IoU ≥ 0.5"
 
 
 def span(answer: Answer) -> str:
     """The raw values that the colours of the overlay span, and the threshold."""
-    return f"{_number(answer.shown.min())} to {_number(answer.shown.max())}, threshold {_number(answer.threshold)}"
+    return f"{number(answer.shown.min())} to {number(answer.shown.max())}, threshold {number(answer.threshold)}"
 
 
 def truth_table(answers: Sequence[Answer], truth: pd.DataFrame, against: str) -> str:
@@ -119,16 +110,16 @@ def patch_table(answers: Sequence[Answer], question: Question, patch: tuple[int,
     """HTML: how similar the pointed patch is to all that is asked, highest first; a bar a row for one kind."""
     row, column = patch
     values = np.stack([answer.maps[:, row, column] for answer in answers], axis=1)  # [C, kinds]
-    order = np.argsort(-values[:, -1], kind="stable")
-    low, high = float(values[:, -1].min()), float(values[:, -1].max())
+    last = values[:, -1]
+    shares = (last - last.min()) / (np.ptp(last) or 1)
     rows = []
-    for place in order:
+    for place in np.argsort(-last, kind="stable"):
         name = question.asked[place]
-        cells = "".join(f'<td class="number">{_number(value)}</td>' for value in values[place])
-        share = (values[place, -1] - low) / (high - low) if high > low else 0.0
-        bar = f'<td class="bar"><span style="width:{100 * share:.0f}%"></span></td>' if len(answers) == 1 else ""
+        cells = "".join(f'<td class="number">{number(value)}</td>' for value in values[place])
+        if len(answers) == 1:
+            cells += f'<td class="bar"><span style="width:{100 * shares[place]:.0f}%"></span></td>'
         strong = ' class="shown"' if name == question.shown else ""
-        rows.append(f'<tr{strong}><th scope="row">{escape(name)}</th>{cells}{bar}</tr>')
+        rows.append(f'<tr{strong}><th scope="row">{escape(name)}</th>{cells}</tr>')
     caption = f"Patch in row {row + 1}, column {column + 1}: similarity"
     return _table(caption, "asked for", [answer.kind for answer in answers], rows, bar=len(answers) == 1)
 
@@ -146,59 +137,38 @@ def figure(shown: Shown, *, patch: tuple[int, int] | None = None, opacity: float
     """The present view as a figure: image and ground truth, each kind's map with its boxes, where the patch attends."""
     subject, question, answers = shown.subject, shown.question, shown.answers
     width, height = subject.size_wh
-    image = reduced(subject.image)
     n_panels = 1 + len(answers) + (2 if patch is not None else 0)
     columns = min(n_panels, 3 if n_panels in (5, 6) else 4)
     n_rows = -(-n_panels // columns)
     row_height = 0.45 + 3.5 * min(height / width, 1.4)
     fig, axes = new_figure(n_rows, columns, size=(3.6 * columns, 0.5 + n_rows * row_height))
-    panels = iter(axes.flat)
-
-    axis = next(panels)
-    photo_axis(axis, image, subject.size_wh)
-    draw_boxes(axis, subject.truth.drop(shown.own.index), colour="white", width=0.8)
-    draw_boxes(axis, shown.own, colour=TRUTH)
-    axis.set_title(f"{subject.name}: {len(subject.truth)} boxes")
-    for answer in answers:
-        axis = next(panels)
-        photo_axis(axis, image, subject.size_wh)
+    for axis in axes.flat[:n_panels]:
+        photo_axis(axis, subject.image)
+    for axis in axes.flat[n_panels:]:
+        axis.set_axis_off()
+    first, *panels = axes.flat
+    draw_boxes(first, subject.truth.drop(shown.own.index), colour="white", width=0.8)
+    draw_boxes(first, shown.own, colour=TRUTH)
+    first.set_title(f"{subject.name}: {len(subject.truth)} boxes")
+    for axis, answer in zip(panels, answers, strict=False):
         overlay(axis, answer.shown, subject.size_wh, alpha=opacity)
         draw_boxes(axis, shown.own, colour=TRUTH)
-        found = pd.DataFrame(answer.boxes, columns=[*BOX_COLUMNS, "score"])
-        draw_boxes(axis, found, colour=PREDICTION, style="--", scores=True)
-        axis.set_title(f"{answer.kind}: {_fit(answer)}")
+        draw_boxes(axis, answer.boxes, colour=PREDICTION, style="--", scores=True)
+        best = f", best IoU {answer.best_ious.max():.2f}" if len(answer.best_ious) else ""
+        axis.set_title(f"{answer.kind}: {len(answer.boxes)} boxes{best}")
         for line in answer.outline if outline else ():
-            closed = np.concatenate([line, line[:1]])
-            axis.plot(closed[:, 0] * width, closed[:, 1] * height, color="white", linewidth=0.8)
+            axis.plot(*(np.vstack([line, line[:1]]) * subject.size_wh).T, color="white", linewidth=0.8)
     if patch is not None:
-        for path in ("qk", "vv"):
-            axis = next(panels)
-            attended = shown.seen.attended(path, patch)
-            photo_axis(axis, image, subject.size_wh)
-            axis.imshow(resize_map(attended, _OVERLAY_SIDE), cmap="viridis", alpha=0.6, extent=(0, width, height, 0))
-            step_x, step_y = width / shown.seen.grid[1], height / shown.seen.grid[0]
-            corner = [patch[1] * step_x, patch[0] * step_y]
-            box = pd.DataFrame([[*corner, corner[0] + step_x, corner[1] + step_y]], columns=BOX_COLUMNS)
-            draw_boxes(axis, box, colour="white")
+        corner, step = np.array(patch[::-1]), subject.size_wh / np.array(shown.seen.grid[::-1])  # x, y
+        for axis, path in zip(panels[len(answers) :], ("qk", "vv"), strict=False):
+            attended = resize_map(shown.seen.attended(path, patch), _OVERLAY_SIDE)
+            axis.imshow(attended, cmap="viridis", alpha=0.6, extent=(0, width, height, 0))
+            draw_boxes(axis, np.concatenate([corner * step, (corner + 1) * step]), colour="white")
             axis.set_title(f"attention of row {patch[0] + 1}, column {patch[1] + 1}: {path.upper()}")
-    for axis in panels:
-        axis.set_axis_off()
-    adapted = ", through the adapter" if question.adapted else ""
-    setting = question.of_kind(question.kinds[-1]).describe()
-    if len(answers) > 1:
-        setting = setting.removeprefix(f"{question.kinds[-1]}, ")
+    adapted, kind = ", through the adapter" if question.adapted else "", question.kinds[-1]
+    setting = question.of_kind(kind).describe().removeprefix(f"{kind}, " if len(answers) > 1 else "")
     fig.suptitle(f"“{question.shown}” ({setting}{adapted})", fontsize=11, x=0.01, ha="left")
     return fig
-
-
-def _number(value: float, digits: int = 3) -> str:
-    return f"{value:.{digits}f}".replace("-", "−")
-
-
-def _fit(answer: Answer) -> str:
-    if not len(answer.best_ious):
-        return f"{len(answer.boxes)} boxes"
-    return f"{len(answer.boxes)} boxes, best IoU {answer.best_ious.max():.2f}"
 
 
 def _jpeg(bgr: np.ndarray) -> bytes:

@@ -33,6 +33,7 @@ class Stage:
         self._drawn: list[object] = [None] * len(self.maps)  # the map that each panel's overlay shows
         for panel in (self.photo, *self.maps):
             widgets.jslink((opacity, "value"), (panel, "opacity"))
+        self._all = (self.photo, *self.maps, *self.attention.values())
         for panel in self._all:
             panel.observe(on_point, ["pointed", "pinned"])
         self.truths, self.patches, self._hint = widgets.HTML(), widgets.HTML(), widgets.HTML(_HINT)
@@ -43,10 +44,6 @@ class Stage:
         tables = _box("explorer-tables", self.truths, self.patches)
         parts = [self.panels, self.looks, self._hint, tables]
         self.widget = widgets.VBox(parts, layout=widgets.Layout(align_items="stretch", overflow="visible"))
-
-    @property
-    def _all(self) -> tuple[Panel, ...]:
-        return (self.photo, *self.maps, *self.attention.values())
 
     def show_subject(self, subject: Subject, seen: Look) -> None:
         """Another image: its photograph in every panel, and no patch that the new grid lacks."""

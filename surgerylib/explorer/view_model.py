@@ -25,8 +25,7 @@ from ..matching import BOX_COLUMNS
 from ..words import DIOR_CLASSES, canonical_class, prompt_names
 
 AS_NAMED, EVERY_BOX = "as named", "every box"  # what boxes are held against, beside a class
-_SIDES = {side: pd.Series(dtype="float64") for side in BOX_COLUMNS}
-NO_TRUTH = pd.DataFrame({"label": pd.Series(dtype="str"), **_SIDES})
+NO_TRUTH = pd.DataFrame(columns=["label", *BOX_COLUMNS]).astype({"label": "str"} | dict.fromkeys(BOX_COLUMNS, float))
 
 
 class Subject(NamedTuple):
