@@ -42,16 +42,29 @@ def options(scenes, tiny_folder, tmp_path) -> dict:
     }
 
 
-@pytest.fixture
-def explorer(options) -> Explorer:
-    return opened(options)
-
-
 def opened(options: dict) -> Explorer:
     explorer = Explorer(**options)
     explorer.wait()
     assert explorer.work.traceback == ""
     return explorer
+
+
+@pytest.fixture
+def explorer(options) -> Explorer:
+    return opened(options)
+
+
+def click(explorer: Explorer, *buttons: str) -> None:
+    for button in buttons:
+        getattr(explorer.controls, button).click()
+        explorer.wait()
+
+
+def put(explorer: Explorer, **values) -> None:
+    """Set controls one by one, and wait for what follows."""
+    for name, value in values.items():
+        getattr(explorer.controls, name).value = value
+        explorer.wait()
 
 
 def line(explorer: Explorer) -> str:
@@ -102,8 +115,7 @@ def test_a_phrase_is_asked_for_and_shown(explorer):
     explorer.controls.ask.value = "both"
     assert explorer.shown.question.asked == ("red roof", "Ship", "blue barn", *explorer.dataset.classes)
     assert explorer.controls.shown.value == "blue barn"
-    explorer.controls.words.value = ", ".join(f"barn number {n}" for n in range(9))
-    explorer.wait()  # so many are read in the background
+    put(explorer, words=", ".join(f"barn number {n}" for n in range(9)))  # so many are read in the background
     assert len(explorer.shown.question.asked) == 9 + len(explorer.dataset.classes)
     assert explorer.controls.shown.value == "barn number 0"
 
@@ -122,22 +134,16 @@ def test_all_four_kinds_stand_side_by_side(explorer):
 
 
 def test_next_previous_by_class_and_by_name(explorer):
-    ids = list(explorer.dataset.images["image_id"])
-
-    def shown(react) -> str:
-        react()
-        explorer.wait()
-        return explorer.shown.subject.name
-
-    assert shown(explorer.controls.next.click) == ids[1]
-    assert shown(explorer.controls.previous.click) == ids[0]
-    assert shown(explorer.controls.previous.click) == ids[-1]
-    label = explorer.dataset.boxes["label"].iloc[-1]
-    assert shown(lambda: setattr(explorer.controls.with_class, "value", label)) in set(
-        explorer.dataset.boxes.loc[explorer.dataset.boxes["label"] == label, "image_id"]
-    )
+    ids, boxes = list(explorer.dataset.images["image_id"]), explorer.dataset.boxes
+    for button, expected in (("next", ids[1]), ("previous", ids[0]), ("previous", ids[-1])):
+        click(explorer, button)
+        assert explorer.shown.subject.name == expected
+    label = boxes["label"].iloc[-1]
+    put(explorer, with_class=label)
+    assert explorer.shown.subject.name in set(boxes.loc[boxes["label"] == label, "image_id"])
     assert explorer.controls.shown.value == label
-    assert shown(lambda: setattr(explorer.controls.find, "value", f"{ids[3]}.jpg")) == ids[3]
+    put(explorer, find=f"{ids[3]}.jpg")
+    assert explorer.shown.subject.name == ids[3]
     assert explorer.controls.with_class.value == ANY_CLASS
     assert explorer.controls.shown.value == label  # the reader's choice stays
     explorer.controls.find.value = "nowhere"
@@ -151,14 +157,12 @@ def test_another_image_is_one_forward(explorer, monkeypatch):
     calls, clip = [], explorer._exploration.clip
     forward = clip.encode_image
     monkeypatch.setattr(clip, "encode_image", lambda *a, **k: (calls.append(1), forward(*a, **k))[1])
-    explorer.controls.next.click()
-    explorer.wait()
+    click(explorer, "next")
     explorer.controls.kind.value = ALL_KINDS
     explorer.controls.layers.value = 3
     explorer.stage.photo.pointed = [1, 1]
     assert calls == [1]
-    explorer.controls.image_size.value = 48
-    explorer.wait()
+    put(explorer, image_size=48)
     assert calls == [1, 1]
     assert explorer.stage.photo.grid == [6, 6]
     assert explorer.shown.answers[0].shown.shape == (6, 6)
@@ -175,8 +179,7 @@ def test_the_pointed_patch_shows_in_every_panel(explorer):
     explorer.controls.ask.value = "both"
     assert "barn" in explorer.stage.patches.value != before
     explorer.stage.photo.pinned = True
-    explorer.controls.image_size.value = 16  # a grid of 2 x 2: the patch is gone
-    explorer.wait()
+    put(explorer, image_size=16)  # a grid of 2 x 2: the patch is gone
     assert explorer.stage.patch is None
     assert not any(panel.pinned for panel in (explorer.stage.photo, *explorer.stage.maps))
     assert explorer.stage.patches.value == ""
@@ -186,45 +189,37 @@ def test_the_pointed_patch_shows_in_every_panel(explorer):
 
 
 def test_any_image_file_and_an_upload(explorer, tmp_path):
-    picture = np.random.default_rng(0).integers(0, 255, (40, 70, 3), dtype=np.uint8)
-    _, data = cv2.imencode(".png", picture)
     file = tmp_path / "field 7.png"
-    file.write_bytes(data.tobytes())
-    explorer.controls.path.value = str(file)
-    explorer.wait()
+    cv2.imwrite(str(file), np.random.default_rng(0).integers(0, 255, (40, 70, 3), dtype=np.uint8))
+    data = file.read_bytes()
+    put(explorer, path=str(file))
     assert explorer.shown.subject.name == "field 7.png"
     assert explorer.controls.position.value == "field 7.png"
     assert explorer.stage.photo.size == [70, 40]
     assert "No ground truth box" in explorer.stage.truths.value
-    explorer.controls.upload.value = (
-        {"name": "sent.png", "type": "image/png", "size": len(data), "content": memoryview(data.tobytes()),
-         "last_modified": datetime.now(UTC)},
-    )  # fmt: skip
-    explorer.wait()
+    sent = {"name": "sent.png", "type": "image/png", "size": len(data), "content": memoryview(data)}
+    put(explorer, upload=(sent | {"last_modified": datetime.now(UTC)},))
     assert explorer.shown.subject.name == "sent.png"
-    explorer.controls.next.click()
-    explorer.wait()
+    click(explorer, "next")
     assert explorer.controls.position.value.startswith("2 of 6")
 
 
 @pytest.mark.parametrize(
-    ("control", "value", "message"),
+    ("path", "message"),
     [
-        ("path", "/nowhere/at/all.jpg", "no image file /nowhere/at/all.jpg"),
-        ("path", __file__, "is not an image that can be read"),
-        ("path", "x" * 300, "cannot be read"),
+        ("/nowhere/at/all.jpg", "no image file /nowhere/at/all.jpg"),
+        (__file__, "is not an image that can be read"),
+        ("x" * 300, "cannot be read"),
     ],
 )
-def test_what_cannot_be_opened_is_one_line_and_the_view_stays(explorer, control, value, message):
+def test_what_cannot_be_opened_is_one_line_and_the_view_stays(explorer, path, message):
     before = explorer.shown.subject
     for _ in range(2):  # the same name can be given again
-        getattr(explorer.controls, control).value = value
-        explorer.wait()
+        put(explorer, path=path)
         assert message in line(explorer)
         assert "\n" not in explorer.work.line.value
         assert explorer.shown.subject is before
-        explorer.controls.next.click()
-        explorer.wait()
+        click(explorer, "next")
         assert line(explorer) == explorer.work.traceback == ""
         before = explorer.shown.subject
 
@@ -237,11 +232,9 @@ def test_damaged_images_are_left_out_or_one_line(options, scenes, tmp_path):
     assert explorer.controls.position.value.startswith("1 of 5")
     assert f"{second.stem}: " in unescape(explorer.note.value)
     third.write_bytes(third.read_bytes()[:300])
-    explorer.controls.next.click()
-    explorer.wait()
+    click(explorer, "next")
     assert f"{third} cannot be read" in line(explorer)
-    explorer.controls.next.click()
-    explorer.wait()
+    click(explorer, "next")
     assert line(explorer) == ""
     assert explorer.controls.position.value.startswith("3 of 5")
 
@@ -268,9 +261,8 @@ def test_damaged_images_are_left_out_or_one_line(options, scenes, tmp_path):
 def test_wrong_values_become_a_line_not_a_traceback(options, wrong, message):
     explorer = opened(options | wrong)
     assert message in line(explorer)
-    for button in (explorer.controls.next, explorer.controls.save, explorer.controls.open):
-        button.click()
-        explorer.wait()
+    for button in ("next", "save", "open"):
+        click(explorer, button)
         assert line(explorer) != ""
     explorer.controls.percentile.value = 50.0
     assert explorer.work.traceback == ""
@@ -283,18 +275,14 @@ def test_a_wrong_data_set_can_be_mended_in_the_widget(options, scenes, tmp_path)
         with pytest.raises(ParameterError, match="nothing is shown"):
             ask()
     cv2.imwrite(str(tmp_path / "alone.png"), np.zeros((40, 40, 3), np.uint8))
-    explorer.controls.path.value = str(tmp_path / "alone.png")
-    explorer.wait()
+    put(explorer, path=str(tmp_path / "alone.png"))
     assert (line(explorer), explorer.shown.subject.name) == ("", "alone.png")
-    explorer.controls.dataset.value = "x" * 300
-    explorer.wait()
+    put(explorer, dataset="x" * 300)
     assert "no dataset folder" in line(explorer)
-    explorer.controls.dataset.value = str(scenes)
-    explorer.wait()
+    put(explorer, dataset=str(scenes))
     assert len(explorer.shown.subject.truth)
     assert explorer.controls.split.options == ("test", "train", "val", "trainval")
-    explorer.controls.split.value = "val"
-    explorer.wait()
+    put(explorer, split="val")
     assert explorer.controls.position.value.startswith("1 of 3")
     assert yaml.safe_load(explorer.setting_yaml())["split"] == "val"
 
@@ -303,8 +291,7 @@ def test_saving_writes_a_picture_and_a_setting_and_never_over_another(explorer, 
     explorer.controls.kind.value = ALL_KINDS
     explorer.stage.photo.pointed = [0, 1]
     first = explorer.save()
-    explorer.controls.save.click()
-    explorer.wait()
+    click(explorer, "save")
     saved = sorted(path.name for path in Path(options["save_dir"]).iterdir())
     stem = f"{explorer.shown.subject.name}_{explorer.controls.shown.value}"
     assert saved == [f"{stem}_01.png", f"{stem}_01.yaml", f"{stem}_02.png", f"{stem}_02.yaml"]
@@ -323,8 +310,7 @@ def test_saving_writes_a_picture_and_a_setting_and_never_over_another(explorer, 
 @pytest.mark.parametrize(("save_dir", "message"), [(None, "save_dir is None"), (f"{__file__}/below", "be written")])
 def test_nowhere_to_save_is_one_line(options, save_dir, message):
     explorer = opened(options | {"save_dir": save_dir})
-    explorer.controls.save.click()
-    explorer.wait()
+    click(explorer, "save")
     assert message in line(explorer)
 
 
@@ -350,17 +336,17 @@ def test_the_adapter_switch_changes_the_maps_and_says_so(options, tiny, tmp_path
     assert np.abs(explorer.shown.answers[0].shown - before).max() > 0.1
 
 
-def test_the_kernel_answers_while_an_image_is_read(explorer, monkeypatch):
+def leaf_slowly(explorer: Explorer, monkeypatch) -> threading.Event:
+    """Go to the next image, whose file is being read until the event is set."""
     started, go_on, read = threading.Event(), threading.Event(), album.read_image
-
-    def slow(path):
-        started.set()
-        assert go_on.wait(20)
-        return read(path)
-
-    monkeypatch.setattr(album, "read_image", slow)
+    monkeypatch.setattr(album, "read_image", lambda path: (started.set(), go_on.wait(20), read(path))[2])
     explorer.controls.next.click()
     assert started.wait(20)
+    return go_on
+
+
+def test_the_kernel_answers_while_an_image_is_read(explorer, monkeypatch):
+    go_on = leaf_slowly(explorer, monkeypatch)
     assert explorer.work.busy.layout.visibility == "visible"
     explorer.controls.percentile.value = 91.0  # answered at once, of the image that is still shown
     assert explorer.shown.answers[0].boxes.shape[1] == 5
@@ -373,22 +359,17 @@ def test_the_kernel_answers_while_an_image_is_read(explorer, monkeypatch):
     assert explorer.work.busy.layout.visibility == "hidden"
 
 
-def test_another_size_is_of_the_image_that_was_asked_for_last(explorer, scenes, monkeypatch):
+def test_another_size_is_of_the_image_that_was_asked_for_last(explorer, monkeypatch):
     names, read = list(explorer.dataset.images["image_id"]), album.read_image
-    started, go_on = threading.Event(), threading.Event()
-    monkeypatch.setattr(album, "read_image", lambda path: (started.set(), go_on.wait(20), read(path))[2])
-    explorer.controls.next.click()
-    assert started.wait(20)
+    go_on = leaf_slowly(explorer, monkeypatch)
     explorer.controls.image_size.value = 48
     go_on.set()
     explorer.wait()
     assert explorer.controls.position.value == f"2 of 6: {names[1]}"
     assert explorer.shown.seen.image_size == 48
     monkeypatch.setattr(album, "read_image", lambda path: read("/nowhere.jpg"))
-    explorer.controls.next.click()
-    explorer.wait()
-    explorer.controls.image_size.value = 64
-    explorer.wait()
+    click(explorer, "next")
+    put(explorer, image_size=64)
     assert "/nowhere.jpg" in line(explorer)
     assert explorer.controls.position.value == f"2 of 6: {names[1]}"
     assert yaml.safe_load(explorer.setting_yaml())["image_size"] == 48  # of what is shown
@@ -400,8 +381,7 @@ def test_after_a_failed_question_nothing_of_the_one_before_is_handed_on(explorer
     assert explorer.controls.copy.text == explorer.stage.patches.value == ""
     explorer.stage.photo.pointed = [2, 2]
     assert explorer.stage.patches.value == ""
-    explorer.controls.save.click()
-    explorer.wait()
+    click(explorer, "save")
     assert "nothing is shown" in line(explorer)
     explorer.controls.ask.value = "classes"
     assert "Patch in row 3" in explorer.stage.patches.value

@@ -13,33 +13,26 @@ from surgerylib.boxes import extract_many
 from surgerylib.figures import maps as plots
 from surgerylib.figures import style
 from surgerylib.heatmaps import Setting
+from surgerylib.matching import BOX_COLUMNS
 from surgerylib.study.examples import example_pairs
 
-BOX = ["xmin", "ymin", "xmax", "ymax"]
-
-
-@pytest.fixture
-def image() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
-
-
-@pytest.fixture
-def heatmap() -> np.ndarray:
-    return np.random.default_rng(1).normal(size=(7, 7)).astype(np.float32)
+IMAGE = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+HEATMAP = np.random.default_rng(1).normal(size=(7, 7)).astype(np.float32)
 
 
 def boxes(*rows) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["image_id", "label", *BOX, "score", "kind"])
+    frame = pd.DataFrame(rows, columns=["image_id", "label", *BOX_COLUMNS, "score", "kind"])
+    return frame.astype(dict.fromkeys(BOX_COLUMNS, float))
 
 
-def test_figures_draw_without_boxes_and_with_a_constant_map(image, heatmap):
+def test_figures_draw_without_boxes_and_with_a_constant_map():
     some = boxes(("a", "ship", 5, 5, 40, 30, 0.3, "vv_mixed"), ("a", "ship", 50, 10, 80, 50, 0.2, "vv_mixed"))
-    nothing, flat = some.iloc[:0], np.zeros_like(heatmap)
+    nothing, flat = some.iloc[:0], np.zeros_like(HEATMAP)
     for found, truth in ((some, nothing), (nothing, some)):
         for figure in (
-            plots.three_columns(image, flat, truth, found, "ship", "a: ship"),
-            plots.kinds_grid(image, {"standard": heatmap, "mine": flat}, truth, found, "ship", "title"),
-            plots.extraction_steps(image, flat, truth, label="ship", patch_size=32),
+            plots.three_columns(IMAGE, flat, truth, found, "ship", "a: ship"),
+            plots.kinds_grid(IMAGE, {"standard": HEATMAP, "mine": flat}, truth, found, "ship", "title"),
+            plots.extraction_steps(IMAGE, flat, truth, label="ship", patch_size=32),
         ):
             figure.draw_without_rendering()
 
@@ -47,26 +40,22 @@ def test_figures_draw_without_boxes_and_with_a_constant_map(image, heatmap):
 @pytest.mark.parametrize(
     ("place", "line"), [(10, "line: percentile 75"), (90, "line: floor {:.3g}"), (101, "all below floor {:.3g}")]
 )
-def test_steps_with_a_floor_show_the_line_that_the_mask_has(image, heatmap, place, line):
-    floor = float(np.percentile(heatmap, place)) if place <= 100 else 9.0
+def test_steps_with_a_floor_show_the_line_that_the_mask_has(place, line):
+    floor = float(np.percentile(HEATMAP, place)) if place <= 100 else 9.0
     settings = Setting(floor=floor)
-    truth = boxes().astype(dict.fromkeys(BOX, float))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = plots.extraction_steps(image, heatmap, truth, label="ship", patch_size=32, boxes=settings)
+        figure = plots.extraction_steps(IMAGE, HEATMAP, boxes(), label="ship", patch_size=32, boxes=settings)
     titles = {axis.get_title(loc="left"): axis for axis in figure.axes}
     assert f"3  bilinear to 224, {line.format(floor)}" in titles
-    (found,) = extract_many(heatmap, (224, 224), [settings])
+    (found,) = extract_many(HEATMAP, (224, 224), [settings])
     (masked,) = (axis for title, axis in titles.items() if title.startswith("4"))
     assert masked.images[0].get_array().mean() == pytest.approx(found.activated)
 
 
 def test_curves_and_bars_say_when_a_class_has_no_boxes():
-    truth = pd.DataFrame([("a", "ship", 0, 0, 9, 9), ("b", "ship", 0, 0, 9, 9)], columns=["image_id", "label", *BOX])
-    found = pd.DataFrame(
-        [("a", "ship", 0, 0, 9, 9, 0.5, kind) for kind in style.KIND_LOOKS],
-        columns=["image_id", "label", *BOX, "score", "kind"],
-    )
+    truth = boxes(*((image_id, "ship", 0, 0, 9, 9, 0, "") for image_id in "ab")).drop(columns=["score", "kind"])
+    found = boxes(*(("a", "ship", 0, 0, 9, 9, 0.5, kind) for kind in style.KIND_LOOKS))
     result = judged(found, truth, image_ids=["a", "b"], classes=["ship", "dam"], n_resamples=20)
     assert len(plots.map_curves(result.summary(), {"present": "p", "all": "a"}).axes) == 2
     rows = result.by_class().query("protocol == 'all' and iou_threshold == 0.05")
@@ -95,10 +84,10 @@ def test_best_iou():
 
 
 @pytest.mark.parametrize("photo", [False, True])
-def test_the_title_becomes_the_caption_and_stays_in_the_file(image, heatmap, tmp_path, monkeypatch, photo):
+def test_the_title_becomes_the_caption_and_stays_in_the_file(tmp_path, monkeypatch, photo):
     shown = []
     monkeypatch.setattr(style, "display", lambda data, **options: shown.append((data, options["metadata"])))
-    figure = plots.kinds_grid(image, {"standard": heatmap}, boxes(), boxes(), "ship", "It finds the ship.")
+    figure = plots.kinds_grid(IMAGE, {"standard": HEATMAP}, boxes(), boxes(), "ship", "It finds the ship.")
     style.show(figure, "Heatmap above, boxes below", tmp_path / "a.png", photo=photo)
     (data, metadata), (text, repeated) = shown
     (mime,) = data
