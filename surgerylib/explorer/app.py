@@ -32,6 +32,7 @@ from .controls import ANY_CLASS, Controls
 from .export import Origin, python_call, setting_yaml
 from .stage import Stage
 from .view_model import Exploration, Look, Shown, Subject, look
+from .widgets import box
 from .work import Work
 
 _AT_ONCE = 3  # new phrases that are read where they are typed: 0.12 s with ViT-B/32 on two cores
@@ -72,14 +73,11 @@ class Explorer:
         self.stage = Stage(self.controls.opacity, self._guarded(self._point, with_change=True))
         self.note, self._code = widgets.HTML(), widgets.HTML()
         code = widgets.Accordion([self._code], titles=("Python",), selected_index=None)
-        top = widgets.HBox([self.controls.keep, self.work.busy], layout=widgets.Layout(flex_flow="row wrap"))
-        parts = [top, self.work.line, self.note, self.stage.widget, code]
-        shown = widgets.VBox(parts, layout=widgets.Layout(align_items="stretch"))
-        shown.add_class("explorer-view")
-        layout = widgets.Box([self.controls.main, shown, self.controls.more], layout=widgets.Layout(display="grid"))
-        layout.add_class("explorer-layout")
-        self.widget = widgets.VBox([layout], layout=widgets.Layout(align_items="stretch"))
-        self.widget.add_class("clip-explorer")
+        top = box(self.controls.keep, self.work.busy, kind=widgets.HBox, flex_flow="row wrap")
+        parts = (top, self.work.line, self.note, self.stage.widget, code)
+        columns = (self.controls.main, box(*parts, names="explorer-view", align_items="stretch"), self.controls.more)
+        layout = box(*columns, names="explorer-layout", kind=widgets.Box, display="grid")
+        self.widget = box(layout, names="clip-explorer", align_items="stretch")
         self._listen()
         self.work.begin("loading the model", self._load_model, self._take_model, kind="model")
 

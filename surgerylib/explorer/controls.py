@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import ipywidgets as widgets
@@ -11,7 +12,7 @@ from ..clip import SurgeryCLIP
 from ..errors import ParameterError
 from ..heatmaps import HEATMAP_KINDS, SCORE_NAMES, SIMILARITIES, Setting
 from .view_model import AS_NAMED, EVERY_BOX, Question, phrases
-from .widgets import CopyButton
+from .widgets import CopyButton, box
 
 ALL_KINDS = "all four side by side"
 ANY_CLASS = "any class"
@@ -85,23 +86,23 @@ class Controls:
     @property
     def main(self) -> widgets.VBox:
         """A box of the controls used all the time."""
-        return _group(
-            "explorer-main",
+        return box(
             _heading("Dataset"), self.dataset, _row(self.split, self.open),
             _heading("Image"), self.position, _row(self.previous, self.next), self.with_class, self.find, self.path,
             self.upload,
             _heading("Ask for"), self.ask, self.words, self.shown,
             _heading("Boxes"), self.percentile, self.opacity,
+            names="explorer-main", align_items="stretch",
         )  # fmt: skip
 
     @property
     def more(self) -> widgets.VBox:
         """A box of the others."""
-        return _group(
-            "explorer-more",
+        return box(
             _heading("Heatmap"), self.kind, self.similarity, self.layers, self.image_size, self.adapted,
             _heading("Extraction"), self.min_side, self.use_nms, self.nms_iou, self.use_floor, self.floor, self.score,
             self.outline, self.against,
+            names="explorer-more", align_items="stretch",
         )  # fmt: skip
 
     def take_model(self, clip: SurgeryCLIP, image_size: int | None) -> None:
@@ -196,11 +197,4 @@ def _heading(text: str) -> widgets.HTML:
     return widgets.HTML(f'<div class="explorer-group" role="heading" aria-level="2">{text}</div>')
 
 
-def _row(*children: widgets.Widget) -> widgets.HBox:
-    return widgets.HBox(children, layout=widgets.Layout(flex_flow="row wrap", overflow="visible"))
-
-
-def _group(name: str, *children: widgets.Widget) -> widgets.VBox:
-    box = widgets.VBox(children, layout=widgets.Layout(align_items="stretch"))
-    box.add_class(name)
-    return box
+_row = partial(box, kind=widgets.HBox, flex_flow="row wrap", overflow="visible")

@@ -11,7 +11,7 @@ from ..figures import kind_looks
 from ..heatmaps import HEATMAP_KINDS
 from . import drawing as view
 from .view_model import Look, Shown, Subject
-from .widgets import Panel
+from .widgets import Panel, box
 
 Patch = tuple[int, int] | None
 _HINT = (
@@ -37,13 +37,11 @@ class Stage:
         for panel in self._all:
             panel.observe(on_point, ["pointed", "pinned"])
         self.truths, self.patches, self._hint = widgets.HTML(), widgets.HTML(), widgets.HTML(_HINT)
-        self.panels = _box("explorer-panels", self.photo, self.maps[0])
-        self.looks = _box("explorer-panels", *self.attention.values())
-        self.looks.add_class("explorer-looks")
-        self.looks.layout.display = "none"
-        tables = _box("explorer-tables", self.truths, self.patches)
-        parts = [self.panels, self.looks, self._hint, tables]
-        self.widget = widgets.VBox(parts, layout=widgets.Layout(align_items="stretch", overflow="visible"))
+        plain, looks = {"kind": widgets.Box}, "explorer-panels explorer-looks"
+        self.panels = box(self.photo, self.maps[0], names="explorer-panels", **plain)
+        self.looks = box(*self.attention.values(), names=looks, display="none", **plain)
+        tables = box(self.truths, self.patches, names="explorer-tables", **plain)
+        self.widget = box(self.panels, self.looks, self._hint, tables, align_items="stretch", overflow="visible")
 
     def show_subject(self, subject: Subject, seen: Look) -> None:
         """Another image: its photograph in every panel, and no patch that the new grid lacks."""
@@ -120,9 +118,3 @@ class Stage:
 
     def _has(self, patch: Patch) -> bool:
         return patch is not None and patch[0] < self._grid[0] and patch[1] < self._grid[1]
-
-
-def _box(name: str, *children: widgets.Widget) -> widgets.Box:
-    box = widgets.Box(children)
-    box.add_class(name)
-    return box

@@ -1,13 +1,22 @@
-"""The explorer's own two widgets: a picture whose patches can be pointed at, and a button that copies text."""
+"""The explorer's own widgets: a picture whose patches can be pointed at, a button that copies text, boxes of both."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import anywidget
+import ipywidgets
 import traitlets
 
 _FRONT = Path(__file__).parent / "templates"
+
+
+def box(*children: ipywidgets.Widget, names: str = "", kind: type = ipywidgets.VBox, **layout: str) -> ipywidgets.Box:
+    """Widgets in a box that has these CSS classes and this layout."""
+    made = kind(children, layout=ipywidgets.Layout(**layout))
+    for name in names.split():
+        made.add_class(name)
+    return made
 
 
 class Panel(anywidget.AnyWidget):

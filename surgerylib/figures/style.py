@@ -215,11 +215,11 @@ def range_text(heatmap: np.ndarray, quantity: str = "similarity", digits: int = 
     return f"{quantity} {heatmap.min():.{digits}f} to {heatmap.max():.{digits}f}".replace("-", "−")
 
 
-def photo_axis(axis: Axes, image: np.ndarray, size_wh: tuple[int, int] | None = None) -> None:
-    """Show an image without ticks, in its own pixel coordinates (pixel edges at whole numbers), or in those given."""
-    width, height = size_wh or (image.shape[1], image.shape[0])
+def photo_axis(axis: Axes, image: np.ndarray) -> None:
+    """Show an image without ticks, in its own pixel coordinates (pixel edges at whole numbers)."""
+    height, width = image.shape[:2]
     drawn = axis.get_window_extent()  # the layout, which is still to come, makes it at most a third larger
-    shrunk = 2 * max(drawn.width / image.shape[1], drawn.height / image.shape[0])  # 2 pixels for one drawn are enough
+    shrunk = 2 * max(drawn.width / width, drawn.height / height)  # 2 pixels for one drawn are enough
     if shrunk < 1:  # OpenCV is ten times as fast at it as what draws
         image = cv2.resize(image, None, fx=shrunk, fy=shrunk, interpolation=cv2.INTER_AREA)
     axis.imshow(image, extent=(0, width, height, 0))
