@@ -171,10 +171,10 @@ def extraction_steps(
     grid.tick_params(length=0, labelbottom=False, labelleft=False)
     grid.set_title(f"1  {rows} × {columns} patches of {patch_size} pixels")
 
-    shape = {"cmap": "viridis", "aspect": height / width}  # maps in the image's shape stand in line with it
-    similarity.imshow(heatmap, **(shape | {"aspect": shape["aspect"] * columns / rows}))
+    aspect = height / width  # maps in the image's shape stand in line with it
+    similarity.imshow(heatmap, cmap="viridis", aspect=aspect * columns / rows)
     similarity.set_title(f"2  {style.range_text(heatmap)}")
-    upsampled.imshow(resized, **shape)
+    upsampled.imshow(resized, cmap="viridis", aspect=aspect)
     line = "line: Otsu's threshold" if first == "otsu" else f"line: percentile {first:g}"
     if threshold > level:
         line = f"line: floor {settings.floor:.3g}"
@@ -183,10 +183,9 @@ def extraction_steps(
     else:
         line = f"all below floor {settings.floor:.3g}"
     upsampled.set_title(f"3  bilinear to {size}, {line}")
-    look = {"cmap": "gray_r", "vmin": 0, "vmax": 1.6, "aspect": shape["aspect"]}
-    masked.imshow(mask, **look)
+    for axis in (masked, components):
+        axis.imshow(mask, cmap="gray_r", vmin=0, vmax=1.6, aspect=aspect)
     masked.set_title(f"4  mask ≥ {threshold:.3f}, closed, opened".replace("-", "−"))
-    components.imshow(mask, **look)
     rectangles = mask_rectangles(mask)
     rectangles = rectangles[sides_fit(rectangles, min_side, settings.max_side)]
     style.draw_boxes(components, rectangles, colour=style.PREDICTION, style="--", width=1.5)
@@ -196,7 +195,6 @@ def extraction_steps(
     style.draw_boxes(result, found, colour=style.PREDICTION, style="--", scores=True)
     result.set_title(f"6  scored with the {SCORE_NAMES[settings.box_score]} inside")
     for axis in axes.flat:
-        axis.title.set_fontsize(style.SMALLEST)
         axis._left_title.set_fontsize(style.SMALLEST)
     for axis in (similarity, upsampled, masked, components):
         axis.set(xticks=[], yticks=[])

@@ -33,17 +33,16 @@ def ap_against_size(
     axis.set(ylim=(-0.04 * top, top), ylabel=ylabel)
     style.headline(fig, title)
     axis.set_xlabel("median object size: √(box area) in pixels of the original image (logarithmic)")
-    if len(known):
-        axis.set_xlim(0.75 * min(known["side"].min(), patch_side), 1.35 * max(known["side"].max(), patch_side))
-        area = 30 + 370 * known["n_boxes"] / known["n_boxes"].max()
-        look = {"color": style.kind_looks([kind])[kind].colour, "alpha": 0.55}
-        points = axis.scatter(known["side"], known[value], s=area, linewidths=0.8, edgecolors="white", **look)
     axis.axvline(patch_side, color=style.PALE, linewidth=1, linestyle=":")
     axis.text(patch_side, top, " a patch", color=style.GREY, va="top")
     axis.xaxis.set_major_formatter("{x:.0f}")
     axis.xaxis.set_minor_formatter(lambda x, _: f"{x:.0f}" if f"{x:.0e}"[0] in "25" else "")
     if len(known):
+        axis.set_xlim(0.75 * min(known["side"].min(), patch_side), 1.35 * max(known["side"].max(), patch_side))
         largest = known["n_boxes"].max()
+        area = 30 + 370 * known["n_boxes"] / largest
+        look = {"color": style.kind_looks([kind])[kind].colour, "alpha": 0.55}
+        points = axis.scatter(known["side"], known[value], s=area, linewidths=0.8, edgecolors="white", **look)
         handles = [
             Line2D([], [], ls="", marker="o", ms=np.sqrt(30 + 370 * n / largest), label=f"{n:,}", **look)
             for n in dict.fromkeys([max(1, int(largest // 10)), int(largest // 2) or 1, int(largest)])
