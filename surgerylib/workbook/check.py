@@ -6,11 +6,21 @@ import os
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..errors import CheckpointError, OutputError, ParameterError, TrainingError
+from ..clip import load_clip, pick_device
+from ..datasets import Dataset, check_disjoint, check_have_boxes, check_on_bad_image, load_dataset, sound
+from ..engine.adapters import load_adapters
+from ..engine.evaluation import Options
+from ..errors import CheckpointError, OutputError, ParameterError, TrainingError, whole_number
 from ..files import EMBEDDED, checkpoint_file, dataset_folder
-from ..heatmaps import Setting
+from ..heatmaps import Setting, check_kinds, chosen_kind
+from ..study.adaptation import states_of
+from ..study.floors import check_floor_percentiles
+from ..study.head_evaluation import check_evaluated, find_head, load_head
+from ..study.sweep import Criterion, post_processing_variants, setting_grid
+from ..study.training import TrainingPlan
+from ..words import DIOR_CLASSES, check_prompts
 from .parameters import (
     LEAVES_OUT,
     NEEDS_HEAD,
@@ -19,12 +29,9 @@ from .parameters import (
     find_notebooks,
     known_parameters,
     load_config,
-    notebook_parameters,
     validate,
+    with_defaults,
 )
-
-if TYPE_CHECKING:
-    pass
 
 # parameters that count something -> the least they may be
 _WHOLE_NUMBERS = {
@@ -34,9 +41,7 @@ _WHOLE_NUMBERS = {
          "adapter_rank", "adapter_epochs"),
         1,
     ),
-    **dict.fromkeys(
-        ("num_examples", "ablation_epochs", "num_class_examples", "adapter_ablation_epochs"), 0
-    ),
+    **dict.fromkeys(("num_examples", "ablation_epochs", "num_class_examples", "adapter_ablation_epochs"), 0),
     "picture_size": 8,
 }  # fmt: skip
 
@@ -63,8 +68,7 @@ def check(
     """
     notebooks = find_notebooks(notebooks_dir)
     known = known_parameters(notebooks)
-    settings = {name: parameter.default for name, parameter in known.items()}
-    settings |= validate(load_config(config), known)
+    settings = with_defaults(validate(load_config(config), known), known)
     of_chosen = known_parameters(find_notebooks(notebooks_dir, only))
     settings = {name: value for name, value in settings.items() if name in of_chosen}
     root = notebooks[0].resolve().parent.parent
@@ -80,10 +84,6 @@ def check_values(settings: Mapping[str, Any]) -> None:
     Raises:
         ParameterError: Names the parameter, the value seen and what it may be.
     """
-    from ..datasets import check_on_bad_image
-    from ..engine.evaluation import Options
-    from ..heatmaps import Setting, check_kinds, chosen_kind
-
     if "kinds" in settings:
         check_kinds(settings["kinds"])
         Setting.of(settings, kind=chosen_kind(settings.get("kind"), settings["kinds"]))
@@ -98,12 +98,22 @@ def check_values(settings: Mapping[str, Any]) -> None:
     if "on_bad_image" in settings:
         check_on_bad_image(settings["on_bad_image"])
     for name, least in _WHOLE_NUMBERS.items():
-        value = settings.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise ParameterError(f"{name} must be a whole number of at least {least}, not {value!r}")
-    _check_sweep(settings)
-    _check_training(settings)
-    _check_evaluation(settings)
+        if settings.get(name) is not None:
+            whole_number(name, settings[name], least)
+    if "percentiles" in settings:
+        lists = {name: settings[name] for name in ("kinds", "similarities", "layer_counts", "percentiles")}
+        setting_grid(**lists)
+        post_processing_variants(Setting(), settings)
+        check_floor_percentiles(settings["floor_percentiles"])
+        Criterion(settings["choose_protocol"], settings["choose_iou"]).check(settings["iou_thresholds"])
+    if settings.get("train_split") is not None:
+        for name in ("train_split", "choose_split"):
+            if not settings[name]:
+                raise ParameterError(f"{name} is empty; name a split, such as train or val")
+        TrainingPlan.from_parameters(settings)
+    if NEEDS_HEAD in settings:
+        check_evaluated(settings["classes_evaluated"])
+        check_prompts(settings["prompts"])
     for name in ("checkpoint", "cache_dir", NEEDS_HEAD, TAKES_ADAPTER):
         value = settings.get(name)
         if value is not None and (not isinstance(value, str) or not value):
@@ -115,46 +125,6 @@ def check_values(settings: Mapping[str, Any]) -> None:
             f"the model {settings['model']!r} needs a checkpoint: a file, an open_clip tag (openai) or "
             "hf:owner/repo/file; without one its weights would be random"
         )
-
-
-def _check_sweep(settings: Mapping[str, Any]) -> None:
-    """The lists of the threshold sweep, where a notebook has them."""
-    if "percentiles" not in settings:
-        return
-    from ..heatmaps import Setting
-    from ..study.floors import check_floor_percentiles
-    from ..study.sweep import Criterion, post_processing_variants, setting_grid
-
-    setting_grid(
-        kinds=settings["kinds"], similarities=settings["similarities"], layer_counts=settings["layer_counts"],
-        percentiles=settings["percentiles"],
-    )  # fmt: skip
-    post_processing_variants(Setting(), settings)
-    check_floor_percentiles(settings["floor_percentiles"])
-    Criterion(settings["choose_protocol"], settings["choose_iou"]).check(settings["iou_thresholds"])
-
-
-def _check_training(settings: Mapping[str, Any]) -> None:
-    """The parameters of the training, where a notebook has them."""
-    if settings.get("train_split") is None:
-        return
-    from ..study.training import TrainingPlan
-
-    for name in ("train_split", "choose_split"):
-        if not settings[name]:
-            raise ParameterError(f"{name} is empty; name a split, such as train or val")
-    TrainingPlan.from_parameters(settings)
-
-
-def _check_evaluation(settings: Mapping[str, Any]) -> None:
-    """The parameters of the GT-class evaluation, where a notebook has them."""
-    if NEEDS_HEAD not in settings:
-        return
-    from ..study.head_evaluation import check_evaluated
-    from ..words import check_prompts
-
-    check_evaluated(settings["classes_evaluated"])
-    check_prompts(settings["prompts"])
 
 
 def check_cache(settings: Mapping[str, Any], root: Path) -> None:
@@ -182,14 +152,10 @@ def check_head(chosen: Sequence[Path], settings: Mapping[str, Any], out_dir: Pat
     Raises:
         CheckpointError: They will not; the message says how to get one.
     """
-    accepted = [notebook_parameters(path) for path in chosen]
-    needed = any(NEEDS_HEAD in names for names in accepted)
-    trained = any(LEAVES_OUT in names for names in accepted) and settings.get(STAGE) != "heatmap"
-    if not needed or (trained and not settings.get(NEEDS_HEAD)):
-        return
-    from ..study.head_evaluation import find_head
-
-    find_head(out_dir, settings.get(NEEDS_HEAD), root)
+    accepted = known_parameters(chosen)
+    trained = LEAVES_OUT in accepted and settings.get(STAGE) != "heatmap"
+    if NEEDS_HEAD in accepted and (settings.get(NEEDS_HEAD) or not trained):
+        find_head(out_dir, settings.get(NEEDS_HEAD), root)
 
 
 def check_output(out_dir: Path) -> None:
@@ -204,8 +170,6 @@ def check_output(out_dir: Path) -> None:
 
 
 def _check_dataset(settings: Mapping[str, Any], root: Path) -> list[str]:
-    from ..datasets import check_disjoint, load_dataset, sound
-
     policy = settings.get("on_bad_image", "error")
     folder, embedded = dataset_folder(settings["dataset"], root)
     if embedded and not folder.exists():
@@ -219,30 +183,25 @@ def _check_dataset(settings: Mapping[str, Any], root: Path) -> list[str]:
     for one, other in combinations(whole.values(), 2):
         check_disjoint(one, other)
     # each image decoded: what can't be read is found here, and not in the middle of the night
-    parts = [sound(whole[name].sample(settings.get(wanted[name]), settings.get("seed", 0)), policy) for name in whole]
-    if "train_split" in whole:
-        _check_to_learn_from(dict(zip(whole, parts, strict=True)), settings)
+    seed = settings.get("seed", 0)
+    parts = {name: sound(data.sample(settings.get(wanted[name]), seed), policy) for name, data in whole.items()}
+    if "train_split" in parts:
+        _check_to_learn_from(parts, settings)
     lines = []
-    for part in parts:
+    for part in parts.values():
         lines += [f"dataset: {part.describe()}", f"images: all {len(part.images):,} can be read"]
         lines += [f"skipped: {row.image_id}: {row.reason}" for row in part.skipped.itertuples()]
     return lines
 
 
-def _check_to_learn_from(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def _check_to_learn_from(parts: Mapping[str, Dataset], settings: Mapping[str, Any]) -> None:
     """The images to train and to choose on must have boxes of the classes that are trained on, at every stage."""
-    from ..datasets import check_have_boxes
-    from ..study.training import TrainingPlan
-
     train, seen = parts["train_split"], settings.get("seen_classes")
-    trained_on = {}
     plan = TrainingPlan.from_parameters(settings)
-    for stage in plan.stages:
-        if stage == "localizer":
-            trained_on[stage] = train.classes if seen is None else check_have_boxes(train, seen)
-        else:
-            trained_on[stage] = plan.adapter.seen(train.classes)
-    for names in trained_on.values():
+    trained_on = [plan.adapter.seen(train.classes)] if "heatmap" in plan.stages else []
+    if "localizer" in plan.stages:
+        trained_on.append(train.classes if seen is None else check_have_boxes(train, seen))
+    for names in trained_on:
         for parameter in ("train_split", "choose_split"):
             part = parts[parameter]
             if not part.boxes["label"].isin(names or part.classes).any():
@@ -253,8 +212,6 @@ def _check_to_learn_from(parts: Mapping[str, Any], settings: Mapping[str, Any]) 
 
 
 def _check_model(settings: Mapping[str, Any], root: Path, device: str) -> list[str]:
-    from ..clip import load_clip, pick_device
-
     checkpoint = checkpoint_file(settings.get("checkpoint"), root) or settings.get("checkpoint")
     options = {name: settings[name] for name in ("image_size", "depth") if name in settings}
     clip = load_clip(settings["model"], checkpoint, device=device, **options)
@@ -271,14 +228,8 @@ def _check_model(settings: Mapping[str, Any], root: Path, device: str) -> list[s
                 f"not {max(counts)}"
             )
     if settings.get(NEEDS_HEAD):
-        from ..study.head_evaluation import find_head, load_head
-        from ..words import DIOR_CLASSES
-
         load_head(find_head(root, settings[NEEDS_HEAD], root), clip, DIOR_CLASSES)
     if settings.get(TAKES_ADAPTER):
-        from ..engine.adapters import load_adapters
-        from ..study.adaptation import states_of
-
         states_of({kind: Setting(kind) for kind in settings["kinds"]}, load_adapters(settings[TAKES_ADAPTER], clip))
     rows, columns = clip.grid
     return [

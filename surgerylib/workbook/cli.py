@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -91,10 +91,9 @@ def _ctrl_c_once() -> Iterator[None]:
 def _run(arguments: argparse.Namespace) -> int:
     from .run import run_workbook
 
-    path, config = _configuration(arguments)
     result = run_workbook(
-        config, _out(arguments, path), only=arguments.only, time_limit=arguments.time_limit * 60, force=arguments.force
-    )  # fmt: skip
+        *_work(arguments), only=arguments.only, time_limit=arguments.time_limit * 60, force=arguments.force
+    )
     print(result.index)
     return 0 if result.ok else 1
 
@@ -102,23 +101,21 @@ def _run(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     from .check import check
 
-    print(check(_configuration(arguments)[1], device="auto"))
+    print(check(_work(arguments)[0], device="auto"))
     return 0
 
 
 def _features(arguments: argparse.Namespace) -> int:
     from .commands import features
 
-    path, config = _configuration(arguments)
-    features(config, _out(arguments, path), predict_only=arguments.predict)
+    features(*_work(arguments), predict_only=arguments.predict)
     return 0
 
 
 def _train(arguments: argparse.Namespace) -> int:
     from .commands import train
 
-    path, config = _configuration(arguments)
-    print(*train(config, _out(arguments, path), resume=arguments.resume), sep="\n")
+    print(*train(*_work(arguments), resume=arguments.resume), sep="\n")
     return 0
 
 
@@ -138,25 +135,18 @@ def _scenes(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _out(arguments: argparse.Namespace, config: Path) -> Path:
-    """The run's folder: the one given, or one named after the configuration."""
-    from ..files import PROJECT_ROOT
-
-    return (arguments.out or PROJECT_ROOT / "reports" / config.stem).expanduser().resolve()
-
-
-def _configuration(arguments: argparse.Namespace) -> tuple[Path, dict]:
-    """The configuration file and its parameters, with the command line's values over them."""
+def _work(arguments: argparse.Namespace) -> tuple[dict, Path]:
+    """The parameters, with the command line's values over the configuration's, and the run's folder."""
     from ..files import PROJECT_ROOT
     from .parameters import apply_overrides, find_notebooks, known_parameters, load_config
 
-    default = PROJECT_ROOT / "notebooks" / "configs" / "embedded.yaml"
-    path = arguments.config or default
+    path = arguments.config or PROJECT_ROOT / "notebooks" / "configs" / "embedded.yaml"
     known = known_parameters(find_notebooks())
     config = load_config(path)
     shorthands = {name: getattr(arguments, name, None) for name in SHORTHANDS}
     overrides = [f"{name}={value}" for name, value in shorthands.items() if value is not None]
-    return path, apply_overrides(config, overrides + arguments.parameters, known)
+    out = getattr(arguments, "out", None) or PROJECT_ROOT / "reports" / path.stem
+    return apply_overrides(config, overrides + arguments.parameters, known), out.expanduser().resolve()
 
 
 def _minutes(text: str) -> float:
@@ -184,45 +174,40 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="the run's folder (default: reports/NAME of the config)"
     )
 
-    run = commands.add_parser("run", parents=[shared, placed], help="execute the notebooks and write the HTML report")
+    def command(name: str, work: Callable, help_: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        parser = commands.add_parser(name, parents=parents, help=help_)
+        parser.set_defaults(command=work)
+        return parser
+
+    run = command("run", _run, "execute the notebooks and write the HTML report", shared, placed)
     run.add_argument("--only", metavar="NN", help="only these notebooks: 01 or 01,03")
     run.add_argument("--force", action="store_true", help="execute even what is up to date")
     run.add_argument("--time-limit", type=_minutes, default=1440.0, metavar="MINUTES",
                      help="for each notebook as a whole (default: 1440, a day)")  # fmt: skip
-    run.set_defaults(command=_run)
 
-    check = commands.add_parser(
-        "check", parents=[shared], help="read data and model, run the self-check, change nothing"
-    )
-    check.set_defaults(command=_check)
+    command("check", _check, "read data and model, run the self-check, change nothing", shared)
 
     staged = argparse.ArgumentParser(add_help=False)
     staged.add_argument("--stage", help="heatmap, localizer or both (default: the configuration's, else both)")
-    features = commands.add_parser(
-        "features", parents=[shared, placed, staged], help="compute what the adapters and the localiser are trained on"
-    )
+    trained_on = "compute what the adapters and the localiser are trained on"
+    features = command("features", _features, trained_on, shared, placed, staged)
     features.add_argument("--predict", action="store_true", help="only say how much disk they need")
-    features.set_defaults(command=_features)
 
-    train = commands.add_parser(
-        "train", parents=[shared, placed, staged], help="train what notebook 03 trains: heatmap adapters, localiser"
-    )
+    trained = "train what notebook 03 trains: heatmap adapters, localiser"
+    train = command("train", _train, trained, shared, placed, staged)
     train.add_argument("--resume", action="store_true", help="go on with a training of these settings that was stopped")
-    train.set_defaults(command=_train)
 
-    compare = commands.add_parser("compare", help="put finished runs side by side on one page")
+    compare = command("compare", _compare, "put finished runs side by side on one page")
     # none at all is an error with the other bad input, in one line
     compare.add_argument(
         "runs", nargs="*", type=Path, metavar="RUN", help="a run's folder; differences are to the first"
     )
     compare.add_argument("--out", type=Path, metavar="FILE", help="the page (default: reports/compare-NAME-NAME.html)")
-    compare.set_defaults(command=_compare)
 
-    scenes = commands.add_parser("scenes", help="draw aerial scenes in DIOR's layout")
+    scenes = command("scenes", _scenes, "draw aerial scenes in DIOR's layout")
     scenes.add_argument("--out", type=Path, required=True, metavar="DIR")
     scenes.add_argument("--seed", type=int, help="another seed gives other scenes (default: 0)")
     for split in ("train", "val", "test"):
         scenes.add_argument(f"--{split}", dest=f"num_{split}", type=int, metavar="N", help=f"number of {split} images")
     scenes.add_argument("--size", type=int, metavar="PIXELS", help="side of an image")
-    scenes.set_defaults(command=_scenes)
     return parser

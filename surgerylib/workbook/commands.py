@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,23 +18,11 @@ from ..errors import OutputError, ParameterError
 from ..files import RUN_LOCK, differences, only_process, remove_parts
 from ..study.training import TrainingPlan, adapted_kinds, publish, publish_adapters
 from .check import check, check_cache, check_output
-from .parameters import LEAVES_OUT, find_notebooks, known_parameters, validate
+from .parameters import LEAVES_OUT, find_notebooks, known_parameters, notebook_parameters, validate, with_defaults
 from .session import Session, open_session
 
 NOTEBOOK = "03"
-
-
 _REPORTS = {"heatmap": "adapter_results.json", "localizer": "training_results.json"}
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """Session, plan and caches of a configuration; nothing is computed yet."""
-
-    session: Session
-    plan: TrainingPlan
-    features: Mapping[str, FeatureCache]  # by role; empty where no head is trained
-    tokens: Mapping[str, TokenCache]  # by role; empty where no adapter is trained
 
 
 @dataclass(frozen=True)
@@ -58,8 +46,8 @@ def features(config: Mapping[str, Any], out_dir: Path, *, predict_only: bool = F
     Raises:
         SurgeryError: bad input, found before anything is computed.
     """
-    opened = _open(config, out_dir)
-    caches = [*opened.tokens.items(), *opened.features.items()]
+    _, plan, tokens, of_head = _open(config, out_dir)
+    caches = [*tokens.items(), *of_head.items()]
     for role, cache in caches:
         print(
             f"{cache.what}, {role} ({cache.dataset.split}): {cache.record.itemsize:,} bytes an image, "
@@ -67,7 +55,7 @@ def features(config: Mapping[str, Any], out_dir: Path, *, predict_only: bool = F
         )
     print(f"all: {sum(cache.nbytes for _, cache in caches) / 1e9:.3f} GB")
     if not predict_only:
-        _compute([cache for _, cache in caches], opened.plan.batch_size)
+        _compute([cache for _, cache in caches], plan.batch_size)
 
 
 def train(config: Mapping[str, Any], out_dir: Path, *, resume: bool = False) -> list[Path]:
@@ -82,36 +70,35 @@ def train(config: Mapping[str, Any], out_dir: Path, *, resume: bool = False) -> 
         SurgeryError: bad input, found before anything is computed; nothing to resume, or something that should be;
             a folder with the report of another training.
     """
-    opened = _open(config, out_dir)
-    session = opened.session
+    session, plan, tokens, of_head = _open(config, out_dir)
     with only_process(session.out_dir, "writes", lock_name=RUN_LOCK):
         remove_parts(session.out_dir)
-        for stage in opened.plan.stages:
-            _check_report(session.out_dir / _REPORTS[stage], opened.plan.parameters(stage))
+        for stage in plan.stages:
+            _check_report(session.out_dir / _REPORTS[stage], plan.parameters(stage))
         # the head needs no features of the images that are reported on
-        needed = [*opened.tokens.values(), *(c for role, c in opened.features.items() if role != "report")]
-        _compute(needed, opened.plan.batch_size)
-        works = _works(opened)
-        _check_progress(works.values(), session.cache_dir, resume=resume)
-        trained = {name: _fit(work, session.cache_dir, opened.plan.choose_split) for name, work in works.items()}
+        needed = [*tokens.values(), *(cache for role, cache in of_head.items() if role != "report")]
+        _compute(needed, plan.batch_size)
+        works = _works(plan, tokens, of_head)
+        _check_progress(works, session.cache_dir, resume=resume)
+        trained = {work.name: _fit(work, session.cache_dir, plan.choose_split) for work in works}
         published: list[Path] = []
-        if opened.tokens:
-            published += publish_adapters({kind: trained[kind] for kind in adapted_kinds()}, session.out_dir).values()
-        if opened.features:
-            published.append(publish(trained["localizer"], session.out_dir))
+        if tokens:
+            adapters = {kind: trained[f"adapter of {kind}"] for kind in adapted_kinds()}
+            published += publish_adapters(adapters, session.out_dir).values()
+        if of_head:
+            published.append(publish(trained["localiser"], session.out_dir))
         return published
 
 
-def _works(opened: _Opened) -> dict[str, _Work]:
-    """What is to be trained: adapters by their kinds, and the head."""
-    plan, works = opened.plan, {}
-    if opened.tokens:
-        for kind in adapted_kinds():
-            task = AdapterTask(opened.tokens["train"], opened.tokens["choose"], plan.adapter, kind=kind)
-            works[kind] = _Work(f"adapter of {kind}", task, plan.adapter_schedule)
-    if opened.features:
-        task = LocalizerTask(opened.features["train"], opened.features["choose"], plan.head)
-        works["localizer"] = _Work("localiser", task, plan.schedule, kept_epochs(plan.schedule))
+def _works(plan: TrainingPlan, tokens: Mapping[str, TokenCache], of_head: Mapping[str, FeatureCache]) -> list[_Work]:
+    """What is to be trained: adapters and the head."""
+    works = []
+    for kind in adapted_kinds() if tokens else ():
+        task = AdapterTask(tokens["train"], tokens["choose"], plan.adapter, kind=kind)
+        works.append(_Work(f"adapter of {kind}", task, plan.adapter_schedule))
+    if of_head:
+        task = LocalizerTask(of_head["train"], of_head["choose"], plan.head)
+        works.append(_Work("localiser", task, plan.schedule, kept_epochs(plan.schedule)))
     return works
 
 
@@ -144,24 +131,28 @@ def _check_report(path: Path, plan: Mapping[str, Any]) -> None:
         )
 
 
-def _check_progress(works: Collection[_Work], trainings_dir: Path, *, resume: bool) -> None:
-    folders = {work.name: folder_of(work.task, work.schedule, trainings_dir) for work in works}
-    progress = {name: progress_of(folder) for name, folder in folders.items()}
-    if resume and not any(progress.values()):
-        raise ParameterError(f"--resume: there is no training of these settings in {trainings_dir}; leave it out")
+def _check_progress(works: Sequence[_Work], trainings_dir: Path, *, resume: bool) -> None:
+    begun = []
     for work in works:
-        epochs, finished = progress[work.name] or (0, False)
+        folder = folder_of(work.task, work.schedule, trainings_dir)
+        if progress := progress_of(folder):
+            begun.append((work, folder, *progress))
+    if resume and not begun:
+        raise ParameterError(f"--resume: there is no training of these settings in {trainings_dir}; leave it out")
+    for work, folder, epochs, finished in begun:
         if finished:
             print(f"the training of the {work.name} is at its end already; another seed or setting makes another")
-        elif progress[work.name] and not resume:
+        elif not resume:
             raise ParameterError(
                 f"a training of these settings ({work.name}) stopped behind epoch {epochs} of "
-                f"{work.schedule.epochs} in {folders[work.name]}: go on with --resume, or delete the folder to begin "
-                "anew"
+                f"{work.schedule.epochs} in {folder}: go on with --resume, or delete the folder to begin anew"
             )
 
 
-def _open(config: Mapping[str, Any], out_dir: Path) -> _Opened:
+def _open(
+    config: Mapping[str, Any], out_dir: Path
+) -> tuple[Session, TrainingPlan, dict[str, TokenCache], dict[str, FeatureCache]]:
+    """Session, plan, and by role the caches of adapters and head, empty where none is trained; nothing is computed."""
     notebooks = find_notebooks()
     root = notebooks[0].resolve().parent.parent
     given = validate(config, known_parameters(notebooks))
@@ -170,16 +161,13 @@ def _open(config: Mapping[str, Any], out_dir: Path) -> _Opened:
     check_output(out_dir)
     check_cache(given, root)
     check(given, only=NOTEBOOK)
-    own = known_parameters(find_notebooks(only=NOTEBOOK))
-    parameters = {name: parameter.default for name, parameter in own.items()}
-    parameters |= {name: value for name, value in given.items() if name in own}
+    (notebook,) = find_notebooks(only=NOTEBOOK)
+    own = notebook_parameters(notebook)
+    parameters = with_defaults({name: value for name, value in given.items() if name in own}, own)
     plan = TrainingPlan.from_parameters(parameters)
-    session = open_session(find_notebooks(only=NOTEBOOK)[0].stem, parameters | {"out_dir": str(out_dir)})
+    session = open_session(notebook.stem, parameters | {"out_dir": str(out_dir)})
     datasets = session.training_datasets(plan)
     made_of = (session.clip, datasets, session.cache_dir)
-    return _Opened(
-        session=session,
-        plan=plan,
-        features=plan.feature_caches(*made_of) if "localizer" in plan.stages else {},
-        tokens=plan.token_caches(*made_of) if "heatmap" in plan.stages else {},
-    )
+    tokens = plan.token_caches(*made_of) if "heatmap" in plan.stages else {}
+    of_head = plan.feature_caches(*made_of) if "localizer" in plan.stages else {}
+    return session, plan, tokens, of_head

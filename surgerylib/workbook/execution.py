@@ -38,11 +38,9 @@ class _Kernel(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        environment = {
-            # with Agg, as it may be in the user's shell, the figures would silently be missing from the report
-            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),  # as in `cli.shell`
-        }
+        # with Agg, as it may be in the user's shell, the figures would silently be missing from the report
+        environment = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+        environment["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")  # as in `cli.shell`
         return KernelSpec(**get_kernel_dict() | {"env": environment})
 
     @default("transport_encryption")
@@ -73,15 +71,13 @@ class Kernels(contextlib.AbstractContextManager):
     Importing torch and open_clip takes longer than much of what a notebook does, so a kernel is told at once to import
     what its notebook imports of this package: into no namespace, and nothing else is done ahead. What fails there the
     notebook will meet, and say so.
+
+    Args:
+        notebooks: about to run, in this order. Any other can be run as well.
+        root: working directory of the kernels.
     """
 
     def __init__(self, notebooks: Iterable[Path], root: Path) -> None:
-        """Start the first kernel; this returns at once.
-
-        Args:
-            notebooks: about to run, in this order. Any other can be run as well.
-            root: working directory of the kernels.
-        """
         self._left, self._root = list(notebooks), root
         self._next: _Kernel | None = None
         self._start_next()
@@ -92,9 +88,7 @@ class Kernels(contextlib.AbstractContextManager):
         if kernel is not None and not run_sync(kernel.is_alive)():
             run_sync(kernel.end)()
             kernel = None
-        if kernel is None:
-            kernel = _Kernel()
-            run_sync(kernel.begin)(self._root, "")
+        kernel = kernel or self._started("")
         self._start_next()
         return kernel
 
@@ -104,8 +98,12 @@ class Kernels(contextlib.AbstractContextManager):
 
     def _start_next(self) -> None:
         if self._left:
-            self._next = _Kernel()
-            run_sync(self._next.begin)(self._root, package_imports(self._left.pop(0)))
+            self._next = self._started(package_imports(self._left.pop(0)))
+
+    def _started(self, imports: str) -> _Kernel:
+        kernel = _Kernel()
+        run_sync(kernel.begin)(self._root, imports)
+        return kernel
 
 
 def package_imports(notebook: Path) -> str:
@@ -118,12 +116,7 @@ def package_imports(notebook: Path) -> str:
 
 
 def execute_notebook(
-    notebook: Path,
-    output: Path,
-    parameters: Mapping[str, Any],
-    root: Path,
-    time_limit: float,
-    kernels: Kernels | None = None,
+    notebook: Path, output: Path, parameters: Mapping[str, Any], root: Path, time_limit: float, kernels: Kernels | None
 ) -> None:
     """Run a notebook with papermill in a kernel of this interpreter, with one deadline for the whole of it.
 
@@ -142,9 +135,8 @@ def execute_notebook(
     # papermill and nbclient log what is said here in one line
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
     try:
-        with contextlib.ExitStack() as stack:
-            kernel = (kernels or stack.enter_context(Kernels([notebook], root))).take()
-            stack.callback(run_sync(kernel.end))
+        kernel = (kernels or Kernels([], root)).take()
+        try:
             papermill.execute_notebook(
                 _literal(notebook),
                 _literal(output),
@@ -157,6 +149,8 @@ def execute_notebook(
                 start_timeout=_IMPORTS_MAY_TAKE,
                 timeout_func=lambda cell: max(0.1, deadline - time.monotonic()),
             )
+        finally:
+            run_sync(kernel.end)()
     except papermill.PapermillExecutionError as error:
         lines = str(error.evalue).strip().splitlines() or ["(no message)"]
         raise NotebookFailure(f"{error.ename}: {lines[0]}") from None

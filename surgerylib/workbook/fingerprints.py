@@ -41,8 +41,7 @@ def notebook_keys(notebooks: Iterable[Path], settings: Mapping[str, Any], root: 
 
 def _folder_fingerprint(folder: Path) -> str:
     """Names, sizes and times of all files below: cheap enough for 50,000 files, unlike their contents."""
-    digest = hashlib.sha256()
-    seen = set()
+    digest, seen = hashlib.sha256(), set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = Path(parent).resolve()
         if real in seen:  # a link back up

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from .page import content_security_policy, figure_cell, held_together, image_siz
 
 MAX_KEY_FIGURES = 14
 _GIVEN = {"present": "Classes of the image given", "all": "Neither given"}
-_SWEEP, _ADAPTER = "multi_iou_results.json", "adapter_results.json"
+_RESULTS = ("map_results.json", "evaluation_results.json", "per_class_results.json")
+_SWEEP = "multi_iou_results.json"
 
 
 def index_html(run_dir: Path) -> str:
@@ -25,35 +27,27 @@ def index_html(run_dir: Path) -> str:
     # only what this run's notebooks vouch for: a failed notebook leaves an earlier run's files in the folder
     valid = [entry for entry in run.get("notebooks", []) if entry["status"] in ("ok", "outdated")]
     owners = {name: entry for entry in valid for name in entry["files"]}
-    results, evaluation, per_class = (
-        read_json(run_dir / name) if name in owners else {}
-        for name in ("map_results.json", "evaluation_results.json", "per_class_results.json")
+    results, evaluation, per_class, sweep, adapter = (
+        read_json(run_dir / name) if name in owners else {} for name in (*_RESULTS, _SWEEP, "adapter_results.json")
     )
-    return (
-        page_environment()
-        .get_template("run_index.html.j2")
-        .render(
-            run=run,
-            notebooks=run.get("notebooks", []),
-            results=results,
-            provenance=results.get("provenance", {}),
-            tables=_map_tables(results),
-            evaluation=evaluation,
-            per_class=per_class,
-            headline=_headline(
-                results,
-                evaluation,
-                *(read_json(run_dir / name) if name in owners else {} for name in (_SWEEP, _ADAPTER)),
-            ),
-            adapter=read_json(run_dir / _ADAPTER) if _ADAPTER in owners else {},
-            recommendation=_recommendation(run_dir, owners),
-            outdated=[entry["name"] for entry in valid if entry["status"] == "outdated"],
-            figures=_key_figures(run_dir, sorted(owners)),
-            files=_file_groups(run_dir, run),
-            interval_note=INTERVAL_NOTE,
-            average_precision=average_precision_text(results["interpolation"]) if results.get("interpolation") else "",
-            csp=content_security_policy(),
-        )
+    html = page_environment().get_template("run_index.html.j2")
+    return html.render(
+        run=run,
+        notebooks=run.get("notebooks", []),
+        results=results,
+        provenance=results.get("provenance", {}),
+        tables=_map_tables(results),
+        evaluation=evaluation,
+        per_class=per_class,
+        headline=_headline(results, evaluation, sweep, adapter),
+        adapter=adapter,
+        recommendation=_recommendation(sweep, owners),
+        outdated=[entry["name"] for entry in valid if entry["status"] == "outdated"],
+        figures=_key_figures(run_dir, sorted(owners)),
+        files=_file_groups(run_dir, run),
+        interval_note=INTERVAL_NOTE,
+        average_precision=average_precision_text(results["interpolation"]) if results.get("interpolation") else "",
+        csp=content_security_policy(),
     )
 
 
@@ -67,26 +61,22 @@ def _headline(
         if entry and entry.get(field) is not None:
             rows.append({"text": text, "notebook": notebook, **figure_cell(entry, field)})
 
+    found_at, by_notebook = "share>0.50", "04_gt_class_evaluation"
     methods = evaluation.get("methods") or {}
     for method, text in (
         ("oracle", "Class given: boxes that some cell of the head meets with IoU > 0.5 (oracle)"),
         ("cam_peak", "Class given: boxes met so in the cell of the CAM's peak"),
     ):
-        add(text, (methods.get(method) or {}).get("share>0.50"), "04_gt_class_evaluation")
-    guesses = {
-        name: methods[name]["share>0.50"] for name in ("whole_image", "centre_box", "class_mean") if name in methods
-    }
+        add(text, (methods.get(method) or {}).get(found_at), by_notebook)
+    guesses = {name: methods[name][found_at] for name in ("whole_image", "centre_box", "class_mean") if name in methods}
     if known := {name: entry for name, entry in guesses.items() if entry["value"] is not None}:
         best = max(known, key=lambda name: known[name]["value"])
-        text = f"Class given: boxes met so by the best guess ({best.replace('_', ' ')})"
-        add(text, known[best], "04_gt_class_evaluation")
+        add(f"Class given: boxes met so by the best guess ({best.replace('_', ' ')})", known[best], by_notebook)
     kind = evaluation.get("kind")
     accuracy = ((evaluation.get("classification") or {}).get(kind) or {}).get("accuracy") or {}
     n_classes = len((evaluation.get("provenance") or {}).get("classes") or [])
-    add(
-        f"Box given: boxes whose class comes first of {n_classes} ({kind} maps)", accuracy.get("top1"),
-        "04_gt_class_evaluation",
-    )  # fmt: skip
+    text = f"Box given: boxes whose class comes first of {n_classes} ({kind} maps)"
+    add(text, accuracy.get("top1"), by_notebook)
     for protocol, by_kind in (results.get("protocols") or {}).items():
         for name in dict.fromkeys(("standard", results.get("kind"))):
             if by_kind.get(name):
@@ -102,20 +92,16 @@ def _headline(
     def trained(group: str, state: str) -> Mapping[str, Any]:
         return ((groups[group].get("kinds") or {}).get(kind) or {}).get(state) or {}
 
+    states = {"before": "before training", "after": "after", "after - before": "difference, paired"}
     for group in [group for group in groups if group != "all classes"] or groups:
         name = f"Heatmap adapter, {group} ({len(groups[group].get('classes') or [])})"
-        for state, words in (
-            ("before", "before training"),
-            ("after", "after"),
-            ("after - before", "difference, paired"),
-        ):
+        for state, words in states.items():
             for entry in ((trained(group, state).get("protocols") or {}).get("all") or [])[:1]:
                 text = f"{name}: mAP@{entry['iou_threshold']:.2f} of {kind}, {words}"
-                field = "difference" if "-" in state else "map"
-                add(text, entry, "03_training", field)
-    for state, words in (("before", "before training"), ("after", "after")) if "all classes" in groups else ():
+                add(text, entry, "03_training", "difference" if "-" in state else "map")
+    for state in ("before", "after") if "all classes" in groups else ():
         figure = (trained("all classes", state).get("figures") or {}).get("false_box_rate")
-        add(f"Heatmap adapter: classes not in an image that get a box there, {words}", figure, "03_training")
+        add(f"Heatmap adapter: classes not in an image that get a box there, {states[state]}", figure, "03_training")
     return rows
 
 
@@ -134,26 +120,22 @@ def _map_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         thresholds = results.get("iou_thresholds") or []
         rows = [_figure_row(kind, by_kind.get(kind, []), "map", thresholds) for kind in results.get("kinds") or by_kind]
         for column, threshold in enumerate(thresholds):
-            values = {
-                kind: entry["map"] or 0 for kind in by_kind for entry in by_kind[kind]
-                if entry["iou_threshold"] == threshold
-            }  # fmt: skip
-            best = max(values.values(), default=0)
+            cells = [(kind, entry) for kind in by_kind for entry in by_kind[kind]]
+            values = {kind: entry["map"] or 0 for kind, entry in cells if entry["iou_threshold"] == threshold}
             for row in rows:
-                row["cells"][column]["strong"] = values.get(row["name"], 0) == best > 0
+                row["cells"][column]["strong"] = values.get(row["name"], 0) == max(values.values(), default=0) > 0
         if differences := (paired.get("protocols") or {}).get(protocol):
             rows.append(_figure_row(f"{paired['a']} − {paired['b']}", differences, "difference", thresholds))
         tables.append({"caption": captions.get(protocol, protocol), "thresholds": thresholds, "rows": rows})
     return tables
 
 
-def _recommendation(run_dir: Path, owners: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _recommendation(found: Mapping[str, Any], owners: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The setting that the sweep chose beside the default, on the split of the report; empty without a sweep."""
-    found = read_json(run_dir / _SWEEP) if _SWEEP in owners else {}
     report = found.get("report") or {}
     if not report:
         return {}
-    thresholds = report.get("iou_thresholds") or []
+    columns = [*(report.get("iou_thresholds") or []), None]
     same = (found.get("choice") or {}).get("default_stays")
     interpolation = ((found.get("provenance") or {}).get("parameters") or {}).get("interpolation")
     definition = f"; AP: {average_precision_text(interpolation)}" if interpolation else ""
@@ -166,8 +148,8 @@ def _recommendation(run_dir: Path, owners: Mapping[str, Mapping[str, Any]]) -> d
         tables.append({
             "corner": "setting",
             "caption": f"On {report.get('split')} (protocol “{protocol}”){definition}",
-            "thresholds": [*thresholds, None],
-            "rows": [_figure_row(row, *of_row, [*thresholds, None]) for row, of_row in rows.items()],
+            "thresholds": columns,
+            "rows": [_figure_row(row, *of_row, columns) for row, of_row in rows.items()],
         })  # fmt: skip
     return {
         "finding": found.get("finding"),
@@ -203,13 +185,9 @@ def _key_figures(run_dir: Path, names: Iterable[str]) -> list[dict[str, Any]]:
 def _file_groups(run_dir: Path, run: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The files that notebooks left: those at the top one by one, the others by folder."""
     names = sorted({name for entry in run.get("notebooks", []) for name in entry["files"] if (run_dir / name).exists()})
-    groups = [{"name": n, "href": n, "note": _readable_size(run_dir / n)} for n in names if "/" not in n]
-    folders: dict[str, int] = {}
-    for name in names:
-        if "/" in name:
-            folder = name.rsplit("/", 1)[0] + "/"
-            folders[folder] = folders.get(folder, 0) + 1
-    return groups + [
+    top = [{"name": name, "href": name, "note": _readable_size(run_dir / name)} for name in names if "/" not in name]
+    folders = Counter(name.rpartition("/")[0] + "/" for name in names if "/" in name)
+    return top + [
         {"name": folder, "href": folder, "note": f"{count} file{'s' if count > 1 else ''}"}
         for folder, count in folders.items()
     ]

@@ -9,32 +9,29 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
+import json
 import tokenize
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import yaml
 
 from ..errors import ParameterError, nearest
-from ..files import PROJECT_ROOT
+from ..files import EMBEDDED, PROJECT_ROOT
 
 PATH_PARAMETERS = ("dataset", "checkpoint", "cache_dir", "localizer", "adapter")
 SET_BY_RUNNER = "out_dir"
-# may be a number, a list or a word: `preflight.check_values` alone judges them
-OF_SEVERAL_TYPES = ("percentile",)
-# null, or a number: the default tells no type
-NUMBERS_OR_NULL = ("floor", "adapter_floor", "nms_iou")
-# null leaves out every notebook that has it
-LEAVES_OUT = "train_split"
+OF_SEVERAL_TYPES = ("percentile",)  # a number, a list or a word: `check_values` alone judges them
+NUMBERS_OR_NULL = ("floor", "adapter_floor", "nms_iou")  # null by default, which tells no type
+LEAVES_OUT = "train_split"  # null leaves out every notebook that has it
 # names the trained head that a notebook needs; null takes the one of the notebooks that `LEAVES_OUT` leaves out
 NEEDS_HEAD = "localizer"
-# names the trained heatmap adapters that a notebook shows beside the maps as they are
-TAKES_ADAPTER = "adapter"
-# which of the things to train is trained
-STAGE = "stage"
+TAKES_ADAPTER = "adapter"  # names the trained heatmap adapters that a notebook shows beside the maps as they are
+STAGE = "stage"  # which of the things to train is trained
+_PLAIN = (str, int, float, bool, list, dict, type(None))  # other values of YAML stay the text that they were
+_TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
 
 
 class _Anything:
@@ -74,14 +71,15 @@ def find_notebooks(notebooks_dir: str | Path | None = None, only: str | None = N
         )
     if only is None:
         return notebooks
+    there = f"there are: {', '.join(path.stem for path in notebooks)}"
     chosen = set()
     for token in filter(None, (part.strip().removesuffix(".ipynb") for part in str(only).split(","))):
         matches = [path for path in notebooks if token == path.stem or token.zfill(2) == path.stem[:2]]
         if not matches:
-            raise ParameterError(f"no notebook {token!r}; there are: {', '.join(path.stem for path in notebooks)}")
+            raise ParameterError(f"no notebook {token!r}; {there}")
         chosen.update(matches)
     if not chosen:
-        raise ParameterError(f"--only {only!r} names no notebook; there are: {', '.join(p.stem for p in notebooks)}")
+        raise ParameterError(f"--only {only!r} names no notebook; {there}")
     return sorted(chosen)
 
 
@@ -117,28 +115,38 @@ def parse_assignments(source: str) -> dict[str, Parameter]:
     return parameters
 
 
-def tagged_source(notebook: nbformat.NotebookNode, tag: str) -> str:
+def tagged_source(notebook: Mapping[str, Any], tag: str) -> str:
     """The source of the first cell with this tag; empty when there is none."""
-    tagged = (cell.source for cell in notebook.cells if tag in cell.metadata.get("tags", []))
-    return next(tagged, "")
+    tagged = (cell["source"] for cell in notebook["cells"] if tag in cell["metadata"].get("tags", []))
+    return "".join(next(tagged, ""))
 
 
 def notebook_parameters(path: Path) -> dict[str, Parameter]:
     """The parameters that a notebook declares in the cell tagged `parameters`."""
-    return parse_assignments(tagged_source(nbformat.read(path, as_version=4), "parameters"))
+    return parse_assignments(tagged_source(_read_notebook(path), "parameters"))
 
 
 def notebook_reads(path: Path) -> list[str]:
     """The files of the run's folder that a notebook says it reads, in its metadata: what earlier notebooks left."""
-    return list(nbformat.read(path, as_version=4).metadata.get("reads", []))
+    return list(_read_notebook(path)["metadata"].get("reads", []))
+
+
+def _read_notebook(path: Path) -> dict[str, Any]:
+    # every kernel comes here: nbformat would take it longer to import than all the rest but torch
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def known_parameters(notebooks: Iterable[Path]) -> dict[str, Parameter]:
     """The parameters of all notebooks; where two share one, the first notebook's default stands."""
     known: dict[str, Parameter] = {}
     for path in notebooks:
-        known = {**notebook_parameters(path), **known}
+        known = notebook_parameters(path) | known
     return known
+
+
+def with_defaults(given: Mapping[str, Any], known: Mapping[str, Parameter]) -> dict[str, Any]:
+    """Every known parameter: as it is given, or else its default."""
+    return {name: parameter.default for name, parameter in known.items()} | dict(given)
 
 
 def load_config(config: Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
@@ -194,18 +202,6 @@ def _check_shown(value: Any, seen: set[int]) -> None:
             _check_shown(item, seen)
 
 
-def parse_override(text: str) -> tuple[str, str, Any]:
-    """`name=value` of the command line -> name, the text of the value, the value read as YAML."""
-    name, equals, raw = text.partition("=")
-    if not equals or not name.strip().isidentifier():
-        raise ParameterError(f"-p takes name=value, not {text!r}")
-    try:
-        value = _read_yaml(raw)
-    except yaml.YAMLError:
-        value = raw
-    return name.strip(), raw, value
-
-
 def apply_overrides(
     config: Mapping[str, Any], overrides: Sequence[str], known: Mapping[str, Parameter]
 ) -> dict[str, Any]:
@@ -216,13 +212,20 @@ def apply_overrides(
     """
     merged = dict(config)
     for item in overrides:
-        name, raw, value = parse_override(item)
-        expects_text = name in known and isinstance(known[name].default, str)
-        expects_text |= name in PATH_PARAMETERS and value is not None
-        expects_text &= not (name == LEAVES_OUT and value is None)
-        if expects_text or not isinstance(value, (str, int, float, bool, list, dict, type(None))):
+        name, equals, raw = item.partition("=")
+        name = name.strip()
+        if not equals or not name.isidentifier():
+            raise ParameterError(f"-p takes name=value, not {item!r}")
+        try:
+            value = _read_yaml(raw)
+        except yaml.YAMLError:
             value = raw
-        if name in PATH_PARAMETERS and isinstance(value, str) and value != "embedded":
+        expects_text = (
+            name in known and isinstance(known[name].default, str) and (name != LEAVES_OUT or value is not None)
+        )
+        if expects_text or (name in PATH_PARAMETERS and value is not None) or not isinstance(value, _PLAIN):
+            value = raw
+        if name in PATH_PARAMETERS and isinstance(value, str) and value != EMBEDDED:
             value = _from_here(value, must_exist=name != "cache_dir")
         merged[name] = value
     return merged
@@ -251,9 +254,6 @@ def validate(config: Mapping[str, Any], known: Mapping[str, Parameter]) -> dict[
             raise ParameterError(f"no notebook has a parameter {name!r}; nearest: {nearest(name, known)}")
         validated[name] = _fitted(name, value, known[name].default)
     return validated
-
-
-_TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
 
 
 def _fitted(name: str, value: Any, default: Any) -> Any:

@@ -47,6 +47,7 @@ from .parameters import (
     notebook_parameters,
     notebook_reads,
     validate,
+    with_defaults,
 )
 from .run_files import RUN_FORMAT
 
@@ -108,7 +109,7 @@ def run_workbook(
     chosen = find_notebooks(notebooks_dir, only)
     known = known_parameters(notebooks)
     given = validate(load_config(config), known)
-    settings = {name: parameter.default for name, parameter in known.items()} | given
+    settings = with_defaults(given, known)
     chosen = _without_left_out(chosen, settings)
     if not time_limit > 0:
         raise ParameterError(f"the time limit must be more than 0, not {time_limit!r}")
@@ -119,18 +120,17 @@ def run_workbook(
         with only_process(out, "writes", lock_name=RUN_LOCK):
             pass
 
-    run = _previous_run(out)
+    before = _previous_run(out)
+    entries = {entry["name"]: entry for entry in before.get("notebooks", [])}
     with contextlib.ExitStack() as stack:
-        kernels = None
-        if force or not run:  # torch is imported here and there at once
-            kernels = stack.enter_context(Kernels(chosen, root))
+        # torch is imported here and there at once
+        kernels = stack.enter_context(Kernels(chosen, root)) if force or not before else None
         check_values(settings)
         check_cache(settings, root)
         check_head(chosen, settings, out, root)
         keys = notebook_keys(notebooks, settings, root)
         # the look at the input comes second: it takes longer than to see that nothing has changed
-        before = run.get("notebooks", [])
-        if outdated := [path for path in chosen if force or not _up_to_date(before, path, keys[path], out)]:
+        if outdated := [p for p in chosen if force or not _up_to_date(entries.get(p.stem), p, keys[p], out)]:
             kernels = kernels or stack.enter_context(Kernels(outdated, root))
             check(given, only=only, notebooks_dir=notebooks_dir)
             if _draw_embedded_scenes(settings, root):
@@ -139,7 +139,7 @@ def run_workbook(
         remove_parts(out)  # of a run that was killed
         for partial in out.glob(f".*{_PARTIAL}"):
             partial.unlink(missing_ok=True)
-        return _Run(out, root, given, notebooks, keys, kernels, run).execute(chosen, time_limit, force)
+        return _Run(out, root, given, keys, kernels, before).execute(chosen, time_limit, force)
 
 
 def _without_left_out(chosen: list[Path], settings: Mapping[str, Any]) -> list[Path]:
@@ -173,15 +173,14 @@ class _Run:
         out: Path,
         root: Path,
         given: Mapping[str, Any],
-        notebooks: list[Path],
         keys: Mapping[Path, str],
         kernels: Kernels | None,
         previous: Mapping[str, Any],
     ) -> None:
         self.out, self.root, self.given, self.keys, self.kernels = out, root, given, keys, kernels
         self.previous = previous
-        entries = {entry["name"]: entry for entry in self.previous.get("notebooks", [])}
-        self.entries = {path: _entry(path, entries.get(path.stem), keys[path]) for path in notebooks}
+        entries = {entry["name"]: entry for entry in previous.get("notebooks", [])}
+        self.entries = {path: _entry(path, entries.get(path.stem), key) for path, key in keys.items()}
         self.record: dict[str, Any] = {
             "format": RUN_FORMAT, "name": out.name, "status": "running", "pid": os.getpid(), "started": _now(),
             "parameters": dict(given), "versions": versions(), "platform": platform.platform(),
@@ -193,8 +192,16 @@ class _Run:
         results: list[NotebookResult] = []
         try:
             for path in chosen:
-                failed = next((result.name for result in results if result.status == "failed"), "")
-                results.append(self._result(path, failed, time_limit, force))
+                entry, up_to_date = self.entries[path], False
+                if failed := [result.name for result in results if result.status == "failed"]:
+                    entry.update(status="not run", message=f"{failed[0]} failed before it")
+                elif not force and _up_to_date(entry, path, self.keys[path], self.out):
+                    print(f"{path.stem}: up to date", flush=True)
+                    up_to_date = True
+                else:
+                    self._one(path, entry, time_limit)
+                seconds = 0.0 if failed else entry["seconds"]
+                results.append(NotebookResult(path.stem, entry["status"], seconds, up_to_date, entry["message"]))
         except KeyboardInterrupt:
             for entry in self.entries.values():
                 if entry["status"] == "running":
@@ -209,18 +216,6 @@ class _Run:
         else:
             self._finish("ok" if ok else "failed", started)
         return RunResult(self.out / "index.html", ok, tuple(results))
-
-    def _result(self, path: Path, failed: str, time_limit: float, force: bool) -> NotebookResult:
-        """One notebook, executed where it has to be and none has `failed` before it."""
-        entry = self.entries[path]
-        if failed:
-            entry.update(status="not run", message=f"{failed} failed before it")
-            return NotebookResult(path.stem, "not run", 0.0, message=entry["message"])
-        if not force and _up_to_date([entry], path, self.keys[path], self.out):
-            print(f"{path.stem}: up to date", flush=True)
-            return NotebookResult(path.stem, "ok", entry["seconds"], up_to_date=True)
-        self._one(path, entry, time_limit)
-        return NotebookResult(path.stem, entry["status"], entry["seconds"], message=entry["message"])
 
     def _one(self, path: Path, entry: dict[str, Any], time_limit: float) -> None:
         """Execute and render one notebook; its entry says how it went."""
@@ -311,14 +306,11 @@ class _Run:
         if not path.is_file() or path.read_text(encoding="utf-8") != page:
             atomic_write(path, page)
 
-    def _results(self) -> dict[str, Any]:
-        """The provenance that notebooks left in their JSON files, by file name."""
-        names = {name for entry in self.entries.values() for name in entry["files"] if name.endswith(".json")}
-        contents = {name: report.read_json(self.out / name) for name in sorted(names)}
-        return {name: content["provenance"] for name, content in contents.items() if "provenance" in content}
-
     def _save(self) -> None:
-        record = self.record | {"notebooks": list(self.entries.values()), "results": self._results()}
+        names = sorted(name for entry in self.entries.values() for name in entry["files"] if name.endswith(".json"))
+        contents = {name: report.read_json(self.out / name) for name in names}
+        results = {name: content["provenance"] for name, content in contents.items() if "provenance" in content}
+        record = self.record | {"notebooks": list(self.entries.values()), "results": results}
         atomic_write(self.out / "run.json", json.dumps(record, indent=2, ensure_ascii=False, default=str))
 
 
@@ -337,9 +329,8 @@ def _entry(path: Path, previous: dict[str, Any] | None, key: str) -> dict[str, A
     return entry
 
 
-def _up_to_date(entries: Iterable[Mapping[str, Any]], path: Path, key: str, out: Path) -> bool:
+def _up_to_date(entry: Mapping[str, Any] | None, path: Path, key: str, out: Path) -> bool:
     """Whether a good run with this key left everything that it wrote and read, and it is all still there."""
-    entry = next((entry for entry in entries if entry["name"] == path.stem), None)
     if entry is None or entry["status"] not in ("ok", "outdated") or entry.get("key") != key:
         return False
     there = all((out / name).exists() for name in [f"{path.stem}.html", f"{path.stem}.ipynb", *entry["files"]])
@@ -377,13 +368,11 @@ def _previous_run(out: Path) -> dict[str, Any]:
 
 def _files(out: Path) -> dict[str, tuple[int, int]]:
     """What notebooks leave in the run's folder, without their cache: relative name -> (size, time)."""
-    own = {"index.html", "run.json"}
     found = {}
     for path in out.rglob("*"):
         name = path.relative_to(out).as_posix()
-        of_notebook = path.parent == out and path.suffix in (".html", ".ipynb")
-        hidden = path.name.startswith(".") or name.startswith("cache/")
-        if path.is_file() and not of_notebook and not hidden and name not in own:
+        own = name == "run.json" or (path.parent == out and path.suffix in (".html", ".ipynb"))
+        if path.is_file() and not (own or path.name.startswith(".") or name.startswith("cache/")):
             found[name] = (path.stat().st_size, path.stat().st_mtime_ns)
     return found
 
