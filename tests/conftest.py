@@ -65,6 +65,12 @@ def parameters(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> d
         "device": "cpu",
         "percentiles": [60, 75, 90],
         "unions": [[60, 90]],
+        "nms_ious": [0.5],
+        "min_sides": [10],
+        "max_sides": [112],
+        "box_scores": ["max"],
+        "floor_percentiles": [90],
+        "iou_thresholds": [0.05, 0.3, 0.5],
         "epochs": 2,
         "ablation_epochs": 1,
         "warmup_epochs": 0.5,
@@ -79,3 +85,9 @@ def parameters(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> d
 def run(parameters: dict, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     """The whole workbook with it, run once."""
     return run_workbook(parameters, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="session")
+def folder(run: RunResult) -> Path:
+    """Of that run."""
+    return run.index.parent

@@ -19,17 +19,10 @@ RUNTIME_FOLDERS = ("surgerylib", "notebooks")
 DEV_FOLDERS = ("tests", "benchmarks", "docs")
 # distribution -> the name it is imported by, where that is another
 IMPORT_NAMES = {
-    "axe-playwright-python": "axe_playwright_python",
-    "beautifulsoup4": "bs4",
-    "ipython": "IPython",
-    "open-clip-torch": "open_clip",
-    "opencv-python-headless": "cv2",
-    "pillow": "PIL",
-    "pytest-xdist": "xdist",
-    "pyzmq": "zmq",
-    "pyyaml": "yaml",
-    "adjusttext": "adjustText",
-}
+    "axe-playwright-python": "axe_playwright_python", "beautifulsoup4": "bs4", "ipython": "IPython",
+    "open-clip-torch": "open_clip", "opencv-python-headless": "cv2", "pillow": "PIL", "pytest-xdist": "xdist",
+    "pyzmq": "zmq", "pyyaml": "yaml", "adjusttext": "adjustText",
+}  # fmt: skip
 # distribution -> why it is needed although nothing imports it
 NEEDED_BY_NAME = {
     "jupyterlab": "make lab starts it, and the explorer's widgets live in it",
@@ -50,39 +43,29 @@ def declared(root: Path) -> dict[str, list[Requirement]]:
 
 def imports(root: Path, folders: Iterable[str]) -> dict[str, str]:
     """Top-level names that are imported, of other projects -> one file that does it."""
-    files = [path for name in folders for path in sorted((root / name).rglob("*"))]
-    files = [path for path in files if path.suffix in (".py", ".ipynb") and not _hidden(path.relative_to(root))]
+    files = [path for name in folders for path in sorted((root / name).rglob("*")) if path.suffix in (".py", ".ipynb")]
+    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(root).parts)]
     own = {path.stem for path in files if path.suffix == ".py"} | {path.parent.name for path in files} | set(folders)
-    own.add("surgerylib")
     found: dict[str, str] = {}
     for path in files:
-        for name in _imported(path):
-            if name not in own and name not in sys.stdlib_module_names:
-                found.setdefault(name, str(path.relative_to(root)))
+        for name in _imported(path) - own - {"surgerylib"} - sys.stdlib_module_names:
+            found.setdefault(name, str(path.relative_to(root)))
     return found
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith((".", "__pycache__")) for part in path.parts)
-
-
 def _imported(path: Path) -> set[str]:
-    names = set()
-    for source in _sources(path):
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Import):
-                names |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.level == 0:
-                names.add(node.module.split(".")[0])
-    return names
-
-
-def _sources(path: Path) -> list[str]:
     if path.suffix == ".py":
-        return [path.read_text(encoding="utf-8")]
-    cells = nbformat.read(path, as_version=4).cells
-    lines = ("\n".join(cell.source.splitlines()) for cell in cells if cell.cell_type == "code")
-    return [re.sub(r"(?m)^\s*[%!].*$", "", text) for text in lines]
+        sources = [path.read_text(encoding="utf-8")]
+    else:
+        cells = nbformat.read(path, as_version=4).cells
+        sources = [re.sub(r"(?m)^\s*[%!].*$", "", cell.source) for cell in cells if cell.cell_type == "code"]
+    names = set()
+    for node in (node for source in sources for node in ast.walk(ast.parse(source))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
 
 
 def import_name(requirement: Requirement) -> str:
@@ -93,32 +76,26 @@ def import_name(requirement: Requirement) -> str:
 
 def unused(root: Path) -> list[str]:
     """Declared requirements that nothing imports and that no reason is given for."""
-    groups = declared(root)
-    wrong = []
-    for group, folders in (
-        ("runtime", RUNTIME_FOLDERS),
-        *((name, DEV_FOLDERS) for name in groups if name != "runtime"),
-    ):
+    wrong, names = [], set()
+    for group, requirements in declared(root).items():
+        folders = RUNTIME_FOLDERS if group == "runtime" else DEV_FOLDERS
         seen = imports(root, folders)
-        for requirement in groups[group]:
-            if import_name(requirement) not in seen and canonicalize_name(requirement.name) not in NEEDED_BY_NAME:
+        for requirement in requirements:
+            names.add(name := canonicalize_name(requirement.name))
+            if import_name(requirement) not in seen and name not in NEEDED_BY_NAME:
                 wrong.append(f"{requirement.name} ({group}) is imported nowhere in {', '.join(folders)}")
-    everything = {canonicalize_name(requirement.name) for group in groups.values() for requirement in group}
-    wrong += [f"{name} is given a reason but not declared" for name in sorted(set(NEEDED_BY_NAME) - everything)]
-    return wrong
+    return wrong + [f"{name} is given a reason but not declared" for name in sorted(set(NEEDED_BY_NAME) - names)]
 
 
 def undeclared(root: Path) -> list[str]:
     """Imports of other projects that the requirements do not name."""
-    groups = declared(root)
-    runtime = {import_name(requirement) for requirement in groups["runtime"]}
-    all_of_them = {import_name(requirement) for group in groups.values() for requirement in group}
-    wrong = []
-    for folders, known in ((RUNTIME_FOLDERS, runtime), (DEV_FOLDERS, all_of_them)):
-        for name, file in sorted(imports(root, folders).items()):
-            if name not in known:
-                wrong.append(f"{file} imports {name}, which is not declared")
-    return wrong
+    names = {group: {import_name(one) for one in requirements} for group, requirements in declared(root).items()}
+    return [
+        f"{file} imports {name}, which is not declared"
+        for folders, known in ((RUNTIME_FOLDERS, names["runtime"]), (DEV_FOLDERS, set().union(*names.values())))
+        for name, file in sorted(imports(root, folders).items())
+        if name not in known
+    ]
 
 
 def constraints(root: Path) -> dict[str, Requirement]:
@@ -128,12 +105,16 @@ def constraints(root: Path) -> dict[str, Requirement]:
     return {canonicalize_name(requirement.name): requirement for requirement in parsed}
 
 
+def is_exact(requirement: Requirement) -> bool:
+    return bool(re.fullmatch(r"==[0-9][^*,]*", str(requirement.specifier)))
+
+
 def inexact(root: Path) -> list[str]:
     """Constraints that leave more than one version."""
     return [
-        f"{requirement} is not of the form name==version"
-        for requirement in constraints(root).values()
-        if not re.fullmatch(r"==[0-9][^*,]*", str(requirement.specifier)) or requirement.marker or requirement.extras
+        f"{one} is not of the form name==version"
+        for one in constraints(root).values()
+        if not is_exact(one) or one.marker or one.extras
     ]
 
 
@@ -149,10 +130,7 @@ class Installed:
 
     def requires(self, name: str, extras: Iterable[str], *, every_platform: bool = False) -> list[Requirement]:
         """What a distribution requires with these extras, here or anywhere; nothing when it is not installed."""
-        try:
-            texts = metadata.requires(name) or []
-        except metadata.PackageNotFoundError:
-            return []
+        texts = (metadata.requires(name) or []) if self.version(name) else []
         return [found for found in map(Requirement, texts) if _applies(found, extras, every_platform)]
 
 
@@ -182,18 +160,15 @@ def needed(
     return asked
 
 
-def unpinned(root: Path, installed: Installed, groups: Iterable[str] = ("runtime", "dev")) -> list[str]:
+def unpinned(root: Path, installed: Installed) -> list[str]:
     """Packages that are needed here but not at the version that constraints.txt says.
 
     What a pinned package itself requires at one version needs no line: CUDA builds of torch name their libraries so.
     """
-    pinned, wrong = constraints(root), []
-    own = declared(root)
-    asked = needed([requirement for group in groups for requirement in own[group]], installed)
-    for name, requirements in sorted(asked.items()):
+    pinned, own, wrong = constraints(root), declared(root), []
+    for name, requirements in sorted(needed([*own["runtime"], *own["dev"]], installed).items()):
         version = installed.version(name)
-        exact = any(re.fullmatch(r"==[0-9][^*,]*", str(requirement.specifier)) for requirement in requirements)
-        if name not in pinned and not exact:
+        if name not in pinned and not any(map(is_exact, requirements)):
             wrong.append(f"{name} is needed but has no line in constraints.txt")
         elif version is None:
             wrong.append(f"{name} is needed but not installed")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import nbformat
 import pytest
 from dependency_rules import (
     Installed,
@@ -21,6 +21,7 @@ from dependency_rules import (
     unpinned,
     unused,
 )
+from nbformat.v4 import new_code_cell, new_notebook
 from packaging.requirements import Requirement
 
 from surgerylib.files import PROJECT_ROOT
@@ -74,15 +75,10 @@ dev = ["pytest", "ruff", "nbstripout", "voila", "coverage"]
 """
 PINS = {
     "numpy": "2.0", "pillow": "12.0", "jupyterlab": "4.0", "pyarrow": "20.0", "pytest": "9.0", "ruff": "0.9",
-    "nbstripout": "0.9", "coverage": "7.10",
-    "voila": "0.5", "tornado": "6.5", "pluggy": "1.6",
+    "nbstripout": "0.9", "coverage": "7.10", "voila": "0.5", "tornado": "6.5", "pluggy": "1.6",
 }  # fmt: skip
 REQUIRES = {
-    "jupyterlab": [
-        "tornado>=6; extra != 'none'",
-        "pytest-jupyter; extra == 'test'",
-        "winonly; sys_platform == 'win32'",
-    ],
+    "jupyterlab": ["tornado>=6; extra != 'none'", "pytest-jupyter; extra == 'test'", "win; sys_platform == 'win32'"],
     "pytest": ["pluggy"],
     "numpy": ["cuda-lib==12.1"],
 }
@@ -105,25 +101,18 @@ def project(tmp_path: Path) -> Path:
     for folder in ("surgerylib", "notebooks", "tests", "benchmarks", "docs"):
         (tmp_path / folder).mkdir()
     (tmp_path / "pyproject.toml").write_text(PYPROJECT)
-    write_pins(tmp_path, PINS)
-    (tmp_path / "surgerylib" / "maps.py").write_text(
-        "import os\nfrom . import boxes\n\n\ndef f():\n    import numpy.linalg\n"
-    )
+    lines = ["# tested", *(f"{name}=={version}" for name, version in PINS.items())]
+    (tmp_path / "constraints.txt").write_text("\n".join(lines))
+    source = "import os\nfrom . import boxes\n\n\ndef f():\n    import numpy.linalg\n"
+    (tmp_path / "surgerylib" / "maps.py").write_text(source)
     write_notebook(tmp_path, "%matplotlib inline\n!ls\nfrom PIL import Image\nfrom surgerylib import maps")
     (tmp_path / "tests" / "helper.py").write_text("")
     (tmp_path / "tests" / "test_maps.py").write_text("import helper\nimport numpy\nimport pytest\n")
     return tmp_path
 
 
-def write_pins(root: Path, pins: dict[str, str]) -> None:
-    lines = ["# tested", *(f"{name}=={version}" for name, version in pins.items())]
-    (root / "constraints.txt").write_text("\n".join(lines))
-
-
 def write_notebook(root: Path, source: str) -> None:
-    cells = [{"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None, "source": source}]
-    notebook = {"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": cells}
-    (root / "notebooks" / "01_a.ipynb").write_text(json.dumps(notebook))
+    nbformat.write(new_notebook(cells=[new_code_cell(source)]), root / "notebooks" / "01_a.ipynb")
 
 
 def everything_wrong(root: Path, versions: dict[str, str] = PINS) -> list[str]:
@@ -135,19 +124,15 @@ def test_a_project_that_keeps_the_rules(project: Path) -> None:
     assert everything_wrong(project) == []
 
 
-def append(name: str, text: str) -> Callable[[Path], None]:
-    def change(root: Path) -> None:
-        path = root / name
-        path.write_text(path.read_text() + text)
-
-    return change
+def append(name: str, text: str) -> Callable[[Path], object]:
+    return lambda root: (root / name).write_text((root / name).read_text() + text)
 
 
 def replace(name: str, old: str, new: str) -> Callable[[Path], None]:
     def change(root: Path) -> None:
-        path = root / name
-        assert old in path.read_text()
-        path.write_text(path.read_text().replace(old, new))
+        text = (root / name).read_text()
+        assert old in text
+        (root / name).write_text(text.replace(old, new))
 
     return change
 
@@ -180,6 +165,5 @@ def test_what_is_not_installed_or_at_another_version(project: Path) -> None:
     without = {name: version for name, version in PINS.items() if name != "tornado"}
     assert everything_wrong(project, without) == ["tornado is needed but not installed"]
     assert everything_wrong(project, {**PINS, "numpy": "2.0+cpu"}) == []  # a build of that version
-    assert everything_wrong(project, {**PINS, "numpy": "2.0.1"}) == [
-        "numpy 2.0.1 is installed, constraints.txt says numpy==2.0"
-    ]
+    wrong = ["numpy 2.0.1 is installed, constraints.txt says numpy==2.0"]
+    assert everything_wrong(project, {**PINS, "numpy": "2.0.1"}) == wrong

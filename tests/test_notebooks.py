@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from dior_folders import annotation_dir, split_file
+from notebooks_here import run_here
 
 from surgerylib.datasets import load_dataset
 from surgerylib.errors import CheckpointError, DatasetError, ParameterError, TrainingError
@@ -27,14 +29,23 @@ SWEEP_RESULTS = "multi_iou_results.json"
 NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
 
 
+@pytest.fixture
+def given(parameters: dict, folder: Path) -> dict:
+    """The configuration of the run, which finds what the run computed."""
+    return {**parameters, "cache_dir": str(folder / "cache")}
+
+
+def results_of(folder: Path, name: str = "map_results") -> dict:
+    return json.loads((folder / f"{name}.json").read_text())
+
+
 def text_of(page: Path) -> str:
     """HTML with an interval as it is written elsewhere: with plain spaces, and not set small."""
     return html.unescape(page.read_text()).replace("\u00a0", " ").replace("<small>", "")
 
 
-def test_the_run_ends_well_and_leaves_what_it_promises(run):
+def test_the_run_ends_well_and_leaves_what_it_promises(run, folder):
     assert run.ok, run.notebooks
-    folder = run.index.parent
     names = {"detections.parquet", "ground_truth.parquet", "map_results.json", "evaluation_report.md", "run.json"}
     assert names <= {path.name for path in folder.iterdir()}
     for kind in HEATMAP_KINDS:
@@ -46,16 +57,15 @@ def test_the_run_ends_well_and_leaves_what_it_promises(run):
     assert set(detections["kind"]) == set(HEATMAP_KINDS)
 
 
-def test_the_numbers_of_the_page_are_those_of_the_file(run):
-    folder = run.index.parent
-    results = json.loads((folder / "map_results.json").read_text())
+def test_the_numbers_of_the_page_are_those_of_the_file(folder):
+    results = results_of(folder)
     html = (folder / "01_heatmap_generation.html").read_text()
     assert results["finding"].split(":")[0] in html
     for protocol in ("present", "all"):
         for cell in results["protocols"][protocol]["vv_mixed"]:
             assert f"{cell['map']:.3f}" in html
     assert "Only 6 images" in html
-    index = run.index.read_text()
+    index = (folder / "index.html").read_text()
     assert f"{results['protocols']['all']['vv_mixed'][0]['map']:.3f}" in index
     assert "01_heatmap_generation.html" in index
     assert results["n_images"] == 6
@@ -71,18 +81,18 @@ def test_the_numbers_of_the_page_are_those_of_the_file(run):
         ("05_per_class_analysis", 4),
     ],
 )
-def test_every_image_of_the_page_says_what_it_shows(run, name, count):
+def test_every_image_of_the_page_says_what_it_shows(folder, name, count):
     if name.startswith("05"):  # and an example for the card of each class with boxes
-        count += pd.read_parquet(run.index.parent / "ground_truth.parquet")["label"].nunique()
-    html = (run.index.parent / f"{name}.html").read_text()
+        count += pd.read_parquet(folder / "ground_truth.parquet")["label"].nunique()
+    html = (folder / f"{name}.html").read_text()
     alts = re.findall(r"<img[^>]*alt=\"([^\"]*)\"", html)
     assert len(alts) == html.count("<img") == count
     assert all(len(alt) > 20 for alt in alts)
 
 
 @pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS if path.stem[0].isdigit()])
-def test_every_page_is_question_answer_evidence_small_and_made_for_its_width(run, name):
-    page = run.index.parent / f"{name}.html"
+def test_every_page_is_question_answer_evidence_small_and_made_for_its_width(folder, name):
+    page = folder / f"{name}.html"
     assert page.stat().st_size < 6e6
     soup = BeautifulSoup(page.read_text(), "html.parser")
     assert soup.h1.get_text().endswith("?")
@@ -100,98 +110,100 @@ def test_every_page_is_question_answer_evidence_small_and_made_for_its_width(run
         assert ".." not in figure.img["alt"]
 
 
-def test_no_page_writes_an_interval_without_brackets(run):
-    for page in (run.index, *run.index.parent.glob("0*.html")):
+def test_no_page_writes_an_interval_without_brackets(folder):
+    for page in (folder / "index.html", *folder.glob("0*.html")):
         for cell in BeautifulSoup(page.read_text(), "html.parser").select("td.number, .numbers td"):
             row = cell.find_parent("tr").th
             ranges = row and row.get_text() == "similarity range"
             assert ranges or not re.search(r"\d to |\d, [+−\d.]+(?!.*\])|(?<!e)-\d", cell.get_text()), cell.get_text()
 
 
-def test_a_second_run_executes_nothing(run, parameters):
-    again = run_workbook(parameters, run.index.parent)
+def test_a_second_run_executes_nothing(folder, parameters):
+    again = run_workbook(parameters, folder)
     assert all(notebook.up_to_date for notebook in again.notebooks)
 
 
-def test_fewer_kinds_surgery_and_splits_without_a_single_box(run, parameters, tmp_path):
-    folder = tmp_path / "empty"
+def test_fewer_kinds_surgery_and_splits_without_a_single_box(folder, parameters, tmp_path):
+    data, source = tmp_path / "empty", Path(parameters["dataset"])
     for name in ("JPEGImages-test", "ImageSets/Main", "Annotations/Horizontal Bounding Boxes"):
-        (folder / name).mkdir(parents=True)
-    source = Path(parameters["dataset"])
+        (data / name).mkdir(parents=True)
     for split, image in zip(("test", "val"), sorted((source / "JPEGImages-test").iterdir()), strict=False):
-        (folder / "JPEGImages-test" / image.name).write_bytes(image.read_bytes())
-        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(image.stem)
-        path = folder / "Annotations" / "Horizontal Bounding Boxes" / f"{image.stem}.xml"
-        path.write_text("<annotation></annotation>")
-    given = {**parameters, "dataset": str(folder), "kinds": ["vv_vv"], "similarity": "surgery", "last_layers": 2}
-    given |= {"train_split": None, "localizer": str(run.index.parent / "localizer.safetensors")}
-    result = run_workbook(given, tmp_path / "out")
+        (data / "JPEGImages-test" / image.name).write_bytes(image.read_bytes())
+        split_file(data, split).write_text(image.stem)
+        (annotation_dir(data) / f"{image.stem}.xml").write_text("<annotation></annotation>")
+    given = {**parameters, "dataset": str(data), "kinds": ["vv_vv"], "similarity": "surgery", "last_layers": 2}
+    given |= {"train_split": None, "localizer": str(folder / "localizer.safetensors")}
+    out = tmp_path / "out"
+    result = run_here(given, out)
     assert result.ok, result.notebooks
-    assert "no image here holds a box" in (tmp_path / "out" / "evaluation_results.json").read_text()
-    assert "no class can be judged" in (tmp_path / "out" / "per_class_results.json").read_text()
-    assert "nothing can be measured" in (tmp_path / "out" / "map_results.json").read_text()
-    assert "nothing can be chosen" in (tmp_path / "out" / "multi_iou_results.json").read_text()
+    assert "no image here holds a box" in (out / "evaluation_results.json").read_text()
+    assert "no class can be judged" in (out / "per_class_results.json").read_text()
+    assert "nothing can be measured" in (out / "map_results.json").read_text()
+    assert "nothing can be chosen" in (out / "multi_iou_results.json").read_text()
 
 
-def test_a_dataset_with_one_split_is_enough_for_the_first_notebook(parameters, tmp_path):
-    folder = tmp_path / "scenes"
-    shutil.copytree(parameters["dataset"], folder)
-    (folder / "ImageSets" / "Main" / "val.txt").unlink()
-    given = {**parameters, "dataset": str(folder)}
+def test_a_dataset_with_one_split_is_enough_for_the_first_notebook_and_leaves_the_training_out(
+    parameters, tmp_path, capsys
+):
+    data = tmp_path / "scenes"
+    shutil.copytree(parameters["dataset"], data)
+    split_file(data, "val").unlink()
+    given = {**parameters, "dataset": str(data)}
     with pytest.raises(DatasetError, match="no split 'val'"):
         run_workbook(given, tmp_path / "out")
-    assert run_workbook(given, tmp_path / "out", only="01").ok
+    given["train_split"] = None
+    result = run_here(given, tmp_path / "out", only="01,03")
+    assert [(notebook.name, notebook.status) for notebook in result.notebooks] == [("01_heatmap_generation", "ok")]
+    assert "03_training: left out, train_split is null" in capsys.readouterr().out
+    with pytest.raises(ParameterError, match="nothing to run of 03_training"):
+        run_workbook(given, tmp_path / "other", only="03")
 
 
-def test_the_sweep_leaves_what_it_promises_and_the_index_shows_it(run, parameters):
-    folder = run.index.parent
+def test_the_sweep_leaves_what_it_promises_and_the_index_shows_it(folder):
     frame = pd.read_parquet(folder / "sweep.parquet")
     grid = frame[(frame["role"] == "choice") & (frame["box_score"] == "mean") & frame["percentile"].notna()]
     assert set(grid["percentile"]) == {60, 75, 90}
     assert set(frame["split"]) == {"val", "test"}
-    results = json.loads((folder / "multi_iou_results.json").read_text())
-    index, page = run.index.read_text(), (folder / "02_threshold_sweep.html").read_text()
+    results = results_of(folder, "multi_iou_results")
+    index, page = (folder / "index.html").read_text(), (folder / "02_threshold_sweep.html").read_text()
     for setting in ("default", "recommended"):
         for protocol, cells in results["report"][setting]["protocols"].items():
             for cell in cells:
                 assert f"{cell['map']:.3f}" in index, (setting, protocol)
                 assert f"{cell['map']:.3f}" in page
-    assert results["finding"] in text_of(run.index)
-    analysis = json.loads((folder / "heatmap_quality_analysis.json").read_text())
+    assert results["finding"] in text_of(folder / "index.html")
+    analysis = results_of(folder, "heatmap_quality_analysis")
     assert set(analysis["kinds"]) == set(HEATMAP_KINDS)
     assert len(analysis["by_percentile"]["rows"]) == 3
     # the default's figures are those of the first notebook: same boxes, same images, same resamples
-    first = json.loads((folder / "map_results.json").read_text())
+    first = results_of(folder)
     assert results["report"]["default"]["protocols"]["all"][:-1] == first["protocols"]["all"]["vv_mixed"]
     assert results["report"]["default"]["protocols"]["present"][:-1] == first["protocols"]["present"]["vv_mixed"]
 
 
 @pytest.mark.slow
-def test_the_recommended_setting_runs_the_workbook(run, parameters, tmp_path):
-    folder = run.index.parent
-    given = parameters | yaml.safe_load((folder / "recommended.yaml").read_text())
-    given["cache_dir"] = str(folder / "cache")
+def test_the_recommended_setting_runs_the_workbook(folder, given, tmp_path):
+    given |= yaml.safe_load((folder / "recommended.yaml").read_text())
     result = run_workbook(given, tmp_path / "out")
     assert result.ok, result.notebooks
     kind = given["kind"]
-    first = json.loads((tmp_path / "out" / "map_results.json").read_text())
-    recommended = json.loads((folder / "multi_iou_results.json").read_text())["report"]["recommended"]
+    first = results_of(tmp_path / "out")
+    recommended = results_of(folder, "multi_iou_results")["report"]["recommended"]
     assert first["protocols"]["all"][kind] == recommended["protocols"]["all"][:-1]
     # the sweep starts from the plain five steps again, whatever the default is
-    again = json.loads((tmp_path / "out" / "multi_iou_results.json").read_text())
+    again = results_of(tmp_path / "out", "multi_iou_results")
     assert set(again["choice"]["by_percentile"]["all"]) == set(HEATMAP_KINDS)
     assert all(len(rows) == 3 for rows in again["choice"]["by_percentile"]["all"].values())
-    analysis = json.loads((tmp_path / "out" / "heatmap_quality_analysis.json").read_text())
+    analysis = results_of(tmp_path / "out", "heatmap_quality_analysis")
     assert len(analysis["by_percentile"]["rows"]) == 3
 
 
 @pytest.mark.slow
-def test_a_floor_goes_through_both_notebooks_of_the_maps(run, parameters, tmp_path):
+def test_a_floor_goes_through_both_notebooks_of_the_maps(given, tmp_path):
     """As YAML gives it: a whole number, where the notebooks' default is null."""
-    given = {**parameters, "floor": 0, "floor_percentiles": [50], "percentile": 30, "percentiles": [60], "unions": []}
+    given |= {"floor": 0, "floor_percentiles": [50], "percentile": 30, "percentiles": [60], "unions": []}
     given |= {"similarity": "surgery", "similarities": ["surgery"], "layer_counts": [1], "kinds": ["vv_mixed"]}
     given |= {"nms_ious": [], "min_sides": [], "max_sides": [], "box_scores": []}
-    given["cache_dir"] = str(run.index.parent / "cache")
     result = run_workbook(given, tmp_path / "out", only="01,02")
     assert result.ok, result.notebooks
     first, second = (json.loads((tmp_path / "out" / name).read_text()) for name in ("map_results.json", SWEEP_RESULTS))
@@ -207,11 +219,10 @@ def test_a_floor_goes_through_both_notebooks_of_the_maps(run, parameters, tmp_pa
     assert yaml.safe_load((tmp_path / "out" / "recommended.yaml").read_text())["floor"] in {*frame["floor"], None}
 
 
-def test_the_training_leaves_what_it_promises_and_the_index_shows_it(run, parameters):
-    folder = run.index.parent
-    results = json.loads((folder / "training_results.json").read_text())
+def test_the_training_leaves_what_it_promises_and_the_index_shows_it(folder):
+    results = results_of(folder, "training_results")
     page = text_of(folder / "03_training.html")
-    assert results["finding"] in text_of(run.index)
+    assert results["finding"] in text_of(folder / "index.html")
     for method in (
         "oracle",
         "cam_peak",
@@ -233,10 +244,9 @@ def test_the_training_leaves_what_it_promises_and_the_index_shows_it(run, parame
     assert about["epoch"] == results["best_epoch"]
 
 
-def test_the_adapters_leave_what_they_promise_and_the_index_shows_before_and_after(run):
-    folder = run.index.parent
-    results = json.loads((folder / "adapter_results.json").read_text())
-    page, index = text_of(folder / "03_training.html"), text_of(run.index)
+def test_the_adapters_leave_what_they_promise_and_the_index_shows_before_and_after(folder):
+    results = results_of(folder, "adapter_results")
+    page, index = text_of(folder / "03_training.html"), text_of(folder / "index.html")
     assert results["finding"] in index
     assert results["finding"] in page
     assert sorted(path.name for path in (folder / "adapters").iterdir()) == [
@@ -258,20 +268,17 @@ def test_the_adapters_leave_what_they_promise_and_the_index_shows_before_and_aft
     assert history.groupby("kind")["epoch"].max().to_dict() == {"standard": 3, "vv_mixed": 3}
 
 
-def test_the_maps_of_notebook_03_before_are_those_of_notebook_01(run):
+def test_the_maps_of_notebook_03_before_are_those_of_notebook_01(folder):
     """The adapter is judged by the same images, boxes and setting."""
-    folder = run.index.parent
-    maps = json.loads((folder / "map_results.json").read_text())["protocols"]
-    adapter = json.loads((folder / "adapter_results.json").read_text())["groups"]["all classes"]["kinds"]
+    maps = results_of(folder)["protocols"]
+    adapter = results_of(folder, "adapter_results")["groups"]["all classes"]["kinds"]
     for protocol, kinds in maps.items():
         for kind, cells in kinds.items():
             assert adapter[kind]["before"]["protocols"][protocol] == [pytest.approx(cell) for cell in cells]
 
 
-def test_notebooks_01_and_02_put_an_adapter_beside_their_maps(run, parameters, tmp_path):
-    given = {**parameters, "adapter": str(run.index.parent / "adapters"), "floor_percentiles": [90]}
-    given["cache_dir"] = str(run.index.parent / "cache")
-    result = run_workbook(given, tmp_path / "out", only="01,02")
+def test_notebooks_01_and_02_put_an_adapter_beside_their_maps(folder, given, tmp_path):
+    result = run_here(given | {"adapter": str(folder / "adapters")}, tmp_path / "out", only="01,02")
     assert result.ok, result.notebooks
     for name, results in (("01_heatmap_generation", "map_results"), ("02_threshold_sweep", "multi_iou_results")):
         page = text_of(tmp_path / "out" / f"{name}.html")
@@ -280,16 +287,15 @@ def test_notebooks_01_and_02_put_an_adapter_beside_their_maps(run, parameters, t
         assert f"{cell['map']:.3f} [" in page
         assert "after − before" in page
         assert "<em>No adapter was given" not in page
-    alone = json.loads((run.index.parent / "adapter_results.json").read_text())["groups"]["all classes"]["kinds"]
-    maps = json.loads((tmp_path / "out" / "map_results.json").read_text())["adapter"]["groups"]["all classes"]["kinds"]
+    alone = results_of(folder, "adapter_results")["groups"]["all classes"]["kinds"]
+    maps = results_of(tmp_path / "out")["adapter"]["groups"]["all classes"]["kinds"]
     for kind in HEATMAP_KINDS:
         assert maps[kind]["after"] == alone[kind]["after"]
 
 
 @pytest.mark.slow
-def test_the_stage_that_is_left_out_says_so(run, parameters, tmp_path, capsys):
-    given = {**parameters, "stage": "heatmap", "adapter_ablation_epochs": 0, "unseen_classes": []}
-    given["cache_dir"] = str(run.index.parent / "cache")
+def test_the_stage_that_is_left_out_says_so(given, tmp_path, capsys):
+    given |= {"stage": "heatmap", "adapter_ablation_epochs": 0, "unseen_classes": []}
     result = run_workbook(given, tmp_path / "out", only="03,04")
     assert result.ok, result.notebooks
     assert [notebook.name for notebook in result.notebooks] == ["03_training"]
@@ -300,33 +306,21 @@ def test_the_stage_that_is_left_out_says_so(run, parameters, tmp_path, capsys):
     assert (tmp_path / "out" / "adapters" / "adapter_vv_mixed.safetensors").exists()
 
 
-def test_the_training_on_some_classes_and_without_comparisons(run, parameters, tmp_path):
-    data = load_dataset(parameters["dataset"], "train")
-    both = set(data.boxes["label"]) & set(load_dataset(parameters["dataset"], "val").boxes["label"])
-    given = {**parameters, "stage": "localizer", "seen_classes": sorted(both)[:2], "ablation_epochs": 0, "epochs": 1}
-    given["cache_dir"] = str(run.index.parent / "cache")
-    result = run_workbook(given, tmp_path / "out", only="03")
+def test_the_training_on_some_classes_and_without_comparisons(given, tmp_path):
+    both = set.intersection(*(set(load_dataset(given["dataset"], split).boxes["label"]) for split in ("train", "val")))
+    given |= {"stage": "localizer", "seen_classes": sorted(both)[:2], "ablation_epochs": 0, "epochs": 1}
+    result = run_here(given, tmp_path / "out", only="03")
     assert result.ok, result.notebooks
     page = (tmp_path / "out" / "03_training.html").read_text()
     assert "unseen classes" in page
     assert "Left out: ablation_epochs is 0." in page
 
 
-def test_without_a_split_to_train_on_the_training_is_left_out(parameters, run, tmp_path, capsys):
-    given = {**parameters, "train_split": None, "cache_dir": str(run.index.parent / "cache")}
-    result = run_workbook(given, tmp_path / "out", only="01,03")
-    assert [notebook.name for notebook in result.notebooks] == ["01_heatmap_generation"]
-    assert "03_training: left out, train_split is null" in capsys.readouterr().out
-    with pytest.raises(ParameterError, match="nothing to run of 03_training"):
-        run_workbook(given, tmp_path / "other", only="03")
-
-
 def test_a_split_without_a_box_to_learn_from_is_found_before_the_run(parameters, tmp_path):
     folder = tmp_path / "scenes"
     shutil.copytree(parameters["dataset"], folder)
     for image_id in load_dataset(folder, "train").images["image_id"]:
-        path = folder / "Annotations" / "Horizontal Bounding Boxes" / f"{image_id}.xml"
-        path.write_text("<annotation></annotation>")
+        (annotation_dir(folder) / f"{image_id}.xml").write_text("<annotation></annotation>")
     with pytest.raises(TrainingError, match="train_split 'train' has no box"):
         run_workbook({**parameters, "dataset": str(folder)}, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -342,9 +336,8 @@ def test_a_recommendation_for_the_images_to_train_on_leaves_the_training_out(par
     check(given | recommended)
 
 
-def test_the_evaluation_leaves_what_it_promises_and_the_index_opens_with_it(run):
-    folder = run.index.parent
-    results = json.loads((folder / "evaluation_results.json").read_text())
+def test_the_evaluation_leaves_what_it_promises_and_the_index_opens_with_it(folder):
+    results = results_of(folder, "evaluation_results")
     page, index = (text_of(folder / name) for name in ("04_gt_class_evaluation.html", "index.html"))
     assert results["verdict"]["sentence"] == results["finding"]
     assert results["finding"] in index.split("<h2")[0]  # the head of the page
@@ -357,7 +350,7 @@ def test_the_evaluation_leaves_what_it_promises_and_the_index_opens_with_it(run)
     assert ious[["image_id", "label"]].to_numpy().tolist() == truth[["image_id", "label"]].to_numpy().tolist()
     assert (ious["oracle"] >= ious["cam_peak"]).all()
     # the same head on the same boxes as in the notebook that trained it
-    trained = json.loads((folder / "training_results.json").read_text())["methods"]
+    trained = results_of(folder, "training_results")["methods"]
     for method, figures in trained.items():
         assert results["methods"][method]["mean"]["value"] == pytest.approx(figures["mean"]["value"], abs=1e-6)
     counts = truth["label"].value_counts()
@@ -366,16 +359,15 @@ def test_the_evaluation_leaves_what_it_promises_and_the_index_opens_with_it(run)
         assert (of_class["methods"] is None) == (of_class["n_boxes"] == 0)
 
 
-def test_the_per_class_analysis_leaves_what_it_promises_and_the_index_shows_it(run):
-    folder = run.index.parent
-    results = json.loads((folder / "per_class_results.json").read_text())
+def test_the_per_class_analysis_leaves_what_it_promises_and_the_index_shows_it(folder):
+    results = results_of(folder, "per_class_results")
     page, index = (text_of(folder / name) for name in ("05_per_class_analysis.html", "index.html"))
     assert len(results["failing"]) == 3
     for failure in results["failing"]:
         assert failure["sentence"] in page
         assert failure["sentence"].removeprefix(failure["label"]) in index
         assert f'05_per_class_analysis.html#{failure["label"].lower()}"' in index
-    first = json.loads((folder / "map_results.json").read_text())
+    first = results_of(folder)
     ap = pd.read_parquet(folder / "ap_by_class.parquet")
     lowest = ap[(ap["protocol"] == "all") & (ap["kind"] == "vv_mixed") & (ap["iou_threshold"] == 0.05)]
     assert lowest["ap"].mean() == pytest.approx(first["protocols"]["all"]["vv_mixed"][0]["map"])
@@ -384,7 +376,7 @@ def test_the_per_class_analysis_leaves_what_it_promises_and_the_index_shows_it(r
         of_errors = [row for row in results["errors"] if row["foreground_iou"] == entry["iou_threshold"]]
         assert len(of_errors) == 6
         assert [row["map"] for row in of_errors] == pytest.approx([entry["map"]] * 6, abs=1e-12)
-    evaluated = json.loads((folder / "evaluation_results.json").read_text())["by_class"]
+    evaluated = results_of(folder, "evaluation_results")["by_class"]
     for name, row in results["classes"].items():
         if row["n_boxes"]:
             assert row["oracle"] == evaluated[name]["methods"]["oracle"]["mean"]["value"]
@@ -409,14 +401,13 @@ def test_without_a_trained_head_the_evaluation_is_refused_before_anything_is_wri
     assert not (tmp_path / "out").exists()
 
 
-def test_a_named_head_is_evaluated_where_nothing_is_trained(run, parameters, tmp_path, capsys):
-    head = run.index.parent / "localizer.safetensors"
-    given = {**parameters, "train_split": None, "cache_dir": str(run.index.parent / "cache"), "num_images": 1}
-    given |= {"prompts": ["ensemble"], "classes_evaluated": "seen"}
-    result = run_workbook({**given, "localizer": str(head)}, tmp_path / "out", only="03,04")
+def test_a_named_head_is_evaluated_where_nothing_is_trained(folder, given, tmp_path):
+    given |= {"train_split": None, "num_images": 1, "prompts": ["ensemble"], "classes_evaluated": "seen"}
+    head = {"localizer": str(folder / "localizer.safetensors")}
+    result = run_here(given | head, tmp_path / "out", only="03,04")
     assert result.ok, result.notebooks
     assert [notebook.name for notebook in result.notebooks] == ["04_gt_class_evaluation"]
-    results = json.loads((tmp_path / "out" / "evaluation_results.json").read_text())
+    results = results_of(tmp_path / "out", "evaluation_results")
     assert results["verdict"]["outcome"] == "not decided"
     assert results["verdict"]["low"] is None
     page = (tmp_path / "out" / "04_gt_class_evaluation.html").read_text()
@@ -428,26 +419,27 @@ def test_a_named_head_is_evaluated_where_nothing_is_trained(run, parameters, tmp
     assert not (tmp_path / "other").exists()
 
 
-def test_the_per_class_analysis_needs_no_head_and_refuses_results_of_another_run(run, parameters, tmp_path):
-    given = {**parameters, "train_split": None, "cache_dir": str(run.index.parent / "cache")}
-    out = tmp_path / "out"
-    assert run_workbook(given, out, only="01,05").ok
+def test_the_per_class_analysis_needs_no_head_and_refuses_results_of_another_run(folder, given, tmp_path):
+    given["train_split"], out = None, tmp_path / "out"
+    out.mkdir()
+    stated = results_of(folder)
+    for name in ("map_results.json", *stated["files"]):
+        shutil.copy(folder / name, out)
+    assert run_here(given, out, only="05").ok
     page = (out / "05_per_class_analysis.html").read_text()
     assert "what a head finds when told the class is left out" in page
-    results = json.loads((out / "per_class_results.json").read_text())
+    results = results_of(out, "per_class_results")
     assert all(row["oracle"] is None for row in results["classes"].values())
-    # boxes of another setting under the same name
-    other = pd.read_parquet(out / "detections.parquet")
-    other.iloc[::2].to_parquet(out / "detections.parquet")
-    result = run_workbook(given, out, only="05", force=True)
-    assert not result.ok
-    assert "ResultsError" in result.notebooks[0].message
-    assert "not the file that this run's results were made with" in result.notebooks[0].message
-    # results on other images
-    (out / "detections.parquet").unlink()
-    result = run_workbook({**given, "num_images": 3}, out, only="05")
-    assert not result.ok
-    assert "of another run" in result.notebooks[0].message
+    # boxes of another setting under the same name, and results on other images
+    pd.read_parquet(out / "detections.parquet").iloc[::2].to_parquet(out / "detections.parquet")
+    for more, said in (
+        ({}, "not the file that this run's results were made with"),
+        ({"num_images": 3}, "of another run"),
+    ):
+        result = run_here(given | more, out, only="05", force=True)
+        assert not result.ok
+        assert result.notebooks[0].message.startswith("ResultsError")
+        assert said in result.notebooks[0].message
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

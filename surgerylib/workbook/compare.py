@@ -32,7 +32,7 @@ from ..study.verdict import SHARE
 from ..words import METHOD_NAMES, PROTOCOLS
 from .check import check_writable
 from .page import content_security_policy, figure_cell, page_environment, read_json, shown_value
-from .parameters import find_notebooks, known_parameters
+from .parameters import find_notebooks, known_parameters, with_defaults
 from .run_files import RUN_FORMAT, read_results
 
 MAPS, EVALUATION = "map_results.json", "evaluation_results.json"
@@ -155,19 +155,16 @@ def compare_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> P
     _check_output(page)
     opened = [_open(*each) for each in zip(folders, labels, records, strict=True)]
     notebooks = find_notebooks()
-    html = (
-        page_environment()
-        .get_template("compare.html.j2")
-        .render(
-            runs=opened,
-            links=[_link(folder / "index.html", page.parent) for folder in folders],
-            known=known_parameters(notebooks),
-            parameters=_differing([_settings(run, notebooks) for run in opened]),
-            made_of=_differing([_made_of(run) for run in opened]),
-            tables=_headline_tables(opened),
-            pairs=[_pair(opened[0], run) for run in opened[1:]],
-            page={"mark": MARK, "csp": content_security_policy(), "interval_note": INTERVAL_NOTE},
-        )
+    template = page_environment().get_template("compare.html.j2")
+    html = template.render(
+        runs=opened,
+        links=[_link(folder / "index.html", page.parent) for folder in folders],
+        known=known_parameters(notebooks),
+        parameters=_differing([_settings(run, notebooks) for run in opened]),
+        made_of=_differing([_made_of(run) for run in opened]),
+        tables=_headline_tables(opened),
+        pairs=[_pair(opened[0], run) for run in opened[1:]],
+        page={"mark": MARK, "csp": content_security_policy(), "interval_note": INTERVAL_NOTE},
     )
     return atomic_write(page, html)
 
@@ -266,7 +263,7 @@ def _settings(run: Run, notebooks: Sequence[Path]) -> dict[str, Any]:
     known = known_parameters(notebooks)
     with contextlib.suppress(AttributeError, KeyError, SyntaxError, ValueError):  # of a damaged notebook
         known |= known_parameters(executed)
-    return {name: parameter.default for name, parameter in known.items()} | run.record["parameters"]
+    return with_defaults(run.record["parameters"], known)
 
 
 def _made_of(run: Run) -> dict[str, Any]:

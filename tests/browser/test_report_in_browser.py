@@ -15,11 +15,6 @@ PAGES = (
 WIDTHS = (1280, 390)
 
 
-@pytest.fixture(scope="module")
-def folder(run) -> Path:
-    return run.index.parent
-
-
 def opened(browser: Browser, file: Path, *, width: int = 1280, scheme: str = "light") -> Page:
     """The page, where everything that it would fetch fails; what it asked for is in `page.asked`."""
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
