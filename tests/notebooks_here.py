@@ -40,7 +40,8 @@ def _execute(path: Path, output: Path, parameters: Mapping, *_: object) -> None:
         load_notebook_node(str(path)), dict(parameters), kernel_name="python3", language="python"
     )
     shell = InteractiveShell.instance()
-    shell.reset(new_session=False)
+    for name in [name for name in shell.user_ns if not name.startswith("_")]:
+        del shell.user_ns[name]
     try:
         for cell in node.cells:
             if cell.cell_type == "code":

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 from dior_folders import annotation_dir, image_file, split_file
+from notebooks_here import run_here
 
 from surgerylib.datasets import load_dataset
 from surgerylib.embedded.scenes import write_scenes
@@ -53,14 +54,13 @@ def skipping(hostile, parameters, tiny_folder, tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="module")
 def report(skipping, tmp_path_factory) -> RunResult:
-    return run_workbook(skipping, tmp_path_factory.mktemp("report"), only="01,05")
+    return run_here(skipping, tmp_path_factory.mktemp("report"), only="01,05")
 
 
 def pages(report: RunResult) -> dict[str, BeautifulSoup]:
     return {path.stem: BeautifulSoup(path.read_text(), "html.parser") for path in report.index.parent.glob("*.html")}
 
 
-@pytest.mark.slow
 def test_damaged_images_are_left_out_of_every_number_and_listed_with_their_reasons(report, hostile):
     assert report.ok, report.notebooks
     folder = report.index.parent
@@ -85,7 +85,6 @@ def test_damaged_images_are_left_out_of_every_number_and_listed_with_their_reaso
         assert all(row["image_id"] in text and row["reason"] in text for row in skipped), name
 
 
-@pytest.mark.slow
 def test_names_from_a_dataset_are_text_in_every_page(report):
     for name, page in pages(report).items():
         assert not page.find(onerror=True), name
@@ -95,7 +94,6 @@ def test_names_from_a_dataset_are_text_in_every_page(report):
     assert HOSTILE_TOO in text
 
 
-@pytest.mark.slow
 def test_weights_that_saw_dior_are_flagged_in_every_head_and_never_called_zero_shot(report):
     for name, page in pages(report).items():
         assert "RemoteCLIP's pre-training data holds DIOR" in page.select_one("header.masthead").get_text(), name

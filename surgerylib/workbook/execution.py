@@ -88,7 +88,9 @@ class Kernels(contextlib.AbstractContextManager):
         if kernel is not None and not run_sync(kernel.is_alive)():
             run_sync(kernel.end)()
             kernel = None
-        kernel = kernel or self._started("")
+        if kernel is None:
+            kernel = _Kernel()
+            run_sync(kernel.begin)(self._root, "")
         self._start_next()
         return kernel
 
@@ -98,12 +100,8 @@ class Kernels(contextlib.AbstractContextManager):
 
     def _start_next(self) -> None:
         if self._left:
-            self._next = self._started(package_imports(self._left.pop(0)))
-
-    def _started(self, imports: str) -> _Kernel:
-        kernel = _Kernel()
-        run_sync(kernel.begin)(self._root, imports)
-        return kernel
+            self._next = _Kernel()
+            run_sync(self._next.begin)(self._root, package_imports(self._left.pop(0)))
 
 
 def package_imports(notebook: Path) -> str:

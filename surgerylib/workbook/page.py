@@ -86,11 +86,9 @@ def notebook_html(
 
 def title(notebook: nbformat.NotebookNode) -> str:
     """The text of the first heading of the first level; empty when there is none."""
-    for cell in notebook.cells:
-        match = re.search(r"^#[ \t]+(.+?)[ \t#]*$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else None
-        if match:
-            return re.sub(r"[*_`]", "", match[1])
-    return ""
+    markdown = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    match = re.search(r"^#[ \t]+(.+?)[ \t#]*$", markdown, re.MULTILINE)
+    return re.sub(r"[*_`]", "", match[1]) if match else ""
 
 
 def _notes(notebook: nbformat.NotebookNode) -> list[str]:
@@ -102,20 +100,13 @@ def _notes(notebook: nbformat.NotebookNode) -> list[str]:
 def page_environment() -> jinja2.Environment:
     """Templates of the pages that are not a notebook's: every value is escaped, what is missing is left out."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([TEMPLATES, TEMPLATES / "report"]),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.ChainableUndefined,
-    )
-    environment.filters.update(
-        url=quote,
-        duration=readable_seconds,
-        date=readable_date,
-        anchor=anchor_of,
-        shown=shown_value,
-        held=held_together,
-    )
+        loader=jinja2.FileSystemLoader([TEMPLATES, TEMPLATES / "report"]), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.ChainableUndefined,
+    )  # fmt: skip
+    environment.filters |= {
+        "url": quote, "duration": readable_seconds, "date": readable_date, "anchor": anchor_of, "shown": shown_value,
+        "held": held_together,
+    }  # fmt: skip
     return environment
 
 
@@ -140,12 +131,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def readable_seconds(seconds: float) -> str:
     """`7 s`, `3 min 20 s`, `2 h 05 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class _Tidy(Preprocessor):
@@ -223,8 +212,7 @@ class _ReportExporter(HTMLExporter):
     def __init__(self, **kw: Any) -> None:
         super().__init__(**kw)
         self._headings: list[dict[str, Any]] = []
-        self._title_seen = False
-        self._sortable_seen = False
+        self._title_seen = self._sortable_seen = False
 
     @property
     def default_config(self) -> Any:

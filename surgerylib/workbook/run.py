@@ -20,6 +20,7 @@ from typing import Any
 
 import nbformat
 
+from ..embedded.scenes import write_scenes
 from ..errors import OutputError, ParameterError
 from ..files import (
     RUN_LOCK,
@@ -132,7 +133,7 @@ def run_workbook(
         # the look at the input comes second: it takes longer than to see that nothing has changed
         if outdated := [p for p in chosen if force or not _up_to_date(entries.get(p.stem), p, keys[p], out)]:
             kernels = kernels or stack.enter_context(Kernels(outdated, root))
-            check(given, only=only, notebooks_dir=notebooks_dir)
+            check(given, only=",".join(path.stem for path in chosen), notebooks_dir=notebooks_dir)
             if _draw_embedded_scenes(settings, root):
                 keys = notebook_keys(notebooks, settings, root)
         stack.enter_context(only_process(out, "writes", lock_name=RUN_LOCK))
@@ -346,14 +347,11 @@ def _hashes(out: Path, names: Iterable[str]) -> dict[str, str | None]:
 def _draw_embedded_scenes(settings: Mapping[str, Any], root: Path) -> bool:
     """Make the embedded dataset where it is asked for and not there as it should be; whether it was asked for."""
     folder, embedded = dataset_folder(settings.get("dataset", ""), root)
-    if not embedded:
-        return False
-    from ..embedded.scenes import write_scenes
-
-    if not folder.exists():
-        print(f"drawing the embedded scenes into {folder} (once)", flush=True)
-    write_scenes(folder)
-    return True
+    if embedded:
+        if not folder.exists():
+            print(f"drawing the embedded scenes into {folder} (once)", flush=True)
+        write_scenes(folder)
+    return embedded
 
 
 def _previous_run(out: Path) -> dict[str, Any]:

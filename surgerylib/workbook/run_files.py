@@ -89,8 +89,7 @@ def images_sha256(dataset: Dataset) -> str:
     """A hash over the bytes of all image files, in the split's order."""
 
     def of_file(path: str) -> bytes:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
+        return bytes.fromhex(file_sha256(Path(path)))
 
     paths = dataset.images["path"]
     whole = hashlib.sha256()
@@ -110,12 +109,8 @@ def data_provenance(dataset: Dataset) -> dict:
         "images_sha256": images_sha256(dataset),
         "n_images": len(dataset.images),
         "skipped": [
-            {
-                "image_id": row.image_id,
-                "reason": row.reason,
-                "n_boxes": None if pd.isna(row.n_boxes) else int(row.n_boxes),
-            }
-            for row in dataset.skipped.itertuples()
+            {"image_id": image_id, "reason": reason, "n_boxes": None if pd.isna(n_boxes) else int(n_boxes)}
+            for image_id, reason, n_boxes in dataset.skipped[["image_id", "reason", "n_boxes"]].itertuples(index=False)
         ],
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
 import pandas as pd
@@ -14,6 +15,7 @@ from ..study.summary import average_precision_text
 from ..words import PROTOCOLS
 
 
+@dataclass(repr=False, eq=False)
 class CaptionedTable:
     """A table as a notebook shows it, with a caption above it.
 
@@ -22,8 +24,8 @@ class CaptionedTable:
         caption: plain text.
     """
 
-    def __init__(self, frame: pd.DataFrame, caption: str) -> None:
-        self.frame, self.caption = frame, caption
+    frame: pd.DataFrame
+    caption: str
 
     def __repr__(self) -> str:
         return f"{self.caption}\n{self.frame!r}"
@@ -86,13 +88,14 @@ def sortable_table(
                 f"sort_values[{column!r}] has {len(values)} numbers for {len(frame)} rows; give one for each row"
             )
     head = "".join(f'<th scope="col">{escape(str(name))}</th>' for name in [label, *frame.columns])
+    orders = {column: [f' data-order="{_order(value)}"' for value in values] for column, values in numbers.items()}
     rows = []
     for position, (name, *texts) in enumerate(frame.itertuples(name=None)):
-        cells = [f'<th scope="row">{escape(str(name))}</th>']
-        for column, text in zip(frame.columns, texts, strict=True):
-            order = f' data-order="{_order(numbers[column][position])}"' if column in numbers else ""
-            cells.append(f"<td{order}>{escape(str(text))}</td>")
-        rows.append(f"<tr>{''.join(cells)}</tr>\n")
+        cells = [
+            f"<td{orders[column][position] if column in orders else ''}>{escape(str(text))}</td>"
+            for column, text in zip(frame.columns, texts, strict=True)
+        ]
+        rows.append(f'<tr><th scope="row">{escape(str(name))}</th>{"".join(cells)}</tr>\n')
     return (
         f'<table class="sortable">\n<caption>{escape(caption)}</caption>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{''.join(rows)}</tbody>\n</table>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -49,18 +50,21 @@ def test_the_policy_stops_what_got_past_the_tidying(browser, folder, tmp_path):
         page.context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", PAGES)
-def test_axe_finds_no_serious_violation(browser, folder, name, scheme):
-    for width in WIDTHS:
-        page = opened(browser, folder / f"{name}.html", width=width, scheme=scheme)
-        found = Axe().run(page).response["violations"]
+def test_axe_finds_no_serious_violation(browser, folder, name):
+    page = opened(browser, folder / f"{name}.html")
+    for width, scheme in itertools.product(WIDTHS, ("light", "dark")):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
+        # where the schemes differ, in their colours alone, the other rules have nothing new to say
+        rules = {"runOnly": ["color-contrast"]} if scheme == "dark" else {}
+        found = Axe().run(page, options={"resultTypes": ["violations"], **rules})
         grave = [
             (violation["id"], [node["target"] for node in violation["nodes"]][:3])
-            for violation in found if violation["impact"] in ("serious", "critical")
+            for violation in found.response["violations"] if violation["impact"] in ("serious", "critical")
         ]  # fmt: skip
-        assert grave == []
-        page.context.close()
+        assert grave == [], (width, scheme)
+    page.context.close()
 
 
 def test_dark_mode_follows_the_readers_setting(browser, folder, screenshots):
