@@ -1,10 +1,12 @@
-"""A tiny CLIP for every test that needs a model, and a run of the workbook with it."""
+"""A tiny CLIP for every test that needs a model, and a run of the workbook with it, on data that mean harm."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from hostile_scenes import write_hostile
 from tiny_models import load_tiny, write_model
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
@@ -53,13 +55,22 @@ def arguments(training_root: Path, tiny_folder: Path) -> dict:
 
 
 @pytest.fixture(scope="session")
-def parameters(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> dict:
-    """A configuration of all notebooks that takes little time."""
-    scenes = write_scenes(tmp_path_factory.mktemp("data") / "scenes", num_train=7, num_val=5, num_test=6, size=96)
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_hostile(tmp_path_factory.mktemp("hostile") / "scenes")
+
+
+@pytest.fixture(scope="session")
+def parameters(tmp_path_factory: pytest.TempPathFactory, hostile: Path, tiny_folder: Path) -> dict:
+    """A configuration of all notebooks that takes little time, leaves the damaged images out, and has weights whose
+    name says what they have seen."""
+    weights = shutil.copy(
+        tiny_folder / "model.safetensors", tmp_path_factory.mktemp("weights") / "RemoteCLIP-ViT-tiny.safetensors"
+    )
     return {
-        "dataset": str(scenes),
+        "dataset": str(hostile),
+        "on_bad_image": "skip",
         "model": f"local-dir:{tiny_folder}",
-        "checkpoint": str(tiny_folder / "model.safetensors"),
+        "checkpoint": str(weights),
         "depth": 4,
         "num_examples": 2,
         "device": "cpu",

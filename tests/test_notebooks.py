@@ -14,7 +14,6 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 from dior_folders import annotation_dir, split_file
-from notebooks_here import run_here
 
 from surgerylib.datasets import load_dataset
 from surgerylib.errors import CheckpointError, DatasetError, ParameterError, TrainingError
@@ -123,6 +122,7 @@ def test_a_second_run_executes_nothing(folder, parameters):
     assert all(notebook.up_to_date for notebook in again.notebooks)
 
 
+@pytest.mark.slow
 def test_fewer_kinds_surgery_and_splits_without_a_single_box(folder, parameters, tmp_path):
     data, source = tmp_path / "empty", Path(parameters["dataset"])
     for name in ("JPEGImages-test", "ImageSets/Main", "Annotations/Horizontal Bounding Boxes"):
@@ -134,7 +134,7 @@ def test_fewer_kinds_surgery_and_splits_without_a_single_box(folder, parameters,
     given = {**parameters, "dataset": str(data), "kinds": ["vv_vv"], "similarity": "surgery", "last_layers": 2}
     given |= {"train_split": None, "localizer": str(folder / "localizer.safetensors")}
     out = tmp_path / "out"
-    result = run_here(given, out)
+    result = run_workbook(given, out)
     assert result.ok, result.notebooks
     assert "no image here holds a box" in (out / "evaluation_results.json").read_text()
     assert "no class can be judged" in (out / "per_class_results.json").read_text()
@@ -142,21 +142,28 @@ def test_fewer_kinds_surgery_and_splits_without_a_single_box(folder, parameters,
     assert "nothing can be chosen" in (out / "multi_iou_results.json").read_text()
 
 
-def test_a_dataset_with_one_split_is_enough_for_the_first_notebook_and_leaves_the_training_out(
-    parameters, tmp_path, capsys
-):
+@pytest.fixture
+def one_split(parameters: dict, tmp_path: Path) -> dict:
+    """Of a dataset without `val`."""
     data = tmp_path / "scenes"
     shutil.copytree(parameters["dataset"], data)
     split_file(data, "val").unlink()
-    given = {**parameters, "dataset": str(data)}
+    return {**parameters, "dataset": str(data)}
+
+
+def test_a_split_that_is_missing_is_named_before_the_run(one_split, tmp_path):
     with pytest.raises(DatasetError, match="no split 'val'"):
-        run_workbook(given, tmp_path / "out")
-    given["train_split"] = None
-    result = run_here(given, tmp_path / "out", only="01,03")
+        run_workbook(one_split, tmp_path / "out")
+    with pytest.raises(ParameterError, match="nothing to run of 03_training"):
+        run_workbook({**one_split, "train_split": None}, tmp_path / "out", only="03")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_one_split_is_enough_for_the_first_notebook_and_the_training_is_left_out(one_split, tmp_path, capsys):
+    result = run_workbook({**one_split, "train_split": None}, tmp_path / "out", only="01,03")
     assert [(notebook.name, notebook.status) for notebook in result.notebooks] == [("01_heatmap_generation", "ok")]
     assert "03_training: left out, train_split is null" in capsys.readouterr().out
-    with pytest.raises(ParameterError, match="nothing to run of 03_training"):
-        run_workbook(given, tmp_path / "other", only="03")
 
 
 def test_the_sweep_leaves_what_it_promises_and_the_index_shows_it(folder):
@@ -277,8 +284,9 @@ def test_the_maps_of_notebook_03_before_are_those_of_notebook_01(folder):
             assert adapter[kind]["before"]["protocols"][protocol] == [pytest.approx(cell) for cell in cells]
 
 
+@pytest.mark.slow
 def test_notebooks_01_and_02_put_an_adapter_beside_their_maps(folder, given, tmp_path):
-    result = run_here(given | {"adapter": str(folder / "adapters")}, tmp_path / "out", only="01,02")
+    result = run_workbook(given | {"adapter": str(folder / "adapters")}, tmp_path / "out", only="01,02")
     assert result.ok, result.notebooks
     for name, results in (("01_heatmap_generation", "map_results"), ("02_threshold_sweep", "multi_iou_results")):
         page = text_of(tmp_path / "out" / f"{name}.html")
@@ -306,10 +314,11 @@ def test_the_stage_that_is_left_out_says_so(given, tmp_path, capsys):
     assert (tmp_path / "out" / "adapters" / "adapter_vv_mixed.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_training_on_some_classes_and_without_comparisons(given, tmp_path):
     both = set.intersection(*(set(load_dataset(given["dataset"], split).boxes["label"]) for split in ("train", "val")))
     given |= {"stage": "localizer", "seen_classes": sorted(both)[:2], "ablation_epochs": 0, "epochs": 1}
-    result = run_here(given, tmp_path / "out", only="03")
+    result = run_workbook(given, tmp_path / "out", only="03")
     assert result.ok, result.notebooks
     page = (tmp_path / "out" / "03_training.html").read_text()
     assert "unseen classes" in page
@@ -401,10 +410,11 @@ def test_without_a_trained_head_the_evaluation_is_refused_before_anything_is_wri
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_named_head_is_evaluated_where_nothing_is_trained(folder, given, tmp_path):
     given |= {"train_split": None, "num_images": 1, "prompts": ["ensemble"], "classes_evaluated": "seen"}
     head = {"localizer": str(folder / "localizer.safetensors")}
-    result = run_here(given | head, tmp_path / "out", only="03,04")
+    result = run_workbook(given | head, tmp_path / "out", only="03,04")
     assert result.ok, result.notebooks
     assert [notebook.name for notebook in result.notebooks] == ["04_gt_class_evaluation"]
     results = results_of(tmp_path / "out", "evaluation_results")
@@ -419,13 +429,14 @@ def test_a_named_head_is_evaluated_where_nothing_is_trained(folder, given, tmp_p
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_the_per_class_analysis_needs_no_head_and_refuses_results_of_another_run(folder, given, tmp_path):
     given["train_split"], out = None, tmp_path / "out"
     out.mkdir()
     stated = results_of(folder)
     for name in ("map_results.json", *stated["files"]):
         shutil.copy(folder / name, out)
-    assert run_here(given, out, only="05").ok
+    assert run_workbook(given, out, only="05").ok
     page = (out / "05_per_class_analysis.html").read_text()
     assert "what a head finds when told the class is left out" in page
     results = results_of(out, "per_class_results")
@@ -436,7 +447,7 @@ def test_the_per_class_analysis_needs_no_head_and_refuses_results_of_another_run
         ({}, "not the file that this run's results were made with"),
         ({"num_images": 3}, "of another run"),
     ):
-        result = run_here(given | more, out, only="05", force=True)
+        result = run_workbook(given | more, out, only="05", force=True)
         assert not result.ok
         assert result.notebooks[0].message.startswith("ResultsError")
         assert said in result.notebooks[0].message
