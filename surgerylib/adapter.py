@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from .clip import SurgeryCLIP
 from .errors import ParameterError, whole_number
-from .heatmaps import KIND_PATHS, check_kinds
 from .weights import load_trained
+from .words import KIND_PATHS, check_kinds
 
 # the two scalars of the logits move so many times faster than the weights: a similarity spans 0.5, a logit 10 and more
 _GAIN = 10.0

@@ -23,9 +23,8 @@ from torch import Tensor, nn
 
 from . import attention
 from .errors import ParameterError, SurgeryError, UnsupportedModelError, whole_number
-from .heatmaps import PATHS
 from .weights import Weights, build_model, load_weights, open_clip
-from .words import PROMPT_TEMPLATES, spoken
+from .words import PATHS, PROMPT_TEMPLATES, spoken
 
 SELF_CHECK_TOLERANCE = 1e-4
 

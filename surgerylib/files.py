@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -100,10 +101,7 @@ def is_abandoned(path: Path) -> bool:
             os.kill(process, 0)
     except ProcessLookupError:
         return True
-    except (
-        OSError,
-        OverflowError,
-    ):  # gone by now; somebody else's; or nobody's number, so that it isn't ours to delete
+    except (OSError, OverflowError):  # gone by now; somebody else's; or nobody's number: it isn't ours to delete
         pass
     return False
 
@@ -211,6 +209,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:16]}…{text[-16:]}"
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers."""
     found = {"python": platform.python_version()}

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from .errors import ParameterError, check_names, checked
+from .errors import ParameterError, checked
+from .words import HEATMAP_KINDS as HEATMAP_KINDS  # also found here: the kinds that `heatmaps` takes
+from .words import KIND_PATHS, PATHS, check_kinds
 
 if TYPE_CHECKING:  # nothing here needs torch itself: worker processes start without it
     from torch import Tensor
@@ -22,18 +24,6 @@ if TYPE_CHECKING:  # nothing here needs torch itself: worker processes start wit
     from .adapter import HeatmapAdapter
     from .clip import ImageTokens
 
-PATHS = ("qk", "vv")
-# kind -> path that the CLS token comes from, path that the patch tokens come from. `standard` is the stock model and
-# `vv_qk` the QK path: the same tensors, because the load-time self-check has proven the QK path to be the stock model.
-KIND_PATHS = {
-    "standard": ("qk", "qk"),
-    "vv_qk": ("qk", "qk"),
-    "vv_vv": ("vv", "vv"),
-    "vv_mixed": ("qk", "vv"),
-}
-HEATMAP_KINDS: tuple[str, ...] = tuple(KIND_PATHS)
-# between kinds with equal figures: the paper's choice, then the stock model
-KIND_PREFERENCE = ("vv_mixed", "standard", "vv_vv", "vv_qk")
 SIMILARITIES = ("cosine", "surgery")
 SCORE_NAMES = {"mean": "mean", "max": "max", "mean_sqrt_area": "mean × √area"}
 OTSU = "otsu"
@@ -113,37 +103,11 @@ def maps_of(similarities: Tensor, grid: tuple[int, int], kind: str, *, similarit
     return patches.mean(dim=1).unflatten(-1, grid)
 
 
-def own_map(found: Any, n_classes: int, grid: tuple[int, int]) -> Tensor:
-    """What a function from outside of the package gave for one image, as float32 [C, h, w] on the CPU.
-
-    Raises:
-        ParameterError: neither [C, h, w] nor [C, N] (a batch of 1 is taken too), or not finite.
-    """
-    import torch
-
-    try:
-        maps = torch.as_tensor(found).detach().float().cpu()
-        shape = list(maps.shape)
-    except (TypeError, ValueError, RuntimeError):
-        shape = type(found).__name__
-    allowed = [[n_classes, *grid], [n_classes, math.prod(grid)]]
-    if shape not in [*allowed, *([1, *one] for one in allowed)]:
-        raise ParameterError(f"heatmap= must give [C, h, w], here {allowed[0]}, or [C, N], {allowed[1]}; got {shape}")
-    if not maps.isfinite().all():
-        raise ParameterError("heatmap= gave NaN or infinite values; give finite ones")
-    return maps.reshape(n_classes, *grid)
-
-
 def upsample(maps: Tensor, size_hw: tuple[int, int]) -> Tensor:
     """Bilinear upsampling of [B, C, h, w] to [B, C, H, W], half-pixel centres (as `boxes.extract_boxes` does)."""
     from torch.nn.functional import interpolate
 
     return interpolate(maps, size=size_hw, mode="bilinear", align_corners=False)
-
-
-def check_kinds(kinds: Sequence[str]) -> None:
-    """Raise a `ParameterError` that lists the kinds unless `kinds` is a list of some of them, each once."""
-    check_names("kinds", kinds, HEATMAP_KINDS, "heatmap kind")
 
 
 def check_classes_suffice(similarities: Iterable[str], n_classes: int) -> None:

@@ -1,4 +1,4 @@
-"""Class names and their aliases, the words that CLIP is asked with, and the names that readers are shown."""
+"""Class names and their aliases, the words that CLIP is asked with, kinds of heatmaps, and names that readers see."""
 
 from __future__ import annotations
 
@@ -156,6 +156,30 @@ PROMPT_SETS = {
     "ensemble": Prompts(),
     "synonyms": Prompts(synonyms=True),
 }
+
+
+PATHS = ("qk", "vv")
+# kind of heatmap -> path that the CLS token comes from, path that the patch tokens come from. `standard` is the stock
+# model and `vv_qk` the QK path: the same tensors, because the load-time self-check has proven that the two are equal.
+KIND_PATHS = {
+    "standard": ("qk", "qk"),
+    "vv_qk": ("qk", "qk"),
+    "vv_vv": ("vv", "vv"),
+    "vv_mixed": ("qk", "vv"),
+}
+HEATMAP_KINDS: tuple[str, ...] = tuple(KIND_PATHS)
+# between kinds with equal figures: the paper's choice, then the stock model
+KIND_PREFERENCE = ("vv_mixed", "standard", "vv_vv", "vv_qk")
+
+
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Raise a `ParameterError` that lists the kinds unless `kinds` is a list of some of them, each once."""
+    check_names("kinds", kinds, HEATMAP_KINDS, "heatmap kind")
+
+
+def kinds_on(path: str) -> tuple[str, ...]:
+    """The kinds that take their patches from a path, `qk` or `vv`: they share an adapter."""
+    return tuple(kind for kind, (_, patches) in KIND_PATHS.items() if patches == path)
 
 
 def check_prompts(names: Sequence[str]) -> None:

@@ -9,7 +9,8 @@ import torch
 from surgerylib.boxes import resize_map
 from surgerylib.clip import ImageTokens
 from surgerylib.errors import ParameterError
-from surgerylib.heatmaps import HEATMAP_KINDS, Setting, check_kinds, heatmaps, joint_names, upsample
+from surgerylib.heatmaps import HEATMAP_KINDS, Setting, heatmaps, joint_names, upsample
+from surgerylib.words import check_kinds
 
 
 def unit(x: torch.Tensor) -> torch.Tensor:

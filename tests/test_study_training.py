@@ -38,7 +38,6 @@ from surgerylib.errors import ParameterError
 from surgerylib.figures import figure_bytes
 from surgerylib.figures import training as training_plots
 from surgerylib.files import PROJECT_ROOT, RUN_LOCK, only_process
-from surgerylib.heatmaps import HEATMAP_KINDS, KIND_PATHS
 from surgerylib.localizer import load_localizer
 from surgerylib.study import localizer_tables
 from surgerylib.study.box_groups import box_sizes
@@ -50,7 +49,7 @@ from surgerylib.study.training import (
     publish,
     publish_adapters,
 )
-from surgerylib.words import DIOR_CLASSES, METHOD_NAMES
+from surgerylib.words import DIOR_CLASSES, HEATMAP_KINDS, KIND_PATHS, METHOD_NAMES
 from surgerylib.workbook import session as session_module
 from surgerylib.workbook.check import check, check_values
 from surgerylib.workbook.cli import main

@@ -7,9 +7,8 @@ image would change nothing, so there is no augmentation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,9 +17,8 @@ from torch import Tensor
 
 from ..adapter import HeatmapAdapter, clip_and_tokens, untrained_adapter
 from ..errors import ParameterError, UnknownClassError, checked
-from ..heatmaps import KIND_PATHS
 from ..losses import heatmap_loss, total_of
-from ..words import PROMPT_TEMPLATES, canonical_class, prompt_names
+from ..words import KIND_PATHS, PROMPT_TEMPLATES, canonical_class, kinds_on, prompt_names
 from .caches import CoverageTargets, TokenCache
 from .parallel import read_ahead
 from .schedule import Count, NotNegative, Positive, Schedule
@@ -33,31 +31,22 @@ _TERMS = (*LOSSES, "bce", "dice")
 
 @checked
 class AdapterSettings:
-    """What the adapter is and how its maps are judged, beside the schedule; by the names of notebook 03's parameters.
+    """What the adapter is and how its maps are judged, beside the schedule; named as notebook 03's parameters."""
 
-    Attributes:
-        rank: of the adapter's residual.
-        training_batch_size: images a step.
-        classification_weight, localization_weight, sparsity_weight: of the losses; 0 switches one off.
-        anchor_weight: of the mean squared length of the residual, which holds the tokens near what CLIP said: a class
-            that is not trained on is told by nothing else.
-        positive_weight: what a covered patch counts against an empty one in the cross-entropy.
-        focal_gamma: above 0 the cross-entropy is the focal loss.
-        unseen_classes: what is not trained on, beside the classes without a box in the training images: they would
-            learn to be nowhere. Any spelling, in any order.
-        seed: of weights and order.
-    """
-
-    rank: Count = 32
-    training_batch_size: Count = 16
-    classification_weight: NotNegative = 1.0
+    rank: Count = 32  # of the adapter's residual
+    training_batch_size: Count = 16  # images a step
+    classification_weight: NotNegative = 1.0  # this and the next two: of the losses; 0 switches one off
     localization_weight: NotNegative = 1.0
     sparsity_weight: NotNegative = 1.0
+    # of the mean squared length of the residual, which holds the tokens near what CLIP said: a class that is not
+    # trained on is told by nothing else
     anchor_weight: NotNegative = 3.0
-    positive_weight: Positive = 10.0
-    focal_gamma: NotNegative = 0.0
+    positive_weight: Positive = 10.0  # what a covered patch counts against an empty one in the cross-entropy
+    focal_gamma: NotNegative = 0.0  # above 0 the cross-entropy is the focal loss
+    # not trained on, in any spelling and order; nor are classes without a box in the training images, which would learn
+    # to be nowhere
     unseen_classes: tuple[str, ...] = ()
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = 0  # of weights and order
 
     def __post_init__(self) -> None:
         """Raise a `ParameterError` for weights of which nothing would be learned."""
@@ -80,19 +69,12 @@ class AdapterSettings:
         return [name for name in classes if name not in unseen]
 
 
-@dataclass(frozen=True)
-class TokenBatch:
-    """Some images of a token cache.
+class TokenBatch(NamedTuple):
+    """Some images of a token cache."""
 
-    Attributes:
-        positions: [B] places in the data set.
-        tokens: float32 [L, B, N, D].
-        coverage: float32 [B, C, h, w], of the classes that are trained on.
-    """
-
-    positions: np.ndarray
-    tokens: Tensor
-    coverage: Tensor
+    positions: np.ndarray  # [B] places in the data set
+    tokens: Tensor  # float32 [L, B, N, D]
+    coverage: Tensor  # float32 [B, C, h, w], of the classes that are trained on
 
 
 class AdapterTask(CachedTask):
@@ -150,8 +132,12 @@ class AdapterTask(CachedTask):
         of_weights = {name: value for name, value in plain.items() if name != "unseen_classes"}
         asked = {"classes": self.seen, "templates": list(templates)}
         self.identity = self.made_of(loss, heatmap_loss, of_weights, patches=self._path, **asked)
-        kinds = [other for other, (_, patches) in KIND_PATHS.items() if patches == self._path]
-        self.about = {"kinds": kinds, "settings": plain, "seen_classes": self.seen, "templates": asked["templates"]}
+        self.about = {
+            "kinds": list(kinds_on(self._path)),
+            "settings": plain,
+            "seen_classes": self.seen,
+            "templates": asked["templates"],
+        }
 
     def batches(self, epoch: int, first: int) -> Iterator[TokenBatch]:
         """Images without a box are gone through too: they say what is not there."""

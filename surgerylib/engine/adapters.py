@@ -13,31 +13,24 @@ from ..clip import SurgeryCLIP
 from ..datasets import Dataset, flattered_by
 from ..errors import CheckpointError
 from ..files import ADAPTER_FILES, PROJECT_ROOT, adapter_files, file_sha256, project_path
-from ..heatmaps import KIND_PATHS, Setting
+from ..heatmaps import Setting
+from ..words import KIND_PATHS, kinds_on
 
 
 @dataclass(frozen=True)
 class TrainedAdapter:
-    """An adapter from a file, ready for one CLIP.
+    """An adapter from a file, ready for one CLIP."""
 
-    Attributes:
-        model: in eval mode, on the CLIP's device.
-        key: the first digits of the file's sha256: names its maps.
-        patches: the path, `qk` or `vv`, whose tokens it was trained on.
-        about: what was written about it: `seen_classes`, `kinds`, `settings`...
-        file: where it came from.
-    """
-
-    model: HeatmapAdapter
-    key: str
-    patches: str
-    about: dict[str, Any]
-    file: Path
+    model: HeatmapAdapter  # in eval mode, on the CLIP's device
+    key: str  # the first digits of the file's sha256: names its maps
+    patches: str  # the path, `qk` or `vv`, whose tokens it was trained on
+    about: dict[str, Any]  # what was written about it: `seen_classes`, `kinds`, `settings`...
+    file: Path  # where it came from
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """The heatmap kinds that take their patches from this path."""
-        return tuple(kind for kind, (_, patches) in KIND_PATHS.items() if patches == self.patches)
+        return kinds_on(self.patches)
 
     @property
     def seen_classes(self) -> list[str]:
@@ -74,7 +67,7 @@ def load_adapters(where: str | Path, clip: SurgeryCLIP) -> dict[str, TrainedAdap
         model, about = load_adapter(path)
         belongs = about.get("belongs_to", {})
         patches, layers = belongs.get("patches"), belongs.get("layers")
-        kinds = [kind for kind, (_, of_kind) in KIND_PATHS.items() if of_kind == patches]
+        kinds = kinds_on(patches)
         if not kinds or not isinstance(layers, int) or layers != model.num_layers or "seen_classes" not in about:
             raise CheckpointError(f"{path} does not say which tokens it belongs to; train the adapter again")
         load_adapter(path, belongs_to=clip_and_tokens(clip, kinds[0], layers))

@@ -16,10 +16,10 @@ from ..boxes import patch_coverage
 from ..clip import SurgeryCLIP
 from ..datasets import Dataset
 from ..errors import whole_number
-from ..heatmaps import PATHS, Setting
+from ..heatmaps import Setting
 from ..localizer import clip_and_maps
 from ..matching import BOX_COLUMNS
-from ..words import PROMPT_TEMPLATES
+from ..words import PATHS, PROMPT_TEMPLATES
 from .measures import truth_codes
 from .recipes import features, patch_tokens
 from .store import Store
@@ -28,17 +28,11 @@ _READ_IMAGES = 64  # images whose tokens are in memory at a time where all are g
 
 
 class Targets(NamedTuple):
-    """Ground truth of a data set, flat; rows in the order of its boxes frame.
+    """Ground truth of a data set, flat; rows in the order of its boxes frame."""
 
-    Attributes:
-        image: int64 [G] place of the image in the data set.
-        label: int64 [G] place of the class in the class list.
-        boxes_xyxy: float32 [G, 4] in [0, 1] of the image.
-    """
-
-    image: np.ndarray
-    label: np.ndarray
-    boxes_xyxy: np.ndarray
+    image: np.ndarray  # int64 [G] place of the image in the data set
+    label: np.ndarray  # int64 [G] place of the class in the class list
+    boxes_xyxy: np.ndarray  # float32 [G, 4] in [0, 1] of the image
 
 
 class FeatureCache(Store):

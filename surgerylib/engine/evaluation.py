@@ -23,10 +23,10 @@ from tqdm import tqdm
 from ..datasets import Dataset
 from ..errors import CacheError, ParameterError, checked
 from ..files import atomic_write, short_hash
-from ..heatmaps import KIND_PREFERENCE, Setting, check_classes_suffice
+from ..heatmaps import Setting, check_classes_suffice
 from ..matching import BOX_COLUMNS, check_interpolation, checked_thresholds
 from ..metrics import IOU_THRESHOLDS, BootstrapResult, bootstrap_map, paired_difference
-from ..words import PROTOCOLS
+from ..words import KIND_PREFERENCE, PROTOCOLS
 from .finding import NO_BOXES, Boxes, Cut, find_boxes, maps_from
 from .measures import MEASURES, measure_boxes, present_pairs, truth_codes
 from .own import key_of
@@ -69,17 +69,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Figures:
-    """What is known of one setting's boxes under one protocol.
+    """What is known of one setting's boxes under one protocol."""
 
-    Attributes:
-        ap: mAP with its resamples; the classes' own where they were asked for.
-        measures: of `measure_boxes`.
-        n_detections: int64 [C] boxes of each class.
-    """
-
-    ap: BootstrapResult
-    measures: Mapping[str, float]
-    n_detections: np.ndarray
+    ap: BootstrapResult  # mAP with its resamples; the classes' own where they were asked for
+    measures: Mapping[str, float]  # of `measure_boxes`
+    n_detections: np.ndarray  # int64 [C] boxes of each class
 
 
 @dataclass(frozen=True)
@@ -147,13 +141,10 @@ class Evaluation:
 
     def by_class(self) -> pd.DataFrame:
         """Frame protocol, kind, label, iou_threshold, ap, low, high, n_ground_truth, n_detections."""
-        n_ground_truth = dict(zip(self.classes, self.n_ground_truth, strict=True))
 
         def rows(of: Figures) -> pd.DataFrame:
-            frame, n_detections = of.ap.class_summary(), dict(zip(self.classes, of.n_detections, strict=True))
-            return frame.assign(
-                n_ground_truth=frame["label"].map(n_ground_truth), n_detections=frame["label"].map(n_detections)
-            )
+            counts = {"n_ground_truth": self.n_ground_truth, "n_detections": of.n_detections}
+            return of.ap.class_summary().join(pd.DataFrame(counts, index=list(self.classes)), on="label")
 
         return self._each(rows, ["label", "iou_threshold", "ap", "low", "high", "n_ground_truth", "n_detections"])
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from ..boxes import FoundBoxes, extract_many
 from ..errors import ParameterError
-from ..heatmaps import Setting, own_map
-from .own import key_of
+from ..heatmaps import Setting
+from .own import key_of, own_map
 from .parallel import in_processes
 
 if TYPE_CHECKING:

@@ -1,4 +1,5 @@
-"""What a function from outside of the package does, as a key: what it gave is never served for another one."""
+"""Functions from outside of the package: what one does, as a key (so that what it gave is never served for another
+one), and its maps, checked."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import dis
 import functools
 import hashlib
 import importlib
+import math
 import operator
 import platform
 import sys
@@ -16,11 +18,15 @@ import sysconfig
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import ParameterError
 from ..files import library_sha256
+
+if TYPE_CHECKING:  # a worker process has no need of torch
+    from torch import Tensor
 
 _PACKAGE = __name__.partition(".")[0]
 _PLAIN = {type(None), bool, int, float, complex, str, bytes, type(...), range, slice}
@@ -57,6 +63,27 @@ def key_of(function: Callable[..., Any]) -> str | None:
         return hashlib.sha256(repr(_Walk().value(function)).encode()).hexdigest()
     except (_Unknown, RecursionError):
         return None
+
+
+def own_map(found: Any, n_classes: int, grid: tuple[int, int]) -> Tensor:
+    """What such a function gave for one image, as float32 [C, h, w] on the CPU.
+
+    Raises:
+        ParameterError: neither [C, h, w] nor [C, N] (a batch of 1 is taken too), or not finite.
+    """
+    import torch
+
+    try:
+        maps = torch.as_tensor(found).detach().float().cpu()
+        shape = list(maps.shape)
+    except (TypeError, ValueError, RuntimeError):
+        shape = type(found).__name__
+    allowed = [[n_classes, *grid], [n_classes, math.prod(grid)]]
+    if shape not in [*allowed, *([1, *one] for one in allowed)]:
+        raise ParameterError(f"heatmap= must give [C, h, w], here {allowed[0]}, or [C, N], {allowed[1]}; got {shape}")
+    if not maps.isfinite().all():
+        raise ParameterError("heatmap= gave NaN or infinite values; give finite ones")
+    return maps.reshape(n_classes, *grid)
 
 
 class _Unknown(Exception):

@@ -13,32 +13,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..clip import ImageTokens, SurgeryCLIP
-from ..heatmaps import PATHS, Setting, check_classes_suffice, heatmaps, own_map
-from ..words import PROMPT_SETS, Prompts, check_prompts, prompt_names
+from ..heatmaps import Setting, check_classes_suffice, heatmaps
+from ..words import PATHS, PROMPT_SETS, Prompts, check_prompts, prompt_names
 from .adapters import TrainedAdapter
+from .own import own_map
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How records are made of images.
+    """How records are made of images."""
 
-    Attributes:
-        what: is kept, in the plural; folders and messages begin with it.
-        layers: how many of the last layers are looked at.
-        record: dtype of one image's record, perhaps with a shape.
-        made_of: plain values that decide the numbers, beside model and images.
-        records: the tokens of B images, and what `beside` gave of each -> their records [B].
-        beside: uint8 RGB [H, W, 3] -> what a record holds besides tokens; called in threads.
-        shard_images: images a file.
-    """
-
-    what: str
-    layers: int
-    record: np.dtype
-    made_of: Mapping[str, Any]
+    what: str  # is kept, in the plural; folders and messages begin with it
+    layers: int  # how many of the last layers are looked at
+    record: np.dtype  # of one image's record, perhaps with a shape
+    made_of: Mapping[str, Any]  # plain values that decide the numbers, beside model and images
+    # the tokens of B images, and what `beside` gave of each -> their records [B]
     records: Callable[[ImageTokens, Sequence[Any]], np.ndarray]
+    # uint8 RGB [H, W, 3] -> what a record holds besides tokens; called in threads
     beside: Callable[[np.ndarray], Any] = lambda image: None
-    shard_images: int = 64
+    shard_images: int = 64  # images a file
 
 
 def similarities(clip: SurgeryCLIP, classes: Sequence[str], layers: int, templates: Sequence[str]) -> Recipe:

@@ -31,8 +31,8 @@ from matplotlib.patches import Patch, Rectangle
 
 from ..boxes import box_iou, resize_map
 from ..files import atomic_write
-from ..heatmaps import KIND_PREFERENCE
 from ..matching import BOX_COLUMNS
+from ..words import KIND_PREFERENCE
 
 
 class KindLook(NamedTuple):

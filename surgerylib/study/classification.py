@@ -17,10 +17,11 @@ from tqdm import tqdm
 
 from ..datasets import Dataset
 from ..engine.measures import present_pairs, truth_codes
-from ..heatmaps import PATHS, Setting, maps_of
+from ..heatmaps import Setting, maps_of
 from ..intervals import bootstrap_weights, share_interval
 from ..matching import BOX_COLUMNS
 from ..metrics import BootstrapResult, bootstrap_map
+from ..words import PATHS
 from .box_groups import boxes_by_image
 from .quality import pixel_spans
 

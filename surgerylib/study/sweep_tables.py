@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from ..engine.evaluation import Evaluation
-from ..heatmaps import KIND_PREFERENCE, Setting, threshold_text
+from ..heatmaps import Setting, threshold_text
 from ..intervals import with_interval
-from ..words import PROTOCOLS
+from ..words import KIND_PREFERENCE, PROTOCOLS
 from .sweep import Criterion
 from .tables import table
 

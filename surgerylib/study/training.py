@@ -18,8 +18,9 @@ from ..engine.schedule import Count, Schedule, from_parameters
 from ..engine.training import Training
 from ..errors import checked
 from ..files import atomic_write
-from ..heatmaps import HEATMAP_KINDS, KIND_PATHS, KIND_PREFERENCE, Setting
+from ..heatmaps import Setting
 from ..localizer import LOCALIZER_INPUTS
+from ..words import HEATMAP_KINDS, KIND_PATHS, KIND_PREFERENCE
 from .tables import plain
 
 STAGES = ("heatmap", "localizer")

@@ -14,13 +14,13 @@ from ..engine.adapters import load_adapters
 from ..engine.evaluation import Options
 from ..errors import CheckpointError, OutputError, ParameterError, TrainingError, whole_number
 from ..files import EMBEDDED, checkpoint_file, dataset_folder
-from ..heatmaps import Setting, check_kinds, chosen_kind
+from ..heatmaps import Setting, chosen_kind
 from ..study.adaptation import states_of
 from ..study.floors import check_floor_percentiles
 from ..study.head_evaluation import check_evaluated, find_head, load_head
 from ..study.sweep import Criterion, post_processing_variants, setting_grid
 from ..study.training import TrainingPlan
-from ..words import DIOR_CLASSES, check_prompts
+from ..words import DIOR_CLASSES, check_kinds, check_prompts
 from .parameters import (
     LEAVES_OUT,
     NEEDS_HEAD,
