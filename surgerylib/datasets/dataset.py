@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import DatasetError, ParameterError, whole_number
+from ..matching import BOX_COLUMNS
 from ..words import canonical_class
 
 _KEY_DIGITS = 12
@@ -149,7 +150,7 @@ class Dataset:
 
     def image_keys(self) -> list[str]:
         """12 hexadecimal digits an image, from its id, size and boxes: they know it again wherever its folder lies."""
-        of_boxes = self.boxes[["label", "xmin", "ymin", "xmax", "ymax"]].itertuples(index=False, name=None)
+        of_boxes = self.boxes[["label", *BOX_COLUMNS]].itertuples(index=False, name=None)
         boxes: dict[str, list[tuple]] = {}
         for image_id, box in zip(self.boxes["image_id"], of_boxes, strict=True):
             boxes.setdefault(image_id, []).append(box)
@@ -174,7 +175,7 @@ class Dataset:
         for names in (self.classes, self.images["image_id"], self.boxes["image_id"], self.boxes["label"]):
             digest.update("\0".join(names).encode() + b"\1")
         digest.update(self.images[["width", "height"]].to_numpy("<i8").tobytes())
-        digest.update(self.boxes[["xmin", "ymin", "xmax", "ymax"]].to_numpy("<f8").tobytes())
+        digest.update(self.boxes[BOX_COLUMNS].to_numpy("<f8").tobytes())
         return digest.hexdigest()
 
 

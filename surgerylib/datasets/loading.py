@@ -11,14 +11,13 @@ import pandas as pd
 from tqdm import tqdm
 
 from ..errors import AnnotationError, ImageReadError, ParameterError, whole_number
+from ..matching import BOX_COLUMNS
 from ..words import DIOR_CLASSES, check_classes
 from .damage import check_on_bad_image, reason_within, sound
 from .dataset import Dataset, check_any_left, frame_of, skipped_frame
 from .images import image_size
 from .layouts import DatasetFolder, ImageFiles, recognise
 from .voc import Annotation, read_annotation
-
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def load_dataset(
@@ -119,7 +118,7 @@ def _read(
         boxes += [(image_id, label, *box) for label, box in zip(annotation.labels, annotation.boxes_xyxy, strict=True)]
     return (
         frame_of(images, image_id="str", path="str", width="int64", height="int64"),
-        frame_of(boxes, image_id="str", label="str", **dict.fromkeys(_CORNERS, "float64")),
+        frame_of(boxes, image_id="str", label="str", **dict.fromkeys(BOX_COLUMNS, "float64")),
         skipped_frame(skipped),
     )
 
@@ -139,11 +138,11 @@ def _check_size(xml_path: Path, annotation: Annotation, path: str, size_wh: tupl
 def _mended(images: pd.DataFrame, boxes: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The boxes clipped to their images, without those that have no area left, and `Dataset.repairs`."""
     sizes_wh = images.set_index("image_id").loc[boxes["image_id"], ["width", "height"]].to_numpy(np.float64)
-    written = boxes[list(_CORNERS)].to_numpy()
+    written = boxes[BOX_COLUMNS].to_numpy()
     clipped = np.clip(written, 0.0, np.tile(sizes_wh, 2))
     empty = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
     changed = (clipped != written).any(axis=1) | empty
     repairs = boxes.loc[changed, ["image_id", "label"]].reset_index(drop=True)
     repairs["repair"] = pd.array(np.where(empty[changed], "dropped", "clipped"), dtype="str")
-    mended = boxes.assign(**dict(zip(_CORNERS, clipped.T, strict=True)))
+    mended = boxes.assign(**dict(zip(BOX_COLUMNS, clipped.T, strict=True)))
     return mended[~empty].reset_index(drop=True), repairs

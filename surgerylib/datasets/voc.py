@@ -14,10 +14,10 @@ from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
 from ..errors import AnnotationError, UnknownClassError
+from ..matching import BOX_COLUMNS
 from ..words import DIOR_CLASSES, canonical_class
 
 _LONGEST_SIDE = 2**31 - 1  # of an image in pixels; no format that is read can state more
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _canonical_class = lru_cache(maxsize=1024)(canonical_class)  # the same few names stand in all files
 
 
@@ -85,12 +85,12 @@ def _box(what: str, found: list[Element]) -> tuple[float, float, float, float]:
         raise AnnotationError(f"{what} has no <bndbox>; only horizontal boxes are read: add one or remove the object")
     if len(found) > 1:
         raise AnnotationError(f"{what} has {len(found)} <bndbox>; an object has one box: write an object for each")
-    texts = [found[0].findtext(corner) for corner in _CORNERS]
+    texts = [found[0].findtext(corner) for corner in BOX_COLUMNS]
     try:
         xmin, ymin, xmax, ymax = map(_number, texts)
     except ValueError:
         raise AnnotationError(
-            f"{what} has {', '.join(_CORNERS)} = {texts}; each must be a number: mend the file"
+            f"{what} has {', '.join(BOX_COLUMNS)} = {texts}; each must be a number: mend the file"
         ) from None
     if xmax < xmin or ymax < ymin:
         raise AnnotationError(
