@@ -73,11 +73,8 @@ def gt_class_localization_loss(
     """
     if assign not in ASSIGNERS:
         raise ParameterError(f"unknown assign {assign!r}; choose from {', '.join(ASSIGNERS)}")
-    if pred_boxes.ndim != 5 or pred_boxes.shape[-1] != 4:
-        raise ParameterError(f"pred_boxes must be [B, C, H, W, 4], got {list(pred_boxes.shape)}")
-    n_images, n_classes, height, width = pred_boxes.shape[:4]
-    targets = flat_targets(boxes, labels, n_images=n_images, n_classes=n_classes)
-    image, label, target = (part.to(pred_boxes.device) for part in targets)
+    image, label, target = (part.to(pred_boxes.device) for part in flat_targets(pred_boxes, boxes, labels))
+    n_classes, height, width = pred_boxes.shape[1:4]
     target = target.to(pred_boxes.dtype)
     # index_select, not [...]: of two boxes of a class, the gradient of indexing adds up as the threads come
     candidates = pred_boxes.flatten(0, 1).index_select(0, image * n_classes + label)  # [G, H, W, 4]
@@ -119,13 +116,15 @@ def assign_cells(
 
 
 def flat_targets(
-    boxes: Sequence[Tensor], labels: Sequence[Tensor], *, n_images: int, n_classes: int
+    pred_boxes: Tensor, boxes: Sequence[Tensor], labels: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes and labels by image as flat tensors: image [G] and label [G] (int64), boxes [G, 4], in order.
 
-    Raises:
-        ParameterError: shapes that do not fit, a label outside 0 .. n_classes - 1, a box without area or not finite.
+    Arguments and errors as of `gt_class_localization_loss`.
     """
+    if pred_boxes.ndim != 5 or pred_boxes.shape[-1] != 4:
+        raise ParameterError(f"pred_boxes must be [B, C, H, W, 4], got {list(pred_boxes.shape)}")
+    n_images, n_classes = pred_boxes.shape[:2]
     if not len(boxes) == len(labels) == n_images:
         raise ParameterError(
             f"boxes and labels hold {len(boxes)} and {len(labels)} images, {n_images} were predicted; give one "

@@ -190,9 +190,7 @@ def _cell_ious(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """image [G], label [G], IoU with every cell of the class's channel [G, H, W]."""
     pred_boxes = torch.as_tensor(pred_boxes).cpu()
-    if pred_boxes.ndim != 5 or pred_boxes.shape[-1] != 4:
-        raise ParameterError(f"pred_boxes must be [B, C, H, W, 4], got {list(pred_boxes.shape)}")
-    image, label, target = flat_targets(boxes, labels, n_images=len(pred_boxes), n_classes=pred_boxes.shape[1])
+    image, label, target = flat_targets(pred_boxes, boxes, labels)
     return image, label, box_iou(pred_boxes[image, label].double(), target.double()[:, None, None])
 
 
