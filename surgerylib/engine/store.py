@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
@@ -93,7 +94,7 @@ class Store:
     def describe(self) -> str:
         """One line: how much is stored where, what of it an earlier run has left, and what that was made of."""
         n_images = len(self.dataset.images)
-        there = n_images - sum(size for _, size in self._missing())
+        there = n_images - sum(size for _, size in self.missing())
         text = f"{self.what} of {there:,} of {n_images:,} images, {self.layers} layers, {self.nbytes / 1e6:,.1f} MB, "
         text += f"in {self.folder.parent.name}/{self.folder.name}"
         if self.found:
@@ -151,16 +152,13 @@ class Store:
         opened = {path: self._open(path) for path in dict.fromkeys(map(self.path, places))}
         return [opened[self.path(place)][place % self.recipe.shard_images] for place in places]
 
-    def missing_bytes(self) -> int:
-        """What is still to be written."""
-        return sum(size for _, size in self._missing()) * self.record.itemsize
-
-    def _missing(self) -> list[tuple[int, int]]:
+    def missing(self) -> list[tuple[int, int]]:
+        """The shards still to be written: place of the first image, number of images."""
         return [(first, size) for first, size in self._shards if not self.path(first).is_file()]
 
     def _compute(self, batch_size: int, n_threads: int) -> None:
         """The missing shards, as they are now that no other process writes them."""
-        hashes, missing = self._hashes(), self._missing()
+        hashes, missing = self._hashes(), self.missing()
         n_images, n_missing = len(self.dataset.images), sum(size for _, size in missing)
         atomic_write(self.folder / _IDENTITY, json.dumps(self.identity, indent=1))
         remove_parts(self.folder)
@@ -334,11 +332,11 @@ class HeatmapStore(Store):
 
 def check_disk(stores: Sequence[Store]) -> None:
     """Raise an `OutputError`, before anything is computed, unless all that is still to be written fits on the disk."""
-    needed: dict[int, int] = {}
+    needed: Counter[int] = Counter()
     for store in stores:
         existing = next(path for path in (store.folder, *store.folder.parents) if path.exists())
         device = existing.stat().st_dev
-        needed[device] = needed.get(device, 0) + store.missing_bytes()
+        needed[device] += sum(size for _, size in store.missing()) * store.record.itemsize
         free = shutil.disk_usage(existing).free
         if needed[device] > free:
             raise OutputError(
