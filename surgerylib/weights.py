@@ -51,20 +51,14 @@ _TOKENIZER_OPTIONS = frozenset({"additional_special_tokens", "clean", "language"
 
 @dataclass(frozen=True)
 class Weights:
-    """Where the weights came from, and what they are.
+    """Where the weights came from, and what they are."""
 
-    Attributes:
-        source: one line for a report.
-        sha256: over names, types and values of all parameters; the same for one model in any file format.
-        saw_dior: True when the pre-training data is known to hold DIOR, so that nothing here is "zero-shot": weights
-            whose file or repository is named after RemoteCLIP.
-        random: True when nothing was loaded.
-    """
-
-    source: str
-    sha256: str
+    source: str  # one line for a report
+    sha256: str  # over names, types and values of all parameters; the same for one model in any file format
+    # the pre-training data is known to hold DIOR, so that nothing here is "zero-shot": weights whose file or
+    # repository is named after RemoteCLIP
     saw_dior: bool
-    random: bool
+    random: bool  # nothing was loaded
 
 
 def build_model(name: str) -> tuple[nn.Module, object]:

@@ -126,15 +126,10 @@ DEFAULT_PROMPTS = "ensemble"
 
 @dataclass(frozen=True)
 class Prompts:
-    """How a class is put into words.
+    """How a class is put into words."""
 
-    Attributes:
-        templates: each with one `{}` for the name.
-        synonyms: whether other words for a class of DIOR's stand beside its name; a class outside DIOR has none.
-    """
-
-    templates: tuple[str, ...] = PROMPT_TEMPLATES
-    synonyms: bool = False
+    templates: tuple[str, ...] = PROMPT_TEMPLATES  # each with one `{}` for the name
+    synonyms: bool = False  # whether other words for a class stand beside its name; a class outside DIOR has none
 
     def names(self, classes: Sequence[str]) -> list[list[str]]:
         """The words for each class."""

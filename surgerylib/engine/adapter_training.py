@@ -22,7 +22,7 @@ from ..words import KIND_PATHS, PROMPT_TEMPLATES, canonical_class, kinds_on, pro
 from .caches import CoverageTargets, TokenCache
 from .parallel import read_ahead
 from .schedule import Count, NotNegative, Positive, Schedule
-from .tasks import CachedTask
+from .tasks import Task
 from .training import Training, fit
 
 LOSSES = ("classification", "localization", "sparsity")
@@ -77,7 +77,7 @@ class TokenBatch(NamedTuple):
     coverage: Tensor  # float32 [B, C, h, w], of the classes that are trained on
 
 
-class AdapterTask(CachedTask):
+class AdapterTask(Task):
     """An adapter, on the tokens of training images.
 
     Attributes:

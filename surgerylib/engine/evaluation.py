@@ -43,23 +43,17 @@ _BAR = {"bar_format": "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]
 
 @checked
 class Options:
-    """How average precision is taken, and with what.
+    """How average precision is taken, and with what."""
 
-    Attributes:
-        iou_thresholds, interpolation: as in `average_precision`.
-        n_resamples, seed: of the half-samples of the images.
-        workers: processes; None takes the CPU's cores.
-        cache_dir: where finished figures are kept, so that a rerun continues behind them; None keeps nothing.
-    """
-
+    # as in `average_precision`, and so the interpolation
     iou_thresholds: Annotated[tuple[float, ...], BeforeValidator(lambda v: tuple(checked_thresholds(v).tolist()))] = (
         IOU_THRESHOLDS
     )
     interpolation: Annotated[str, BeforeValidator(lambda v: check_interpolation(v) or v)] = "11point"
-    n_resamples: Annotated[int, Field(ge=1)] = 1000
+    n_resamples: Annotated[int, Field(ge=1)] = 1000  # this and the seed: of the half-samples of the images
     seed: Annotated[int, Field(ge=0)] = 0
-    workers: Annotated[int, Field(ge=1)] | None = None
-    cache_dir: Path | None = None
+    workers: Annotated[int, Field(ge=1)] | None = None  # processes; None takes the CPU's cores
+    cache_dir: Path | None = None  # of finished figures, so that a rerun continues behind them; None keeps nothing
 
     @property
     def of_figures(self) -> dict[str, Any]:

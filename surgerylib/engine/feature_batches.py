@@ -6,7 +6,7 @@ Everything that is drawn comes from (seed, epoch): the batches of an epoch can b
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,32 +18,16 @@ from .parallel import read_ahead
 N_SYMMETRIES = 8  # of the square: quarter turns 0 to 3, then the same after a mirroring
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Some images of a cache and their ground truth.
+class Batch(NamedTuple):
+    """Some images of a cache and their ground truth."""
 
-    Attributes:
-        positions: [B] places in the data set.
-        pictures: uint8 [B, 3, s, s].
-        cam: float32 [B, C, h, w].
-        features: float16 [B, L, N, W].
-        boxes: for each image float32 [G_i, 4] xyxy in [0, 1].
-        labels: for each image int64 [G_i].
-        rows: int64 [G], the rows of the boxes in the cache's targets.
-    """
-
-    positions: np.ndarray
-    pictures: Tensor
-    cam: Tensor
-    features: Tensor
-    boxes: list[Tensor]
-    labels: list[Tensor]
-    rows: np.ndarray
-
-    def to(self, device: torch.device) -> Batch:
-        """The inputs on a device; the ground truth, which is small, stays where it is."""
-        inputs = {name: getattr(self, name).to(device) for name in ("pictures", "cam", "features")}
-        return replace(self, **inputs)
+    positions: np.ndarray  # [B] places in the data set
+    pictures: Tensor  # uint8 [B, 3, s, s]
+    cam: Tensor  # float32 [B, C, h, w]
+    features: Tensor  # float16 [B, L, N, W]
+    boxes: list[Tensor]  # for each image float32 [G_i, 4] xyxy in [0, 1]
+    labels: list[Tensor]  # for each image int64 [G_i]
+    rows: np.ndarray  # int64 [G], the rows of the boxes in the cache's targets
 
 
 class BatchReader:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..datasets import check_have_boxes
 from ..errors import ParameterError, checked
 from ..localizer import LOCALIZER_INPUTS, GTClassLocalizer, to_grid, untrained_localizer
-from ..losses import gt_class_localization_loss, total_of
+from ..losses import ASSIGNERS, gt_class_localization_loss, total_of
 from .caches import FeatureCache
 from .feature_batches import Batch, BatchReader
 from .localization import (
@@ -28,7 +28,7 @@ from .localization import (
     peak_localization,
 )
 from .schedule import Count, NotNegative, Schedule
-from .tasks import CachedTask
+from .tasks import Task
 from .training import Training, fit
 
 UNTRAINED = {"oracle": "untrained_oracle", "cam_peak": "untrained_peak"}
@@ -38,29 +38,20 @@ _EVALUATION_BATCH = 32
 
 @checked
 class LocalizerSettings:
-    """What the head is and how its boxes are judged, beside the schedule; by the names of notebook 03's parameters.
+    """What the head is and how its boxes are judged, beside the schedule; named as notebook 03's parameters."""
 
-    Attributes:
-        grid_size: rows and columns of cells; None takes those of the CLIP's patches.
-        inputs: what the head looks at, of `LOCALIZER_INPUTS`.
-        training_batch_size: images a step.
-        l1_weight, giou_weight, positive_radius, positive_iou, assign: of the loss.
-        augment: flips and quarter turns.
-        seen_classes: only boxes of these are trained on; None takes all classes.
-        seed: of weights, order and symmetries.
-    """
-
-    grid_size: Count | None = None
+    grid_size: Count | None = None  # rows and columns of cells; None takes those of the CLIP's patches
+    # what the head looks at
     inputs: Annotated[tuple[Literal[LOCALIZER_INPUTS], ...], Field(min_length=1)] = LOCALIZER_INPUTS
-    training_batch_size: Count = 16
-    l1_weight: NotNegative = 1.0
+    training_batch_size: Count = 16  # images a step
+    l1_weight: NotNegative = 1.0  # this and the next four: of the loss
     giou_weight: NotNegative = 2.0
     positive_radius: NotNegative = 1.5
     positive_iou: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    assign: Literal["best_iou", "best_iou_or_center"] = "best_iou_or_center"
-    augment: bool = True
-    seen_classes: tuple[str, ...] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    assign: Literal[ASSIGNERS] = "best_iou_or_center"
+    augment: bool = True  # flips and quarter turns
+    seen_classes: tuple[str, ...] | None = None  # only boxes of these are trained on; None takes all classes
+    seed: Annotated[int, Field(ge=0)] = 0  # of weights, order and symmetries
 
     def __post_init__(self) -> None:
         """Raise a `ParameterError` for weights of which nothing would be learned."""
@@ -68,7 +59,7 @@ class LocalizerSettings:
             raise ParameterError("l1_weight and giou_weight are both 0; nothing would be learned")
 
 
-class LocalizerTask(CachedTask):
+class LocalizerTask(Task):
     """The localiser, on the features of training images.
 
     Attributes:
@@ -202,11 +193,12 @@ def predict(model: GTClassLocalizer, batch: Batch) -> Tensor:
     Only the channels of classes with a box in their image are computed, a fraction of all; nobody looks at the others,
     which are 0.
     """
-    inputs = batch.to(next(model.parameters()).device)
+    device = next(model.parameters()).device
     image = torch.repeat_interleave(torch.tensor([len(labels) for labels in batch.labels], dtype=torch.long))
-    pairs = torch.unique(torch.stack([image, torch.cat(batch.labels)]), dim=1).to(inputs.cam.device)
-    found = model.channels(inputs.pictures, inputs.cam, inputs.features, *pairs)  # [K, H, W, 4]
-    boxes = found.new_zeros(*inputs.cam.shape[:2], *found.shape[1:])
+    pairs = torch.unique(torch.stack([image, torch.cat(batch.labels)]), dim=1).to(device)
+    inputs = (part.to(device) for part in (batch.pictures, batch.cam, batch.features))
+    found = model.channels(*inputs, *pairs)  # [K, H, W, 4]
+    boxes = found.new_zeros(*batch.cam.shape[:2], *found.shape[1:])
     boxes[pairs[0], pairs[1]] = found
     return boxes
 

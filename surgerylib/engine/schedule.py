@@ -37,25 +37,15 @@ def from_parameters(cls: type[Settings], parameters: Mapping[str, Any], prefix: 
 
 @checked
 class Schedule:
-    """How long and how fast to learn.
+    """How long and how fast to learn."""
 
-    Attributes:
-        epochs: passes over the training images.
-        learning_rate: AdamW's, reached after the warm-up.
-        min_learning_rate: what the cosine ends with.
-        warmup_epochs: epochs, or a part of one, in which the rate rises in equal steps.
-        weight_decay: AdamW's, of weights with two or more dimensions; biases and norms have none.
-        gradient_clip: largest norm of all gradients together.
-        patience: epochs without a better validation after which to stop; None never stops early.
-    """
-
-    epochs: Count = 40
-    learning_rate: Positive = 3e-3
-    min_learning_rate: NotNegative = 0.0
-    warmup_epochs: NotNegative = 1.0
-    weight_decay: NotNegative = 0.01
-    gradient_clip: Positive = 1.0
-    patience: Count | None = None
+    epochs: Count = 40  # passes over the training images
+    learning_rate: Positive = 3e-3  # AdamW's, reached after the warm-up
+    min_learning_rate: NotNegative = 0.0  # what the cosine ends with
+    warmup_epochs: NotNegative = 1.0  # epochs, or a part of one, in which the rate rises in equal steps
+    weight_decay: NotNegative = 0.01  # AdamW's, of weights with two or more dimensions; biases and norms have none
+    gradient_clip: Positive = 1.0  # largest norm of all gradients together
+    patience: Count | None = None  # epochs without a better validation after which to stop; None never stops early
 
     def __post_init__(self) -> None:
         """Raise a `ParameterError` for values that do not go together."""

@@ -1,4 +1,4 @@
-"""What the training loop is told of what is learned, and what the localiser and the heatmap adapter have in common."""
+"""What the training loop is told of what is learned: what the localiser and the heatmap adapter have in common."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,58 +18,21 @@ from .own import key_of
 from .store import Store
 
 
-class Task(Protocol):
-    """What is learned from what. `fit` trains `model`, whatever it is.
+class Task:
+    """What is learned of what is stored of training images, and validated on what is stored of others.
 
-    Attributes:
-        model: all of its parameters are trained.
-        name: of its folders.
-        identity: everything besides the schedule that the result depends on, plain values; under `loss` the name or key
-            of the loss, None where what it does cannot be told: such a training is not kept.
-        steps: batches an epoch.
-        criterion: the figure of `validate` by which the best epoch is chosen; more is better.
+    `fit` trains `model`, whatever it is. A subclass sets what is declared here, and says what a batch and its loss are.
     """
 
-    model: nn.Module
-    name: str
+    name: str  # of its folders
+    module: str  # what is trained, as `weights.save_trained` takes it
+    criterion: str  # the figure of `validate` by which the best epoch is chosen; more is better
+    model: nn.Module  # all of its parameters are trained
+    steps: int  # batches an epoch
+    # everything besides the schedule that the result depends on, plain values; under `loss` the name or key of the
+    # loss, None where what it does cannot be told: such a training is not kept
     identity: Mapping[str, Any]
-    steps: int
-    criterion: str
-
-    def batches(self, epoch: int, first: int) -> Iterator[Any]:
-        """The batches of an epoch from number `first` on, the same every time."""
-
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, tuple[float, float]]]:
-        """The loss of a batch, with gradient, and figures for the history as (sum, count): sum / count of an epoch."""
-
-    def validate(self) -> dict[str, float]:
-        """Figures on images that are not trained on."""
-
-    def describe(self, batch: Any) -> str:
-        """Names what is in a batch, for an error."""
-
-    def state(self) -> dict[str, Tensor]:
-        """What the task itself keeps over a restart."""
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what `state` gave."""
-
-    def save(self, path: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        """Write weights for use, with what they belong to."""
-
-
-class CachedTask(Task):
-    """A task on what is stored of training images, validated on that of others.
-
-    Attributes:
-        settings: of the module and its loss.
-        train, validation: the stores, computed.
-        module: what is trained, as `weights.save_trained` takes it.
-        about: plain values written beside the weights.
-    """
-
-    module: str
-    about: dict[str, Any]
+    about: dict[str, Any]  # plain values written beside the weights
 
     def __init__(
         self, train: Store, validation: Store, settings: Any, belongs_to: Callable[[Any], Mapping[str, Any]]
@@ -81,6 +44,18 @@ class CachedTask(Task):
             raise CacheError(
                 f"the {train.what} to train and to validate on were made of different things ({different})"
             )
+
+    def batches(self, epoch: int, first: int) -> Iterator[Any]:
+        """The batches of an epoch from number `first` on, the same every time."""
+        raise NotImplementedError
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, tuple[float, float]]]:
+        """The loss of a batch, with gradient, and figures for the history as (sum, count): sum / count of an epoch."""
+        raise NotImplementedError
+
+    def validate(self) -> dict[str, float]:
+        """Figures on images that are not trained on."""
+        raise NotImplementedError
 
     @property
     def plain_settings(self) -> dict[str, Any]:
@@ -109,16 +84,19 @@ class CachedTask(Task):
             )
 
     def describe(self, batch: Any) -> str:
-        """The first few images."""
+        """Names what is in a batch, for an error: the first few images."""
         ids = self.train.dataset.images["image_id"].iloc[batch.positions].tolist()
         return f"images {', '.join(ids[:4])}" + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
 
     def state(self) -> dict[str, Tensor]:
-        """Nothing."""
+        """What the task itself keeps over a restart."""
         return {}
 
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state` gave."""
+
     def save(self, path: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        """As in `Task`; with it goes where the images came from."""
+        """Write weights for use, with what they belong to and where the images came from."""
         origins = {"trained_on": self.train.dataset.origin(), "chosen_on": self.validation.dataset.origin()}
         what = {"belongs_to": self._belongs_to, **self.about, **origins, **about}
         save_trained(path, self.module, self.model.config, weights, what)

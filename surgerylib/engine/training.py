@@ -41,26 +41,17 @@ _KEPT = ("best", "epoch", "done", "sums", "history", "finished", "stopped_early"
 
 @dataclass(frozen=True)
 class Training:
-    """A training that came to its end.
+    """A training that came to its end."""
 
-    Attributes:
-        folder: where its files lie.
-        history: a row an epoch, 0 for the untrained model: epoch, step, learning_rate (of its last step), the figures
-            of `Task.loss` and `Task.validate`.
-        best_epoch: with the best validation; of equals the first.
-        seconds: of this call: 0 where nothing was left to do.
-        resumed_at: step at which this call took up an earlier one; None where it began anew.
-        stopped_early: patience ran out.
-        scratch: the folder's life where the training is not kept: it goes with this object.
-    """
-
-    folder: Path
+    folder: Path  # where its files lie
+    # a row an epoch, 0 for the untrained model: epoch, step, learning_rate (of its last step), the figures of
+    # `Task.loss` and `Task.validate`
     history: pd.DataFrame
-    best_epoch: int
-    seconds: float = 0.0
-    resumed_at: int | None = None
-    stopped_early: bool = False
-    scratch: tempfile.TemporaryDirectory | None = None
+    best_epoch: int  # with the best validation; of equals the first
+    seconds: float = 0.0  # of this call: 0 where nothing was left to do
+    resumed_at: int | None = None  # step at which this call took up an earlier one; None where it began anew
+    stopped_early: bool = False  # patience ran out
+    scratch: tempfile.TemporaryDirectory | None = None  # where the training is not kept: the folder goes with this
 
     @property
     def best(self) -> Path:
