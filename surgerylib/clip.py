@@ -151,7 +151,7 @@ class SurgeryCLIP:
         if not array or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             seen = f"{image.dtype} {list(image.shape)}" if array else type(image).__name__
             raise ParameterError(f"image must be a NumPy array, uint8 [H, W, 3] in RGB, got {seen}")
-        usable = image if image.flags.c_contiguous and image.flags.writeable else image.copy()
+        usable = np.require(image, requirements=("C", "W"))  # a copy where it is not contiguous, or is read-only
         pixels = torch.from_numpy(usable).permute(2, 0, 1).unsqueeze(0)  # [H, W, 3] -> [1, 3, H, W]
         size = (self.image_size if image_size is None else whole_number("image_size", image_size),) * 2
         self._check_size(size)

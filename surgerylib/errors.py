@@ -85,11 +85,11 @@ def _printable(character: str) -> str:
     return " " if character.isspace() else ascii(character)[1:-1]
 
 
-def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
-    """The known names closest to `name`, ready for an error message; all of them when none is close."""
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The three known names closest to `name`, ready for an error message; all of them when none is close."""
     known = list(known)
     by_folded = {k.lower(): k for k in known}
-    close = [by_folded[m] for m in get_close_matches(name.lower(), by_folded, n=n, cutoff=0.5)]
+    close = [by_folded[m] for m in get_close_matches(name.lower(), by_folded, n=3, cutoff=0.5)]
     return ", ".join(close or known)
 
 

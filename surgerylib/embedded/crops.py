@@ -39,18 +39,18 @@ class ScenePool:
         return [rows for rows in places if len(rows)]
 
 
-def _render(index: int, seed: int, stream: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    scene = render_scene(scene_rng(seed, stream, index))
+def _render(index: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    scene = render_scene(scene_rng(seed, "pretrain", index))
     factor = IMAGE_SIZE / len(scene.image)
     small = cv2.resize(scene.image, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA)
     return small, scene.boxes_xyxy * factor, [DIOR_CLASSES.index(label) for label in scene.labels]
 
 
-def render_pool(count: int, *, seed: int, stream: str = "pretrain", workers: int = 2) -> ScenePool:
-    """Render scenes of a stream, brought to 224 pixels; the order and the pixels do not depend on `workers`."""
+def render_pool(count: int, *, seed: int, workers: int = 2) -> ScenePool:
+    """Render scenes to train on, brought to 224 pixels; the order and the pixels do not depend on `workers`."""
     images = torch.empty(count, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8)
     boxes, labels = [], []
-    drawn = Parallel(workers, return_as="generator")(delayed(_render)(index, seed, stream) for index in range(count))
+    drawn = Parallel(workers, return_as="generator")(delayed(_render)(index, seed) for index in range(count))
     drawn = tqdm(drawn, total=count, desc="rendering scenes", unit="scene", delay=2, leave=False)
     for i, (image, scene_boxes, scene_labels) in enumerate(drawn):
         images[i] = torch.from_numpy(image)
