@@ -212,20 +212,13 @@ def untrained_localizer(config: Mapping[str, Any], seed: int) -> GTClassLocalize
         return GTClassLocalizer(**config).eval()
 
 
-def clip_and_maps(
-    clip: SurgeryCLIP,
-    classes: Sequence[str],
-    *,
-    layers: int,
-    kind: str,
-    similarity: str,
-    templates: Sequence[str],
-    picture_size: int,
-) -> dict[str, Any]:
-    """What a trained head belongs to: the CLIP, but not the device that it runs on, the class list, and the maps."""
+def clip_and_maps(clip: SurgeryCLIP, classes: Sequence[str], **maps: Any) -> dict[str, Any]:
+    """What a trained head belongs to: the CLIP, but not the device that it runs on, the class list, and the maps.
+
+    The maps by plain values: layers, kind, similarity, templates and picture_size of a `FeatureCache`.
+    """
     own = {name: value for name, value in clip.identity.items() if name != "device"}
-    maps = {"layers": layers, "kind": kind, "similarity": similarity, "templates": list(templates)}
-    return {**own, "classes": list(classes), **maps, "picture_size": picture_size}
+    return {**own, "classes": list(classes), **maps}
 
 
 def to_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -75,7 +75,7 @@ class FeatureCache(Store):
         """What a head trained on it belongs to, for `load_localizer`."""
         return clip_and_maps(
             self.clip, self.dataset.classes, layers=self.layers, kind=self.setting.kind,
-            similarity=self.setting.similarity, templates=self.templates, picture_size=self.picture_size,
+            similarity=self.setting.similarity, templates=list(self.templates), picture_size=self.picture_size,
         )  # fmt: skip
 
     @property

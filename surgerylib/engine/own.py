@@ -1,5 +1,4 @@
-"""Functions from outside of the package: what one does, as a key (so that what it gave is never served for another
-one), and its maps, checked."""
+"""Functions from outside of the package: a key of what one does, so that its results serve no other; its maps."""
 
 from __future__ import annotations
 
