@@ -7,7 +7,14 @@ from collections.abc import Callable
 import pytest
 
 
-def refused(call: Callable[[], object], error: type[Exception], match: str) -> None:
+def refused(call: Callable[[], object], error: type[Exception], match: str) -> str:
+    """The line."""
     with pytest.raises(error, match=match) as raised:
         call()
     assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def each_refused(*cases: tuple[Callable[[], object], type[Exception], str]) -> None:
+    for case in cases:
+        refused(*case)

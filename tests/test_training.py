@@ -1,4 +1,4 @@
-"""The loop itself on a small task, and the localiser trained by it: resume, kills, losses of one's own, bad input."""
+"""The loop itself on a task of one weight: resume, kills, bad input; and what is particular to the localiser."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,8 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from refusals import refused
-from tiny_models import load_tiny, write_model
+from refusals import each_refused, refused
+from tiny_models import Touch, load_tiny, one_thread, write_model
 
 from surgerylib.datasets import load_dataset
 from surgerylib.embedded.scenes import write_scenes
@@ -36,9 +35,9 @@ from surgerylib.engine.localizer_training import (
     train_localizer,
 )
 from surgerylib.engine.tasks import Task
-from surgerylib.engine.training import Schedule, backward, fit, folder_of, progress_of
+from surgerylib.engine.training import Schedule, Training, backward, fit, folder_of, progress_of
 from surgerylib.errors import CacheError, CheckpointError, OutputError, ParameterError, TrainingError, UnknownClassError
-from surgerylib.files import only_process
+from surgerylib.files import atomic_write, only_process
 from surgerylib.localizer import load_localizer
 from surgerylib.losses import gt_class_localization_loss
 
@@ -77,7 +76,7 @@ class Line(Task):
         return "a line"
 
     def save(self, path, weights, about) -> None:
-        path.write_bytes(safetensors.torch.save(dict(weights)))
+        atomic_write(path, safetensors.torch.save(dict(weights)))
 
 
 def weights_of(path: Path) -> dict[str, torch.Tensor]:
@@ -87,6 +86,27 @@ def weights_of(path: Path) -> dict[str, torch.Tensor]:
 def same_weights(a: Path, b: Path) -> bool:
     mine, theirs = weights_of(a), weights_of(b)
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def assert_same(run: Training, other: Training) -> None:
+    """Bit for bit, and every epoch of their histories."""
+    for path in other.folder.glob("*.safetensors"):
+        assert same_weights(run.folder / path.name, path), path.name
+    pd.testing.assert_frame_equal(run.history, other.history, check_exact=True)
+
+
+def stop(monkeypatch: pytest.MonkeyPatch, target: type, name: str, number: int) -> None:
+    """Ctrl-C at the end of the `number`-th call of a method."""
+    method, calls = getattr(target, name), []
+
+    def stopped(*args):
+        found = method(*args)
+        calls.append(1)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(target, name, stopped)
 
 
 # ------------------------------------------------------------------------------------------------ the schedule
@@ -122,25 +142,26 @@ def test_short_runs_shorten_the_warm_up_too():
 
 
 @pytest.mark.parametrize(
-    ("of", "wrong"),
+    ("of", "wrongs"),
     [
-        *((Schedule, wrong) for wrong in (
+        (Schedule, (
             {"epochs": 0}, {"epochs": 2.0}, {"patience": 0}, {"learning_rate": 0.0}, {"learning_rate": math.nan},
             {"weight_decay": -1}, {"min_learning_rate": 1.0}, {"warmup_epochs": 40}, {"warmup_epochs": True},
         )),
-        *((LocalizerSettings, wrong) for wrong in (
+        (LocalizerSettings, (
             {"grid_size": 0}, {"training_batch_size": None}, {"seed": -1}, {"l1_weight": 0, "giou_weight": 0},
             {"positive_iou": 1.0}, {"inputs": ()}, {"inputs": ("text",)}, {"assign": "nearest"},
             {"seen_classes": "ship"},
         )),
-        *((AdapterSettings, wrong) for wrong in (
+        (AdapterSettings, (
             {"rank": 2.0}, {"training_batch_size": 0}, {"seed": None}, {"localization_weight": math.nan},
             {"sparsity_weight": "1"}, {"positive_weight": 0}, {"positive_weight": math.inf}, {"unseen_classes": "ship"},
         )),
     ],
 )  # fmt: skip
-def test_settings_that_cannot_be(of, wrong):
-    refused(lambda: of(**wrong), ParameterError, next(iter(wrong)))
+def test_settings_that_cannot_be(of, wrongs):
+    for wrong in wrongs:
+        refused(lambda wrong=wrong: of(**wrong), ParameterError, next(iter(wrong)))
 
 
 def test_three_losses_of_no_weight():
@@ -151,6 +172,12 @@ def test_three_losses_of_no_weight():
 # --------------------------------------------------------------------------------------------------- the loop
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Training:
+    """The line, trained without a disturbance; for reading only."""
+    return fit(Line(), SCHEDULE, tmp_path_factory.mktemp("whole"))
+
+
 def test_any_task_can_be_trained(tmp_path):
     task = Line()
     run = fit(task, Schedule(epochs=60, learning_rate=0.3), tmp_path)
@@ -159,63 +186,56 @@ def test_any_task_can_be_trained(tmp_path):
     assert float(weights_of(run.best)["weight"]) == pytest.approx(3, abs=0.05)
 
 
-def interrupted(task: Line, at: str, number: int) -> Line:
-    """Ctrl-C in the `number`-th call."""
-    method, calls = getattr(task, at), []
-
-    def stopped(*args):
-        calls.append(1)
-        if len(calls) == number:
-            raise KeyboardInterrupt
-        return method(*args)
-
-    setattr(task, at, stopped)
-    return task
-
-
 @pytest.mark.parametrize(
-    ("at", "number", "step"), [("loss", 1, 0), ("loss", 7, 6), ("validate", 1, None), ("validate", 3, 4)]
-)
-def test_ctrl_c_keeps_the_work_and_the_run_ends_with_the_same_weights(tmp_path, at, number, step, capsys):
-    whole = fit(Line(), SCHEDULE, tmp_path / "whole")
+    ("at", "number", "step"),
+    [("loss", 1, 0), ("loss", 7, 6), ("validate", 1, None), ("validate", 3, 4),
+     ("step", 7, 4)],  # the optimiser's: the weights have moved, the position has not
+)  # fmt: skip
+def test_ctrl_c_keeps_the_work_and_the_run_ends_with_the_same_weights(
+    whole, tmp_path, monkeypatch, capsys, at, number, step
+):
+    stop(monkeypatch, torch.optim.AdamW if at == "step" else Line, at, number)
     with pytest.raises(KeyboardInterrupt):
-        fit(interrupted(Line(), at, number), SCHEDULE, tmp_path / "stopped")
+        fit(Line(), SCHEDULE, tmp_path)
+    monkeypatch.undo()
+    bar = capsys.readouterr().err
+    assert not bar or bar.endswith("\n")  # what the command line then said stood behind the bar
     task = Line()
-    run = fit(task, SCHEDULE, tmp_path / "stopped")
+    run = fit(task, SCHEDULE, tmp_path)
     assert run.resumed_at == step
     assert task.calls == 12 - (step or 0)
-    assert same_weights(run.last, whole.last)
-    assert same_weights(run.best, whole.best)
-    pd.testing.assert_frame_equal(run.history, whole.history, check_exact=True)
+    assert_same(run, whole)
     said = capsys.readouterr().out
     assert ("taken up behind epoch" in said and "loss square" in said) == (step is not None)
 
 
-def test_ctrl_c_in_the_middle_of_an_optimisers_step_loses_the_epoch_and_no_more(tmp_path, monkeypatch):
-    whole = fit(Line(), SCHEDULE, tmp_path / "whole")
-    step, calls = torch.optim.AdamW.step, []
+def train_and_be_killed(folder: Path, place: str, number: int) -> None:
+    """By itself: at the `number`-th step of the optimiser, or the `number`-th time in the middle of writing a file."""
+    step, fsync, calls = torch.optim.AdamW.step, os.fsync, []
 
-    def torn(self):
-        calls.append(1)
-        step(self)
-        if len(calls) == 7:
-            raise KeyboardInterrupt  # the weights have moved, the position has not
+    def reached(is_there: bool) -> None:
+        calls.extend([1] * is_there)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", torn)
-    with pytest.raises(KeyboardInterrupt):
-        fit(Line(), SCHEDULE, tmp_path / "torn")
-    monkeypatch.undo()
-    run = fit(Line(), SCHEDULE, tmp_path / "torn")
-    assert run.resumed_at == 4
-    assert same_weights(run.last, whole.last)
+    torch.optim.AdamW.step = lambda self: (reached(place == "step"), step(self))
+    os.fsync = lambda handle: (reached(place in str(Path(f"/proc/self/fd/{handle}").readlink())), fsync(handle))
+    fit(Line(), SCHEDULE, folder)
 
 
-def test_bug_a_quick_training_that_was_interrupted_left_its_bar_without_an_end_of_line(tmp_path, capsys):
-    """What the command line then said stood behind the bar."""
-    with pytest.raises(KeyboardInterrupt):
-        fit(interrupted(Line(), "validate", 4), Schedule(epochs=60), tmp_path)
-    said = capsys.readouterr().err
-    assert not said or said.endswith("\n")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "number", "epoch"), [("step", 7, 1), ("step", 11, 2), ("resume.pt", 3, 1), ("best.safetensors", 1, 3)]
+)
+def test_killed_and_gone_on_with_it_ends_with_the_same_weights(whole, tmp_path, place, number, epoch):
+    process = get_context("spawn").Process(target=train_and_be_killed, args=(tmp_path, place, number))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert progress_of(tmp_path / whole.folder.name) == (epoch, False)
+    run = fit(Line(), SCHEDULE, tmp_path)
+    assert run.resumed_at == epoch * Line.steps  # no more than the epoch was lost
+    assert_same(run, whole)
 
 
 def test_a_finished_training_is_not_done_again(tmp_path):
@@ -231,8 +251,7 @@ def test_a_finished_training_is_not_done_again(tmp_path):
     run.last.unlink()
     assert same_weights(fit(Line(), SCHEDULE, tmp_path, keep_epochs=(0, 3)).last, run.kept(3))
     run.kept(0).unlink()
-    with pytest.raises(CheckpointError, match=r"epoch-000\.safetensors is gone"):
-        fit(Line(), SCHEDULE, tmp_path, keep_epochs=(0, 3))
+    refused(lambda: fit(Line(), SCHEDULE, tmp_path, keep_epochs=(0, 3)), CheckpointError, r"epoch-000\.saf.* is gone")
 
 
 def test_early_stop(tmp_path):
@@ -267,40 +286,6 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_weights(tmp_p
     assert float(kept) == task.weight
 
 
-@pytest.mark.parametrize("content", [b"", b"text", None])
-def test_a_damaged_checkpoint_is_named(tmp_path, content):
-    path = fit(Line(), SCHEDULE, tmp_path).folder / "resume.pt"
-    path.write_bytes(path.read_bytes()[:-500] if content is None else content)
-    refused(lambda: fit(Line(), SCHEDULE, tmp_path), CheckpointError, r"resume\.pt cannot be read")
-
-
-def test_hostile_checkpoint_is_not_run(tmp_path):
-    class Hostile:
-        def __reduce__(self):
-            return (Path.touch, (tmp_path / "owned",))
-
-    folder = folder_of(Line(), SCHEDULE, tmp_path)
-    folder.mkdir()
-    (folder / "resume.pt").write_bytes(pickle.dumps(Hostile(), protocol=2))
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        fit(Line(), SCHEDULE, tmp_path)
-    assert not (tmp_path / "owned").exists()
-
-
-def test_a_training_of_something_else_is_refused(tmp_path):
-    run = fit(Line(), SCHEDULE, tmp_path)
-    other = Line("another")
-    shutil.copytree(run.folder, folder_of(other, SCHEDULE, tmp_path))
-    with pytest.raises(CheckpointError, match=r"something else \(loss: \"square\" there, \"another\" here"):
-        fit(other, SCHEDULE, tmp_path)
-
-
-def test_two_processes_do_not_train_in_one_folder(tmp_path):
-    folder = folder_of(Line(), SCHEDULE, tmp_path)
-    with only_process(folder, "trains"), pytest.raises(OutputError, match=r"another process \(\d+\) trains"):
-        fit(Line(), SCHEDULE, tmp_path)
-
-
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     write, written = training_module.atomic_write, []
 
@@ -315,6 +300,39 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
         fit(Line(), SCHEDULE, tmp_path)
     monkeypatch.undo()
     assert fit(Line(), SCHEDULE, tmp_path).resumed_at == 4  # one epoch
+
+
+def test_a_loss_that_cannot_be_told_apart_is_trained_and_not_kept(tmp_path):
+    runs = [fit(Line(loss=None), SCHEDULE, tmp_path) for _ in range(2)]
+    assert runs[1].resumed_at is None
+    assert not list(tmp_path.iterdir())
+    assert same_weights(runs[0].last, runs[1].last)  # as long as the training is at hand
+    folder = runs.pop().folder
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"text", None])
+def test_a_damaged_checkpoint_is_named(tmp_path, content):
+    path = fit(Line(), SCHEDULE, tmp_path).folder / "resume.pt"
+    path.write_bytes(path.read_bytes()[:-500] if content is None else content)
+    refused(lambda: fit(Line(), SCHEDULE, tmp_path), CheckpointError, r"resume\.pt cannot be read")
+
+
+def test_hostile_checkpoint_is_not_run(tmp_path):
+    path = folder_of(Line(), SCHEDULE, tmp_path) / "resume.pt"
+    path.parent.mkdir()
+    path.write_bytes(pickle.dumps(Touch(tmp_path / "owned"), protocol=2))
+    refused(lambda: fit(Line(), SCHEDULE, tmp_path), CheckpointError, "cannot be read")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_folder_of_another_training_or_of_another_process_is_left_alone(whole, tmp_path):
+    other = folder_of(Line("another"), SCHEDULE, tmp_path)
+    with only_process(other, "trains"):
+        refused(lambda: fit(Line("another"), SCHEDULE, tmp_path), OutputError, r"another process \(\d+\) trains")
+    shutil.copytree(whole.folder, other, dirs_exist_ok=True)
+    match = r"something else \(loss: \"square\" there, \"another\" here"
+    refused(lambda: fit(Line("another"), SCHEDULE, tmp_path), CheckpointError, match)
 
 
 # ------------------------------------------------------------------------------------------------- the localiser
@@ -363,12 +381,21 @@ def test_best_and_last_are_the_weights_that_were_validated(undisturbed, caches):
     assert same_weights(run.last, run.kept(3))
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_does_not(undisturbed, caches, tmp_path):
+def test_stopped_and_gone_on_with_it_ends_with_the_same_file_and_another_seed_does_not(
+    undisturbed, caches, tmp_path, monkeypatch
+):
     _, run = undisturbed
     state = torch.get_rng_state()
+    stop(monkeypatch, LocalizerTask, "loss", 7)
+    with pytest.raises(KeyboardInterrupt):
+        train_localizer(*caches, SETTINGS, SCHEDULE, tmp_path)
+    monkeypatch.undo()
     task, again = train_localizer(*caches, SETTINGS, SCHEDULE, tmp_path)
     assert torch.equal(torch.get_rng_state(), state)  # the caller's generator is left alone
+    assert again.resumed_at == 6
+    assert_same(again, run)
     assert run.last.read_bytes() == again.last.read_bytes()
+    assert task.ever_positive.all()
     other = LocalizerTask(*caches, replace(SETTINGS, seed=1))
     assert not torch.equal(other.model.state_dict()["boxes.weight"], weights_of(run.kept(0))["boxes.weight"])
     assert not np.array_equal(*(next(of.batches(1, 0)).positions for of in (task, other)))
@@ -379,68 +406,10 @@ GOLDEN = [0.2339902172819856, 0.005250427876391527, 0.23088071051259418, 0.01101
 
 def test_other_numbers_need_another_version(caches, tmp_path):
     """Whoever changes what a training gives counts `TRAINING_VERSION` up, and writes the new figures here."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         _, run = train_localizer(*caches, SETTINGS, Schedule(epochs=1, warmup_epochs=0.5), tmp_path)
-    finally:
-        torch.set_num_threads(n_threads)
     found = [*run.history[["val_iou", "val_peak_iou"]].to_numpy().flatten().tolist(), run.history["loss"].iloc[1]]
     assert (training_module.TRAINING_VERSION, found) == (1, pytest.approx(GOLDEN, abs=1e-6))
-
-
-# a real process, killed by itself at a given optimiser step, or in the middle of writing a given checkpoint file
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from tiny_models import load_tiny
-from surgerylib.datasets import load_dataset
-from surgerylib.engine.caches import FeatureCache
-from surgerylib.engine.localizer_training import LocalizerSettings, train_localizer
-from surgerylib.engine.training import Schedule
-model, scenes, cached, out, place, number = sys.argv[1:]
-clip = load_tiny(Path(model))
-caches = [FeatureCache(clip, load_dataset(scenes, s), cached, picture_size=32).compute() for s in ("train", "val")]
-left = [int(number)]
-def count_down():
-    left[0] -= 1
-    if left[0] == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-if place == "step":
-    step = torch.optim.AdamW.step
-    torch.optim.AdamW.step = lambda self: (count_down(), step(self))
-else:
-    fsync = os.fsync
-    os.fsync = lambda handle: (count_down() if place in os.readlink(f"/proc/self/fd/{handle}") else None, fsync(handle))
-settings, schedule = LocalizerSettings(grid_size=4, training_batch_size=3), Schedule(epochs=3, warmup_epochs=0.5)
-train_localizer(*caches, settings, schedule, out)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("place", "number", "epoch"), [("step", 7, 1), ("step", 11, 2), ("resume.pt", 3, 1), ("best.safetensors", 1, 3)]
-)
-def test_killed_and_gone_on_with_it_ends_with_the_same_weights(
-    undisturbed, caches, tiny_folder, root, tmp_path, place, number, epoch
-):
-    _, run = undisturbed
-    arguments = [tiny_folder, root, caches[0].folder.parent, tmp_path, place, number]
-    process = subprocess.run(
-        [sys.executable, "-c", KILLED, *map(str, arguments)], capture_output=True, check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
-    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
-    assert progress_of(tmp_path / run.folder.name) == (epoch, False)
-    task, again = train_localizer(*caches, SETTINGS, SCHEDULE, tmp_path)
-    assert again.resumed_at == epoch * task.steps  # no more than the epoch was lost
-    for name in ("last", "best"):
-        assert same_weights(getattr(again, name), getattr(run, name)), name
-    for epoch in (0, 1, 3):
-        assert same_weights(again.kept(epoch), run.kept(epoch)), epoch
-    pd.testing.assert_frame_equal(again.history, run.history, check_exact=True)
-    assert task.ever_positive.all()
 
 
 def test_gradients_that_add_up_as_the_threads_come_must_not_come_back(caches):
@@ -520,46 +489,18 @@ def test_every_box_has_its_row_with_head_and_baselines(undisturbed, caches):
 
 # ------------------------------------------------------------------------------------------- a loss of one's own
 
-SHRINK = 0.5
 
+def test_a_loss_of_ones_own_is_trained_in_a_folder_of_its_own(undisturbed, caches, tmp_path):
+    def small(pred_boxes, boxes, labels):
+        return (pred_boxes[..., 2:] - pred_boxes[..., :2] - 0.5).square().mean()
 
-def of_shape(pred_boxes, boxes, labels):
-    """A loss of the user's: boxes are to be small."""
-    sides = pred_boxes[..., 2:] - pred_boxes[..., :2]
-    return (sides - SHRINK).square().mean()
-
-
-def test_a_loss_of_ones_own_is_trained_and_never_served_for_another(caches, tmp_path, monkeypatch, capsys):
-    once = Schedule(epochs=1, warmup_epochs=0)
-    _, plain = train_localizer(*caches, SETTINGS, once, tmp_path)
-    task, own = train_localizer(*caches, SETTINGS, once, tmp_path, loss=of_shape)
-    assert own.folder != plain.folder
-    assert not same_weights(own.last, plain.last)
-    assert own.history["loss"].notna().iloc[1]
-    assert own.history["l1"].isna().all()
-    capsys.readouterr()
-    _, again = train_localizer(*caches, SETTINGS, once, tmp_path, loss=of_shape)
-    assert again.resumed_at == task.steps
-    assert f"loss {task.identity['loss'][:24]}" in capsys.readouterr().out
-    monkeypatch.setattr(sys.modules[__name__], "SHRINK", 0.1)
-    _, other = train_localizer(*caches, SETTINGS, once, tmp_path, loss=of_shape)
-    assert other.resumed_at is None
-    assert not same_weights(other.last, own.last)
-
-
-def test_a_loss_that_cannot_be_told_apart_is_trained_and_not_kept(caches, tmp_path):
-    something = object()
-
-    def loss(pred_boxes, boxes, labels):
-        return of_shape(pred_boxes, boxes, labels) if something else None
-
-    once = Schedule(epochs=1, warmup_epochs=0)
-    runs = [train_localizer(*caches, SETTINGS, once, tmp_path, loss=loss)[1] for _ in range(2)]
-    assert runs[1].resumed_at is None
-    assert not list(tmp_path.iterdir())
-    assert same_weights(runs[0].last, runs[1].last)  # as long as the training is at hand
-    folder = runs.pop().folder
-    assert not folder.exists()
+    unknown = object()  # has no key
+    _, run = train_localizer(*caches, SETTINGS, SCHEDULE, tmp_path, loss=small)
+    assert run.folder.name != undisturbed[1].folder.name
+    assert not same_weights(run.last, undisturbed[1].last)
+    assert run.history["loss"].iloc[1:].notna().all()
+    assert run.history["l1"].isna().all()
+    assert LocalizerTask(*caches, SETTINGS, loss=lambda *boxes: unknown).identity["loss"] is None
 
 
 def test_the_packages_own_loss_given_by_hand_gives_the_same_step(caches):
@@ -574,54 +515,49 @@ def test_the_packages_own_loss_given_by_hand_gives_the_same_step(caches):
         assert mine.grad is None or torch.equal(mine.grad, theirs.grad)
 
 
-@pytest.mark.parametrize(
-    ("loss", "message"),
-    [
-        (lambda p, b, c: 3.0, "it gave 'float'"),
-        (lambda p, b, c: p.mean().detach(), "without a gradient"),
-        (lambda p, b, c: p, r"the loss must give a tensor of one number"),
-    ],
-)
-def test_what_a_loss_must_give_is_said(caches, tmp_path, loss, message):
-    refused(lambda: train_localizer(*caches, SETTINGS, SCHEDULE, tmp_path, loss=loss), TrainingError, message)
-
-
-# ---------------------------------------------------------------------------------------------------- bad input
-
-
-def test_a_split_without_boxes(tiny, caches, tmp_path):
-    train, val = (
-        FeatureCache(tiny, replace(cache.dataset, boxes=cache.dataset.boxes.iloc[:0]), tmp_path, picture_size=PICTURE)
-        for cache in caches
-    )
-    task = LocalizerTask(train.compute(), caches[1], SETTINGS)
-    refused(lambda: fit(task, SCHEDULE, tmp_path / "x"), TrainingError, "no box to learn from")
-    refused(lambda: LocalizerTask(caches[0], val.compute(), SETTINGS), TrainingError, "val has no box")
-
-
-def test_features_of_different_things_are_not_trained_on_together(caches, root, tmp_path, undisturbed):
-    clip = load_tiny(write_model(tmp_path / "other", seed=8))
-    other = FeatureCache(clip, load_dataset(root, "val"), tmp_path, picture_size=PICTURE)
-    refused(lambda: LocalizerTask(caches[0], other, SETTINGS), CacheError, "weights_sha256")
-    refused(lambda: load_localizer(undisturbed[1].best, belongs_to=other.belongs_to), CheckpointError, "weights_sha256")
-    refused(lambda: LocalizerTask(caches[0], caches[0], SETTINGS), ParameterError, "share 10 images")
-
-
-def test_seen_classes(caches, tmp_path):
+def test_only_boxes_of_seen_classes_are_trained_on(caches, tmp_path):
     data = caches[0].dataset
     counts = data.boxes["label"].value_counts()
     shared = next(name for name in counts.index if (caches[1].dataset.boxes["label"] == name).any())
-    without = next(name for name in data.classes if name not in counts.index)
     settings = replace(SETTINGS, seen_classes=(shared.upper(),))  # any spelling
     task, run = train_localizer(*caches, settings, Schedule(epochs=2), tmp_path)
     with_box = data.images["image_id"].isin(data.boxes.loc[data.boxes["label"] == shared, "image_id"])
     assert set(task.reader.usable) == set(np.flatnonzero(with_box))
     assert not task.ever_positive.numpy()[(data.boxes["label"] != shared).to_numpy()].any()
     assert load_localizer(run.last)[1]["seen_classes"] == [shared]
-    for names, error, message in (
-        ((shared, without), ParameterError, f"{without}, without a box in the split train"),
-        ((), ParameterError, "list of class names, or null"),
-        (("zeppelin",), UnknownClassError, "nearest known"),
-    ):
-        settings = LocalizerSettings(seen_classes=names)
-        refused(lambda settings=settings: LocalizerTask(*caches, settings), error, message)
+
+
+# ---------------------------------------------------------------------------------------------------- bad input
+
+
+def test_what_cannot_be_trained(tiny, caches, root, tmp_path, undisturbed):
+    train, val = caches
+    none = [
+        FeatureCache(tiny, replace(cache.dataset, boxes=cache.dataset.boxes.iloc[:0]), tmp_path, picture_size=PICTURE)
+        for cache in caches
+    ]
+    clip = load_tiny(write_model(tmp_path / "other", seed=8))
+    other = FeatureCache(clip, val.dataset, tmp_path, picture_size=PICTURE)
+    best, trained = undisturbed[1].best, LocalizerTask(none[0].compute(), val, SETTINGS)
+    without = next(name for name in train.dataset.classes if not (train.dataset.boxes["label"] == name).any())
+    losses = (lambda p, b, c: 3.0), (lambda p, b, c: p.mean().detach()), (lambda p, b, c: p)
+
+    def with_loss(number: int) -> None:
+        train_localizer(*caches, SETTINGS, SCHEDULE, tmp_path, loss=losses[number])
+
+    def seen(*names: str) -> None:
+        LocalizerTask(*caches, LocalizerSettings(seen_classes=names))
+
+    each_refused(
+        (lambda: fit(trained, SCHEDULE, tmp_path / "x"), TrainingError, "no box to learn from"),
+        (lambda: LocalizerTask(train, none[1].compute(), SETTINGS), TrainingError, "val has no box"),
+        (lambda: LocalizerTask(train, other, SETTINGS), CacheError, "weights_sha256"),
+        (lambda: load_localizer(best, belongs_to=other.belongs_to), CheckpointError, "weights_sha256"),
+        (lambda: LocalizerTask(train, train, SETTINGS), ParameterError, "share 10 images"),
+        (lambda: with_loss(0), TrainingError, "it gave 'float'"),
+        (lambda: with_loss(1), TrainingError, "without a gradient"),
+        (lambda: with_loss(2), TrainingError, "the loss must give a tensor of one number"),
+        (lambda: seen("ship", without), ParameterError, f"{without}, without a box in the split train"),
+        (seen, ParameterError, "list of class names, or null"),
+        (lambda: seen("zeppelin"), UnknownClassError, "nearest known"),
+    )

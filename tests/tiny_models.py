@@ -64,3 +64,14 @@ def shards_of(n_images: int) -> Iterator[None]:
             recipes.Recipe, "__init__", lambda self, *a, **k: plain(self, *a, **{**k, "shard_images": n_images})
         )
         yield
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums in one order, as golden figures need them."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
