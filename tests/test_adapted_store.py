@@ -14,7 +14,6 @@ from tiny_models import load_tiny, write_model
 
 from surgerylib.adapter import load_adapter
 from surgerylib.datasets import Dataset, load_dataset, read_image
-from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine import adapters as module
 from surgerylib.engine.adapters import distinct_adapters, find_adapters, load_adapters
 from surgerylib.engine.evaluation import evaluate
@@ -29,9 +28,8 @@ N_IMAGES = 3
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Dataset:
-    root = tmp_path_factory.mktemp("data") / "scenes"
-    return load_dataset(write_scenes(root, num_train=0, num_val=0, num_test=N_IMAGES, size=96), "test")
+def data(training_root) -> Dataset:
+    return load_dataset(training_root, "test", limit=N_IMAGES)
 
 
 @pytest.fixture(scope="module")
@@ -80,34 +78,32 @@ def test_a_relative_path_is_relative_to_the_project(folder, tmp_path, monkeypatc
     monkeypatch.setenv("HOME", str(folder.parent))
     monkeypatch.setattr(module, "PROJECT_ROOT", tmp_path)
     assert find_adapters(f"~/{folder.name}") == sorted(folder.glob("adapter_*"))
-    refused(lambda: find_adapters(tmp_path), rf"no adapter_\*\.safetensors in the folder {tmp_path}; train")
-    refused(lambda: find_adapters(tmp_path / "gone"), f"no file or folder {tmp_path / 'gone'}; train")
 
 
-@pytest.mark.parametrize("where", ["~nobody-of-this-name/adapters", "x" * 5000])
-def test_bug_a_path_that_cannot_be_looked_at_was_no_error_of_one_line(where):
-    refused(lambda: find_adapters(where), "no file or folder .*; train")
-
-
-def test_adapters_that_are_not_for_this_clip_or_one_kind_alone(tiny, folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "x")
-    write_adapter(tmp_path / "x" / "adapter_vv_vv.safetensors", tiny, "vv_vv", strength=1)  # shares its patches
-    refused(lambda: load_adapters(tmp_path / "x", tiny), r"adapter_vv_mixed\.safetensors and .* are both for vv_vv")
-    other = load_tiny(write_model(tmp_path / "other", seed=8))
-    refused(lambda: load_adapters(folder, other), "belongs to something else .*weights_sha256")
+def test_adapters_that_are_not_there_not_for_this_clip_or_for_one_kind_alone(tiny, folder, tmp_path):
+    empty, twice, other = tmp_path / "empty", tmp_path / "twice", load_tiny(write_model(tmp_path / "other", seed=8))
+    empty.mkdir()
+    shutil.copytree(folder, twice)
+    write_adapter(twice / "adapter_vv_vv.safetensors", tiny, "vv_vv", strength=1)  # shares its patches
     (tmp_path / "adapter_x.safetensors").write_bytes((folder / "localizer.safetensors").read_bytes())
+    refused(lambda: find_adapters(empty), rf"no adapter_\*\.safetensors in the folder {empty}; train")
+    refused(lambda: load_adapters(twice, tiny), r"adapter_vv_mixed\.safetensors and .* are both for vv_vv")
+    refused(lambda: load_adapters(folder, other), "belongs to something else .*weights_sha256")
     refused(lambda: load_adapters(tmp_path, tiny), r"adapter_x\.safetensors is not a trained adapter")
+    # the last two cannot even be looked at
+    for where in (tmp_path / "gone", "~nobody-of-this-name/adapters", "x" * 5000):
+        refused(lambda where=where: find_adapters(where), "no file or folder .*; train")
 
 
-@pytest.mark.parametrize("change", ["belongs_to", "seen_classes", "patches", "layers", "other layers"])
-def test_an_adapter_that_does_not_say_what_it_belongs_to(tiny, folder, tmp_path, change):
-    model, about = load_adapter(folder / "adapter_vv_mixed.safetensors")
-    if change == "other layers":
-        about["belongs_to"]["layers"] = 2
-    for part in (about, about["belongs_to"]):
-        part.pop(change, None)
-    path = save_trained(tmp_path / "adapter_x.safetensors", "adapter", model.config, model.state_dict(), about)
-    refused(lambda: load_adapters(path, tiny), "does not say which tokens it belongs to")
+def test_an_adapter_that_does_not_say_what_it_belongs_to(tiny, folder, tmp_path):
+    for change in ("belongs_to", "seen_classes", "patches", "layers", "other layers"):
+        model, about = load_adapter(folder / "adapter_vv_mixed.safetensors")
+        if change == "other layers":
+            about["belongs_to"]["layers"] = 2
+        for part in (about, about["belongs_to"]):
+            part.pop(change, None)
+        path = save_trained(tmp_path / "adapter_x.safetensors", "adapter", model.config, model.state_dict(), about)
+        refused(lambda path=path: load_adapters(path, tiny), "does not say which tokens it belongs to")
 
 
 # ------------------------------------------------------------------------------------------------------- their maps

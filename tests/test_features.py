@@ -8,11 +8,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from refusals import refused
+from refusals import each_refused
 from tiny_models import shards_of
 
 from surgerylib.datasets import Dataset, load_dataset, read_image
-from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine.caches import FeatureCache
 from surgerylib.engine.feature_batches import N_SYMMETRIES, BatchReader, turn, turn_boxes
 from surgerylib.engine.recipes import features
@@ -24,20 +23,14 @@ N_IMAGES, SHARD_IMAGES, PICTURE = 7, 3, 24
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    return write_scenes(tmp_path_factory.mktemp("data") / "scenes", num_train=N_IMAGES, num_val=2, num_test=1, size=96)
-
-
-@pytest.fixture
-def data(root) -> Dataset:
-    return load_dataset(root, "train")
+def data(training_root) -> Dataset:
+    return load_dataset(training_root, "train", limit=N_IMAGES)
 
 
 @pytest.fixture(scope="module")
-def cache(tiny, root, tmp_path_factory) -> FeatureCache:
-    folder = tmp_path_factory.mktemp("kept")
+def cache(tiny, data, tmp_path_factory) -> FeatureCache:
     with shards_of(SHARD_IMAGES):
-        return FeatureCache(tiny, load_dataset(root, "train"), folder, picture_size=PICTURE).compute(batch_size=2)
+        return FeatureCache(tiny, data, tmp_path_factory.mktemp("kept"), picture_size=PICTURE).compute(batch_size=2)
 
 
 def test_a_record_is_what_the_model_says_of_the_image(cache, tiny, data):
@@ -54,15 +47,14 @@ def test_a_record_is_what_the_model_says_of_the_image(cache, tiny, data):
 
 
 def test_the_targets_are_the_boxes_of_the_frame(cache, data):
-    targets = cache.targets
-    assert len(targets.image) == len(data.boxes)
-    for row, box in enumerate(data.boxes.itertuples()):
-        assert data.images["image_id"].iloc[targets.image[row]] == box.image_id
-        assert data.classes[targets.label[row]] == box.label
-        np.testing.assert_allclose(targets.boxes_xyxy[row] * 96, [box.xmin, box.ymin, box.xmax, box.ymax], atol=1e-4)
+    targets, boxes = cache.targets, data.boxes
+    assert data.images["image_id"].iloc[targets.image].tolist() == boxes["image_id"].tolist()
+    assert [data.classes[label] for label in targets.label] == boxes["label"].tolist()
+    corners = boxes[["xmin", "ymin", "xmax", "ymax"]].to_numpy()
+    np.testing.assert_allclose(targets.boxes_xyxy * 96, corners, atol=1e-4)
     rows = BatchReader(cache).rows
     assert len(rows) == N_IMAGES
-    assert np.concatenate(rows).tolist() == list(range(len(data.boxes)))
+    assert np.concatenate(rows).tolist() == list(range(len(boxes)))
 
 
 def test_its_size_is_known_before_it_is_written(cache):
@@ -90,18 +82,14 @@ def test_another_question_is_another_cache(tiny, data, tmp_path):
     assert len({cache.folder for cache in caches}) == 6
 
 
-def test_features_too_large_for_16_bits(tiny, data, tmp_path, monkeypatch):
-    encode = tiny.encode_image
-    monkeypatch.setattr(
-        tiny, "encode_image", lambda *args: replace(encode(*args), features=encode(*args).features * 1e6)
+def test_what_cannot_be_kept_or_is_not_there(tiny, data, tmp_path, monkeypatch):
+    large, encode = FeatureCache(tiny, data, tmp_path, picture_size=PICTURE), tiny.encode_image
+    monkeypatch.setattr(tiny, "encode_image", lambda *a: replace(encode(*a), features=encode(*a).features * 1e6))
+    each_refused(
+        (large.compute, CheckpointError, "16 bits do not hold them"),
+        (lambda: large.read([0]), CacheError, "compute the store first"),
+        (lambda: FeatureCache(tiny, data, tmp_path, picture_size=4), ParameterError, "picture_size"),
     )
-    large = FeatureCache(tiny, data, tmp_path, picture_size=PICTURE)
-    refused(large.compute, CheckpointError, "16 bits do not hold them")
-
-
-def test_a_picture_that_cannot_be_and_a_cache_that_is_not_there(tiny, data, tmp_path):
-    refused(lambda: FeatureCache(tiny, data, tmp_path, picture_size=4), ParameterError, "picture_size")
-    refused(lambda: FeatureCache(tiny, data, tmp_path).read([0]), CacheError, "compute the store first")
 
 
 def test_no_images_and_no_boxes(tiny, data, tmp_path):
@@ -132,32 +120,28 @@ def test_picture_maps_features_and_boxes_turn_alike(cache, symmetry):
     """All parts of an image in one batch are the plain ones under the same symmetry, patch by patch."""
     reader = BatchReader(cache)
     plain, turned = reader.batch([2, 5]), reader.batch([2, 5], [symmetry, symmetry])
-    h, w = cache.clip.grid
+    for name in ("pictures", "cam"):
+        np.testing.assert_array_equal(getattr(turned, name), turn(getattr(plain, name).numpy(), symmetry))
+    patches, others = (b.features.numpy().reshape(2, 3, *cache.clip.grid, -1) for b in (plain, turned))
+    for channel in range(0, patches.shape[-1], 13):
+        np.testing.assert_array_equal(others[..., channel], turn(patches[..., channel], symmetry))
     for k in range(2):
-        np.testing.assert_array_equal(turned.pictures[k], turn(plain.pictures[k].numpy(), symmetry))
-        np.testing.assert_array_equal(turned.cam[k], turn(plain.cam[k].numpy(), symmetry))
-        patches, others = (b.features[k].numpy().reshape(3, h, w, -1) for b in (plain, turned))
-        for channel in range(0, patches.shape[-1], 13):
-            np.testing.assert_array_equal(others[..., channel], turn(patches[..., channel], symmetry))
         np.testing.assert_allclose(turned.boxes[k], turn_boxes(plain.boxes[k].numpy(), symmetry), atol=1e-7)
         assert torch.equal(turned.labels[k], plain.labels[k])
 
 
 def test_an_epoch_shows_each_image_once_and_can_be_taken_up_anywhere(cache):
-    reader = BatchReader(cache)
-    options = {"batch_size": 2, "seed": 5, "augment": True}
+    reader, options = BatchReader(cache), {"batch_size": 2, "seed": 5, "augment": True}
     whole = list(reader.epoch(3, **options))
     assert reader.steps(2) == len(whole) == 4
-    assert sorted(np.concatenate([batch.positions for batch in whole])) == reader.usable.tolist()
+    order = np.concatenate([batch.positions for batch in whole]).tolist()
+    assert sorted(order) == reader.usable.tolist()
     for first in range(5):
-        rest = list(reader.epoch(3, first=first, **options))
-        assert len(rest) == len(whole) - first
-        for mine, theirs in zip(rest, whole[first:], strict=True):
-            assert torch.equal(mine.pictures, theirs.pictures)
-            assert torch.equal(mine.features, theirs.features)
+        for mine, theirs in zip(reader.epoch(3, first=first, **options), whole[first:], strict=True):
+            for name in ("pictures", "features"):
+                assert torch.equal(getattr(mine, name), getattr(theirs, name))
             assert all(torch.equal(a, b) for a, b in zip(mine.boxes, theirs.boxes, strict=True))
-    other = np.concatenate([batch.positions for batch in reader.epoch(4, **options)])
-    assert other.tolist() != np.concatenate([batch.positions for batch in whole]).tolist()
+    assert np.concatenate([batch.positions for batch in reader.epoch(4, **options)]).tolist() != order
 
 
 def test_records_are_views_that_do_not_pile_up(cache):
@@ -165,11 +149,9 @@ def test_records_are_views_that_do_not_pile_up(cache):
     records = cache.read(range(N_IMAGES))
     assert all(record["features"].base is not None for record in records)
 
-    def mapped() -> int:
-        return Path("/proc/self/maps").read_text().count("features-0000")
-
-    if not Path("/proc/self/maps").exists():
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
         pytest.skip("needs /proc")
-    assert mapped() == 3
+    assert maps.read_text().count("features-0000") == 3
     del records
-    assert mapped() == 0
+    assert "features-0000" not in maps.read_text()

@@ -62,66 +62,51 @@ def test_the_same_text_has_the_same_key_here_and_in_another_process(tmp_path):
     assert done.stdout.strip() == key
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("math.sqrt(inner(radius))", "math.exp(inner(radius))"),
-        ("radius=1.5", "radius=1.6"),
-        ("SCALE = 2.0", "SCALE = 2.5"),
-        ("np.arange(4)", "np.arange(4.0)"),
-        ("torch.ones(3)", "torch.zeros(3)"),
-        ("x * 3", "x * 5"),
-        ("factor = 4", "factor = 6"),
-        ("* self.factor", "+ self.factor"),
-        ("(2, None)", "(2, True)"),
+def test_whatever_decides_the_result_changes_the_key():
+    plain = key_of(of_text(TEXT))
+    for old, new in (
+        ("math.sqrt(inner(radius))", "math.exp(inner(radius))"), ("radius=1.5", "radius=1.6"),
+        ("SCALE = 2.0", "SCALE = 2.5"), ("np.arange(4)", "np.arange(4.0)"), ("torch.ones(3)", "torch.zeros(3)"),
+        ("x * 3", "x * 5"), ("factor = 4", "factor = 6"), ("* self.factor", "+ self.factor"),
+        ("(2, None)", "(2, True)"), (".sum()\n    return", ".max()\n    return"),
         ("import gt_class_localization_loss", "import heatmap_loss as gt_class_localization_loss"),
-        (".sum()\n    return", ".max()\n    return"),
-    ],
-)
-def test_whatever_decides_the_result_changes_the_key(old, new):
-    assert old in TEXT
-    assert key_of(of_text(TEXT.replace(old, new))) not in (None, key_of(of_text(TEXT)))
+    ):  # fmt: skip
+        assert old in TEXT
+        assert key_of(of_text(TEXT.replace(old, new))) not in (None, plain), new
 
 
 def weighted(weight):
     return lambda x: x * weight
 
 
-def test_closure_partial_method_and_callable_object_count_by_their_values():
-    assert key_of(weighted(1)) == key_of(weighted(1)) != key_of(weighted(2))
-    assert key_of(weighted(1)) != key_of(weighted(1.0))
-    plain = functools.partial(of_text(TEXT), radius=2)
-    assert key_of(plain) == key_of(functools.partial(of_text(TEXT), radius=2))
-    assert key_of(plain) != key_of(functools.partial(of_text(TEXT), radius=3))
-    text = "class A:\n    def __init__(self, w):\n        self.w = w\n    def __call__(self, x):\n        return self.w"
-    made = of_text(text, "A")
-    assert key_of(made(1)) == key_of(made(1)) != key_of(made(2))
-    assert key_of(made(1).__call__) != key_of(made(2).__call__)
-    two, three = lambda x: x * 2, lambda x: x * 3  # on one line
-    assert key_of(two) != key_of(three)
+OBJECT = "class A:\n def __init__(self, w):\n  self.w = w\n def __call__(self, x):\n  return self.w"
+MANAGER = "import contextlib\n@contextlib.contextmanager\ndef loss(x):\n    yield x * {}"
+MUTUAL = "def loss(n):\n    return n == 0 or odd(n - 1)\ndef odd(n):\n    return n != {} and loss(n - 1)"
 
 
-def test_settings_of_the_package_count_by_their_values():
-    assert key_of(weighted(Schedule())) == key_of(weighted(Schedule())) != key_of(weighted(Schedule(epochs=2)))
-    assert key_of(weighted(Schedule())) is not None
+@pytest.mark.parametrize(
+    "make",
+    [
+        weighted,
+        lambda n: weighted((1, 1.0)[n - 1]),
+        lambda n: weighted(Schedule(epochs=n + 5)),  # settings of the package
+        lambda n: functools.partial(of_text(TEXT), radius=n),
+        lambda n: of_text(OBJECT, "A")(n),
+        lambda n: of_text(OBJECT, "A")(n).__call__,
+        lambda n: (lambda x: x * 2, lambda x: x * 3)[n - 1],  # on one line
+        lambda n: functools.wraps(np.mean)(lambda *a: n),  # has the name of a package's function
+        lambda n: of_text(MANAGER.format(n)),  # a decorator of a package
+        lambda n: of_text(MUTUAL.format(n)),  # functions that call each other
+    ],
+)
+def test_a_function_counts_by_its_values_and_by_what_it_calls(make):
+    assert key_of(make(1)) == key_of(make(1)) not in (key_of(make(2)), key_of(np.mean), None)
 
 
 def test_functions_of_packages_count_by_name():
     for function in (torch.exp, torch.nn.functional.softmax, np.mean, np.add, np.linalg.norm, str.lower, len, box_iou):
         assert key_of(weighted(function)) not in (None, key_of(weighted(torch.sin)))
     assert key_of(weighted(torch.nn.Linear)) != key_of(weighted(torch.nn.Conv2d))
-
-
-def test_a_wrapper_with_the_name_of_a_packages_function_is_none():
-    def mine(x):
-        return functools.wraps(np.mean)(lambda *a: x)
-
-    assert key_of(mine(1)) not in (key_of(mine(2)), key_of(np.mean), None)
-
-
-def test_what_a_decorator_of_a_package_wraps_counts():
-    text = "import functools, contextlib\n@contextlib.contextmanager\ndef loss(x):\n    yield x * 2"
-    assert key_of(of_text(text)) not in (None, key_of(of_text(text.replace("2", "3"))))
 
 
 @pytest.mark.parametrize("use", ["import my_part\n", "", "from my_part import part\n"])
@@ -141,27 +126,13 @@ def test_a_module_of_ones_own_counts_by_what_is_taken_from_it(monkeypatch, use):
     assert with_part("def part(x):\n    return x + 2") not in (one, None)
 
 
-def test_functions_that_call_each_other_have_a_key():
-    text = "def even(n):\n    return n == 0 or odd(n - 1)\ndef odd(n):\n    return n != 0 and even(n - 1)"
-    assert key_of(of_text(text, "even")) not in (None, key_of(of_text(text.replace("!=", ">"), "even")))
-
-
-def endless():
-    values = []
-    values.append(values)
-    return values
-
-
-@pytest.mark.parametrize(
-    "value", [threading.Lock(), object(), np.array([object()]), torch.nn.Linear(2, 2), endless(), iter([1])]
-)
-def test_what_cannot_be_told_has_no_key(value):
-    assert key_of(weighted(value)) is None
-
-
-@pytest.mark.parametrize("body", ["open('w.txt').read()", "eval('SCALE')", "globals()['SCALE']"])
-def test_what_reads_from_elsewhere_has_no_key(body):
-    assert key_of(of_text(f"SCALE = 2\ndef loss(x):\n    return {body}")) is None
+def test_what_cannot_be_told_or_reads_from_elsewhere_has_no_key():
+    endless = []
+    endless.append(endless)
+    for value in (threading.Lock(), object(), np.array([object()]), torch.nn.Linear(2, 2), endless, iter([1])):
+        assert key_of(weighted(value)) is None
+    for body in ("open('w.txt').read()", "eval('SCALE')", "globals()['SCALE']"):
+        assert key_of(of_text(f"SCALE = 2\ndef loss(x):\n    return {body}")) is None
 
 
 def test_a_function_of_a_notebook_cell_has_a_key():

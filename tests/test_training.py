@@ -21,8 +21,6 @@ from refusals import each_refused, refused
 from tiny_models import Touch, load_tiny, one_thread, write_model
 
 from surgerylib.datasets import load_dataset
-from surgerylib.embedded.scenes import write_scenes
-from surgerylib.engine import training as training_module
 from surgerylib.engine.adapter_training import AdapterSettings
 from surgerylib.engine.caches import FeatureCache
 from surgerylib.engine.feature_batches import BatchReader
@@ -35,7 +33,7 @@ from surgerylib.engine.localizer_training import (
     train_localizer,
 )
 from surgerylib.engine.tasks import Task
-from surgerylib.engine.training import Schedule, Training, backward, fit, folder_of, progress_of
+from surgerylib.engine.training import TRAINING_VERSION, Schedule, Training, backward, fit, folder_of, progress_of
 from surgerylib.errors import CacheError, CheckpointError, OutputError, ParameterError, TrainingError, UnknownClassError
 from surgerylib.files import atomic_write, only_process
 from surgerylib.localizer import load_localizer
@@ -95,8 +93,8 @@ def assert_same(run: Training, other: Training) -> None:
     pd.testing.assert_frame_equal(run.history, other.history, check_exact=True)
 
 
-def stop(monkeypatch: pytest.MonkeyPatch, target: type, name: str, number: int) -> None:
-    """Ctrl-C at the end of the `number`-th call of a method."""
+def stop(monkeypatch: pytest.MonkeyPatch, target: object, name: str, number: int) -> list[int]:
+    """Ctrl-C at the end of the `number`-th call of a function; gives what grows with each call."""
     method, calls = getattr(target, name), []
 
     def stopped(*args):
@@ -107,6 +105,7 @@ def stop(monkeypatch: pytest.MonkeyPatch, target: type, name: str, number: int) 
         return found
 
     monkeypatch.setattr(target, name, stopped)
+    return calls
 
 
 # ------------------------------------------------------------------------------------------------ the schedule
@@ -287,17 +286,16 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_weights(tmp_p
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
-    write, written = training_module.atomic_write, []
+    fsync, synced = os.fsync, []
 
-    def full(path, content):
-        written.append(path)
-        if len(written) > 2:
-            raise OutputError(f"{path} cannot be written: No space left on device; free the disk")
-        return write(path, content)
+    def full(handle):
+        synced.append(handle)
+        if len(synced) > 2:
+            raise OSError(28, "No space left on device")
+        fsync(handle)
 
-    monkeypatch.setattr(training_module, "atomic_write", full)
-    with pytest.raises(OutputError, match="No space left"):
-        fit(Line(), SCHEDULE, tmp_path)
+    monkeypatch.setattr(os, "fsync", full)
+    refused(lambda: fit(Line(), SCHEDULE, tmp_path), OutputError, "No space left")
     monkeypatch.undo()
     assert fit(Line(), SCHEDULE, tmp_path).resumed_at == 4  # one epoch
 
@@ -339,15 +337,10 @@ def test_a_folder_of_another_training_or_of_another_process_is_left_alone(whole,
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    return write_scenes(tmp_path_factory.mktemp("data") / "scenes", num_train=10, num_val=4, num_test=1, size=96)
-
-
-@pytest.fixture(scope="module")
-def caches(tiny, root, tmp_path_factory) -> tuple[FeatureCache, FeatureCache]:
-    folder = tmp_path_factory.mktemp("caches")
-    both = [FeatureCache(tiny, load_dataset(root, split), folder, picture_size=PICTURE) for split in ("train", "val")]
-    return tuple(cache.compute() for cache in both)
+def caches(tiny, training_root, tmp_path_factory) -> tuple[FeatureCache, FeatureCache]:
+    folder, parts = tmp_path_factory.mktemp("caches"), {"train": 10, "val": 4}
+    data = [load_dataset(training_root, split, limit=limit) for split, limit in parts.items()]
+    return tuple(FeatureCache(tiny, of, folder, picture_size=PICTURE).compute() for of in data)
 
 
 @pytest.fixture(scope="module")
@@ -409,7 +402,7 @@ def test_other_numbers_need_another_version(caches, tmp_path):
     with one_thread():
         _, run = train_localizer(*caches, SETTINGS, Schedule(epochs=1, warmup_epochs=0.5), tmp_path)
     found = [*run.history[["val_iou", "val_peak_iou"]].to_numpy().flatten().tolist(), run.history["loss"].iloc[1]]
-    assert (training_module.TRAINING_VERSION, found) == (1, pytest.approx(GOLDEN, abs=1e-6))
+    assert (TRAINING_VERSION, found) == (1, pytest.approx(GOLDEN, abs=1e-6))
 
 
 def test_gradients_that_add_up_as_the_threads_come_must_not_come_back(caches):
@@ -530,7 +523,7 @@ def test_only_boxes_of_seen_classes_are_trained_on(caches, tmp_path):
 # ---------------------------------------------------------------------------------------------------- bad input
 
 
-def test_what_cannot_be_trained(tiny, caches, root, tmp_path, undisturbed):
+def test_what_cannot_be_trained(tiny, caches, tmp_path, undisturbed):
     train, val = caches
     none = [
         FeatureCache(tiny, replace(cache.dataset, boxes=cache.dataset.boxes.iloc[:0]), tmp_path, picture_size=PICTURE)

@@ -179,32 +179,28 @@ DECLARATIONS = {
 
 
 @pytest.mark.parametrize("name", DECLARATIONS)
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
-def test_entities_are_refused(root, tmp_path, name, encoding):
-    message = refused(root, DECLARATIONS[name].encode(encoding), tmp_path)
-    assert "declares XML entities" in message
-    assert "remove the DOCTYPE" in message
+def test_entities_are_refused(root, tmp_path, name):
+    for encoding in ("utf-8", "utf-16"):
+        message = refused(root, DECLARATIONS[name].encode(encoding), tmp_path)
+        assert "declares XML entities" in message
+        assert "remove the DOCTYPE" in message
 
 
-@pytest.mark.parametrize("doctype", ['SYSTEM "http://127.0.0.1:9/x.dtd"', 'PUBLIC "x" "file:///etc/passwd"', ""])
-def test_a_document_type_elsewhere_is_not_fetched(root, monkeypatch, doctype):
+def test_a_document_type_elsewhere_is_not_fetched(root, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", lambda *args: pytest.fail("a connection was made"))
-    annotation = check_annotation(f"<!DOCTYPE annotation {doctype}><annotation/>".encode(), root)
-    assert annotation == (None, [], [])
+    for doctype in ('SYSTEM "http://127.0.0.1:9/x.dtd"', 'PUBLIC "x" "file:///etc/passwd"', ""):
+        assert check_annotation(f"<!DOCTYPE a {doctype}><annotation/>".encode(), root) == (None, [], [])
 
 
 def test_deep_and_wide_trees_are_read_in_bounded_time(root):
-    deep = "<annotation>" + "<part>" * 100_000 + "</part>" * 100_000 + "</annotation>"
-    wide = "<annotation>" + "<part/>" * 100_000 + "</annotation>"
-    for text in (deep, wide):
+    for inside in ("<part>" * 100_000 + "</part>" * 100_000, "<part/>" * 100_000):
         started = time.process_time()
-        assert check_annotation(text.encode(), root) == (None, [], [])
+        assert check_annotation(f"<annotation>{inside}</annotation>".encode(), root) == (None, [], [])
         assert time.process_time() - started < 10
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
+def test_a_hostile_text_leaves_the_message_one_short_line(root, tmp_path):
+    for content, message in (
         (b"<annotation><object><name>" + b"x" * 10**6 + b"</name></object></annotation>", "unknown class 'xxx"),
         (b"<" + b"x" * 10**6 + b"/>", "starts with <xxx"),
         (b'<a xmlns="one&#10;two&#27;[2J"/>', "not well-formed"),  # a control character cannot be written at all
@@ -213,10 +209,8 @@ def test_deep_and_wide_trees_are_read_in_bounded_time(root):
         (b'<?xml version="1.0" encoding="' + b"x" * 5000 + b'"?><annotation/>', "not well-formed"),
         (b"<annotation>&undeclared;</annotation>", "not well-formed"),
         (b"<annotation><v:object/></annotation>", "not well-formed"),
-    ],
-)
-def test_a_hostile_text_leaves_the_message_one_short_line(root, tmp_path, content, message):
-    assert message in refused(root, content, tmp_path)
+    ):
+        assert message in refused(root, content, tmp_path)
 
 
 def test_comments_and_instructions_inside_a_number_are_not_part_of_it(root):
