@@ -8,6 +8,7 @@ import re
 import shutil
 import zlib
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -46,27 +47,25 @@ def xml(root):
 # ---- what is read all the same
 
 
-def colour_modes() -> dict[str, tuple[Image.Image, str]]:
-    rgb = Image.fromarray(picture(VICTIM, SIZE_WH))
-    grey16 = Image.fromarray(np.asarray(rgb.convert("L")).astype(np.uint16) * 257)
-    animation = [rgb, rgb.rotate(180)]
-    return {
-        "greyscale": (rgb.convert("L"), "JPEG"),
-        "RGBA": (rgb.convert("RGBA"), "PNG"),
-        "palette": (rgb.convert("P"), "PNG"),
-        "16-bit": (grey16, "PNG"),
-        "CMYK": (rgb.convert("CMYK"), "JPEG"),
-        "animated GIF": (animation, "GIF"),
-        "animated PNG": (animation, "PNG"),
-        "TIFF of several pages": (animation, "TIFF"),
-        "WEBP": (rgb, "WEBP"),
-    }
+RGB = Image.fromarray(picture(VICTIM, SIZE_WH))
+MOVING = [RGB, RGB.rotate(180)]
+COLOUR_MODES = {
+    "greyscale": (RGB.convert("L"), "JPEG"),
+    "RGBA": (RGB.convert("RGBA"), "PNG"),
+    "palette": (RGB.convert("P"), "PNG"),
+    "16-bit": (Image.fromarray(np.asarray(RGB.convert("L")).astype(np.uint16) * 257), "PNG"),
+    "CMYK": (RGB.convert("CMYK"), "JPEG"),
+    "animated GIF": (MOVING, "GIF"),
+    "animated PNG": (MOVING, "PNG"),
+    "TIFF of several pages": (MOVING, "TIFF"),
+    "WEBP": (RGB, "WEBP"),
+}
 
 
-@pytest.mark.parametrize("case", colour_modes())
+@pytest.mark.parametrize("case", COLOUR_MODES)
 def test_other_colour_modes_and_animations_are_read_whatever_the_ending(root, victim, case):
     """The content decides: each of them is written into a file that ends with .jpg."""
-    image, form = colour_modes()[case]
+    image, form = COLOUR_MODES[case]
     first, *others = image if isinstance(image, list) else [image]
     options = {"save_all": True, "append_images": others} if others else {}
     first.save(victim, format=form, **options)
@@ -81,7 +80,7 @@ def test_other_colour_modes_and_animations_are_read_whatever_the_ending(root, vi
 def test_exif_rotation_is_not_applied_as_boxes_count_in_stored_pixels(root, victim):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
-    Image.fromarray(picture(VICTIM, SIZE_WH)).save(victim, exif=exif, quality=95)
+    RGB.save(victim, exif=exif, quality=95)
     assert tuple(sound(load_dataset(root, "test")).images.loc[3, ["width", "height"]]) == SIZE_WH
     assert read_image(victim).shape == (48, 64, 3)
 
@@ -285,8 +284,7 @@ def test_damage_does_not_change_which_other_images_are_drawn(root, victim, xml, 
 
 def test_the_order_of_files_in_a_folder_does_not_matter(root, monkeypatch):
     """A file system lists its files in any order."""
-    forward = load_dataset(root, "test")
-    listed = os.listdir
+    forward, listed = load_dataset(root, "test"), os.listdir
     monkeypatch.setattr(os, "listdir", lambda folder: sorted(listed(folder), reverse=True))
     backward = load_dataset(root, "test")
     assert backward.fingerprint() == forward.fingerprint()
@@ -294,35 +292,27 @@ def test_the_order_of_files_in_a_folder_does_not_matter(root, monkeypatch):
 
 
 def test_images_once_found_sound_are_not_decoded_again(root, tmp_path, monkeypatch):
-    looked_at = []
-    checked = damage.check_decodes
-    monkeypatch.setattr(damage, "check_decodes", lambda path: (looked_at.append(path), checked(path)))
-    data = load_dataset(root, "test")
-    sound(data, memory_dir=tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()  # whoever only looks makes no folder
-    (tmp_path / "cache").mkdir()
-    looked_at.clear()
-    for expected in (8, 8):
-        sound(data, memory_dir=tmp_path / "cache")
-        assert len(looked_at) == expected
+    check = Mock(wraps=damage.check_decodes)
+    monkeypatch.setattr(damage, "check_decodes", check)
+    data, cache = load_dataset(root, "test"), tmp_path / "cache"
+    sound(data, memory_dir=cache)
+    assert not cache.exists()  # whoever only looks makes no folder
+    cache.mkdir()
+    for expected in (16, 16):
+        sound(data, memory_dir=cache)
+        assert check.call_count == expected
     shorten(image_file(root, "test", VICTIM))  # another size: another file
-    refused(lambda: sound(data, memory_dir=tmp_path / "cache"), ImageReadError, VICTIM)
-    assert len(looked_at) == 16
+    refused(lambda: sound(data, memory_dir=cache), ImageReadError, VICTIM)
+    assert check.call_count == 24
 
 
 def test_bug_damage_that_is_mended_is_forgotten(root, tmp_path, monkeypatch):
     """A disk that could not be read for a moment blocked every later run through the memory of the check."""
-    checked = damage.check_decodes
-
-    def flaky(path):
-        if VICTIM in str(path):
-            raise ImageReadError(f"{path}: input/output error")
-        checked(path)
-
     data = load_dataset(root, "test")
-    monkeypatch.setattr(damage, "check_decodes", flaky)
+    broken = [None] * 3 + [ImageReadError("x.jpg: input/output error")] + [None] * 4
+    monkeypatch.setattr(damage, "check_decodes", Mock(side_effect=broken))
     refused(lambda: sound(data, memory_dir=tmp_path), ImageReadError, "input/output")
-    monkeypatch.setattr(damage, "check_decodes", checked)
+    monkeypatch.undo()
     assert sound(data, memory_dir=tmp_path) is data
 
 

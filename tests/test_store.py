@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -332,23 +333,20 @@ def test_two_processes_do_not_compute_the_same_store(copied):
 
 def test_a_disk_that_is_too_small_is_one_line_before_any_work(tiny, data, tmp_path, monkeypatch, forwards):
     stores = [HeatmapStore(tiny, data, tmp_path / "a" / "b", templates=(template,)) for template in ("{}", "a {}")]
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, stores[0].nbytes * 2 - 1))
-    for store in stores:
-        check_disk([store])
-    refused(lambda: check_disk(stores), OutputError, rf"GB in {stores[0].folder.parent}, .* GB are free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, stores[0].nbytes - 1))
-    refused(stores[0].compute, OutputError, "GB are free")
+    one = stores[0]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, one.nbytes * 2 - 1))
+    check_disk([one])
+    refused(lambda: check_disk(stores), OutputError, rf"GB in {one.folder.parent}, .* GB are free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, one.nbytes - 1))
+    refused(one.compute, OutputError, "GB are free")
     assert forwards == list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_fills_up_leaves_no_shard_and_a_file_is_no_folder(tiny, data, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     refused(HeatmapStore(tiny, data, tmp_path / "file").compute, OutputError, "cannot be written")
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr("os.fsync", Mock(side_effect=full))
     refused(HeatmapStore(tiny, data, tmp_path / "cache").compute, OutputError, "No space left")
     assert not list(tmp_path.rglob("*heatmaps-0*.npy"))
 
