@@ -158,7 +158,7 @@ def test_two_that_draw_the_same_scenes_at_once_both_have_them(tmp_path, monkeypa
 def test_what_cannot_be_drawn_or_written_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     each_refused(
-        (lambda: write_scenes(tmp_path / "file" / "scenes", **SMALL), OutputError, "cannot be written"),
+        (lambda: write_scenes(tmp_path / "file" / "scenes", **SMALL), OutputError, "cannot write scenes to"),
         (lambda: write_scenes(tmp_path / "s", num_train=-1), ParameterError, "negative"),
         (lambda: render_scene(0, 32), ParameterError, "at least 64"),
         (lambda: write_scenes(tmp_path / "s", size=32), ParameterError, "at least 64"),
