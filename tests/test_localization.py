@@ -34,13 +34,18 @@ def case():
     return pred, boxes, labels
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ious() -> tuple[pd.DataFrame, np.ndarray]:
     rng = np.random.default_rng(3)
     images = np.repeat(np.arange(40), rng.integers(1, 6, 40))
     base = rng.uniform(0, 1, 40)[images] * 0.5
     frame = pd.DataFrame({"a": base + rng.uniform(0, 0.5, len(images)), "b": base})
     return frame, images
+
+
+@pytest.fixture(scope="module")
+def summary(ious) -> pd.DataFrame:
+    return localization_summary(*ious).set_index(["method", "figure"])
 
 
 def test_each_box_has_the_best_cell_of_its_own_class_and_image(case):
@@ -105,9 +110,8 @@ def test_baselines_by_hand():
     np.testing.assert_allclose(frame["class_mean"], [0.0625 / 0.4375, 1.0])
 
 
-def test_the_summary_is_of_boxes_and_its_interval_of_images(ious):
-    frame, images = ious
-    summary = localization_summary(frame, images).set_index(["method", "figure"])
+def test_the_summary_is_of_boxes_and_its_interval_of_images(ious, summary):
+    frame, _ = ious
     assert summary.loc[("a", "mean"), "value"] == pytest.approx(frame["a"].mean())
     assert summary.loc[("b", "share>0.30"), "value"] == pytest.approx((frame["b"] > 0.3).mean())
     assert ((summary["low"] <= summary["value"]) & (summary["value"] <= summary["high"])).all()
@@ -124,28 +128,24 @@ def test_one_image_has_no_interval():
     assert summary[["low", "high"]].isna().all(axis=None)
 
 
-def test_a_paired_difference_is_narrower_than_two_intervals_apart(ious):
+def test_a_paired_difference_is_narrower_than_two_intervals_apart(ious, summary):
     frame, images = ious
     a, b = (frame[[name]].set_axis(["iou"], axis=1) for name in ("a", "b"))
     difference = localization_difference(a, b, images).set_index("figure")
     assert difference.loc["mean", "difference"] == pytest.approx((frame["a"] - frame["b"]).mean())
     assert difference.loc["mean", "excludes_zero"]
-    apart = localization_summary(frame, images).set_index(["method", "figure"])
     width = difference.loc["mean", "high"] - difference.loc["mean", "low"]
-    assert width < apart.loc[("a", "mean"), "high"] - apart.loc[("a", "mean"), "low"]
+    assert width < summary.loc[("a", "mean"), "high"] - summary.loc[("a", "mean"), "low"]
     nothing = localization_difference(a, a, images)
     assert not nothing["excludes_zero"].any()
     assert (nothing[["difference", "low", "high"]] == 0).all(axis=None)
 
 
-def test_median_and_spread(ious):
-    frame, images = ious
-    summary = localization_summary(frame, images).set_index(["figure", "method"])
-    assert list(summary.xs("a", level="method").index) == [
-        "mean", "median", "sd", "share>0.30", "share>0.50", "share>0.70",
-    ]  # fmt: skip
+def test_median_and_spread(ious, summary):
+    frame, _ = ious
+    assert list(summary.loc["a"].index) == ["mean", "median", "sd", "share>0.30", "share>0.50", "share>0.70"]
     for figure, expected in (("median", frame.median()), ("sd", frame.std(ddof=0))):
-        rows = summary.loc[figure]
+        rows = summary.xs(figure, level="figure")
         np.testing.assert_allclose(rows["value"], expected)
         assert ((rows["low"] < rows["value"]) & (rows["value"] < rows["high"])).all()
     constant = localization_summary(pd.DataFrame({"c": np.full(6, 0.4)}), np.arange(6)).set_index("figure")

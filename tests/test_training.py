@@ -444,11 +444,6 @@ def test_other_settings_are_other_trainings(caches, tmp_path):
     assert folder(*same) == folder()  # 1 is 1.0
 
 
-def test_the_grid_is_that_of_the_patches_unless_it_is_given(caches):
-    assert LocalizerTask(*caches, LocalizerSettings()).model.grid == caches[0].clip.grid
-    assert LocalizerTask(*caches, LocalizerSettings(grid_size=7)).model.grid == (7, 7)
-
-
 def test_channels_without_a_box_are_left_out_of_training_alone(caches):
     task = LocalizerTask(*caches, SETTINGS)
     batch = next(task.batches(1, 0))
@@ -460,8 +455,10 @@ def test_channels_without_a_box_are_left_out_of_training_alone(caches):
         assert not part[image, others].any()
 
 
-def test_without_augmentation_the_images_are_as_they_are(caches):
-    task = LocalizerTask(*caches, replace(SETTINGS, augment=False))
+def test_the_grid_is_that_of_the_patches_unless_it_is_given_and_images_stay_as_they_are_unless_augmented(caches):
+    assert LocalizerTask(*caches, LocalizerSettings(grid_size=7)).model.grid == (7, 7)
+    task = LocalizerTask(*caches, LocalizerSettings(augment=False))
+    assert task.model.grid == caches[0].clip.grid
     for batch in task.batches(1, 0):
         assert torch.equal(batch.pictures, task.reader.batch(batch.positions).pictures)
 
