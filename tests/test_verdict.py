@@ -10,7 +10,7 @@ import pytest
 
 from surgerylib.engine.localization import localization_summary
 from surgerylib.study.tables import plain
-from surgerylib.study.verdict import CLASSIFICATION, LOCALISATION, NOT_DECIDED, outcome, verdict
+from surgerylib.study.verdict import CLASSIFICATION, LOCALISATION, NOT_DECIDED, Verdict, outcome, verdict
 
 
 @pytest.mark.parametrize(
@@ -32,21 +32,23 @@ def test_the_rule(share, low, high, expected):
     assert outcome(share, low, high) == expected
 
 
-def summary_of(oracle: np.ndarray, images: np.ndarray, guess: float = 0.1) -> pd.DataFrame:
+def said_of(oracle: np.ndarray, images: np.ndarray | None = None, guess: float = 0.1) -> Verdict:
+    """The verdict on a head of these IoUs, a box an image unless said."""
     frame = pd.DataFrame(
         {"oracle": oracle, "cam_peak": oracle * 0.5, "whole_image": guess, "centre_box": 0.0, "class_mean": guess / 2}
     )
-    return localization_summary(frame, images)
+    return verdict(localization_summary(frame, np.arange(len(oracle)) if images is None else images))
+
+
+def drawn(share: float, n: int) -> np.ndarray:
+    return np.where(np.random.default_rng(0).random(n) < share, 0.9, 0.1)
 
 
 def test_the_sentence_names_the_figures_behind_it():
-    rng = np.random.default_rng(0)
-    images = np.repeat(np.arange(100), 4)
-    oracle = np.where(rng.random(400) < 0.85, 0.8, 0.2)
-    said = verdict(summary_of(oracle, images))
-    assert said.outcome == CLASSIFICATION
+    oracle = drawn(0.85, 400)
+    said = said_of(oracle, np.repeat(np.arange(100), 4))
     share = (oracle > 0.5).mean()
-    assert said.share == pytest.approx(share)
+    assert (said.outcome, said.share) == (CLASSIFICATION, pytest.approx(share))
     assert said.sentence.startswith("Classification is the problem: told its class,")
     for part in (f"{100 * share:.1f} %", f"{100 * said.low:.1f}, {100 * said.high:.1f}", "400 boxes on 100 images",
                  "above the 70 %", "whole image", "CAM's peak, for 0.0 %"):  # fmt: skip
@@ -55,34 +57,23 @@ def test_the_sentence_names_the_figures_behind_it():
     json.dumps(plain(asdict(said)), allow_nan=False)
 
 
-def test_a_guess_that_does_as_well_is_named():
-    images = np.arange(60)
-    said = verdict(summary_of(np.full(60, 0.9), images, guess=0.8))
-    assert said.outcome == CLASSIFICATION
-    assert "The guess does better" not in said.sentence
-    assert "The guess's interval overlaps the head's" in said.sentence
-    rng = np.random.default_rng(0)
-    said = verdict(summary_of(np.where(rng.random(200) < 0.35, 0.9, 0.1), np.arange(200), guess=0.8))
-    assert "The guess does better than the head" in said.sentence
-
-
-@pytest.mark.parametrize(("iou", "n_images"), [(0.9, 2), (0.9, 5), (0.1, 2), (0.1, 4)])
-def test_a_few_boxes_that_all_agree_decide_nothing(iou, n_images):
-    """Two boxes, both found, had the interval [1, 1] and made classification the problem."""
-    said = verdict(summary_of(np.full(n_images, iou), np.arange(n_images), guess=0.0))
-    assert said.outcome == NOT_DECIDED
-    assert "crosses that line" in said.sentence
-
-
-def test_one_image_decides_nothing():
-    said = verdict(summary_of(np.full(4, 0.9), np.zeros(4)))
-    assert said.outcome == NOT_DECIDED
-    assert "interval not available" in said.sentence
-    assert "1 image," in said.sentence
-    assert plain(asdict(said))["low"] is None
-
-
-def test_no_boxes():
-    said = verdict(summary_of(np.empty(0), np.empty(0)))
-    assert said.outcome == NOT_DECIDED
-    assert "no image here holds a box" in said.sentence
+# two boxes, both found, had the interval [1, 1] and made classification the problem
+@pytest.mark.parametrize(
+    ("oracle", "images", "guess", "expected", "words"),
+    [
+        (np.full(60, 0.9), None, 0.8, CLASSIFICATION, "The guess's interval overlaps the head's"),
+        (drawn(0.35, 200), None, 0.8, LOCALISATION, "The guess does better than the head"),
+        (np.full(2, 0.9), None, 0.0, NOT_DECIDED, "above 70 %, but the interval crosses that line"),
+        (np.full(5, 0.9), None, 0.0, NOT_DECIDED, "above 70 %, but the interval crosses that line"),
+        (np.full(2, 0.1), None, 0.0, NOT_DECIDED, "below 50 %, but the interval crosses that line"),
+        (np.full(4, 0.1), None, 0.0, NOT_DECIDED, "below 50 %, but the interval crosses that line"),
+        (np.full(4, 0.9), np.zeros(4), 0.1, NOT_DECIDED, "[interval not available] of 4 boxes on 1 image,"),
+        (np.empty(0), None, 0.1, NOT_DECIDED, "no image here holds a box"),
+    ],
+)  # fmt: skip
+def test_what_a_guess_and_few_boxes_make_of_it(oracle, images, guess, expected, words):
+    said = said_of(oracle, images, guess)
+    assert said.outcome == expected
+    assert words in said.sentence
+    assert ("The guess does better" in said.sentence) == ("does better" in words)
+    assert (plain(asdict(said))["low"] is None) == (images is not None or not len(oracle))
