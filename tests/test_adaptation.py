@@ -1,67 +1,65 @@
-"""Before and after an adapter: every figure is held against the judge that there was for it before."""
+"""Before and after an adapter: every figure against the judge that there was for it before, and what a reader gets."""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from adapted_scenes import LAYERS, SEEN, adapted_store, load_adapters, write_adapter, write_adapters
+from refusals import refused
 
+from surgerylib.boxes import extract_many
 from surgerylib.datasets import Dataset, load_dataset
 from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine.adapter_training import LOSSES, AdapterSettings
 from surgerylib.engine.evaluation import evaluate
-from surgerylib.engine.finding import Boxes, find_boxes
+from surgerylib.engine.finding import find_boxes
 from surgerylib.engine.measures import measure_boxes, present_pairs
 from surgerylib.engine.store import HeatmapStore
+from surgerylib.engine.training import Training
 from surgerylib.errors import ParameterError
+from surgerylib.figures import training as adaptation_plots
 from surgerylib.heatmaps import HEATMAP_KINDS, Setting
+from surgerylib.intervals import number
 from surgerylib.metrics import bootstrap_map, paired_difference
 from surgerylib.study import adaptation as module
-from surgerylib.study.adaptation import (
-    ALL,
-    EVEN_ODDS,
-    FIGURES,
-    FLOOR_PERCENTILES,
-    UNSEEN,
-    best_states,
-    choose_floor,
-    class_groups,
-    compare_adapted,
-    states_of,
-)
+from surgerylib.study import adaptation_tables as tables
+from surgerylib.study.adaptation import ALL, EVEN_ODDS, FIGURES, FLOOR_PERCENTILES, UNSEEN, Adaptation, states_of
 from surgerylib.study.adaptation import SEEN as OF_SEEN
-from surgerylib.study.adapter_variants import loss_variants
+from surgerylib.study.adapter_variants import Variant, loss_variants
 from surgerylib.study.diagnosis import map_quality
+from surgerylib.study.examples import examples
 from surgerylib.study.floors import floor_values
 from surgerylib.study.quality import quality_difference, quality_summary
 from surgerylib.study.summary import present_only
 from surgerylib.study.sweep import Criterion, sweep
-from surgerylib.words import PROTOCOLS
+from surgerylib.words import DIOR_CLASSES, PROTOCOLS, STATES
 
-DRAWN = {"n_resamples": 40, "seed": 3}
+KIND = "vv_mixed"
+DRAWN = {"n_resamples": 20, "seed": 3}
 OPTIONS = {**DRAWN, "workers": 1}
 SETTINGS = {kind: Setting(kind, "cosine", LAYERS, 70) for kind in HEATMAP_KINDS}
-KIND = "vv_mixed"
-PAIRS = [("after", "before"), ("after", "floor"), ("floor", "before")]
-NUMBERS = {
-    "maps": ["map"],
-    "map_differences": ["difference"],
-    "figures": ["value"],
-    "figure_differences": ["difference"],
-}
+GROUPS = module.class_groups(DIOR_CLASSES, SEEN)
+BOX = ["xmin", "ymin", "xmax", "ymax"]
+ENDS = ["low", "high"]
+NUMBERS = {"maps": "map", "map_differences": "difference", "figures": "value", "figure_differences": "difference"}
+of_each_group = pytest.mark.parametrize("group", [ALL, OF_SEEN, UNSEEN])
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_scenes(tmp_path_factory.mktemp("data") / "scenes", num_train=4, num_val=4, num_test=6, size=96)
+def root(tmp_path_factory) -> Path:
+    return write_scenes(tmp_path_factory.mktemp("data") / "scenes", num_train=0, num_val=4, num_test=6, size=96)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("stores")
 
 
@@ -81,37 +79,13 @@ def store(tiny, data, folder, adapters) -> HeatmapStore:
 
 
 @pytest.fixture(scope="module")
-def states(adapters):
-    floors = {"standard": 0.1, "vv_qk": 0.1, "vv_vv": 0.12, "vv_mixed": 0.12}
-    return states_of(SETTINGS, adapters, floors=floors)
+def states(adapters) -> dict[str, dict[str, Setting]]:
+    return states_of(SETTINGS, adapters, floors=dict.fromkeys(HEATMAP_KINDS, 0.12))
 
 
 @pytest.fixture(scope="module")
-def groups(data, adapters):
-    return class_groups(data.classes, adapters["vv_mixed"].seen_classes)
-
-
-@pytest.fixture(scope="module")
-def found(store, states, groups):
-    return compare_adapted(store, states, groups, **OPTIONS)
-
-
-def only(frame: pd.DataFrame, **match) -> pd.DataFrame:
-    """The rows with these values."""
-    for name, value in match.items():
-        frame = frame[frame[name] == value]
-    return frame.reset_index(drop=True)
-
-
-def of_labels(data: Dataset, labels) -> Dataset:
-    return replace(data, boxes=data.boxes[data.boxes["label"].isin(labels)].reset_index(drop=True))
-
-
-@pytest.fixture(scope="module")
-def boxes(store, states) -> dict[Setting, Boxes]:
-    """Of every setting, found once."""
-    settings = {setting for of_kind in states.values() for setting in of_kind.values()}
-    return {setting: find_boxes(store, [setting], workers=1)[0] for setting in settings}
+def found(store, states) -> Adaptation:
+    return module.compare_adapted(store, states, GROUPS, **OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -120,66 +94,116 @@ def detections(store, states) -> dict[str, pd.DataFrame]:
     return {state: evaluate(store, {"": setting}, **OPTIONS).detections for state, setting in states[KIND].items()}
 
 
-def judged(data: Dataset, found: pd.DataFrame, protocol: str, labels):
-    """The bootstrap of one setting, on frames that hold boxes of these classes alone."""
-    truth = of_labels(data, labels).boxes
-    found = found[found["label"].isin(labels)].reset_index(drop=True)
-    found = present_only(found, truth) if protocol == "present" else found
-    return bootstrap_map(found, truth, image_ids=data.images["image_id"], classes=labels, **DRAWN)
+def only(frame: pd.DataFrame, **match) -> pd.DataFrame:
+    """The rows with these values."""
+    return frame[(frame[list(match)] == list(match.values())).all(axis=1)].reset_index(drop=True)
 
 
-def with_large_boxes(data: Dataset, every: int = 1) -> Dataset:
-    """A large box of each class (or of every so many) on every image; the scenes' own are hard to hit by drawn maps."""
+def of_labels(data: Dataset, labels: Sequence[str]) -> Dataset:
+    return replace(data, boxes=data.boxes[data.boxes["label"].isin(labels)].reset_index(drop=True))
+
+
+def everywhere(data: Dataset, labels: Sequence[str] = DIOR_CLASSES, every: int = 1) -> Dataset:
+    """A large box of these classes (every so many) on every image; the scenes' own are hard to hit by drawn maps."""
     rows = [
         (image_id, label, 10.0 + 2 * place, 10.0, 40.0 + 2 * place, 50.0)
         for number, image_id in enumerate(data.images["image_id"])
-        for place, label in enumerate(data.classes)
+        for place, label in enumerate(labels)
         if (place + number) % every == 0
     ]
-    return replace(data, boxes=pd.DataFrame(rows, columns=["image_id", "label", "xmin", "ymin", "xmax", "ymax"]))
+    return replace(data, boxes=pd.DataFrame(rows, columns=["image_id", "label", *BOX]))
+
+
+CASES = (
+    "plain", "one group", "no floor", "one threshold", "other thresholds", "no boxes", "only unseen boxes", "one image",
+    "no absent class", "no box found",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cases(tiny, data, folder, adapters, store, states, found) -> dict[str, Adaptation]:
+    def compare(other: Dataset, **options) -> Adaptation:
+        own, of_other = {KIND: states[KIND]}, adapted_store(tiny, other, folder, adapters)
+        return module.compare_adapted(of_other, own, GROUPS, **OPTIONS, **options)
+
+    images = data.images.iloc[[4]].reset_index(drop=True)
+    boxes = data.boxes[data.boxes["image_id"] == images["image_id"][0]].reset_index(drop=True)
+    plain = {KIND: SETTINGS[KIND]}
+    never = states_of(plain, adapters, adapter_floor=1e6)
+    return {
+        "plain": found,
+        "one group": module.compare_adapted(store, states_of(plain, adapters), {ALL: DIOR_CLASSES}, **OPTIONS),
+        "no floor": module.compare_adapted(store, states_of(plain, adapters), GROUPS, **OPTIONS),
+        "one threshold": compare(data, iou_thresholds=[0.15]),
+        "other thresholds": compare(data, iou_thresholds=[0.1, 0.3]),
+        "no boxes": compare(of_labels(data, [])),
+        "only unseen boxes": compare(everywhere(data, ["Expressway-Service-area", "windmill"])),
+        "one image": compare(replace(data, images=images, boxes=boxes)),
+        "no absent class": compare(everywhere(data)),
+        "no box found": module.compare_adapted(store, never, GROUPS, **OPTIONS),
+    }
+
+
+@pytest.fixture(params=CASES)
+def case(cases, request) -> Adaptation:
+    return cases[request.param]
 
 
 # --------------------------------------------------------------------------------------------- against the judges
 
 
-@pytest.mark.parametrize("group", [ALL, OF_SEEN, UNSEEN])
-def test_map_of_a_group_is_that_of_frames_with_its_classes_alone(data, detections, groups, found, group):
+@of_each_group
+def test_map_of_a_group_is_that_of_frames_with_its_classes_alone(data, detections, found, group):
+    truth = of_labels(data, GROUPS[group]).boxes
     assert found.n_images == len(data.images)
     for protocol in PROTOCOLS:
-        results = {state: judged(data, boxes, protocol, groups[group]) for state, boxes in detections.items()}
-        for state, result in results.items():
-            own = only(found.maps, group=group, kind="vv_mixed", state=state, protocol=protocol)
-            np.testing.assert_array_equal(own[["map", "low", "high"]], result.summary()[["map", "low", "high"]])
+        results = {}
+        for state, boxes in detections.items():
+            own = boxes[boxes["label"].isin(GROUPS[group])].reset_index(drop=True)
+            own = present_only(own, truth) if protocol == "present" else own
+            result = bootstrap_map(own, truth, image_ids=data.images["image_id"], classes=GROUPS[group], **DRAWN)
+            results[state], at = result, {"group": group, "kind": KIND, "state": state, "protocol": protocol}
+            own = only(found.maps, **at)
+            np.testing.assert_array_equal(own[["map", *ENDS]], result.summary()[["map", *ENDS]])
             assert group != ALL or own["map"].max() > 0
-        for state, reference in PAIRS:
-            own = only(found.map_differences, group=group, kind="vv_mixed", state=state, reference=reference,
-                       protocol=protocol)  # fmt: skip
+        for state, reference in (("after", "before"), ("after", "floor"), ("floor", "before")):
+            own = only(found.map_differences, **at | {"state": state, "reference": reference})
             paired = paired_difference(results[state], results[reference]).summary()
-            columns = ["difference", "low", "high"]
-            np.testing.assert_array_equal(own[columns], paired[columns])
+            np.testing.assert_array_equal(own[["difference", *ENDS]], paired[["difference", *ENDS]])
 
 
-@pytest.mark.parametrize("group", [ALL, OF_SEEN, UNSEEN])
-def test_inverted_and_pointing_are_those_of_quality_summary(store, states, groups, found, group):
-    named = {state: states["standard"][state] for state in ("before", "after")}
+@of_each_group
+def test_inverted_and_pointing_are_those_of_quality_summary(store, states, found, group):
+    named, names = {state: states["standard"][state] for state in ("before", "after")}, ["inverted", "pointing"]
     pairs = {
-        state: frame[frame["label"].isin(groups[group])]
+        state: frame[frame["label"].isin(GROUPS[group])]
         for state, frame in map_quality(store, named, workers=1).items()
     }
     for state, own in pairs.items():
         judge = quality_summary(own, **DRAWN).set_index("figure")["value"]
         mine = only(found.figures, group=group, kind="standard", state=state).set_index("figure")["value"]
-        assert [mine[name] for name in ("inverted", "pointing")] == pytest.approx(
-            [judge["inverted"], judge["pointing"]]
-        )
-    judge = quality_difference(pairs["after"], pairs["before"], **DRAWN).set_index("figure")
+        assert mine[names].tolist() == pytest.approx(judge[names].tolist())
+    judge = quality_difference(pairs["after"], pairs["before"], **DRAWN).set_index("figure").loc[names]
     mine = only(found.figure_differences, group=group, kind="standard", state="after", reference="before")
-    mine = mine.set_index("figure")
-    for name in ("inverted", "pointing"):
-        assert mine.loc[name, "difference"] == pytest.approx(judge.loc[name, "difference"])
-        if pairs["before"]["image_id"].nunique() == found.n_images:  # they leave out images without a pair
-            expected = judge.loc[name, ["low", "high"]].astype(float).clip(-1, 1)
-            np.testing.assert_allclose(mine.loc[name, ["low", "high"]].astype(float), expected, atol=1e-12)
+    mine = mine.set_index("figure").loc[names]
+    assert mine["difference"].tolist() == pytest.approx(judge["difference"].tolist())
+    if pairs["before"]["image_id"].nunique() == found.n_images:  # they leave out images without a pair
+        np.testing.assert_allclose(mine[ENDS].astype(float), judge[ENDS].astype(float).clip(-1, 1), atol=1e-12)
+
+
+@of_each_group
+def test_figures_of_the_boxes_are_those_of_measure_boxes(data, store, states, found, group):
+    few = of_labels(data, GROUPS[group])
+    in_group = np.tile(np.isin(few.classes, GROUPS[group]), (len(few.images), 1))
+    for kind, of_kind in states.items():
+        for state, setting in of_kind.items():
+            (boxes,) = find_boxes(store, [setting], workers=1)
+            own = only(found.figures, group=group, kind=kind, state=state).set_index("figure")["value"]
+            assert list(own.index) == list(FIGURES)
+            present = measure_boxes(boxes, few, present_pairs(few))
+            for name in ("mean_iou", "max_iou", "mean_best_iou"):
+                assert own[name] == pytest.approx(present[name], nan_ok=True)
+            assert own["false_box_rate"] == pytest.approx(measure_boxes(boxes, few, in_group)["false_box_rate"])
 
 
 def test_kinds_with_the_same_maps_have_the_same_figures_and_no_interval_leaves_what_can_be(found):
@@ -190,58 +214,31 @@ def test_kinds_with_the_same_maps_have_the_same_figures_and_no_interval_leaves_w
     figures, differences = found.figures.dropna(), found.figure_differences.dropna()
     assert 0 <= figures["low"].min() <= figures["high"].max() <= 1
     assert -1 <= differences["low"].min() <= differences["high"].max() <= 1
-    assert only(found.figures, figure="max_iou")[["low", "high"]].isna().all(axis=None)
+    assert only(found.figures, figure="max_iou")[ENDS].isna().all(axis=None)
 
 
-@pytest.mark.parametrize("group", [ALL, OF_SEEN, UNSEEN])
-def test_figures_of_the_boxes_are_those_of_measure_boxes(data, boxes, states, groups, found, group):
-    few, labels = of_labels(data, groups[group]), groups[group]
-    places = [few.classes.index(label) for label in labels]
-    in_group = np.zeros((len(few.images), len(few.classes)), bool)
-    in_group[:, places] = True
-    for kind, of_kind in states.items():
-        for state, setting in of_kind.items():
-            table = boxes[setting]
-            present = measure_boxes(table, few, present_pairs(few))
-            own = only(found.figures, group=group, kind=kind, state=state).set_index("figure")["value"]
-            assert list(own.index) == list(FIGURES)
-            for name in ("mean_iou", "max_iou", "mean_best_iou"):
-                assert own[name] == pytest.approx(present[name], nan_ok=True)
-            every = measure_boxes(table, few, in_group)
-            assert own["false_box_rate"] == pytest.approx(every["false_box_rate"])
-
-
-# ---------------------------------------------------------------------------------------------------------- groups
-
-
-def test_groups_are_all_classes_and_the_two_parts_where_there_are_two():
-    classes = ("a", "b", "c", "d")
-    assert class_groups(classes, ["c", "a"]) == {ALL: classes, OF_SEEN: ("a", "c"), UNSEEN: ("b", "d")}
-    assert class_groups(classes, ["d", "c", "b", "a"]) == {ALL: classes}
-    assert class_groups(classes, []) == {ALL: classes}
-    assert class_groups(classes, ["x"]) == {ALL: classes}
-
-
-# ------------------------------------------------------------------------------------------------ nothing has changed
+@pytest.mark.parametrize("seen", [["c", "a"], ["d", "c", "b", "a"], [], ["x"]])
+def test_groups_are_all_classes_and_the_two_parts_where_there_are_two(seen):
+    parts = {OF_SEEN: ("a", "c"), UNSEEN: ("b", "d")} if seen == ["c", "a"] else {}
+    assert module.class_groups(tuple("abcd"), seen) == {ALL: tuple("abcd"), **parts}
 
 
 def test_an_untrained_adapter_changes_no_figure_at_all(tiny, data, folder):
     untrained = load_adapters(write_adapters(folder / "untrained", tiny, strength=0.0), tiny)
     store = adapted_store(tiny, data, folder, untrained)
-    states = states_of(SETTINGS, untrained, adapter_floor=None)
-    found = compare_adapted(store, states, class_groups(data.classes, SEEN), **OPTIONS)
+    found = module.compare_adapted(store, states_of(SETTINGS, untrained, adapter_floor=None), GROUPS, **OPTIONS)
     for frame, keys in ((found.maps, ["protocol", "iou_threshold"]), (found.figures, ["figure"])):
+        keys = ["group", "kind", *keys]
         before, after = (only(frame, state=state).drop(columns="state") for state in ("before", "after"))
-        pd.testing.assert_frame_equal(before.sort_values(["group", "kind", *keys]), after.sort_values(
-            ["group", "kind", *keys]))  # fmt: skip
-    numbers = found.map_differences[["difference", "low", "high"]]
-    assert (numbers.dropna() == 0).all(axis=None)
+        pd.testing.assert_frame_equal(before.sort_values(keys), after.sort_values(keys))
+    numbers = found.map_differences[["difference", *ENDS]].dropna()
+    assert len(numbers)
+    assert (numbers == 0).all(axis=None)
     assert (found.figure_differences["difference"] == 0).all()
-    assert (found.figure_differences[["low", "high"]].dropna() == 0).all(axis=None)
-    assert len(numbers.dropna()) > 0
+    assert (found.figure_differences[ENDS].dropna() == 0).all(axis=None)
 
 
-def test_the_order_of_images_boxes_and_classes_changes_nothing(tiny, data, folder, adapters, states, groups, found):
+def test_the_order_of_images_boxes_and_classes_changes_nothing(tiny, data, folder, adapters, states, found):
     turned = replace(
         data,
         images=data.images.iloc[::-1].reset_index(drop=True),
@@ -249,42 +246,33 @@ def test_the_order_of_images_boxes_and_classes_changes_nothing(tiny, data, folde
         classes=data.classes[::-1],
     )
     store = adapted_store(tiny, turned, folder, adapters)
-    one = {"vv_mixed": states["vv_mixed"]}
-    other = compare_adapted(store, one, {group: labels[::-1] for group, labels in groups.items()}, **OPTIONS)
-    for name, numbers in NUMBERS.items():
-        mine = only(getattr(found, name), kind="vv_mixed")
-        numbers = [*numbers, "low", "high"]
-        theirs = getattr(other, name)
-        names = [column for column in mine if column not in numbers]
-        both = mine.merge(theirs, on=names, suffixes=("", "_turned"))
+    groups = {group: labels[::-1] for group, labels in GROUPS.items()}
+    other = module.compare_adapted(store, {KIND: states[KIND]}, groups, **OPTIONS)
+    for name, value in NUMBERS.items():
+        mine, theirs = only(getattr(found, name), kind=KIND), getattr(other, name)
+        both = mine.merge(theirs, on=list(mine.columns.drop([value, *ENDS])), suffixes=("", "_turned"))
         assert len(both) == len(mine) == len(theirs)
-        for column in numbers:
+        for column in (value, *ENDS):
             np.testing.assert_allclose(both[column], both[f"{column}_turned"], atol=1e-6)
 
 
-# ------------------------------------------------------------------------------------------------- little to measure
-
-
-def test_a_data_set_without_boxes(tiny, data, folder, adapters, states, groups):
-    store = adapted_store(tiny, of_labels(data, []), folder, adapters)
-    found = compare_adapted(store, {"standard": states["standard"]}, groups, **OPTIONS)
+def test_without_a_box_to_find_there_is_the_rate_of_false_ones_alone(cases):
+    found = cases["no boxes"]
     assert found.maps["map"].isna().all()
     assert found.map_differences["difference"].isna().all()
-    known = found.figures[found.figures["value"].notna()]
-    assert set(known["figure"]) == {"false_box_rate"}
-    assert set(found.figure_differences.dropna()["figure"]) == {"false_box_rate"}
+    for frame, value in ((found.figures, "value"), (found.figure_differences, "difference")):
+        assert set(frame.loc[frame[value].notna(), "figure"]) == {"false_box_rate"}
 
 
-def test_a_state_without_a_single_box(store, adapters, groups):
-    states = states_of({"vv_mixed": SETTINGS["vv_mixed"]}, adapters, adapter_floor=1e6)
-    found = compare_adapted(store, states, groups, **OPTIONS)
-    after = only(found.figures, group=ALL, state="after").set_index("figure")["value"]
-    assert after["false_box_rate"] == 0
-    assert after["mean_best_iou"] == 0
+def test_a_state_without_a_single_box_scores_0(cases):
+    found = cases["no box found"]
+    before, after = (
+        only(found.figures, group=ALL, state=state).set_index("figure")["value"] for state in ("before", "after")
+    )
+    assert after[["false_box_rate", "mean_best_iou"]].tolist() == [0, 0]
     assert after[["mean_iou", "max_iou"]].isna().all()
     assert (only(found.maps, group=ALL, state="after")["map"] == 0).all()
     differences = only(found.figure_differences, group=ALL).set_index("figure")["difference"]
-    before = only(found.figures, group=ALL, state="before").set_index("figure")["value"]
     assert differences["false_box_rate"] == -before["false_box_rate"]
     assert np.isnan(differences["mean_iou"])
 
@@ -295,43 +283,45 @@ def test_a_state_without_a_single_box(store, adapters, groups):
 def test_states_are_settings_of_the_kinds_that_have_an_adapter(tiny, tmp_path, adapters):
     plain = {kind: replace(setting, min_side=7, floor=0.3) for kind, setting in SETTINGS.items()}
     states = states_of(plain, adapters, adapter_floor=-1.5, floors=dict.fromkeys(HEATMAP_KINDS, 0.2))
-    assert list(states) == list(HEATMAP_KINDS)
-    for kind, of_kind in states.items():
-        assert of_kind == {
+    assert states == {
+        kind: {
             "before": plain[kind],
             "floor": replace(plain[kind], floor=0.2),
             "after": Setting(kind, "cosine", LAYERS, 70, min_side=7, adapter=adapters[kind].key, floor=-1.5),
         }
+        for kind in HEATMAP_KINDS
+    }
     surgery = states_of({"standard": Setting("standard", "surgery")}, adapters)["standard"]
     assert list(surgery) == ["before", "after"]
     assert surgery["after"] == adapters["standard"].setting("standard", floor=0.0)  # even odds
     assert states_of(plain, adapters, adapter_floor=None)["standard"]["after"].floor is None
     one = load_adapters(write_adapter(tmp_path / "one.safetensors", tiny, "vv_qk"), tiny)
     assert list(states_of(plain, one)) == ["standard", "vv_qk"]
-    with pytest.raises(ParameterError, match=r"standard, vv_qk, none of which is among .* \(vv_vv, vv_mixed\)"):
-        states_of({kind: plain[kind] for kind in ("vv_vv", "vv_mixed")}, one)
+    without = {kind: plain[kind] for kind in ("vv_vv", "vv_mixed")}
+    message = r"standard, vv_qk, none of which is among .* \(vv_vv, vv_mixed\)"
+    refused(lambda: states_of(without, one), ParameterError, message)
 
 
 @pytest.fixture(scope="module")
 def choice(tiny, root, folder, adapters) -> HeatmapStore:
-    return adapted_store(tiny, with_large_boxes(load_dataset(root, "val"), every=3), folder, adapters)
+    return adapted_store(tiny, everywhere(load_dataset(root, "val"), every=3), folder, adapters)
 
 
 @pytest.mark.parametrize(("score", "floored", "expected"), [("mean", True, 95), ("mean_sqrt_area", False, None)])
 def test_the_floor_chosen_is_the_best_of_its_candidates(tiny, folder, adapters, choice, score, floored, expected):
     """The ground truth is what these maps show in places of a class above percentile 95 of all values."""
-    plain = Setting("vv_mixed", "cosine", LAYERS, 60, min_side=7, box_score=score)
+    plain = Setting(KIND, "cosine", LAYERS, 60, min_side=7, box_score=score)
     floors = floor_values(choice, plain, FLOOR_PERCENTILES)
     cut, all_boxes = (
         evaluate(choice, {"": replace(plain, floor=floor)}, **OPTIONS).detections for floor in (floors[95], None)
     )
     truth = (cut if floored else present_only(all_boxes, cut)).drop(columns=["score", "kind"])
     store = adapted_store(tiny, replace(choice.dataset, boxes=truth), folder, adapters)
-    found = sweep(store, [replace(plain, floor=floor) for floor in floors.values()], **OPTIONS)
-    worth = [found.value(setting, "all")[0] for setting in found.settings]
+    tried = sweep(store, [replace(plain, floor=floor) for floor in floors.values()], **OPTIONS)
+    worth = [tried.value(setting, "all")[0] for setting in tried.settings]
     best = list(floors.values())[int(np.argmax(worth))]
     assert expected is None or best == floors[expected]
-    assert choose_floor(store, plain, **OPTIONS) == best
+    assert module.choose_floor(store, plain, **OPTIONS) == best
 
 
 def test_each_state_is_at_the_best_of_the_settings_tried_for_it(choice, adapters, monkeypatch):
@@ -346,9 +336,9 @@ def test_each_state_is_at_the_best_of_the_settings_tried_for_it(choice, adapters
     plain = {kind: replace(SETTINGS[kind], min_side=7, floor=0.05) for kind in ("standard", "vv_mixed")}
     tries = {"percentiles": [60, 90], "floor_percentiles": [80, 95], "box_scores": ["mean", "max", "mean"]}
     for criterion in (Criterion("all", 0.2), Criterion("present", 0.05)):
-        states = best_states(choice, plain, adapters, tries=tries, criterion=criterion, workers=1)
+        states = module.best_states(choice, plain, adapters, tries=tries, criterion=criterion, workers=1)
         assert list(states) == list(plain)
-        ((tried, found),) = sweeps.items()
+        ((tried, swept),) = sweeps.items()
         assert len(tried) == len(set(tried)) == 2 * 2 * 2 * (1 + 2 + 3)
         for kind, of_kind in states.items():
             after = replace(plain[kind], layers=LAYERS, adapter=adapters[kind].key)
@@ -360,34 +350,288 @@ def test_each_state_is_at_the_best_of_the_settings_tried_for_it(choice, adapters
                     for p, floor, score in product([60, 90], of_state, ["mean", "max"])
                 }
                 assert expected <= set(tried)
-                values = {setting: found.value(setting, *criterion.where)[0] for setting in expected}
+                values = {setting: swept.value(setting, *criterion.where)[0] for setting in expected}
                 assert values[of_kind[state]] == max(values.values())
 
 
 def test_without_floors_to_try_no_state_has_one_before(choice, adapters):
     tries = {"percentiles": [75], "floor_percentiles": [], "box_scores": ["max"]}
-    one = {"vv_mixed": SETTINGS["vv_mixed"]}
-    states = best_states(choice, one, adapters, tries=tries, criterion=Criterion(), **OPTIONS)["vv_mixed"]
-    before = replace(SETTINGS["vv_mixed"], percentile=75, box_score="max")
-    assert states == {"before": before, "after": replace(before, adapter=adapters["vv_mixed"].key, floor=EVEN_ODDS)}
-
-
-# ---------------------------------------------------------------------------------------------------------- variants
+    states = module.best_states(
+        choice, {KIND: SETTINGS[KIND]}, adapters, tries=tries, criterion=Criterion(), **OPTIONS
+    )[KIND]
+    before = replace(SETTINGS[KIND], percentile=75, box_score="max")
+    assert states == {"before": before, "after": replace(before, adapter=adapters[KIND].key, floor=EVEN_ODDS)}
 
 
 @pytest.mark.parametrize("weights", [{}, {"sparsity_weight": 0.0, "localization_weight": 2.5}])
 def test_losses_are_tried_alone_in_pairs_and_together(weights):
     settings = AdapterSettings(**weights, unseen_classes=("ship",), rank=3)
-    variants = loss_variants(settings)
-    assert list(variants) == [
-        "classification alone", "localization alone", "sparsity alone", "classification + localization",
-        "classification + sparsity", "localization + sparsity", "all three losses",
-    ]  # fmt: skip
     full = {name: getattr(settings, f"{name}_weight") or 1.0 for name in LOSSES}
-    for name, variant in variants.items():
-        for loss in LOSSES:
-            expected = full[loss] if loss in name or name == "all three losses" else 0.0
-            assert getattr(variant, f"{loss}_weight") == expected
-        assert variant.rank == 3
-        assert variant.unseen_classes == settings.unseen_classes
-    assert (variants["all three losses"] == settings) == (not weights)
+    tried = {
+        "classification alone": (1, 0, 0), "localization alone": (0, 1, 0), "sparsity alone": (0, 0, 1),
+        "classification + localization": (1, 1, 0), "classification + sparsity": (1, 0, 1),
+        "localization + sparsity": (0, 1, 1), "all three losses": (1, 1, 1),
+    }  # fmt: skip
+    names = ("classification", "localization", "sparsity")
+    assert loss_variants(settings) == {
+        name: replace(settings, **{f"{of}_weight": full[of] * on for of, on in zip(names, flags, strict=True)})
+        for name, flags in tried.items()
+    }
+    assert (loss_variants(settings)["all three losses"] == settings) == (not weights)
+
+
+# --------------------------------------------------------------------------------------------------------- sentences
+
+MORE, LESS, EQUAL, NONE = (0.2, 0.1, 0.3), (-0.2, -0.3, -0.1), (0.01, -0.1, 0.1), (0.01, np.nan, np.nan)
+UNDECIDED = "The adapter is not told apart from the maps as they were"
+BOTH_WAYS = "The adapter finds more at one end of the IoU thresholds and less at the other"
+NUMBER = r"[−+]?\d\.\d{3}"
+CELL = re.compile(rf"{NUMBER} \[({NUMBER}, {NUMBER}|interval not available)\]|no boxes|no absent class")
+
+
+def assert_sentence(text: str) -> None:
+    assert text.endswith(".")
+    assert not text.endswith("..")
+    assert not re.search(r"\b(nan|None|inf)\b", text), text
+
+
+@pytest.mark.parametrize(
+    ("gains", "said"),
+    [
+        ((MORE, MORE), "The adapter finds more"),
+        ((EQUAL, MORE), "The adapter finds more"),
+        ((MORE, NONE), "The adapter finds more"),
+        ((LESS, LESS), "The adapter finds less"),
+        ((EQUAL, EQUAL), UNDECIDED),
+        ((NONE, NONE), UNDECIDED),
+        (((0.1, 0.0, 0.2), EQUAL), UNDECIDED),
+        ((MORE, LESS), BOTH_WAYS),
+        ((LESS, MORE), BOTH_WAYS),
+    ],
+)
+def test_the_verdict_is_what_the_intervals_at_both_ends_allow(found, gains, said):
+    """Differences of mAP under `all`, after minus before, at the lowest and the highest IoU threshold."""
+    frame, keys = found.map_differences.copy(), ["group", "kind", "protocol", "state", "reference", "iou_threshold"]
+    for threshold, gain in zip((0.05, 0.5), gains, strict=True):
+        match = (frame[keys] == [OF_SEEN, KIND, "all", "after", "before", threshold]).all(axis=1)
+        frame.loc[match, ["difference", *ENDS]] = gain
+    own = replace(found, map_differences=frame)
+    assert tables.finding(own, KIND).startswith(f"{said}: under the all protocol")
+    assert tables.title(own, KIND).startswith(f"{said}: mAP@0.05 of {KIND} ")
+    assert_sentence(tables.finding(own, KIND))
+
+
+def test_the_sentence_has_the_figures_of_the_frames(found):
+    text, at = tables.finding(found, KIND), {"group": OF_SEEN, "kind": KIND, "protocol": "all"}
+    for t in (0.05, 0.5):
+        before, after = (
+            only(found.maps, state=state, iou_threshold=t, **at)["map"].item() for state in ("before", "after")
+        )
+        assert f"mAP@{t:.2f} {after:.3f} against {before:.3f} (difference " in text
+    gain = only(found.map_differences, state="after", reference="floor", iou_threshold=0.05, **at)["difference"].item()
+    assert f"against a floor alone, without training: mAP@0.05 difference {number(gain, sign=True)} [" in text
+    before, after = (
+        100 * only(found.figures, group=ALL, kind=KIND, state=state, figure="false_box_rate")["value"].item()
+        for state in ("before", "after")
+    )
+    assert f"gets a box in {after:.1f} % of the cases, before in {before:.1f} %" in text
+
+
+def test_the_best_of_the_short_trainings_is_named(found, cases):
+    values = {"unknown": np.nan, "worst": 0.1, "best": 0.3, "second": 0.2}
+    variants = {name: Variant(0.5, replace(found, maps=found.maps.assign(map=of))) for name, of in values.items()}
+    assert tables.variants_finding(variants, KIND) == (
+        "Highest mean mAP under all, seen classes: best (0.300), then second (0.200); lowest: worst (0.100)."
+    )
+    assert tables.variants_finding({"only": variants["worst"]}, KIND).endswith("seen classes: only (0.100).")
+    assert tables.variants_finding({"a": Variant(0.1, cases["no boxes"])}, KIND) == "No box to compare on."
+    assert f"under all, {ALL}: a (" in tables.variants_finding({"a": Variant(0.1, cases["one group"])}, KIND)
+    table = tables.variant_table({**variants, "b": Variant(0.25, cases["no boxes"])}, KIND)
+    assert table.columns[:4].tolist() == ["patch AP", "mAP@0.05, seen", "mAP@0.15, seen", "mAP@0.50, seen"]
+    assert table["patch AP"].tolist() == ["0.500"] * 4 + ["0.250"]
+
+
+def test_what_cannot_be_measured_is_said(cases):
+    """Boxes of unseen classes alone are not called none of the class list."""
+    nothing, unseen = cases["no boxes"], cases["only unseen boxes"]
+    start, end = "No image of this split holds a box of the class", "nothing can be measured"
+    assert tables.finding(nothing, KIND) == f"{start} list: {end}."
+    assert tables.finding(unseen, KIND) == f"{start}es that were trained on: {end} of them."
+    assert tables.title(unseen, KIND) == "No box of the seen classes to measure on"
+    assert tables.title(replace(nothing, groups={ALL: DIOR_CLASSES}), KIND) == "No box to measure on"
+    assert tables.title(cases["one group"], KIND).endswith("(all classes)")
+    assert "gets a box" not in tables.finding(cases["no absent class"], KIND)
+    assert "interval not available" in tables.finding(cases["one image"], KIND)
+    assert tables.finding(cases["one threshold"], KIND).count("mAP@0.15") == 2  # and against the floor
+
+
+# ------------------------------------------------------------------------------------------------- tables and results
+
+
+def test_every_sentence_ends_and_every_cell_has_its_interval_or_says_why_not(case):
+    kind, of_max = list(case.settings)[-1], FIGURES["max_iou"]
+    for text in (tables.finding(case, kind), tables.settings_text(case, kind)):
+        assert_sentence(text)
+    assert not re.search(r"\b(nan|None)\b", tables.title(case, kind) + tables.caption(case, kind))
+    figures = [tables.figures_table(case, group) for group in case.groups]
+    shown = [tables.answer_table(case, kind), *(table.drop(columns=of_max) for table in figures)]
+    shown += [tables.kinds_table(case, group, protocol) for group in case.groups for protocol in PROTOCOLS]
+    for table in shown:
+        assert len(table.columns)
+        assert [text for text in table.to_numpy().ravel() if not CELL.fullmatch(text)] == []
+    assert all(re.fullmatch(rf"{NUMBER}|no boxes", text) for table in figures for text in table[of_max])
+
+
+def test_the_answer_has_states_and_differences_of_each_group(found, cases):
+    table = tables.answer_table(found, KIND)
+    assert KIND in " ".join(table.index.names)  # the table stands without a title
+    rows, names = (
+        [*STATES.values(), "after − before", "after − floor alone"],
+        ["seen classes (4)", "unseen classes (16)"],
+    )
+    assert table.index.tolist() == [(name, row) for name in (*names, "all classes (20)") for row in rows]
+    assert {FIGURES["false_box_rate"], FIGURES["pointing"]} < set(table.columns)
+    assert sum("mAP" in column for column in table.columns) == 4
+    (present,) = (column for column in table.columns if "present" in column)
+    row = only(found.maps, group=ALL, kind=KIND, state="after", protocol="present").iloc[0]
+    cell = table.loc[("all classes (20)", STATES["after"]), present]
+    assert cell == f"{row['map']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    plain = tables.answer_table(cases["no floor"], KIND)
+    assert plain.index.get_level_values(1).unique().tolist() == [STATES["before"], STATES["after"], "after − before"]
+
+
+def test_an_answer_at_other_iou_thresholds_still_has_map(cases):
+    """At none of 0.05, 0.15 and 0.5 the first table of the report held no mAP."""
+    table = tables.answer_table(cases["other thresholds"], KIND)
+    assert [column[:8] for column in table.columns[:3]] == ["mAP@0.10", "mAP@0.30", "mAP@0.10"]
+    of_kinds = tables.kinds_table(cases["plain"], ALL, "all")
+    assert of_kinds.index.get_level_values(0).unique().tolist() == [*HEATMAP_KINDS]
+
+
+def test_no_absent_class_is_not_said_to_be_no_boxes(cases):
+    """Under absent classes with a box, "no boxes" would say that they get none."""
+    own = cases["no absent class"]
+    of_variant = tables.variant_table({"own": Variant(0.5, own)}, KIND)
+    for table in (tables.answer_table(own, KIND), tables.figures_table(own, ALL), of_variant):
+        assert set(table[FIGURES["false_box_rate"]]) == {"no absent class"}
+
+
+def test_results_are_plain_json_with_every_number(case, found, tmp_path):
+    trainings = {KIND: Training(tmp_path, pd.DataFrame(), 3)}
+    more = {"at_best": found, "plan": {"adapter_epochs": 3}}
+    results = tables.results(case, KIND, "it does", trainings, {"own": Variant(0.5, case)}, **more)
+    assert json.loads(json.dumps(results, allow_nan=False)) == results
+    assert (results["finding"], results["best_epochs"], results["plan"]) == ("it does", {KIND: 3}, more["plan"])
+    assert results["variants"]["own"]["patch_ap"] == 0.5
+    assert set(results["at_best"]["groups"]) == set(GROUPS)
+    assert results["n_images"] == case.n_images
+
+    def plain(row: dict, *names: str) -> list[float | None]:
+        return [None if np.isnan(row[name]) else row[name] for name in names]
+
+    of = {group: results["groups"][group]["kinds"] for group in case.groups}
+    assert {group: results["groups"][group]["classes"] for group in of} == {
+        group: list(labels) for group, labels in case.groups.items()
+    }
+    after_minus = case.map_differences[case.map_differences["state"] == "after"]
+    for frame, value in ((case.maps, "map"), (after_minus, "difference")):
+        for row in frame.to_dict("records"):
+            name = f"after - {row['reference']}" if value == "difference" else row["state"]
+            own = of[row["group"]][row["kind"]][name]["protocols"][row["protocol"]]
+            assert [entry["iou_threshold"] for entry in own] == results["iou_thresholds"]
+            (entry,) = (entry for entry in own if entry["iou_threshold"] == row["iou_threshold"])
+            assert plain(row, value, *ENDS) == [entry[name] for name in (value, *ENDS)]
+    for row in case.figures.to_dict("records"):
+        figures = of[row["group"]][row["kind"]][row["state"]]["figures"]
+        assert set(figures) == set(FIGURES)
+        assert plain(row, "value") == [figures[row["figure"]]["value"]]
+    after = case.settings[KIND]["after"]
+    assert results["settings"][KIND]["after"] == after.parameters() | {"description": after.describe()}
+
+
+# ---------------------------------------------------------------------------------------------------------- examples
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 99])
+def test_examples_take_seen_and_unseen_classes_in_turn_and_an_absent_one_last(store, states, data, count):
+    shown = examples(store, states[KIND], GROUPS, count=count)
+    assert len(shown) == min(count, 7) if count < 4 else 3 < len(shown) <= 7
+    pairs = [tuple(example.title.split(" on ")) for example in shown]
+    present, absent = (pairs[:-1], pairs[-1:]) if count > 1 else (pairs, [])
+    for place, (label, image_id) in enumerate(present[:2]):
+        assert (label in SEEN) == (place % 2 == 0)
+        assert len(only(data.boxes, image_id=image_id, label=label))
+    assert len({label for label, _ in present}) == len({image_id for _, image_id in present}) == len(present)
+    for label, image_id in absent:
+        assert image_id == present[0][1]
+        others = set(data.classes) - set(only(data.boxes, image_id=image_id)["label"])
+        maps = store.maps(states[KIND]["before"], data.images["image_id"].tolist().index(image_id))[0]
+        assert label == max(others, key=lambda name: maps[data.classes.index(name)].max())
+        assert shown[-1].truth.empty
+
+
+def test_an_example_has_maps_and_boxes_of_every_state(store, states, data):
+    example = examples(store, states[KIND], GROUPS, count=1)[0]
+    assert list(example.maps) == list(example.found) == list(STATES)
+    np.testing.assert_array_equal(example.maps["before"], example.maps["floor"])
+    label, image_id = example.title.split(" on ")
+    position, place = data.images["image_id"].tolist().index(image_id), data.classes.index(label)
+    for state, setting in states[KIND].items():
+        heatmap = store.maps(setting, position)[0, place]
+        np.testing.assert_array_equal(example.maps[state], heatmap)
+        (expected,) = extract_many(heatmap, (96, 96), [setting])
+        np.testing.assert_array_equal(example.found[state], expected.boxes)
+    assert set(example.truth["label"]) == {label}
+
+
+def test_a_group_without_boxes_leaves_the_examples_of_the_other(tiny, data, folder, adapters, states):
+    """Without a box of a seen class there was no example at all."""
+    for labels in (["windmill", "dam", "bridge"], ["ship", "vehicle", "airport"], []):
+        store = adapted_store(tiny, everywhere(data, labels), folder, adapters)
+        shown = examples(store, states[KIND], GROUPS, count=4)
+        assert [example.title.split(" on ")[0] for example in shown][:3] == labels
+        assert len(shown) == (4 if labels else 0)
+
+
+# ----------------------------------------------------------------------------------------------------------- figures
+
+
+def assert_readable(figure) -> None:
+    """No title reaches into another, or out of the figure at a side."""
+    figure.draw_without_rendering()
+    texts = [axis._left_title for axis in figure.axes] + ([figure._suptitle] if figure._suptitle else [])
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts if text.get_text()]
+    for text, box in boxes:
+        assert figure.bbox.x0 - 2 <= box.x0, text
+        assert box.x1 <= figure.bbox.x1 + 2, text
+    for (one, a), (other, b) in combinations(boxes, 2):
+        assert not a.overlaps(b), (one, other)
+
+
+@pytest.mark.filterwarnings("error")
+def test_map_before_and_after_of_anything(case):
+    kind, groups = list(case.settings)[-1], tables.groups_of(case)
+    figure = adaptation_plots.before_after(case.maps, case.groups, kind, tables.title(case, kind))
+    assert [axis.get_title(loc="left") for axis in figure.axes] == [f"{g} ({len(case.groups[g])})" for g in groups]
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named == [name for state, name in STATES.items() if state in case.settings[kind]]
+    for axis, group in zip(figure.axes, groups, strict=True):
+        rows = only(case.maps, kind=kind, protocol="all", group=group)
+        said = [text.get_text() for text in axis.texts]
+        assert said == (["no boxes in this split"] if rows["map"].isna().all() else [])
+        np.testing.assert_array_equal(axis.lines[-1].get_ydata(), only(rows, state="after")["map"])
+    assert_readable(figure)
+
+
+@pytest.mark.filterwarnings("error")
+def test_examples_are_drawn_a_row_each(store, states):
+    shown = examples(store, states[KIND], GROUPS, count=2)
+    figure = adaptation_plots.example_rows(shown)
+    assert len(figure.axes) == 5 * 2
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert "".join(titles[0].split()).startswith("".join(shown[0].title.split()))
+    assert "similarity" in titles[0]
+    assert titles[-2].startswith("logit")
+    assert titles[-1].endswith(f"not in the image:\n{len(shown[1].found['after'])} false boxes")
+    assert len(figure.axes[4].patches) == len(shown[0].found["after"]) + len(shown[0].truth)
+    assert_readable(figure)

@@ -1,4 +1,4 @@
-"""From parameters to trained heads and adapters: the plan, the head's tables and figures, and the two commands."""
+"""From parameters to trained heads and adapters: the plan, what stops a run, the head's tables, the commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from adapted_scenes import SEEN, write_adapter
 from PIL import Image
+from refusals import refused
+from tiny_models import load_tiny, write_model
 
 from surgerylib import clip as clip_module
 from surgerylib.datasets import load_dataset
@@ -34,7 +37,7 @@ from surgerylib.engine.localizer_training import (
 )
 from surgerylib.engine.schedule import Schedule
 from surgerylib.engine.training import progress_of
-from surgerylib.errors import ParameterError
+from surgerylib.errors import CheckpointError, ParameterError, SurgeryError
 from surgerylib.figures import figure_bytes
 from surgerylib.figures import training as training_plots
 from surgerylib.files import PROJECT_ROOT, RUN_LOCK, only_process
@@ -50,24 +53,21 @@ from surgerylib.study.training import (
     publish_adapters,
 )
 from surgerylib.words import DIOR_CLASSES, HEATMAP_KINDS, KIND_PATHS, METHOD_NAMES
+from surgerylib.workbook import run as workbook
 from surgerylib.workbook import session as session_module
-from surgerylib.workbook.check import check, check_values
+from surgerylib.workbook.check import check, check_head, check_values
 from surgerylib.workbook.cli import main
-from surgerylib.workbook.parameters import find_notebooks, known_parameters
+from surgerylib.workbook.fingerprints import notebook_keys
+from surgerylib.workbook.parameters import find_notebooks, known_parameters, notebook_parameters, validate
 from surgerylib.workbook.session import open_session
 
-SMALL = {
-    "picture_size": 32,
-    "epochs": 2,
-    "warmup_epochs": 0.5,
-    "training_batch_size": 4,
-    "adapter_epochs": 2,
-    "adapter_rank": 2,
-}
+SMALL = {"picture_size": 32, "epochs": 2, "warmup_epochs": 0.5, "training_batch_size": 4, "adapter_epochs": 2,
+         "adapter_rank": 2}  # fmt: skip
 
 
-def defaults(only: str | None = None) -> dict:
-    return {name: parameter.default for name, parameter in known_parameters(find_notebooks(only=only)).items()}
+def defaults(only: str | None = None, **changes) -> dict:
+    """Of these notebooks' parameters."""
+    return {name: of.default for name, of in known_parameters(find_notebooks(only=only)).items()} | changes
 
 
 # ---------------------------------------------------------------------------------------------------------- the plan
@@ -77,41 +77,20 @@ def test_the_plan_has_the_notebooks_parameters_and_defaults():
     declared = defaults("03")
     plan = TrainingPlan.from_parameters(declared)
     for stage in ("localizer", "heatmap"):
-        values = plan.parameters(stage)
-        assert {name: declared[name] for name in values} == values
-    assert plan.head == LocalizerSettings()
-    assert plan.schedule == Schedule()
+        assert plan.parameters(stage).items() <= declared.items()
+    assert (plan.head, plan.schedule) == (LocalizerSettings(), Schedule())
     assert plan.adapter.unseen_classes == ("airport", "basketballcourt", "stadium", "windmill")
 
 
 def test_each_training_takes_its_own_of_all_parameters():
-    given = {
-        "adapter": "folder",
-        "adapter_epochs": 7,
-        "epochs": 99,
-        "learning_rate": 0.5,
-        "adapter_rank": 3,
-        "seed": 4,
+    plan = TrainingPlan.from_parameters({
+        "adapter": "folder", "adapter_epochs": 7, "epochs": 99, "learning_rate": 0.5, "adapter_rank": 3, "seed": 4,
         "weight_decay": 0.3,
-    }
-    plan = TrainingPlan.from_parameters(given)
+    })  # fmt: skip
     assert plan.adapter_schedule == Schedule(epochs=7, learning_rate=0.5, weight_decay=0.3)
     assert plan.schedule == Schedule(epochs=99, learning_rate=0.5, weight_decay=0.3)
     assert (plan.adapter.rank, plan.adapter.seed, plan.head.seed) == (3, 4, 4)
     assert TrainingPlan.from_parameters({"stage": "localizer", "adapter_rank": -1}).adapter is None
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"adapter_rank": 0}, "^adapter_rank must be greater than or equal to 1, got 0"),
-        ({"unseen_classes": "windmill"}, "unseen_classes must be a valid tuple, got 'windmill'"),
-        ({"picture_size": 4}, "picture_size must be greater than or equal to 8"),
-    ],
-)
-def test_what_is_wrong_is_said_by_the_name_that_was_given(wrong, message):
-    with pytest.raises(ParameterError, match=message):
-        TrainingPlan.from_parameters(wrong)
 
 
 @pytest.mark.parametrize("name", ["embedded", "dior", "mini-dior", "earlier-study"])
@@ -131,15 +110,18 @@ def test_the_configurations_are_plans(name):
 
 
 def test_values_of_a_stage_that_is_left_out_do_not_stop_a_run():
-    check_values(defaults() | {"stage": "localizer", "positive_weight": -1.0})
-    check_values(
-        defaults()
-        | {"stage": "heatmap", "learning_rate": -1.0, "seen_classes": "ship"}
-        | {"adapter_learning_rate": 0.1}
-    )
-    check_values(defaults() | {"train_split": None, "stage": "nothing"})
-    with pytest.raises(ParameterError, match="positive_weight"):
-        check_values(defaults() | {"positive_weight": -1.0})
+    check_values(defaults(stage="localizer", positive_weight=-1.0))
+    check_values(defaults(stage="heatmap", learning_rate=-1.0, seen_classes="ship", adapter_learning_rate=0.1))
+    check_values(defaults(train_split=None, stage="nothing"))
+    refused(lambda: check_values(defaults(positive_weight=-1.0)), ParameterError, "positive_weight")
+
+
+@pytest.mark.parametrize("value", [None, -2.5, 0, "1e-3"])
+def test_no_floor_after_the_adapter_may_be_asked_for(value):
+    """`adapter_floor: null` was refused, though null is what sets none."""
+    own = defaults(**validate({"adapter_floor": value}, known_parameters(find_notebooks())))
+    check_values(own)
+    assert own["adapter_floor"] == (None if value is None else float(value))
 
 
 def test_one_adapter_for_each_path_serves_all_kinds():
@@ -154,6 +136,193 @@ def test_the_variants_of_the_head():
     assert list(head_variants(LocalizerSettings(assign="best_iou")))[-1] == "best_iou_or_center"
 
 
+# ------------------------------------------------------------------------------------------------- what stops a run
+
+
+def stopped(capsys, tmp_path: Path, command: str, config: dict) -> str:
+    """The one line with which a command refuses a configuration; nothing is computed."""
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(config))
+    assert main([command, "--config", str(tmp_path / "bad.yaml"), "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert not (tmp_path / "out").exists()
+    return line.removeprefix("error: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stage": "all"}, "^stage must be 'heatmap', 'localizer' or 'both', got 'all'"),
+        ({"epochs": 1}, "^warmup_epochs must be below epochs"),
+        ({"unseen_classes": ["zeppelin"]}, "unknown class 'zeppelin'"),
+        ({"unseen_classes": "windmill"}, "unseen_classes must be a valid tuple, got 'windmill'"),
+        ({"unseen_classes": list(DIOR_CLASSES)}, "unseen_classes names all classes"),
+        ({"adapter_rank": 0}, "adapter_rank must be .* 1"),
+        ({"adapter_epochs": 1}, "^adapter: warmup_epochs must be below epochs"),
+        ({"adapter_learning_rate": 0.0}, "adapter_learning_rate must be greater than 0"),
+        ({"adapter_ablation_epochs": -1}, "adapter_ablation_epochs must be .* 0"),
+        ({"localization_weight": float("inf")}, "localization_weight must be a"),
+        ({"adapter_floor": float("nan")}, "adapter_floor must be a finite number"),
+        ({"adapter": ""}, "adapter must be text, or null, not ''"),
+        (
+            {f"{name}_weight": 0.0 for name in ("classification", "localization", "sparsity")},
+            "nothing would be learned",
+        ),
+        ({"train_split": "test"}, "share 4 images"),
+        ({"choose_split": "train"}, "share 12 images"),
+        ({"train_split": "trian"}, "no split 'trian'"),
+        ({"choose_split": ""}, "choose_split is empty"),
+        ({"seen_classes": ["ship", "zeppelin"]}, "zeppelin"),
+        ({"seen_classes": []}, "list of class names"),
+        ({"learning_rate": 0}, "learning_rate must be greater than 0, got 0"),
+        ({"feature_layers": 5}, "feature_layers must be at most 4"),
+        ({"picture_size": 4}, "picture_size .* 8"),
+    ],
+)
+def test_a_value_that_cannot_be_stops_a_run_and_a_training(arguments, tmp_path, capsys, change, message):
+    of_other_notebooks = not change.keys().isdisjoint({"adapter", "adapter_floor"})  # than that of `train`
+    for command in ("run",) if of_other_notebooks else ("run", "train"):
+        assert re.search(message, stopped(capsys, tmp_path, command, arguments | change))
+
+
+def test_a_training_of_nothing_is_refused(arguments, tmp_path, capsys):
+    assert "train_split is null" in stopped(capsys, tmp_path, "train", arguments | {"train_split": None})
+
+
+def test_classes_trained_on_without_a_box_are_found_before_the_run(arguments, training_root, tmp_path, capsys):
+    boxes = {split: set(load_dataset(training_root, split).boxes["label"]) for split in ("train", "val")}
+    missing = next(name for name in DIOR_CLASSES if name not in boxes["train"])
+    nowhere = next(name for name in DIOR_CLASSES if name not in boxes["train"] | boxes["val"])
+    only_chosen = boxes["train"] - boxes["val"]
+    for wrong, message in (
+        ({"stage": "localizer", "seen_classes": [missing]}, f"{missing}, without a box in the split train"),
+        ({"stage": "heatmap", "unseen_classes": [name for name in DIOR_CLASSES if name != nowhere]},
+         "train_split 'train' has no box of the classes that are trained on"),
+        ({"stage": "heatmap", "unseen_classes": [name for name in DIOR_CLASSES if name not in only_chosen]},
+         "choose_split 'val' has no box of the classes that are trained on"),
+    ):  # fmt: skip
+        assert message in stopped(capsys, tmp_path, "train", arguments | wrong)
+        check(arguments | wrong | {"stage": "localizer", "seen_classes": None}, only="03")
+
+
+def test_more_layers_than_there_are_do_not_matter_where_nothing_is_trained(arguments):
+    names = (*arguments, "depth", "layer_counts")
+    shallow = defaults(**arguments | {"depth": 2, "layer_counts": [1], "feature_layers": 3})
+    shallow = {name: shallow[name] for name in names}
+    refused(lambda: check(shallow), ParameterError, "feature_layers must be at most 2")
+    check(shallow | {"train_split": None})
+
+
+@pytest.fixture
+def loaded(tiny, monkeypatch):
+    """The model is there already."""
+    monkeypatch.setattr("surgerylib.clip.load_clip", lambda *args, **options: tiny)
+
+
+@pytest.mark.usefixtures("loaded")
+def test_an_adapter_that_cannot_be_used_stops_the_run(arguments, tiny, tmp_path):
+    (tmp_path / "adapters").mkdir()
+    (tmp_path / "adapter_x.safetensors").write_bytes(b"not one")
+    shutil.copy(arguments["checkpoint"], tmp_path / "weights.safetensors")
+    strange = load_tiny(write_model(tmp_path / "model", seed=8))
+    own = {
+        "of_another.safetensors": write_adapter(tmp_path / "of_another.safetensors", strange),
+        "own.safetensors": write_adapter(tmp_path / "own.safetensors", tiny, "vv_mixed"),
+    }
+    for where, message in {
+        tmp_path / "missing": "no file or folder .*missing; train adapters",
+        tmp_path / "adapters": "no adapter_.* in the folder .*adapters",
+        tmp_path / "adapter_x.safetensors": "adapter_x.safetensors is not a trained adapter",
+        tmp_path / "weights.safetensors": "weights.safetensors is not a trained adapter",
+        own["of_another.safetensors"]: "belongs to something else .*weights",
+        "~nobody-of-this-name/adapters": "nobody-of-this-name",
+        "a" * 5000: "aaa",
+    }.items():
+        given = arguments | {"adapter": str(where)}
+        refused(lambda given=given: workbook.run_workbook(given, tmp_path / "out"), SurgeryError, message)
+    given = arguments | {"adapter": str(own["own.safetensors"])}
+    for only in ("02", None):
+        check(given, only=only)
+    # it stopped notebook 01 behind its first answer
+    given |= {"kinds": ["standard", "vv_qk"], "kind": None}
+    message = r"none of which is among the kinds asked for \(standard, vv_qk\)"
+    refused(lambda: workbook.run_workbook(given, tmp_path / "out"), SurgeryError, message)
+    assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------ what is left out, and the keys
+
+
+@pytest.mark.parametrize(
+    ("changes", "left", "words"),
+    [
+        ({}, [], ""),
+        ({"stage": "localizer"}, [], ""),
+        ({"stage": "heatmap"}, ["04"], "04_gt_class_evaluation: left out, stage is heatmap, which trains no head\n"),
+        ({"stage": "heatmap", "localizer": "head.safetensors"}, [], ""),
+        ({"stage": "heatmap", "train_split": None}, ["03", "04"], "left out, train_split is null"),
+    ],
+)
+def test_a_stage_without_a_head_leaves_out_what_needs_one_and_says_so(capsys, changes, left, words):
+    chosen = workbook._without_left_out(find_notebooks(), defaults(**changes))
+    names = ["01", "02", "03", "04", "05"]
+    assert [path.stem[:2] for path in chosen] == [name for name in names if name not in left]
+    said = capsys.readouterr().out
+    assert said.count(words) == len(left) if left else said == ""
+    assert said.count("\n") == len(left)
+
+
+def test_a_head_is_needed_where_no_training_of_the_run_brings_one(capsys, tmp_path):
+    """Without notebook 03 in the run its stage decides nothing."""
+    alone, settings = find_notebooks(only="04"), defaults(stage="heatmap")
+    assert workbook._without_left_out(alone, settings) == alone
+    assert capsys.readouterr().out == ""
+    check_head(find_notebooks(), defaults(stage="both"), tmp_path, tmp_path)
+    for chosen in (alone, find_notebooks()):
+        message = "run notebook 03 into this folder first"
+        refused(lambda chosen=chosen: check_head(chosen, settings, tmp_path, tmp_path), CheckpointError, message)
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_the_key_follows_the_adapters_files(tiny, tmp_path, as_folder):
+    folder = tmp_path / "adapters"
+    folder.mkdir()
+    path, other = (folder / f"adapter_{kind}.safetensors" for kind in ("vv_mixed", "standard"))
+    settings = defaults(dataset=str(tmp_path / "none"), adapter=str(folder if as_folder else path))
+
+    def keys(**changes) -> list[str]:
+        return list(notebook_keys(find_notebooks(), settings | changes, PROJECT_ROOT).values())
+
+    write_adapter(path, tiny)
+    before = keys()
+    assert keys() == before
+    write_adapter(path, tiny, strength=0.7)
+    changed = keys()
+    assert all(a != b for a, b in zip(before, changed, strict=True))
+    write_adapter(other, tiny, "standard")
+    assert (keys() != changed) == as_folder
+    (folder / "notes.txt").write_text("x")
+    write_adapter(path, tiny)
+    other.unlink()
+    assert keys() == before
+    path.unlink()
+    assert keys() != before  # `check` says what is missing
+    assert keys(adapter=None) != before
+
+
+def test_no_adapter_leaves_the_key_of_the_training_to_its_own_parameters():
+    """Notebook 03 doesn't take adapters: its own key has no part of them."""
+    (notebook,) = find_notebooks(only="03")
+    assert "adapter" not in notebook_parameters(notebook)
+    changes = ({}, {"adapter": "x"}, {"stage": "heatmap"}, {"unseen_classes": list(SEEN)})
+    keys = [notebook_keys([notebook], defaults(**change), PROJECT_ROOT)[notebook] for change in changes]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
+
+
+# ---------------------------------------------------------------------------------------------------- what is trained
+
+
 @pytest.fixture(scope="module")
 def session(arguments, tmp_path_factory):
     return open_session("03_training", arguments | {"split": "test", "out_dir": str(tmp_path_factory.mktemp("out"))})
@@ -161,28 +330,31 @@ def session(arguments, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(session):
+    """Caches by role, task and training of a head."""
     plan = TrainingPlan.from_parameters(SMALL)
     caches = plan.feature_caches(session.clip, session.training_datasets(plan), session.cache_dir)
     for cache in caches.values():
         cache.compute()
-    return (
-        plan,
-        caches,
-        *train_localizer(caches["train"], caches["choose"], plan.head, plan.schedule, session.cache_dir),
-    )
+    return caches, *train_localizer(caches["train"], caches["choose"], plan.head, plan.schedule, session.cache_dir)
+
+
+@pytest.fixture(scope="module")
+def ious(trained) -> pd.DataFrame:
+    caches, task, training = trained
+    (model, _), (untrained, _) = load_localizer(training.best), load_localizer(training.kept(0))
+    reader = BatchReader(caches["report"])
+    return with_untrained(localize(model, reader, task.class_means), localize(untrained, reader))
 
 
 def test_no_image_is_in_two_of_the_splits(session):
-    with pytest.raises(ParameterError, match="train and train share 12 images"):
-        session.training_datasets(TrainingPlan(choose_split="train"))
-    with pytest.raises(ParameterError, match="test and test"):
-        session.training_datasets(TrainingPlan(train_split="test"))
+    for plan, message in ((TrainingPlan(choose_split="train"), "train and train share 12 images"),
+                          (TrainingPlan(train_split="test"), "test and test")):  # fmt: skip
+        refused(lambda plan=plan: session.training_datasets(plan), ParameterError, message)
 
 
 def test_what_is_published_is_the_best_epoch(trained, tmp_path):
-    _, caches, _, training = trained
-    path = publish(training, tmp_path)
-    _, about = load_localizer(path, belongs_to=caches["report"].belongs_to)
+    caches, _, training = trained
+    _, about = load_localizer(publish(training, tmp_path), belongs_to=caches["report"].belongs_to)
     assert about["epoch"] == training.best_epoch
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "training_history.parquet"), training.history)
 
@@ -212,47 +384,40 @@ def test_adapters_are_published_and_found_again(tiny, training_root, tmp_path):
 # --------------------------------------------------------------------------------------------- tables and figures
 
 
-@pytest.fixture(scope="module")
-def ious(trained) -> pd.DataFrame:
-    _, caches, task, training = trained
-    (model, _), (untrained, _) = load_localizer(training.best), load_localizer(training.kept(0))
-    reader = BatchReader(caches["report"])
-    return with_untrained(localize(model, reader, task.class_means), localize(untrained, reader))
-
-
 def test_the_answer_is_a_table_and_a_sentence_with_the_same_figures(ious):
     summary = summarise(ious)
     table = localizer_tables.answer_table(summary)
     assert list(table.index) == list(METHOD_NAMES.values())
     assert list(table.columns) == ["mean IoU", "median", "sd", "share > 0.3", "share > 0.5", "share > 0.7"]
-    sentence = localizer_tables.finding(ious, summary)
-    assert table.loc["head, best cell (oracle)", "mean IoU"] in sentence
-    assert table.loc["head, cell of the CAM's peak", "mean IoU"] in sentence
+    for method in ("head, best cell (oracle)", "head, cell of the CAM's peak"):
+        assert table.loc[method, "mean IoU"] in localizer_tables.finding(ious, summary)
 
 
-def frame_of(oracle: float, peak: float, guess: float, untrained: float = 0.05, n: int = 40) -> pd.DataFrame:
+def frame_of(oracle: float, peak: float, guess: float, n: int = 40) -> pd.DataFrame:
     noise = np.random.default_rng(0).normal(0, 0.02, (n, 7))
-    values = np.array([oracle, peak, untrained, untrained, guess, guess / 2, guess / 3]) + noise
+    values = np.array([oracle, peak, 0.05, 0.05, guess, guess / 2, guess / 3]) + noise
     names = ["oracle", "cam_peak", *UNTRAINED.values(), "whole_image", "centre_box", "class_mean"]
     return pd.DataFrame(values.clip(0, 1), columns=names).assign(image_id=[f"{k}" for k in range(n)], label="ship")
 
 
-def test_the_sentence_says_what_the_intervals_allow():
-    def say(*values: float) -> str:
-        frame = frame_of(*values)
-        return localizer_tables.finding(frame, summarise(frame))
-
-    assert say(0.7, 0.4, 0.1).startswith("The trained head finds boxes that neither a guess nor the untrained")
-    assert "whole image" in say(0.7, 0.4, 0.1)
-    assert "does not tell which one" in say(0.7, 0.1, 0.1)
-    assert "not told apart" in say(0.1, 0.1, 0.1)
-    empty = frame_of(1, 1, 1).iloc[:0]
-    assert "nothing can be measured" in localizer_tables.finding(empty, summarise(empty))
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ((0.7, 0.4, 0.1), "The trained head finds boxes that neither a guess nor the untrained"),
+        ((0.7, 0.4, 0.1), "for the best guess (whole image)"),
+        ((0.7, 0.1, 0.1), "does not tell which one"),
+        ((0.1, 0.1, 0.1), "not told apart"),
+        ((1, 1, 1, 0), "nothing can be measured"),
+    ],
+)
+def test_the_sentence_says_what_the_intervals_allow(values, said):
+    frame = frame_of(*values)
+    assert said in localizer_tables.finding(frame, summarise(frame))
 
 
 def test_an_untrained_head_is_not_said_to_have_learned(trained):
     """The oracle of random weights beats every fixed box: it is no sign of learning."""
-    _, caches, task, training = trained
+    caches, task, training = trained
     untrained, _ = load_localizer(training.kept(0))
     ious = localize(untrained, BatchReader(caches["report"]), task.class_means)
     frame = with_untrained(ious, ious)
@@ -269,7 +434,7 @@ def test_seen_and_unseen_classes_apart():
 
 
 def test_parts_and_caches(trained, session):
-    _, caches, task, _ = trained
+    caches, task, _ = trained
     parts = localizer_tables.parts_table(session.clip, task.model)
     assert parts["state"].tolist() == ["frozen", "trained", "trained"]
     trained_count = sum(int(text.replace(",", "")) for text in parts["parameters"].iloc[1:])
@@ -292,21 +457,25 @@ def test_variants_have_paired_differences():
     assert table.loc["cam only", "minus all three, CAM's peak"] == "+0.000 [+0.000, +0.000]"
 
 
-def test_what_clip_adds_is_said_as_the_interval_allows():
-    def say(image_only: float, n: int = 40) -> str:
-        frames = {"all three": frame_of(0.6, 0.4, 0.1, n=n), "image only": frame_of(image_only, 0.3, 0.1, n=n)}
-        return localizer_tables.variants_finding(localizer_tables.variant_figures(frames, "all three"), "all three")
-
-    assert "less than all three" in say(0.5)
-    assert "Highest: all three, 0.6" in say(0.5)
-    assert "add nothing here" in say(0.7)
-    assert "not told apart" in say(0.6)
-    assert "too few images" in say(0.5, n=1)
-    assert say(0.5, n=0) == "No box to compare on."
+@pytest.mark.parametrize(
+    ("image_only", "n", "said"),
+    [
+        (0.5, 40, "less than all three"),
+        (0.5, 40, "Highest: all three, 0.6"),
+        (0.7, 40, "add nothing here"),
+        (0.6, 40, "not told apart"),
+        (0.5, 1, "too few images"),
+        (0.5, 0, "No box to compare on."),
+    ],
+)
+def test_what_clip_adds_is_said_as_the_interval_allows(image_only, n, said):
+    frames = {"all three": frame_of(0.6, 0.4, 0.1, n), "image only": frame_of(image_only, 0.3, 0.1, n)}
+    figures = localizer_tables.variant_figures(frames, "all three")
+    assert said in localizer_tables.variants_finding(figures, "all three")
 
 
 def test_positives_by_size_are_of_the_classes_that_are_trained_on(trained):
-    _, caches, _, _ = trained
+    caches = trained[0]
     data, train = caches["choose"].dataset, caches["train"].dataset
     sizes = box_sizes(train.boxes)
     area = (train.boxes["xmax"] - train.boxes["xmin"]) * (train.boxes["ymax"] - train.boxes["ymin"])
@@ -325,7 +494,7 @@ def test_positives_by_size_are_of_the_classes_that_are_trained_on(trained):
 
 
 def test_results_are_plain_values_and_hold_the_history(ious, trained):
-    _, _, _, training = trained
+    training = trained[2]
     nothing = {"seen": {}, "variants": None, "positives": None}
     results = localizer_tables.training_results(
         "it does", summarise(ious), training, plan=TrainingPlan.from_parameters({}).parameters("localizer"), **nothing
@@ -343,7 +512,7 @@ def rendered(figure) -> np.ndarray:
 
 
 def test_the_figures_draw(ious, trained):
-    _, caches, task, training = trained
+    caches, task, training = trained
     summary = summarise(ious)
     for frame in (summary, summarise(ious.iloc[:0])):
         assert rendered(training_plots.method_bars(frame, "title")).std() > 5
@@ -469,47 +638,6 @@ def test_train_waits_for_no_run_that_writes_there(arguments, tmp_path, capsys):
     with only_process(tmp_path, "writes", lock_name=RUN_LOCK):
         assert main(words("train", arguments, tmp_path)) == 2
     assert f"another process ({os.getpid()}) writes" in capsys.readouterr().err
-
-
-BAD = {
-    "a split that is trained and reported on": ({"train_split": "test"}, "share 4 images"),
-    "a split that is trained and chosen on": ({"choose_split": "train"}, "share 12 images"),
-    "an unknown split": ({"train_split": "trian"}, "no split 'trian'"),
-    "no split": ({"choose_split": ""}, "choose_split is empty"),
-    "nothing to train": ({"train_split": "null"}, "train_split is null"),
-    "an unknown class": ({"seen_classes": "[ship, zeppelin]"}, "zeppelin"),
-    "no class": ({"seen_classes": "[]"}, "list of class names"),
-    "a rate of nought": ({"learning_rate": "0"}, "learning_rate must be greater than 0, got 0"),
-    "too many layers": ({"feature_layers": "5"}, "feature_layers must be at most 4"),
-    "a tiny picture": ({"picture_size": "4"}, "picture_size .* 8"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_nothing_is_computed(arguments, tmp_path, capsys, case):
-    change, message = BAD[case]
-    assert main(words("train", arguments, tmp_path / "out", **change)) == 2
-    captured = capsys.readouterr()
-    (line,) = captured.err.strip().splitlines()
-    assert line.startswith("error: ")
-    assert re.search(message, line), line
-    assert not (tmp_path / "out").exists()
-
-
-def test_more_layers_than_there_are_do_not_matter_where_nothing_is_trained(arguments):
-    known = known_parameters(find_notebooks())
-    settings = {name: parameter.default for name, parameter in known.items()} | arguments
-    shallow = {**settings, "depth": 2, "layer_counts": [1], "feature_layers": 3}
-    with pytest.raises(ParameterError, match="feature_layers must be at most 2"):
-        check({name: shallow[name] for name in (*arguments, "depth", "layer_counts")})
-    check({name: shallow[name] for name in (*arguments, "depth", "layer_counts")} | {"train_split": None})
-
-
-def test_a_seen_class_without_a_box_is_found_before_the_run(arguments, training_root, tmp_path, capsys):
-    data = load_dataset(training_root, "train")
-    missing = next(name for name in data.classes if name not in set(data.boxes["label"]))
-    assert main(words("train", arguments, tmp_path / "out", seen_classes=f"[{missing}]")) == 2
-    assert f"{missing}, without a box in the split train" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("one_clip")
