@@ -4,11 +4,13 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from refusals import refused
 
 from surgerylib.boxes import box_iou
 from surgerylib.embedded.scenes import write_scenes
@@ -31,21 +33,27 @@ SOURCES = {kind: Setting(kind) for kind in ("standard", "vv_qk", "vv_mixed")}
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
+def scenes(tmp_path_factory) -> Path:
     return write_scenes(tmp_path_factory.mktemp("data") / "scenes", num_train=6, num_val=4, num_test=8, size=96)
 
 
-def opened(scenes, tiny_folder, out_dir, **given) -> Session:
-    parameters = {
-        "dataset": str(scenes), "split": "test", "model": f"local-dir:{tiny_folder}", "depth": 3, "device": "cpu",
-        "checkpoint": str(tiny_folder / "model.safetensors"), "out_dir": str(out_dir),
-    }  # fmt: skip
-    return open_session("04_gt_class_evaluation", parameters | given)
+@pytest.fixture(scope="module")
+def opened(tiny_folder, tmp_path_factory):
+    """A session of the notebook on one split of some scenes."""
+
+    def of(scenes: Path, split: str = "test") -> Session:
+        parameters = {
+            "dataset": str(scenes), "split": split, "model": f"local-dir:{tiny_folder}", "depth": 3, "device": "cpu",
+            "checkpoint": str(tiny_folder / "model.safetensors"), "out_dir": str(tmp_path_factory.mktemp("run")),
+        }  # fmt: skip
+        return open_session("04_gt_class_evaluation", parameters)
+
+    return of
 
 
 @pytest.fixture(scope="module")
-def session(scenes, tiny_folder, tmp_path_factory) -> Session:
-    session = opened(scenes, tiny_folder, tmp_path_factory.mktemp("run"))
+def session(scenes, opened) -> Session:
+    session = opened(scenes)
     seen = sorted(session.other_split("train").boxes["label"].unique())
     validation = set(session.other_split("val").boxes["label"])
     plan = TrainingPlan.from_parameters({
@@ -113,57 +121,52 @@ def test_classes_are_chosen_by_what_the_head_was_trained_on(session, head, cache
     pd.testing.assert_frame_equal(
         part.drop(columns=["row", "column"]), expected.drop(columns=["row", "column"]), atol=1e-5
     )
-    with pytest.raises(ParameterError, match="classes_evaluated must be one of all, seen, unseen"):
-        head_evaluation.evaluated_classes(head, classes, "sean")
-    with pytest.raises(ParameterError, match="trained on all classes"):
-        head_evaluation.evaluated_classes(head, seen, "unseen")
+    chosen = head_evaluation.evaluated_classes
+    refused(lambda: chosen(head, classes, "sean"), ParameterError, "classes_evaluated must be one of all, seen, unseen")
+    refused(lambda: chosen(head, seen, "unseen"), ParameterError, "trained on all classes")
 
 
-def test_without_a_head_the_error_says_how_to_get_one(scenes, tiny_folder, tmp_path):
-    with pytest.raises(CheckpointError, match=r"run notebook 03 into this folder first .*localizer=FILE"):
-        head_evaluation.find_head(tmp_path, None)
-    with pytest.raises(CheckpointError, match="'nowhere' is no file"):
-        head_evaluation.find_head(tmp_path, "nowhere")
+@pytest.mark.parametrize(
+    ("localizer", "message"),
+    [(None, r"run notebook 03 into this folder first .*localizer=FILE"), ("nowhere", "'nowhere' is no file")],
+)
+def test_without_a_head_the_error_says_how_to_get_one(tmp_path, localizer, message):
+    refused(lambda: head_evaluation.find_head(tmp_path, localizer), CheckpointError, message)
 
 
-def test_a_head_of_another_model_or_class_list_is_refused(session, head, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda about: about["belongs_to"].update(weights_sha256="ab"), "belongs to something else .*weights_sha256"),
+        (lambda about: about["belongs_to"].update(classes=["ship"]), "belongs to something else .*classes"),
+        (lambda about: about.clear(), "does not say which maps it takes"),
+        (lambda about: about.pop("settings"), r"how it was trained \(settings\)"),
+    ],
+)
+def test_a_head_of_another_model_or_class_list_is_refused(session, head, tmp_path, change, message):
     model, about = load_localizer(head.path)
-    for name, value in (("weights_sha256", "ab"), ("classes", ["ship"])):
-        other = json.loads(json.dumps(about))
-        other["belongs_to"][name] = value
-        path = save_trained(tmp_path / f"{name}.safetensors", "localizer", model.config, model.state_dict(), other)
-        with pytest.raises(CheckpointError, match=f"belongs to something else .*{name}"):
-            head_evaluation.open_head(session.out_dir, str(path), session.clip, session.dataset.classes)
-    path = save_trained(tmp_path / "bare.safetensors", "localizer", model.config, model.state_dict(), {})
-    with pytest.raises(CheckpointError, match="does not say which maps it takes"):
-        head_evaluation.open_head(session.out_dir, str(path), session.clip, session.dataset.classes)
-    other = {name: value for name, value in about.items() if name != "settings"}
-    path = save_trained(tmp_path / "half.safetensors", "localizer", model.config, model.state_dict(), other)
-    with pytest.raises(CheckpointError, match=r"how it was trained \(settings\)"):
-        head_evaluation.open_head(session.out_dir, str(path), session.clip, session.dataset.classes)
+    change(about := json.loads(json.dumps(about)))
+    path = save_trained(tmp_path / "head.safetensors", "localizer", model.config, model.state_dict(), about)
+    given = (session.out_dir, str(path), session.clip, session.dataset.classes)
+    refused(lambda: head_evaluation.open_head(*given), CheckpointError, message)
 
 
-def test_images_that_were_trained_or_chosen_on_are_named(scenes, tiny_folder, session, head, tmp_path):
-    assert head.notes(session.dataset) == []
-    on_train = opened(scenes, tiny_folder, tmp_path, split="train")
-    assert head.notes(on_train.dataset) == [
-        "6 of the 6 images are among those of train that were trained on: these figures flatter the head."
-    ]
-    on_val = opened(scenes, tiny_folder, tmp_path, split="val")
-    assert (
-        "4 of the 4 images are among those of val that were used to choose the epoch" in head.notes(on_val.dataset)[0]
-    )
-    both = opened(scenes, tiny_folder, tmp_path, split="trainval")
-    assert len(head.notes(both.dataset)) == 2
+def test_images_that_were_trained_or_chosen_on_are_named(scenes, opened, head, tmp_path):
     renamed = shutil.copytree(scenes, tmp_path / "others")
-    assert head.notes(opened(renamed, tiny_folder, tmp_path, split="train").dataset) == head.notes(on_train.dataset)
+    on = {split: opened(scenes, split).dataset for split in ("train", "val", "trainval", "test")}
+    of_renamed = opened(renamed, "train").dataset
+    said = ["6 of the 6 images are among those of train that were trained on: these figures flatter the head."]
+    assert head.notes(on["test"]) == []
+    assert head.notes(on["train"]) == head.notes(of_renamed) == said
+    assert "4 of the 4 images are among those of val that were used to choose the epoch" in head.notes(on["val"])[0]
+    assert len(head.notes(on["trainval"])) == 2
     names_alone = replace(head, about=head.about | {"trained_on": {"dataset": "scenes", "split": "train"}})
-    assert "does not say which" in names_alone.notes(on_train.dataset)[0]
-    assert "does not say which" in names_alone.notes(both.dataset)[0]
-    assert not [note for note in names_alone.notes(on_val.dataset) if "trained on" in note]
-    for damaged in ({"trained_on": "train"}, {"trained_on": {}}, {"trained_on": {"images": 3}}):
-        assert replace(head, about=head.about | damaged).notes(session.dataset) == []
-    assert names_alone.notes(opened(renamed, tiny_folder, tmp_path, split="train").dataset) == []
+    for split in ("train", "trainval"):
+        assert "does not say which" in names_alone.notes(on[split])[0]
+    assert not [note for note in names_alone.notes(on["val"]) if "trained on" in note]
+    assert names_alone.notes(of_renamed) == []
+    for damaged in ("train", {}, {"images": 3}):
+        assert replace(head, about=head.about | {"trained_on": damaged}).notes(on["test"]) == []
 
 
 def test_examples_are_the_best_the_worst_and_those_between():
@@ -201,18 +204,15 @@ def test_results_are_plain_json_and_tables_repeat_them(session, head, ious):
     assert set(again["by_class"]) == set(data.classes)
     absent = [name for name in data.classes if name not in set(data.boxes["label"])]
     assert absent
-    for name in absent:
-        assert again["by_class"][name] == {"n_boxes": 0, "n_images": 0, "methods": None}
-    assert sum(of["n_boxes"] for of in again["by_class"].values()) == len(data.boxes)
-    for grouping in again["by_group"].values():
-        assert sum(of["n_boxes"] for of in grouping.values()) == len(data.boxes)
+    assert all(again["by_class"][name] == {"n_boxes": 0, "n_images": 0, "methods": None} for name in absent)
+    for of in (again["by_class"], *again["by_group"].values()):
+        assert sum(part["n_boxes"] for part in of.values()) == len(data.boxes)
     assert set(again["by_seen"]) == {"seen classes", "unseen classes"}
     counted = sum(count for row in again["classification"]["vv_mixed"]["confusion"].values() for count in row.values())
     assert counted == len(data.boxes)
-    same = prompts[(prompts["prompts"] == "again") & (prompts["figure"] == "difference")].iloc[0]
-    assert same[["value", "low", "high"]].tolist() == [0, 0, 0]
-    same = prompts[(prompts["prompts"] == "again") & (prompts["figure"] == "top1_difference")].iloc[0]
-    assert same[["value", "low", "high"]].tolist() == [0, 0, 0]
+    for figure in ("difference", "top1_difference"):
+        (same,) = prompts[(prompts["prompts"] == "again") & (prompts["figure"] == figure)].itertuples()
+        assert (same.value, same.low, same.high) == (0, 0, 0)
 
     table = evaluation_tables.groups_table(classes)
     assert (table.loc[absent, ["mean IoU, best cell", "share > 0.5", "best guess"]] == "no boxes").all(axis=None)
@@ -220,12 +220,8 @@ def test_results_are_plain_json_and_tables_repeat_them(session, head, ious):
     accuracy = evaluation_tables.accuracy_table(named, SOURCES)
     assert list(accuracy.index)[:2] == ["standard = vv_qk", "vv_mixed"]
     assert accuracy.loc["any class at random", "right class first"] == "0.050"
-    assert (
-        evaluation_tables.prompts_table(prompts, reference="ensemble").loc[
-            "ensemble", "image-level, minus ensemble (paired)"
-        ]
-        == "–"
-    )
+    wordings = evaluation_tables.prompts_table(prompts, reference="ensemble")
+    assert wordings.loc["ensemble", "image-level, minus ensemble (paired)"] == "–"
     assert evaluation_tables.verdicts_table(seen).loc["seen classes", "verdict"] != "no boxes"
     for sentence in (
         evaluation_tables.groups_finding(groups),
@@ -236,24 +232,14 @@ def test_results_are_plain_json_and_tables_repeat_them(session, head, ious):
         assert "nan" not in sentence.lower()
 
 
-def test_one_image_has_no_intervals_and_decides_nothing(ious):
-    one = ious[ious["image_id"] == ious["image_id"].iloc[0]]
-    summary = summarise(one)
-    said = verdict(summary)
-    assert said.outcome == "not decided"
-    assert math.isnan(said.low)
-    cells = localizer_tables.answer_table(summary)
+def test_one_image_has_no_intervals_and_no_box_has_nothing_and_neither_decides(ious):
+    one, nothing = ious[ious["image_id"] == ious["image_id"].iloc[0]], ious.iloc[:0]
+    assert verdict(summarise(one)).outcome == verdict(summarise(nothing)).outcome == "not decided"
+    cells = localizer_tables.answer_table(summarise(one))
     assert cells.map(lambda cell: "interval not available" in cell).all(axis=None)
-    assert (
-        evaluation_tables.groups_finding(head_evaluation.by_group(one)) == "Too few images to compare groups of boxes."
-    )
-
-
-def test_no_boxes_at_all(ious):
-    nothing = ious.iloc[:0]
-    summary = summarise(nothing)
-    assert verdict(summary).outcome == "not decided"
-    assert (localizer_tables.answer_table(summary) == "no boxes").all(axis=None)
+    assert (localizer_tables.answer_table(summarise(nothing)) == "no boxes").all(axis=None)
+    said = evaluation_tables.groups_finding(head_evaluation.by_group(one))
+    assert said == "Too few images to compare groups of boxes."
     assert head_evaluation.by_group(nothing)["value"].isna().all()
     assert evaluation_tables.classes_finding(head_evaluation.by_class(nothing, ["ship"])) == "No class has boxes"
 
@@ -262,21 +248,20 @@ def test_main_confusions_by_hand():
     names = ["a", "b", "c", "d"]
     counts = pd.DataFrame([[3, 1, 1, 0], [0, 4, 0, 0], [2, 0, 0, 0], [0, 0, 0, 0]], names, names)
     found = evaluation_tables.main_confusions(counts).set_index("label")
-    assert found.loc["a", ["other", "boxes"]].tolist() == ["b", 1]
-    assert found.loc["a", "share"] == 0.2
-    assert pd.isna(found.loc["b", "other"])
-    assert found.loc["c", ["other", "share"]].tolist() == ["a", 1.0]
-    assert pd.isna(found.loc["d", "other"])
+    assert found["other"].astype(object).where(found["other"].notna(), None).tolist() == ["b", None, "a", None]
+    assert (found.loc["a", "boxes"], found.loc["a", "share"], found.loc["c", "share"]) == (1, 0.2, 1.0)
     assert math.isnan(found.loc["d", "share"])
     turned = evaluation_tables.main_confusions(counts.loc[::-1, ::-1]).set_index("label").loc[names]
     pd.testing.assert_frame_equal(turned, found)  # the class list's order decides no tie
 
 
-def test_a_confusion_without_mistakes_is_said_as_one():
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [([[3, 0], [0, 2]], "The right class responds most in 100 % of the boxes"), ([[0, 0], [0, 0]], "No boxes to name")],
+)
+def test_a_confusion_without_mistakes_is_said_as_one(counts, said):
     names = ["a", "b"]
-    sentence = evaluation_tables.confusion_finding(pd.DataFrame([[3, 0], [0, 2]], names, names))
-    assert sentence == "The right class responds most in 100 % of the boxes"
-    assert evaluation_tables.confusion_finding(pd.DataFrame([[0, 0], [0, 0]], names, names)) == "No boxes to name"
+    assert evaluation_tables.confusion_finding(pd.DataFrame(counts, names, names)) == said
 
 
 def test_classes_that_are_mistaken_for_each_other_stand_together():

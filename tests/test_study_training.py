@@ -43,7 +43,6 @@ from surgerylib.figures import training as training_plots
 from surgerylib.files import PROJECT_ROOT, RUN_LOCK, only_process
 from surgerylib.localizer import load_localizer
 from surgerylib.study import localizer_tables
-from surgerylib.study.box_groups import box_sizes
 from surgerylib.study.training import (
     PUBLISHED_FOLDER,
     TrainingPlan,
@@ -53,6 +52,7 @@ from surgerylib.study.training import (
     publish_adapters,
 )
 from surgerylib.words import DIOR_CLASSES, HEATMAP_KINDS, KIND_PATHS, METHOD_NAMES
+from surgerylib.workbook import check as check_module
 from surgerylib.workbook import run as workbook
 from surgerylib.workbook import session as session_module
 from surgerylib.workbook.check import check, check_head, check_values
@@ -91,6 +91,8 @@ def test_each_training_takes_its_own_of_all_parameters():
     assert plan.schedule == Schedule(epochs=99, learning_rate=0.5, weight_decay=0.3)
     assert (plan.adapter.rank, plan.adapter.seed, plan.head.seed) == (3, 4, 4)
     assert TrainingPlan.from_parameters({"stage": "localizer", "adapter_rank": -1}).adapter is None
+    wrong, message = {"unseen_classes": "windmill"}, "unseen_classes must be a valid tuple, got 'windmill'"
+    refused(lambda: TrainingPlan.from_parameters(wrong), ParameterError, message)
 
 
 @pytest.mark.parametrize("name", ["embedded", "dior", "mini-dior", "earlier-study"])
@@ -155,7 +157,7 @@ def stopped(capsys, tmp_path: Path, command: str, config: dict) -> str:
         ({"stage": "all"}, "^stage must be 'heatmap', 'localizer' or 'both', got 'all'"),
         ({"epochs": 1}, "^warmup_epochs must be below epochs"),
         ({"unseen_classes": ["zeppelin"]}, "unknown class 'zeppelin'"),
-        ({"unseen_classes": "windmill"}, "unseen_classes must be a valid tuple, got 'windmill'"),
+        ({"unseen_classes": "windmill"}, "unseen_classes must be a list"),
         ({"unseen_classes": list(DIOR_CLASSES)}, "unseen_classes names all classes"),
         ({"adapter_rank": 0}, "adapter_rank must be .* 1"),
         ({"adapter_epochs": 1}, "^adapter: warmup_epochs must be below epochs"),
@@ -213,40 +215,29 @@ def test_more_layers_than_there_are_do_not_matter_where_nothing_is_trained(argum
     check(shallow | {"train_split": None})
 
 
-@pytest.fixture
-def loaded(tiny, monkeypatch):
-    """The model is there already."""
-    monkeypatch.setattr("surgerylib.clip.load_clip", lambda *args, **options: tiny)
-
-
-@pytest.mark.usefixtures("loaded")
-def test_an_adapter_that_cannot_be_used_stops_the_run(arguments, tiny, tmp_path):
+def test_an_adapter_that_cannot_be_used_stops_the_run(arguments, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(check_module, "load_clip", lambda *args, **options: tiny)
     (tmp_path / "adapters").mkdir()
     (tmp_path / "adapter_x.safetensors").write_bytes(b"not one")
     shutil.copy(arguments["checkpoint"], tmp_path / "weights.safetensors")
     strange = load_tiny(write_model(tmp_path / "model", seed=8))
-    own = {
-        "of_another.safetensors": write_adapter(tmp_path / "of_another.safetensors", strange),
-        "own.safetensors": write_adapter(tmp_path / "own.safetensors", tiny, "vv_mixed"),
-    }
-    for where, message in {
-        tmp_path / "missing": "no file or folder .*missing; train adapters",
-        tmp_path / "adapters": "no adapter_.* in the folder .*adapters",
-        tmp_path / "adapter_x.safetensors": "adapter_x.safetensors is not a trained adapter",
-        tmp_path / "weights.safetensors": "weights.safetensors is not a trained adapter",
-        own["of_another.safetensors"]: "belongs to something else .*weights",
-        "~nobody-of-this-name/adapters": "nobody-of-this-name",
-        "a" * 5000: "aaa",
-    }.items():
-        given = arguments | {"adapter": str(where)}
-        refused(lambda given=given: workbook.run_workbook(given, tmp_path / "out"), SurgeryError, message)
-    given = arguments | {"adapter": str(own["own.safetensors"])}
+    given = arguments | {"adapter": str(write_adapter(tmp_path / "own.safetensors", tiny, "vv_mixed"))}
     for only in ("02", None):
         check(given, only=only)
-    # it stopped notebook 01 behind its first answer
-    given |= {"kinds": ["standard", "vv_qk"], "kind": None}
-    message = r"none of which is among the kinds asked for \(standard, vv_qk\)"
-    refused(lambda: workbook.run_workbook(given, tmp_path / "out"), SurgeryError, message)
+    for change, message in (
+        ({"adapter": f"{tmp_path}/missing"}, "no file or folder .*missing; train adapters"),
+        ({"adapter": f"{tmp_path}/adapters"}, "no adapter_.* in the folder .*adapters"),
+        ({"adapter": f"{tmp_path}/adapter_x.safetensors"}, "adapter_x.safetensors is not a trained adapter"),
+        ({"adapter": f"{tmp_path}/weights.safetensors"}, "weights.safetensors is not a trained adapter"),
+        ({"adapter": str(write_adapter(tmp_path / "b.safetensors", strange))}, "belongs to something else .*weights"),
+        ({"adapter": "~nobody-of-this-name/adapters"}, "nobody-of-this-name"),
+        ({"adapter": "a" * 5000}, "aaa"),
+        # it stopped notebook 01 behind its first answer
+        ({"kinds": ["standard", "vv_qk"], "kind": None},
+         r"none of which is among the kinds asked for \(standard, vv_qk\)"),
+    ):  # fmt: skip
+        wrong = given | change
+        refused(lambda wrong=wrong: workbook.run_workbook(wrong, tmp_path / "out"), SurgeryError, message)
     assert not (tmp_path / "out").exists()
 
 
@@ -477,9 +468,6 @@ def test_what_clip_adds_is_said_as_the_interval_allows(image_only, n, said):
 def test_positives_by_size_are_of_the_classes_that_are_trained_on(trained):
     caches = trained[0]
     data, train = caches["choose"].dataset, caches["train"].dataset
-    sizes = box_sizes(train.boxes)
-    area = (train.boxes["xmax"] - train.boxes["xmin"]) * (train.boxes["ymax"] - train.boxes["ymin"])
-    assert sizes.tolist() == np.where(area < 1024, "small", np.where(area < 9216, "medium", "large")).tolist()
     seen = next(name for name in train.boxes["label"] if (data.boxes["label"] == name).any())
     task = LocalizerTask(caches["train"], caches["choose"], LocalizerSettings(seen_classes=(seen,)))
     task.ever_positive[task.is_trained_on] = True
@@ -536,120 +524,110 @@ def test_the_figures_draw(ious, trained):
 
 
 @pytest.fixture
-def one_clip(monkeypatch):
-    """The commands of a test load the same CLIP once."""
+def command(arguments, tmp_path, capsys, monkeypatch):
+    """A command into the folder `out`: exit status, what it says, and its errors; CLIP is loaded once."""
     load = functools.cache(clip_module.load_clip)
     for module in (clip_module, session_module):
         monkeypatch.setattr(module, "load_clip", load)
 
+    def call(name: str, *options: str, **more) -> tuple[int, str, str]:
+        given = {**arguments, **SMALL, "stage": "localizer", **more}
+        items = [item for name, value in given.items() if value is not None for item in ("-p", f"{name}={value}")]
+        capsys.readouterr()
+        return main([name, "--out", str(tmp_path / "out"), *items, *options]), *capsys.readouterr()
 
-def words(command: str, arguments: dict, out: Path, **more) -> list[str]:
-    given = {**arguments, **SMALL, "stage": "localizer", **more}
-    items = [item for name, value in given.items() for item in ("-p", f"{name}={value}")]
-    return [command, "--out", str(out), *items]
+    return call
 
 
-def test_features_says_their_size_before_it_computes_them(arguments, tmp_path, capsys):
-    assert main([*words("features", arguments, tmp_path), "--predict"]) == 0
-    said = capsys.readouterr().out
+def test_features_says_their_size_before_it_computes_them(command, tmp_path):
+    status, said, _ = command("features", "--predict")
     size = 20 * 16 * 4 + 3 * 16 * 64 * 2 + 3 * 32 * 32
+    assert status == 0
     assert f"train (train): {size:,} bytes an image, 12 images, 0.000 GB" in said
-    assert not (tmp_path / "cache").exists()
-    assert main(words("features", arguments, tmp_path)) == 0
-    assert "features of 12 of 12 images" in capsys.readouterr().out
-    assert len(list((tmp_path / "cache").glob("features-*"))) == 3
+    assert not (tmp_path / "out" / "cache").exists()
+    status, said, _ = command("features")
+    assert status == 0
+    assert "features of 12 of 12 images" in said
+    assert len(list((tmp_path / "out" / "cache").glob("features-*"))) == 3
 
 
-@pytest.mark.usefixtures("one_clip")
-def test_train_leaves_the_head_and_a_second_call_does_nothing(arguments, tmp_path, capsys):
-    assert main(words("train", arguments, tmp_path)) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "localizer.safetensors")
-    before = (tmp_path / "localizer.safetensors").read_bytes()
-    assert main(words("train", arguments, tmp_path)) == 0
-    assert "at its end already" in capsys.readouterr().out
-    assert (tmp_path / "localizer.safetensors").read_bytes() == before
-    # the report's split is not needed to train
-    assert len(list((tmp_path / "cache").glob("features-*"))) == 2
+def test_train_leaves_the_head_trains_once_and_leaves_the_report_of_another_training_alone(
+    command, training_root, tmp_path
+):
+    scenes, out = shutil.copytree(training_root, tmp_path / "scenes"), tmp_path / "out"
+    head, report = out / "localizer.safetensors", out / "training_results.json"
+    status, said, _ = command("train", dataset=scenes)
+    assert (status, said.splitlines()[-1]) == (0, str(head))
+    assert len(list((out / "cache").glob("features-*"))) == 2  # the report's split is not needed to train
+    before = head.read_bytes()
+    plan = TrainingPlan.from_parameters(defaults("03") | SMALL).parameters("localizer")
+    report.write_text(json.dumps({"plan": plan}))
+    status, said, _ = command("train", dataset=scenes)
+    assert status == 0
+    assert "at its end already" in said
+    status, _, error = command("train", dataset=scenes, epochs=3)
+    assert status == 2
+    assert "report of another training (epochs: 2 there, 3 here)" in error
+    assert head.read_bytes() == before
+    report.unlink()
+    # a box that moved after the cache was made: another cache, another training
+    image_id, xmin = load_dataset(scenes, "train").boxes[["image_id", "xmin"]].iloc[0]
+    path = scenes / "Annotations" / "Horizontal Bounding Boxes" / f"{image_id}.xml"
+    path.write_text(path.read_text().replace(f"<xmin>{int(xmin)}<", f"<xmin>{int(xmin) + 1}<", 1))
+    status, said, _ = command("train", dataset=scenes)
+    assert status == 0
+    assert "at its end already" not in said
+    assert len(list((out / "cache").glob("training-*"))) == 2
 
 
-@pytest.mark.usefixtures("one_clip")
-def test_resume_is_asked_for_and_only_where_there_is_something(arguments, tmp_path, capsys, monkeypatch):
-    assert main([*words("train", arguments, tmp_path), "--resume"]) == 2
-    assert "there is no training of these settings" in capsys.readouterr().err
+def test_resume_is_asked_for_and_only_where_there_is_something(command, tmp_path, monkeypatch):
+    status, _, error = command("train", "--resume")
+    assert status == 2
+    assert "there is no training of these settings" in error
     step, calls = training_module.backward, []
 
-    def stopped(*args, **options):
+    def interrupted(*args, **options):
         calls.append(args)
         if len(calls) == 5:
             raise KeyboardInterrupt
         return step(*args, **options)
 
-    monkeypatch.setattr(training_module, "backward", stopped)
-    assert main(words("train", arguments, tmp_path)) == 130
-    monkeypatch.undo()
-    (folder,) = (tmp_path / "cache").glob("training-*")
+    with monkeypatch.context() as patch:
+        patch.setattr(training_module, "backward", interrupted)
+        assert command("train")[0] == 130
+    (folder,) = (tmp_path / "out" / "cache").glob("training-*")
     assert progress_of(folder) == (1, False)
-    capsys.readouterr()
-    assert main(words("train", arguments, tmp_path)) == 2
-    assert "stopped behind epoch 1 of 2" in capsys.readouterr().err
-    assert main([*words("train", arguments, tmp_path), "--resume"]) == 0
-    assert "training the localiser: taken up behind epoch 1 of 2; trained GTClassLocalizer" in capsys.readouterr().out
+    status, _, error = command("train")
+    assert status == 2
+    assert "stopped behind epoch 1 of 2" in error
+    status, said, _ = command("train", "--resume")
+    assert status == 0
+    assert "training the localiser: taken up behind epoch 1 of 2; trained GTClassLocalizer" in said
     assert progress_of(folder) == (2, True)
-    assert (tmp_path / "localizer.safetensors").is_file()
+    assert (tmp_path / "out" / "localizer.safetensors").is_file()
 
 
-@pytest.mark.usefixtures("one_clip")
-def test_train_of_both_stages_and_the_stage_that_the_command_names(arguments, tmp_path, capsys):
-    # `-p stage=…` would win over `--stage`
-    given = words("train", arguments, tmp_path)
-    at = given.index("stage=localizer")
-    del given[at - 1 : at + 1]
-    assert main([*given, "--stage", "heatmap"]) == 0
-    published = [tmp_path / "adapters" / f"adapter_{kind}.safetensors" for kind in ("standard", "vv_mixed")]
-    assert sorted(capsys.readouterr().out.splitlines()[-2:]) == list(map(str, published))
-    assert not (tmp_path / "localizer.safetensors").exists()
-    assert not list((tmp_path / "cache").glob("features-*"))  # the adapters don't pay for the head
+def test_train_of_both_stages_and_the_stage_that_the_command_names(command, tmp_path):
+    status, said, _ = command("train", "--stage", "heatmap", stage=None)  # `-p stage=…` would win over `--stage`
+    out = tmp_path / "out"
+    published = [out / "adapters" / f"adapter_{kind}.safetensors" for kind in ("standard", "vv_mixed")]
+    assert status == 0
+    assert sorted(said.splitlines()[-2:]) == list(map(str, published))
+    assert not (out / "localizer.safetensors").exists()
+    assert not list((out / "cache").glob("features-*"))  # the adapters don't pay for the head
     before = [path.read_bytes() for path in published]
-    assert main(words("train", arguments, tmp_path, stage="both")) == 0
-    said = capsys.readouterr().out
+    status, said, _ = command("train", stage="both")
+    assert status == 0
     assert "the training of the adapter of vv_mixed is at its end already" in said
-    assert said.splitlines()[-1] == str(tmp_path / "localizer.safetensors")
+    assert said.splitlines()[-1] == str(out / "localizer.safetensors")
     assert [path.read_bytes() for path in published] == before
-    assert main([*given, "--stage", "heatmaps"]) == 2
-    error = capsys.readouterr().err.splitlines()
-    assert error == ["error: stage must be 'heatmap', 'localizer' or 'both', got 'heatmaps'"]
+    status, _, error = command("train", "--stage", "heatmaps", stage=None)
+    assert status == 2
+    assert error.splitlines() == ["error: stage must be 'heatmap', 'localizer' or 'both', got 'heatmaps'"]
 
 
-@pytest.mark.usefixtures("one_clip")
-def test_train_leaves_the_report_of_another_training_alone(arguments, tmp_path, capsys):
-    assert main(words("train", arguments, tmp_path)) == 0
-    before = (tmp_path / "localizer.safetensors").read_bytes()
-    plan = TrainingPlan.from_parameters(defaults("03") | SMALL).parameters("localizer")
-    (tmp_path / "training_results.json").write_text(json.dumps({"plan": plan}))
-    assert main(words("train", arguments, tmp_path)) == 0  # the same one
-    capsys.readouterr()
-    assert main(words("train", arguments, tmp_path, epochs=3)) == 2
-    said = capsys.readouterr().err
-    assert "report of another training (epochs: 2 there, 3 here)" in said
-    assert (tmp_path / "localizer.safetensors").read_bytes() == before
-
-
-def test_train_waits_for_no_run_that_writes_there(arguments, tmp_path, capsys):
-    with only_process(tmp_path, "writes", lock_name=RUN_LOCK):
-        assert main(words("train", arguments, tmp_path)) == 2
-    assert f"another process ({os.getpid()}) writes" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("one_clip")
-def test_a_cache_of_other_data_is_not_used(arguments, training_root, tmp_path, capsys):
-    """A box moved after the cache was made: another cache, another training."""
-    folder = tmp_path / "scenes"
-    shutil.copytree(training_root, folder)
-    changed = {**arguments, "dataset": str(folder)}
-    assert main(words("train", changed, tmp_path / "out", epochs=1)) == 0
-    image_id, xmin = load_dataset(folder, "train").boxes[["image_id", "xmin"]].iloc[0]
-    path = folder / "Annotations" / "Horizontal Bounding Boxes" / f"{image_id}.xml"
-    path.write_text(path.read_text().replace(f"<xmin>{int(xmin)}<", f"<xmin>{int(xmin) + 1}<", 1))
-    assert main(words("train", changed, tmp_path / "out", epochs=1)) == 0
-    assert "at its end already" not in capsys.readouterr().out
-    assert len(list((tmp_path / "out" / "cache").glob("training-*"))) == 2
+def test_train_waits_for_no_run_that_writes_there(command, tmp_path):
+    with only_process(tmp_path / "out", "writes", lock_name=RUN_LOCK):
+        status, _, error = command("train")
+    assert status == 2
+    assert f"another process ({os.getpid()}) writes" in error
