@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 import yaml
 from adapted_scenes import write_adapter, write_adapters
 from PIL import Image
+from refusals import refused
 
 from surgerylib.boxes import box_iou, extract_boxes
 from surgerylib.engine.adapters import load_adapters
@@ -35,18 +37,14 @@ from surgerylib.words import DIOR_CLASSES, prompt_names
 from surgerylib.workbook.check import check
 
 
-def truth_of(*rows: tuple) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["label", *BOX_COLUMNS]).astype(
-        {"label": "str"} | dict.fromkeys(BOX_COLUMNS, float)
-    )
-
-
 @pytest.fixture
-def subject() -> Subject:
+def subject(tmp_path) -> Subject:
     image = np.random.default_rng(3).integers(0, 255, (60, 90, 3), dtype=np.uint8)
-    return Subject(
-        "00007", "", image, truth_of(("ship", 5, 5, 40, 30), ("ship", 50, 10, 80, 50), ("dam", 0, 0, 90, 60))
-    )
+    path = tmp_path / "it's.png"
+    cv2.imwrite(str(path), image[..., ::-1])
+    rows = [("ship", 5, 5, 40, 30), ("ship", 50, 10, 80, 50), ("dam", 0, 0, 90, 60)]
+    truth = pd.DataFrame(rows, columns=["label", *BOX_COLUMNS]).astype(dict.fromkeys(BOX_COLUMNS, float))
+    return Subject("00007", str(path), image, truth)
 
 
 @pytest.fixture
@@ -95,16 +93,19 @@ def test_new_phrases_are_all_that_the_text_tower_sees_and_at_once(tiny, monkeypa
     torch.testing.assert_close(rows, together, rtol=1e-4, atol=1e-6)
 
 
-def test_boxes_are_held_against_the_class_that_a_phrase_names(subject):
-    def rows(shown: str, wanted: str = AS_NAMED) -> tuple[list[str], str]:
-        own, words = held_against(Question((shown,), shown, held_against=wanted), subject.truth, DIOR_CLASSES)
-        return list(own["label"]), words
-
-    assert rows("Ship") == (["ship", "ship"], "ship")
-    assert rows("golf course") == ([], "golffield")
-    assert rows("red roof") == (["ship", "ship", "dam"], "every box, as “red roof” names no class")
-    assert rows("ship", EVERY_BOX) == (["ship", "ship", "dam"], "every box")
-    assert rows("red roof", "dam") == (["dam"], "dam")
+@pytest.mark.parametrize(
+    ("shown", "wanted", "rows", "words"),
+    [
+        ("Ship", AS_NAMED, ["ship", "ship"], "ship"),
+        ("golf course", AS_NAMED, [], "golffield"),
+        ("red roof", AS_NAMED, ["ship", "ship", "dam"], "every box, as “red roof” names no class"),
+        ("ship", EVERY_BOX, ["ship", "ship", "dam"], "every box"),
+        ("red roof", "dam", ["dam"], "dam"),
+    ],
+)
+def test_boxes_are_held_against_the_class_that_a_phrase_names(subject, shown, wanted, rows, words):
+    own, said = held_against(Question((shown,), shown, held_against=wanted), subject.truth, DIOR_CLASSES)
+    assert (list(own["label"]), said) == (rows, words)
 
 
 @pytest.mark.parametrize(
@@ -113,15 +114,11 @@ def test_boxes_are_held_against_the_class_that_a_phrase_names(subject):
         (Question(("ship",), "dam"), "'dam' is not asked for"),
         (Question(("ship",), "ship", setting=Setting(layers=9)), "layers is 9"),
         (Question(("ship",), "ship", adapted=True), "no trained adapter for vv_mixed"),
-        (
-            Question(("red roof",), "red roof", setting=Setting(similarity="surgery")),
-            "is alone: add another",
-        ),
+        (Question(("red roof",), "red roof", setting=Setting(similarity="surgery")), "is alone: add another"),
     ],
 )
 def test_a_question_that_cannot_be_answered_says_why(exploration, question, message):
-    with pytest.raises(ParameterError, match=message):
-        exploration.ask(question)
+    refused(lambda: exploration.ask(question), ParameterError, message)
 
 
 def test_an_image_without_ground_truth_and_a_map_without_boxes(tiny, subject):
@@ -151,17 +148,18 @@ def test_the_outline_encloses_the_boxes():
 
 
 def test_pictures_are_jpeg_of_the_right_size_in_the_right_colours():
+    def decoded(jpeg: bytes) -> np.ndarray:
+        return np.array(Image.open(io.BytesIO(jpeg)))
+
     tall = np.zeros((1000, 500, 3), np.uint8)
     tall[..., 0] = 200
-    photo = np.array(Image.open(io.BytesIO(view.photo_bytes(tall))))
+    photo = decoded(view.photo_bytes(tall))
     assert photo.shape == (800, 400, 3)
     assert photo[400, 200, 0] > 150 > photo[400, 200, 2]  # red stays red
-    ramp = np.tile(np.linspace(0, 1, 7, dtype=np.float32), (7, 1))
-    overlay = np.array(Image.open(io.BytesIO(view.overlay_bytes(ramp))))
+    overlay = decoded(view.overlay_bytes(np.tile(np.linspace(0, 1, 7, dtype=np.float32), (7, 1))))
     assert overlay.shape == (224, 224, 3)
     assert overlay[112, 5, 2] > overlay[112, 5, 0]  # low is blue
-    constant = np.array(Image.open(io.BytesIO(view.overlay_bytes(np.full((3, 3), 0.2, np.float32)))))
-    assert constant.std(axis=(0, 1)).max() < 1
+    assert decoded(view.overlay_bytes(np.full((3, 3), 0.2, np.float32))).std(axis=(0, 1)).max() < 1
 
 
 def test_tables_escape_what_was_typed(exploration):
@@ -197,39 +195,37 @@ def test_the_setting_is_a_configuration_of_the_workbook(exploration, tmp_path):
     assert (values["adapter"], values["adapter_floor"], values["floor"]) == ("adapters", 0.1, None)
 
 
-@pytest.mark.parametrize("adapted", [False, True])
-def test_the_python_call_gives_the_same_boxes(tiny, tiny_folder, tmp_path, subject, capsys, adapted):
-    picture = tmp_path / "it's.png"
-    cv2.imwrite(str(picture), subject.image[..., ::-1])
-    folder = write_adapters(tmp_path / "adapters", tiny)
-    exploration = Exploration(tiny, load_adapters(folder, tiny))
-    exploration.show(subject._replace(path=str(picture)), look(tiny, subject.image, 48))
-    similarity = "cosine" if adapted else "surgery"
-    setting = Setting("vv_mixed", similarity, 3, 70.0, min_side=3, box_score="max")
-    question = Question(("golffield", "a “red” 'roof'"), "golffield", ("standard", "vv_mixed"), setting, adapted)
-    origin = Origin(
-        "x", "test", f"local-dir:{tiny_folder}", str(tiny_folder / "model.safetensors"), 48, 3, "auto", str(folder)
-    )
-    names: dict = {}
-    shown = exploration.ask(question)
+def assert_call_gives(origin: Origin, exploration: Exploration, question: Question) -> None:
+    """The Python call that is shown, run, has the boxes that are shown."""
+    shown, names = exploration.ask(question), {}
     exec(python_call(origin, shown, exploration), names)
-    expected = shown.answers[-1].boxes
-    assert len(expected)
-    np.testing.assert_allclose(names["boxes"], expected, rtol=1e-4, atol=1e-3)
+    assert len(shown.answers[-1].boxes)
+    np.testing.assert_allclose(names["boxes"], shown.answers[-1].boxes, rtol=1e-4, atol=1e-3)
+
+
+@pytest.fixture
+def origin(tiny_folder, tmp_path) -> Origin:
+    weights, adapters = str(tiny_folder / "model.safetensors"), str(tmp_path / "adapters")
+    return Origin("x", "test", f"local-dir:{tiny_folder}", weights, 48, 3, "auto", adapters)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_the_python_call_gives_the_same_boxes(tiny, origin, subject, capsys, adapted):
+    adapters = load_adapters(write_adapters(Path(origin.adapter), tiny), tiny)
+    exploration = Exploration(tiny, adapters)
+    exploration.show(subject, look(tiny, subject.image, 48))
+    setting = Setting("vv_mixed", "cosine" if adapted else "surgery", 3, 70.0, min_side=3, box_score="max")
+    question = Question(("golffield", "a “red” 'roof'"), "golffield", ("standard", "vv_mixed"), setting, adapted)
+    assert_call_gives(origin, exploration, question)
     assert "vv_mixed" in capsys.readouterr().out
 
 
-def test_adapters_of_different_depths_are_called_with_their_own(tiny, tiny_folder, tmp_path, subject, monkeypatch):
-    picture, folder = tmp_path / "scene.png", tmp_path / "adapters"
-    cv2.imwrite(str(picture), subject.image[..., ::-1])
+def test_adapters_of_different_depths_are_called_with_their_own(tiny, origin, subject, monkeypatch):
+    folder = Path(origin.adapter)
     for kind, layers in (("standard", 1), ("vv_mixed", 3)):
         monkeypatch.setattr("adapted_scenes.LAYERS", layers)
         write_adapter(folder / f"adapter_{kind}.safetensors", tiny, kind)
-    exploration = Exploration(tiny, adapters=load_adapters(folder, tiny))
-    exploration.show(subject._replace(path=str(picture)), look(tiny, subject.image))
-    shown = exploration.ask(Question(DIOR_CLASSES, "ship", ("standard", "vv_mixed"), adapted=True))
-    weights = str(tiny_folder / "model.safetensors")
-    origin = Origin("x", "test", f"local-dir:{tiny_folder}", weights, None, 3, "cpu", str(folder))
-    names: dict = {}
-    exec(python_call(origin, shown, exploration), names)
-    np.testing.assert_allclose(names["boxes"], shown.answers[-1].boxes, rtol=1e-4, atol=1e-3)
+    exploration = Exploration(tiny, load_adapters(folder, tiny))
+    exploration.show(subject, look(tiny, subject.image))
+    question = Question(DIOR_CLASSES, "ship", ("standard", "vv_mixed"), adapted=True)
+    assert_call_gives(replace(origin, image_size=None, device="cpu"), exploration, question)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,15 +130,10 @@ def test_the_causes_are_those_that_were_planted(case):
     assert per_class.failing_finding([ship]) == f"The class that fails most: {worst}."
 
 
-def test_a_class_without_a_cause_and_a_class_list_without_boxes():
-    row = pd.Series(
-        {"mean_ap": 0.9, "n_boxes": 20, "right_first": 1.0, "confused_with": None, "confused_share": 0.0,
-         "lies_on": None, "lies_on_share": np.nan, "patches": 2.0, "gap": 0.1, "inverted": 0.0, "oracle": np.nan,
-         "fate_found": 18, "fate_named otherwise": 2, "fate_badly located": 0, "fate_missed": 0}
-        | {f"gain_{error}": 0.0 for error in ERROR_TYPES} | {f"count_{error}": 0 for error in ERROR_TYPES},
-        name="dam",
-    )  # fmt: skip
-    failure = per_class.failing_classes(row.to_frame().T, THRESHOLDS, kind=KIND)[0]
+def test_a_class_without_a_cause_and_a_class_list_without_boxes(case):
+    none = dict.fromkeys([f"gain_{error}" for error in ERROR_TYPES], 0.0)
+    row = case.figures.loc[["airport"]].assign(mean_ap=0.9, **none, **{"fate_found": 18, "fate_named otherwise": 2})
+    (failure,) = per_class.failing_classes(row, THRESHOLDS, kind=KIND)
     assert failure.cause == per_class.NO_CAUSE
     assert "18 found, 2 named otherwise" in failure.sentence
     nothing = Case(dataset(0))
@@ -148,22 +144,15 @@ def test_a_class_without_a_cause_and_a_class_list_without_boxes():
 
 
 def test_the_order_of_images_boxes_and_detections_changes_nothing(case):
-    data = case.data
-    rng = np.random.default_rng(3)
-    images = data.images.iloc[rng.permutation(len(data.images))].reset_index(drop=True)
-    boxes = data.boxes.iloc[rng.permutation(len(data.boxes))].reset_index(drop=True)
-    turned = Dataset("d", Path("d"), "test", "DIOR", images, boxes, CLASSES, pd.DataFrame(), 0)
-    pd.testing.assert_frame_equal(Case(turned).figures, case.figures)
+    images, boxes = (of.sample(frac=1, random_state=3, ignore_index=True) for of in (case.data.images, case.data.boxes))
+    pd.testing.assert_frame_equal(Case(replace(case.data, images=images, boxes=boxes)).figures, case.figures)
 
 
 def test_the_heads_figures_are_read_by_name(case):
-    methods = {
-        "oracle": {"mean": {"value": 0.8, "low": None, "high": None}},
-        "cam_peak": {"mean": {"value": 0.3, "low": 0.2, "high": 0.4}},
-    }
-    evaluation = {
-        "by_class": {"ship": {"methods": methods}, "windmill": {"methods": None}, "stranger": {"methods": None}}
-    }
+    head = {"oracle": {"mean": {"value": 0.8, "low": None, "high": None}},
+            "cam_peak": {"mean": {"value": 0.3, "low": 0.2, "high": 0.4}}}  # fmt: skip
+    methods = {"ship": head, "windmill": None, "stranger": None}
+    evaluation = {"by_class": {name: {"methods": of} for name, of in methods.items()}}
     figures = Case(case.data, evaluation).figures
     assert figures.loc["ship", ["oracle", "cam_peak"]].tolist() == [0.8, 0.3]
     assert np.isnan(figures.loc["ship", "oracle_low"])

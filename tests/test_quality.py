@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+from refusals import refused
 
 from surgerylib.boxes import box_iou, resize_map
 from surgerylib.errors import ParameterError
@@ -58,6 +59,9 @@ def test_no_boxes_no_records_no_figures():
     assert quality_difference(frame, frame, n_resamples=10)["difference"].isna().all()
 
 
+RAMP = np.arange(49, dtype=np.float32).reshape(7, 7)
+
+
 def test_response_inside_and_outside():
     heatmap = block(slice(2, 4), slice(1, 4), inside=0.5, outside=-0.25)
     heatmap[2, 1] = 0.75
@@ -74,26 +78,25 @@ def test_energy_has_no_offset_and_a_flat_map_scores_the_area():
     heatmap[6, 6] = 0  # flat but for one pixel
     record = judged(heatmap, (0, 0, 70, 10))
     assert (record.energy, record.area) == (7 / 48, 7 / 49)
-    shifted = judged(heatmap + 8, (0, 0, 70, 10))
-    assert shifted.energy == record.energy
+    assert judged(heatmap + 8, (0, 0, 70, 10)).energy == record.energy
 
 
-def test_inside_is_where_the_centre_lies():
-    ramp = np.arange(49, dtype=np.float32).reshape(7, 7)
-    # centres at 5, 15, 25 ...: an edge on a centre takes it at the low side and leaves it at the high side
-    assert judged(ramp, (5, 5, 15, 15)).inside_mean == 0
-    assert judged(ramp, (5.1, 5, 15.1, 15)).inside_mean == 1
-    assert judged(ramp, (14, 14, 36, 26)).inside_mean == np.mean([8, 9, 10, 15, 16, 17])
-    assert judged(ramp, (-50, -50, 6, 6)).inside_mean == 0  # past the border
-
-
-def test_box_smaller_than_a_pixel_takes_the_pixel_of_its_middle():
-    ramp = np.arange(49, dtype=np.float32).reshape(7, 7)
-    record = judged(ramp, (36, 21, 37, 22))
-    assert (record.inside_mean, record.area) == (2 * 7 + 3, 1 / 49)
-    assert judged(ramp, (70, 70, 70, 70)).inside_mean == 48  # no area, on the corner
-    thin = judged(ramp, (10, 21, 40, 22))  # holds centres along x, none along y
-    assert (thin.inside_mean, thin.area) == (2 * 7 + 2, 3 / 49)
+@pytest.mark.parametrize(
+    ("box", "inside_mean", "area"),
+    [
+        # centres at 5, 15, 25 ...: an edge on a centre takes it at the low side and leaves it at the high side
+        ((5, 5, 15, 15), 0, 1),
+        ((5.1, 5, 15.1, 15), 1, 1),
+        ((14, 14, 36, 26), np.mean([8, 9, 10, 15, 16, 17]), 6),
+        ((-50, -50, 6, 6), 0, 1),  # past the border
+        ((36, 21, 37, 22), 2 * 7 + 3, 1),  # smaller than a pixel: that of its middle
+        ((70, 70, 70, 70), 48, 1),  # no area, on the corner
+        ((10, 21, 40, 22), 2 * 7 + 2, 3),  # thin: holds centres along x, none along y
+    ],
+)
+def test_inside_is_where_the_centre_lies(box, inside_mean, area):
+    record = judged(RAMP, box)
+    assert (record.inside_mean, record.area) == (inside_mean, area / 49)
 
 
 def test_classes_are_judged_by_their_own_map_and_boxes():
@@ -134,23 +137,17 @@ def test_max_box_acc_against_the_definition_in_slow_loops():
     boxes = random_boxes(rng, n_pairs)
     records = image_quality(maps, boxes, np.arange(n_pairs), (800, 600), working_size=56, cam_thresholds=steps)
 
-    accuracies = []
-    for iou in BOX_ACC_IOUS:
-        of_threshold = []
+    hits = np.zeros((len(BOX_ACC_IOUS), steps))
+    for heatmap, box in zip(maps, boxes, strict=True):
+        resized = resize_map(heatmap, 56).astype(np.float64)
+        scaled = (resized - resized.min()) / (resized.max() - resized.min())
         for k in range(steps):
-            hits = 0
-            for heatmap, box in zip(maps, boxes, strict=True):
-                resized = resize_map(heatmap, 56).astype(np.float64)
-                scaled = (resized - resized.min()) / (resized.max() - resized.min())
-                mask = (scaled >= k / steps).astype(np.uint8)
-                contours = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
-                found = []
-                for x, y, w, h in map(cv2.boundingRect, contours):
-                    corners = np.array([x * 800, y * 600, (x + w) * 800, (y + h) * 600]) / 56
-                    found.append(box_iou(corners, box))  # in original pixels
-                hits += max(found) >= iou
-            of_threshold.append(hits / n_pairs)
-        accuracies.append(max(of_threshold))
+            mask = (scaled >= k / steps).astype(np.uint8)
+            found = map(cv2.boundingRect, cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0])
+            corners = [np.array([x * 800, y * 600, (x + w) * 800, (y + h) * 600]) / 56 for x, y, w, h in found]
+            best = max(box_iou(own, box) for own in corners)  # in original pixels
+            hits[:, k] += best >= np.array(BOX_ACC_IOUS)
+    accuracies = (hits / n_pairs).max(axis=1)
     of = quality_summary(quality_frame(["a"], [records], [str(k) for k in range(n_pairs)])).set_index("figure")["value"]
     np.testing.assert_array_equal(of[list(ACCURACIES[:-1])], accuracies)
     assert len(set(accuracies)) > 1
@@ -172,12 +169,10 @@ def random_pairs(n_images: int = 12, seed: int = 0) -> pd.DataFrame:
 def test_summary_holds_the_means_over_pairs():
     pairs = random_pairs()
     summary = quality_summary(pairs, n_resamples=50).set_index("figure")
-    for name in FIGURES:
-        row = summary.loc[name]
-        assert row["value"] == pytest.approx(pairs[name].mean())
-        assert row["sd"] == pytest.approx(pairs[name].std(ddof=1))
-        assert (row["minimum"], row["maximum"]) == (pairs[name].min(), pairs[name].max())
-        assert (row["n_pairs"], row["n_left_out"], row["n_images"]) == (len(pairs), 0, 12)
+    names = list(FIGURES)
+    expected = pairs[names].agg(["mean", "std", "min", "max"]).T
+    np.testing.assert_allclose(summary.loc[names, ["value", "sd", "minimum", "maximum"]], expected)
+    assert (summary.loc[names, ["n_pairs", "n_left_out", "n_images"]] == [len(pairs), 0, 12]).all(axis=None)
     single = pairs[pairs["n_boxes"] == 1]
     of_threshold = accuracies_of(single["best_iou"])
     best = of_threshold.max(axis=1)
@@ -212,9 +207,8 @@ def test_pairs_left_out_are_counted():
 def test_intervals_follow_the_seed_and_not_the_order():
     pairs = random_pairs()
     first = quality_summary(pairs, n_resamples=100, seed=3)
-    pd.testing.assert_frame_equal(first, quality_summary(pairs, n_resamples=100, seed=3))
-    shuffled = pairs.sample(frac=1, random_state=1)
-    pd.testing.assert_frame_equal(first, quality_summary(shuffled, n_resamples=100, seed=3), check_exact=True)
+    for again in (pairs, pairs.sample(frac=1, random_state=1)):
+        pd.testing.assert_frame_equal(first, quality_summary(again, n_resamples=100, seed=3), check_exact=True)
     assert not first["low"].equals(quality_summary(pairs, n_resamples=100, seed=4)["low"])
 
 
@@ -233,10 +227,9 @@ def test_intervals_are_those_of_resampled_images():
     n_images = result.loc[names, "n_images"].to_numpy()  # an image without a pair for a figure tells nothing of it
     # Student's t, and the spread that a bootstrap is short of
     wider = scipy.stats.t.ppf(0.975, n_images - 1) / 1.96 * np.sqrt(n_images / (n_images - 1))
-    expected_low, expected_high = value - wider * (high - value), value + wider * (value - low)
-    expected_low[1:], expected_high[1:] = expected_low[1:].clip(0, 1), expected_high[1:].clip(0, 1)
-    np.testing.assert_allclose(result.loc[names, "low"], expected_low, atol=1e-3)
-    np.testing.assert_allclose(result.loc[names, "high"], expected_high, atol=1e-3)
+    expected = np.array([value - wider * (high - value), value + wider * (value - low)])
+    expected[:, 1:] = expected[:, 1:].clip(0, 1)
+    np.testing.assert_allclose(result.loc[names, ["low", "high"]].T, expected, atol=1e-3)
 
 
 def test_difference_of_kinds_is_paired():
@@ -249,14 +242,19 @@ def test_difference_of_kinds_is_paired():
     assert shifted.loc[0, "excludes_zero"]
     values = [quality_summary(frame, n_resamples=5)["value"] for frame in (pairs, others)]
     np.testing.assert_allclose(quality_difference(pairs, others, n_resamples=5)["difference"], values[0] - values[1])
-    with pytest.raises(ParameterError, match="not a paired comparison"):
-        quality_difference(pairs, pairs.iloc[1:])
 
 
-def test_what_cannot_be_judged():
-    for heatmap, steps, message in ((np.full((7, 7), np.nan), 10, "NaN"), (np.eye(7), 0, "cam_thresholds .* got 0")):
-        with pytest.raises(ParameterError, match=message):
-            judged(heatmap, (0, 0, 1, 1), cam_thresholds=steps)
-    pairs = random_pairs(n_images=2)
-    with pytest.raises(ParameterError, match="one kind at a time"):
-        quality_summary(pd.concat([pairs, pairs]))
+PAIRS = random_pairs(n_images=2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: judged(np.full((7, 7), np.nan), (0, 0, 1, 1)), "NaN"),
+        (lambda: judged(np.eye(7), (0, 0, 1, 1), cam_thresholds=0), "cam_thresholds .* got 0"),
+        (lambda: quality_summary(pd.concat([PAIRS, PAIRS])), "one kind at a time"),
+        (lambda: quality_difference(PAIRS, PAIRS.iloc[1:]), "not a paired comparison"),
+    ],
+)
+def test_what_cannot_be_judged(call, message):
+    refused(call, ParameterError, message)

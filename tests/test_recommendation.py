@@ -8,14 +8,17 @@ import pandas as pd
 import pytest
 import yaml
 
+from surgerylib.datasets import load_dataset
+from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine.evaluation import Evaluation, Figures
+from surgerylib.engine.store import HeatmapStore
 from surgerylib.heatmaps import Setting, joint_names
 from surgerylib.intervals import number
 from surgerylib.metrics import bootstrap_map
 from surgerylib.study import recommendation as module
 from surgerylib.study import sweep_tables
 from surgerylib.study.diagnosis import difference_column, joint_pairs, map_quality, quality_by_kind, quality_table
-from surgerylib.study.quality import image_quality
+from surgerylib.study.quality import image_quality, quality_frame
 from surgerylib.study.sweep import Criterion
 from surgerylib.workbook.check import check_values
 from surgerylib.workbook.parameters import find_notebooks, known_parameters, validate
@@ -68,37 +71,42 @@ def test_the_sentence_says_what_was_chosen_from_how_many_and_what_the_other_spli
     text = module.finding(confirmed)
     assert "percentile 90" in text
     assert "best of 4 different settings on val (at least 1 other can't be told apart from it)" in text
-    assert "which confirms it" in text
-    worse = recommend(choice, fake_sweep({DEFAULT: 0.8, BETTER: 0.2}, seed=1))
-    assert "which contradicts it" in module.finding(worse)
-    open_ended = recommend(choice, fake_sweep({DEFAULT: 0.5, BETTER: 0.5}, seed=1))
-    assert "not told apart from the default" in module.finding(open_ended)
-    assert module.finding(recommend(choice, choice, DEFAULT)).startswith(
-        "The default (vv_mixed, cosine, percentile 75)"
-    )
+    assert module.notes(confirmed) == []
 
 
-def test_few_images_confirm_nothing_and_choose_with_a_note(choice):
-    report = fake_sweep({DEFAULT: 0.2, BETTER: 0.9}, n_images=6)
-    assert "on 6 images, too few to confirm or contradict it" in module.finding(recommend(choice, report))
-    few = fake_sweep({DEFAULT: 0.2, BETTER: 0.9}, n_images=20)
-    assert "Chosen on only 20 images (fewer than 50)" in module.notes(recommend(few, report, BETTER))[0]
+@pytest.mark.parametrize(
+    ("default", "better", "n_images", "said"),
+    [
+        (0.3, 0.7, 60, "which confirms it"),
+        (0.8, 0.2, 60, "which contradicts it"),
+        (0.5, 0.5, 60, "not told apart from the default"),
+        (0.2, 0.9, 6, "on 6 images, too few to confirm or contradict it"),
+    ],
+)
+def test_the_report_confirms_or_contradicts_the_choice(choice, default, better, n_images, said):
+    report = fake_sweep({DEFAULT: default, BETTER: better}, n_images, seed=1)
+    assert said in module.finding(recommend(choice, report))
 
 
-def test_of_equals_the_default_stays(choice):
-    """A setting with the same maps, or the same value, is no reason to change anything."""
-    twin = replace(DEFAULT, kind="vv_vv")
-    equal = fake_sweep({DEFAULT: 0.5, BETTER: 0.5, twin: 0.5})
-    for chosen in (BETTER, twin):
-        kept = recommend(equal, equal, chosen)
-        assert kept.is_default
-        assert kept.chosen == DEFAULT
-        assert module.results(kept, [], {})["choice"]["default_stays"]
-
-
-def test_no_ground_truth_to_choose_on_is_said(choice):
+def test_what_a_choice_needs_is_said(choice, confirmed):
+    kept = module.finding(recommend(choice, choice, DEFAULT))
+    assert kept.startswith("The default (vv_mixed, cosine, percentile 75)")
     empty = fake_sweep({DEFAULT: 0.0, BETTER: 0.0}, n_images=0)
     assert "nothing can be chosen" in module.finding(recommend(empty, choice))
+    few = fake_sweep({DEFAULT: 0.2, BETTER: 0.9}, n_images=20)
+    assert "Chosen on only 20 images (fewer than 50)" in module.notes(recommend(few, few))[0]
+    at_the_end = replace(confirmed, plain=Setting(percentile=95.0))
+    assert "95, is the highest tried" in module.notes(at_the_end)[0]
+
+
+@pytest.mark.parametrize("chosen", [BETTER, replace(DEFAULT, kind="vv_vv")])
+def test_of_equals_the_default_stays(chosen):
+    """A setting with the same maps, or the same value, is no reason to change anything."""
+    equal = fake_sweep({DEFAULT: 0.5, chosen: 0.5})
+    kept = recommend(equal, equal, chosen)
+    assert kept.is_default
+    assert kept.chosen == DEFAULT
+    assert module.results(kept, [], {})["choice"]["default_stays"]
 
 
 def test_the_answer_has_both_settings_their_difference_and_the_mean(confirmed):
@@ -111,12 +119,6 @@ def test_the_answer_has_both_settings_their_difference_and_the_mean(confirmed):
     assert list(same.columns) == ["default (present)", "default (all)"]
 
 
-def test_a_choice_at_the_border_of_what_was_tried_is_noted(choice, confirmed):
-    assert module.notes(confirmed) == []
-    at_the_end = replace(confirmed, plain=Setting(percentile=95.0))
-    assert "95, is the highest tried" in module.notes(at_the_end)[0]
-
-
 def test_candidates_are_ranked_with_their_paired_differences(choice):
     table = sweep_tables.candidates_table(choice, MEANS, count=3)
     assert ["percentile 90" in table.loc[1, "setting"], "percentile 92" in table.loc[2, "setting"]] == [True, True]
@@ -126,40 +128,34 @@ def test_candidates_are_ranked_with_their_paired_differences(choice):
 
 
 CHANGES = {
-    "small": replace(BETTER, min_side=10),
-    "large": replace(BETTER, min_side=20),
-    "max": replace(BETTER, box_score="max"),
-    "nms": replace(BETTER, nms_iou=0.3),
-    "union": replace(BETTER, percentile=(75.0, 90.0), nms_iou=0.5),
-    "no large ones": replace(BETTER, max_side=20),
+    "small": {"min_side": 10},
+    "large": {"min_side": 20},
+    "max": {"box_score": "max"},
+    "nms": {"nms_iou": 0.3},
+    "union": {"percentile": (75.0, 90.0), "nms_iou": 0.5},  # which brings its suppression along
+    "no large ones": {"max_side": 20},  # contradicts "large"
 }
 
 
 @pytest.mark.parametrize(
     ("hits", "combined"),
     [
-        (
-            {"small": 0.6, "large": 0.8, "max": 0.7, "nms": 0.1},
-            {
-                "small, max": replace(BETTER, min_side=10, box_score="max"),
-                "large, max": replace(BETTER, min_side=20, box_score="max"),
-            },
-        ),
-        ({"max": 0.7, "nms": 0.1}, {}),
-        # a union brings its suppression along
-        ({"union": 0.6, "max": 0.7}, {"union, max": replace(CHANGES["union"], box_score="max")}),
-        # sides that contradict each other
-        ({"no large ones": 0.6, "large": 0.7}, {}),
+        ({"small": 0.6, "large": 0.8, "max": 0.7, "nms": 0.1}, [("small", "max"), ("large", "max")]),
+        ({"max": 0.7, "nms": 0.1}, []),
+        ({"union": 0.6, "max": 0.7}, [("union", "max")]),
+        ({"no large ones": 0.6, "large": 0.7}, []),
     ],
 )
 def test_changes_that_help_are_combined_in_every_way(hits, combined):
-    variants = {name: CHANGES[name] for name in hits}
-    changed = fake_sweep({BETTER: 0.3} | {CHANGES[name]: share for name, share in hits.items()})
-    assert sweep_tables.combinations(changed, BETTER, variants, MEANS) == combined
+    variants = {name: replace(BETTER, **CHANGES[name]) for name in hits}
+    changed = fake_sweep({BETTER: 0.3} | {variants[name]: share for name, share in hits.items()})
+    assert sweep_tables.combinations(changed, BETTER, variants, MEANS) == {
+        f"{one}, {other}": replace(BETTER, **CHANGES[one] | CHANGES[other]) for one, other in combined
+    }
 
 
 def test_changes_are_told_beside_the_plain_steps():
-    variants = {name: CHANGES[name] for name in ("small", "large", "max", "nms")}
+    variants = {name: replace(BETTER, **CHANGES[name]) for name in ("small", "large", "max", "nms")}
     changed = fake_sweep(dict(zip([BETTER, *variants.values()], [0.3, 0.6, 0.8, 0.7, 0.1], strict=True)))
     assert sweep_tables.best_of(variants, changed, MEANS) == "large"
     table = sweep_tables.changes_table(changed, BETTER, variants, MEANS)
@@ -167,14 +163,15 @@ def test_changes_are_told_beside_the_plain_steps():
     assert sweep_tables.changes_title(table) == "3 of 4 changes help, 1 harm, 0 make no clear difference"
 
 
-def test_absent_classes_with_a_box_are_told_beside_the_defaults(choice, confirmed):
-    figures = dict(confirmed.report.figures)
-    figures[BETTER, "all"] = replace(figures[BETTER, "all"], measures={**MEASURES, "false_box_rate": 0.1234})
-    own = replace(confirmed, report=replace(confirmed.report, figures=figures))
-    assert module.false_boxes(own) == "Absent classes with a box on test: 12.3 %; under the default 100.0 %."
+@pytest.mark.parametrize(
+    ("rate", "said"),
+    [(0.1234, "Absent classes with a box on test: 12.3 %; under the default 100.0 %."), (np.nan, "")],
+)
+def test_absent_classes_with_a_box_are_told_beside_the_defaults(choice, confirmed, rate, said):
+    own = replace(confirmed.report.figures[BETTER, "all"], measures={**MEASURES, "false_box_rate": rate})
+    report = replace(confirmed.report, figures={**confirmed.report.figures, (BETTER, "all"): own})
+    assert module.false_boxes(replace(confirmed, report=report)) == said
     assert module.false_boxes(recommend(choice, choice, DEFAULT)) == "Absent classes with a box on test: 100.0 %."
-    figures[BETTER, "all"] = replace(figures[BETTER, "all"], measures={**MEASURES, "false_box_rate": np.nan})
-    assert module.false_boxes(replace(own, report=replace(confirmed.report, figures=figures))) == ""
 
 
 def test_curves_hold_plain_percentiles_of_one_map_under_both_protocols(choice):
@@ -226,27 +223,18 @@ def test_the_file_of_results_is_plain_json(confirmed):
 
 
 def test_quality_of_a_store_is_image_quality_of_its_maps(tiny, tmp_path):
-    from surgerylib.datasets import load_dataset
-    from surgerylib.embedded.scenes import write_scenes
-    from surgerylib.engine.store import HeatmapStore
-
     data = load_dataset(write_scenes(tmp_path / "scenes", num_train=0, num_val=0, num_test=5, size=96), "test")
     store = HeatmapStore(tiny, data, tmp_path / "cache").compute()
     settings = {kind: Setting(kind, "cosine", 2) for kind in ("standard", "vv_qk", "vv_mixed")}
     pairs = map_quality(store, settings, workers=2)
     assert pairs["standard"] is pairs["vv_qk"]
     assert list(joint_pairs(pairs)) == list(joint_names(settings)) == ["standard = vv_qk", "vv_mixed"]
-    assert len(pairs["standard"]) == len(data.boxes.groupby(["image_id", "label"]))
-    row = pairs["vv_mixed"].iloc[-1]
-    position = data.images["image_id"].tolist().index(row["image_id"])
-    boxes = data.boxes[data.boxes["image_id"] == row["image_id"]]
-    labels = [data.classes.index(label) for label in boxes["label"]]
-    alone = image_quality(
-        store.maps(settings["vv_mixed"], position)[0], boxes[COLUMNS[2:]].to_numpy(), labels,
-        tuple(data.images[["width", "height"]].iloc[position]),
-    )  # fmt: skip
-    own = next(record for record in alone if data.classes[record.class_index] == row["label"])
-    assert row["inside_mean"] == own.inside_mean
+    judged = []
+    for position, image in enumerate(data.images.itertuples()):
+        own = data.boxes[data.boxes["image_id"] == image.image_id]
+        maps, labels = store.maps(settings["vv_mixed"], position)[0], pd.Index(data.classes).get_indexer(own["label"])
+        judged.append(image_quality(maps, own[COLUMNS[2:]].to_numpy(), labels, (image.width, image.height)))
+    pd.testing.assert_frame_equal(pairs["vv_mixed"], quality_frame(data.images["image_id"], judged, data.classes))
     quality = quality_by_kind(pairs, n_resamples=20)
     table = quality_table(quality)
     assert list(table.columns) == ["standard = vv_qk", "vv_mixed"]
