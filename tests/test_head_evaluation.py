@@ -89,8 +89,7 @@ def test_the_head_of_the_run_is_taken_with_its_own_maps(session, head, cache):
     assert cache.setting.layers == head.about["belongs_to"]["layers"] == 3
     assert cache.picture_size == 32
     start = untrained_localizer(head.model.config, 0).state_dict()
-    for name, value in head.untrained.state_dict().items():
-        assert torch.equal(value.cpu(), start[name])
+    assert all(torch.equal(value.cpu(), start[name]) for name, value in head.untrained.state_dict().items())
 
 
 def test_every_box_has_a_row_in_the_order_of_the_data_set(session, ious):

@@ -196,9 +196,7 @@ def test_classes_trained_on_without_a_box_are_found_before_the_run(arguments, tr
 
 
 def test_more_layers_than_there_are_do_not_matter_where_nothing_is_trained(arguments):
-    names = (*arguments, "depth", "layer_counts")
-    shallow = defaults(**arguments | {"depth": 2, "layer_counts": [1], "feature_layers": 3})
-    shallow = {name: shallow[name] for name in names}
+    shallow = arguments | {"depth": 2, "layer_counts": [1]}  # 3 layers are the default
     refused(lambda: check(shallow), ParameterError, "feature_layers must be at most 2")
     check(shallow | {"train_split": None})
 
