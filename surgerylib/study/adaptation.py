@@ -28,6 +28,7 @@ from ..words import ALL, PROTOCOLS, SEEN, UNSEEN
 from .diagnosis import map_quality
 from .floors import floor_values
 from .sweep import Criterion, sweep
+from .tables import joined
 
 EVEN_ODDS = 0.0  # as a logit: the floor that a trained adapter brings along
 FLOOR_PERCENTILES = (80, 85, 90, 93, 95, 96, 97, 98, 99)
@@ -117,10 +118,7 @@ def states_of(
 def choose_floor(store: HeatmapStore, setting: Setting, **options: Any) -> float:
     """Of floors at `FLOOR_PERCENTILES` that with the highest mean mAP under `all`: maps at their best without training.
 
-    Args:
-        store: computed, of a split that nothing is reported on.
-        setting: the maps, and all but the floor.
-        **options: as for `sweep`.
+    `store` is of a split that nothing is reported on, `setting` all but the floor; `options` as for `sweep`.
     """
     floors = floor_values(store, setting, FLOOR_PERCENTILES)
     settings = [replace(setting, floor=value) for value in floors.values()]
@@ -136,20 +134,16 @@ def best_states(
     criterion: Criterion,
     **options: Any,
 ) -> dict[str, dict[str, Setting]]:
-    """As `states_of`, each state of each kind at its own best percentile, floor and score.
+    """As `states_of`, each state of each kind at its own best percentile, floor and score by the criterion.
 
     After the adapter even odds are among the floors. A comparison at one setting may favour the maps that it happens to
     suit; this one asks what each is worth when its boxes are cut as well as they can be.
 
     Args:
         store: computed with the adapters' maps, of a split that nothing is reported on.
-        settings, adapters: as of `states_of`.
+        settings, adapters: as of `states_of`, whose errors are raised.
         tries: `percentiles`, `box_scores`, and `floor_percentiles`: floors as percentiles of all values of the maps.
-        criterion: what decides.
         **options: as for `sweep`.
-
-    Raises:
-        ParameterError: no adapter is for any of the kinds.
     """
     scores = dict.fromkeys(tries["box_scores"])  # each once
     tried: dict[tuple[str, str], list[Setting]] = {}
@@ -179,20 +173,16 @@ def compare_adapted(
     seed: int = 0,
     **options: Any,
 ) -> Adaptation:
-    """Measure all states of all kinds on the same images and resamples.
+    """Measure all states of all kinds (`states_of`) on the same images and resamples, by `class_groups`.
 
-    Args:
-        store: computed, with the adapters' maps.
-        settings: of `states_of`.
-        groups: of `class_groups`.
-        n_resamples, seed, **options: as for `evaluate`.
+    `store` is computed, with the adapters' maps; the options are those of `evaluate`.
     """
     named = {(kind, state): setting for kind, states in settings.items() for state, setting in states.items()}
     found = evaluate(store, named, n_resamples=n_resamples, seed=seed, **options)
     measure = _Measure(store.dataset, n_resamples, seed)
     quality = map_quality(store, named, cam_thresholds=1, workers=options.get("workers"))
     counts = {name: measure.counts(found.boxes[name], quality[name]) for name in named}
-    maps, map_differences, figures, figure_differences = {}, {}, {}, {}
+    keys, maps, map_differences, figures, figure_differences = ("group", "kind", "state"), {}, {}, {}, {}
     for group, labels in groups.items():
         ap = {key: of.ap.of_classes(labels) for key, of in found.figures.items()}
         places = [store.dataset.classes.index(label) for label in labels]
@@ -209,21 +199,13 @@ def compare_adapted(
     return Adaptation(
         settings={kind: dict(states) for kind, states in settings.items()},
         groups={group: tuple(labels) for group, labels in groups.items()},
-        maps=_joined(maps, "protocol"),
-        map_differences=_joined(map_differences, "reference", "protocol"),
-        figures=_joined(figures),
-        figure_differences=_joined(figure_differences, "reference"),
+        maps=joined(maps, *keys, "protocol"),
+        map_differences=joined(map_differences, *keys, "reference", "protocol"),
+        figures=joined(figures, *keys),
+        figure_differences=joined(figure_differences, *keys, "reference"),
         interpolation=found.interpolation,
         n_images=found.n_images,
     )
-
-
-def _joined(parts: Mapping[tuple[str, ...], pd.DataFrame], *keys: str) -> pd.DataFrame:
-    """One frame, the names of its parts in front."""
-    keys = ("group", "kind", "state", *keys)
-    if not parts:
-        return pd.DataFrame(columns=keys)
-    return pd.concat(parts, names=[*keys, None]).reset_index(keys).reset_index(drop=True)
 
 
 class _Measure:
@@ -288,12 +270,8 @@ class _Measure:
         of_image, rows = sums[:, places], counts[:, places].sum(axis=1).astype(np.float64)
         n_rows, n_images = int(rows.sum()), int((rows > 0).sum())
         if name == "max_iou":  # one box decides: resamples would only tell whether its image is among them
-            return (
-                np.asarray(of_image.max() if n_images else np.nan),
-                np.full(len(self.drawn), np.nan),
-                n_rows,
-                n_images,
-            )
+            value = np.asarray(of_image.max() if n_images else np.nan)
+            return value, np.full(len(self.drawn), np.nan), n_rows, n_images
         of_image = of_image.sum(axis=1).astype(np.float64)
         with np.errstate(invalid="ignore"):  # 0 / 0 where nothing counts: NaN
             value, samples = of_image.sum() / rows.sum(), (self.drawn @ of_image) / (self.drawn @ rows)

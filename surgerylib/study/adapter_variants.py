@@ -61,16 +61,14 @@ def compare_variants(
     batch_size: int = 16,
     **options: Any,
 ) -> dict[str, Variant]:
-    """Train each variant for the same time and measure all on the same images.
+    """Train each variant for the same time (`schedule`) and measure all on the same images.
 
     Args:
         variants: name -> settings; equal ones are trained once.
-        schedule: of the short trainings.
         caches: of `TrainingPlan.token_caches`, computed.
         cache_dir: folder of trainings and stores.
         kind: whose patch tokens are adapted.
         setting: of the maps without an adapter, and of the boxes with one: its floor is a logit.
-        batch_size: images a CLIP forward.
         **options: as for `adaptation.compare_adapted`.
     """
     train, choose = caches["train"], caches["choose"]

@@ -37,13 +37,9 @@ def box_groups(dataset: Dataset, grid: tuple[int, int]) -> pd.DataFrame:
     """The group of each box of a data set under each of `GROUPINGS`: a row a box, a column a grouping.
 
     - size: area in pixels of the original image, COCO's limits.
-    - size in patches: area in patches of the model, to which the whole image is squashed.
+    - size in patches: area in patches of the model (`grid`: rows, columns), to which the whole image is squashed.
     - boxes in the image, of them of its class: how many boxes its image holds, of any class and of its own.
     - aspect: longer side by shorter.
-
-    Args:
-        dataset: whose boxes.
-        grid: the model's patches (rows, columns).
     """
     image, label = truth_codes(dataset)
     sides = box_sides(dataset.boxes)

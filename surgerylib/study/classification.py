@@ -63,9 +63,9 @@ class Classification:
             classes with boxes of their own top1, in which a class of few boxes counts as much as one of thousands.
         """
         ranks, n_boxes = self.ranks(source), len(self.dataset.boxes)
-        figures = ["top1", f"top{TOP}", "class_mean"]
+        frame = pd.DataFrame({"figure": ["top1", f"top{TOP}", "class_mean"]})
         if not n_boxes:
-            return pd.DataFrame({"figure": figures, "value": np.nan, "low": np.nan, "high": np.nan})
+            return frame.assign(value=np.nan, low=np.nan, high=np.nan)
         label, labels = pd.factorize(self.labels, sort=True)
         image, images = pd.factorize(self.dataset.boxes["image_id"], sort=True)
         counted = np.zeros((3, len(images), len(labels)))
@@ -79,25 +79,19 @@ class Classification:
         # a mean over classes is worth no more rows than its rare classes let it be
         rows = [n_boxes, n_boxes, len(labels) ** 2 / (1 / boxes[0]).sum()]
         low, high = share_interval(estimates[0], estimates[1:], np.array(rows), len(images))
-        return pd.DataFrame({"figure": figures, "value": estimates[0], "low": low, "high": high})
+        return frame.assign(value=estimates[0], low=low, high=high)
 
     def confusion(self, source: Setting) -> pd.DataFrame:
         """Boxes of the class of a row in which the class of a column responds most."""
         names = list(self.dataset.classes)
-        counts = np.zeros((len(names), len(names)), dtype=np.int64)
-        np.add.at(counts, (self.labels, self.responses[source].argmax(axis=1)), 1)
-        return pd.DataFrame(counts, names, names)
+        pairs = self.labels * len(names) + self.responses[source].argmax(axis=1)
+        return pd.DataFrame(np.bincount(pairs, minlength=len(names) ** 2).reshape(-1, len(names)), names, names)
 
     def image_level(self, path: str, *, interpolation: str, n_resamples: int = 1000, seed: int = 0) -> BootstrapResult:
         """Multi-label average precision of the images: for each class they are ranked by its CLS score (VOC).
 
         An image is a box that every image has: then detection's average precision is classification's.
-
-        Args:
-            path: whose CLS token: one of `PATHS`.
-            interpolation: as in `average_precision`.
-            n_resamples: of `bootstrap_map`.
-            seed: of the resamples.
+        The CLS token is that of one of `PATHS`; the rest is as in `bootstrap_map`.
         """
         ids, classes = self.dataset.images["image_id"].to_numpy(object), np.array(self.dataset.classes, dtype=object)
         image, label = np.nonzero(present_pairs(self.dataset))

@@ -45,11 +45,8 @@ def map_quality(
 ) -> dict[str, pd.DataFrame]:
     """Every annotated (image, class) pair of a computed store under each setting's maps, see `quality.image_quality`.
 
-    Args:
-        store: computed.
-        settings: name -> setting; those with the same maps are measured once.
-        cam_thresholds: of MaxBoxAccV2, most of the work: 1 where it is not asked for.
-        workers: processes; None takes the CPU's cores.
+    Settings with the same maps are measured once. MaxBoxAccV2 is most of the work: `cam_thresholds` 1 where it is not
+    asked for. `workers`: processes; None takes the CPU's cores.
 
     Returns:
         name -> frame of `quality.QUALITY_COLUMNS`, a row a pair; the same object for the same maps.
@@ -75,17 +72,14 @@ def map_quality(
 
 def quality_by_kind(pairs: Mapping[str, pd.DataFrame], *, n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
     """`quality.quality_summary` of each kind, with a column `kind`; kinds that share a frame are summarised once."""
-    distinct = {id(frame): frame for frame in pairs.values()}
-    summaries = {key: quality_summary(of, n_resamples=n_resamples, seed=seed) for key, of in distinct.items()}
+    summaries = {id(of): quality_summary(of, n_resamples=n_resamples, seed=seed) for of in joint_pairs(pairs).values()}
     return pd.concat([summaries[id(of)].assign(kind=kind) for kind, of in pairs.items()], ignore_index=True)
 
 
 def joint_pairs(pairs: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """Kinds that share a frame, because they have the same maps, under one name: `standard = vv_qk`."""
-    names: dict[int, list[str]] = {}
-    for kind, frame in pairs.items():
-        names.setdefault(id(frame), []).append(kind)
-    return {" = ".join(kinds): pairs[kinds[0]] for kinds in names.values()}
+    distinct = {id(frame): frame for frame in pairs.values()}
+    return {" = ".join(kind for kind, own in pairs.items() if own is of): of for of in distinct.values()}
 
 
 def quality_table(quality: pd.DataFrame) -> pd.DataFrame:
@@ -93,11 +87,10 @@ def quality_table(quality: pd.DataFrame) -> pd.DataFrame:
 
     Kinds with the same figures stand in one column.
     """
-    columns: dict[tuple, list[str]] = {}
-    for kind, frame in quality.groupby("kind", sort=False):
-        column = _quality_column(frame.set_index("figure"))
-        columns.setdefault(tuple(column.items()), []).append(str(kind))
-    return pd.DataFrame({" = ".join(kinds): dict(column) for column, kinds in columns.items()})
+    of_kinds = quality.set_index("figure").groupby("kind", sort=False)
+    columns = pd.DataFrame({kind: _quality_column(of) for kind, of in of_kinds})
+    alike = columns.T.groupby(list(columns.index), sort=False).groups
+    return pd.DataFrame({" = ".join(kinds): columns[kinds[0]] for kinds in alike.values()})
 
 
 def difference_column(pairs_a: pd.DataFrame, pairs_b: pd.DataFrame, *, seed: int = 0) -> pd.Series:
@@ -124,10 +117,5 @@ def _quality_column(of: pd.DataFrame) -> dict[str, str]:
 def _quality_of_piece(task: _Task, cam_thresholds: int) -> list[list[list[PairQuality]]]:
     """[setting][image][pair]."""
     of_settings, truth = task
-    return [
-        [
-            image_quality(of_image, *own, cam_thresholds=cam_thresholds)
-            for of_image, own in zip(maps, truth, strict=True)
-        ]
-        for maps in of_settings
-    ]
+    judged = partial(image_quality, cam_thresholds=cam_thresholds)
+    return [[judged(of_image, *own) for of_image, own in zip(maps, truth, strict=True)] for maps in of_settings]

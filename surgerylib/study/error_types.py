@@ -61,14 +61,8 @@ def detection_errors(
     `11point` and `area`, where a detection whose best box is taken is a duplicate even if it could find another. An IoU
     of exactly f is no localisation error; and detections count on every image, also where there is no ground truth.
 
-    Args:
-        detections: frame with image_id, label, xmin, ymin, xmax, ymax, score.
-        ground_truth: frame with image_id, label, xmin, ymin, xmax, ymax.
-        foreground_iou: f, in (0, 1].
-        interpolation: one of `curves.INTERPOLATIONS`; here it decides the matching.
-
     Raises:
-        ParameterError: as `average_precision`; the IoU is out of range.
+        ParameterError: as `average_precision`, whose arguments these are; f is not in (0, 1].
     """
     (foreground,) = _checked_list([foreground_iou])
     background = foreground / 5
@@ -128,18 +122,12 @@ def error_decomposition(
     Unlike the original, the best-scored of several detections that mean one box is sought among the errors of the
     mended type, not among those of both types; means are over classes with ground truth, before and after alike.
 
-    Args:
-        detections: as in `detection_errors`, and so is `interpolation`.
-        ground_truth: as in `detection_errors`.
-        foreground_ious: each in (0, 1].
-        classes: also listed, besides every label that occurs.
+    Arguments and errors are those of `detection_errors`, with several IoUs; `classes` are listed besides every label
+    that occurs.
 
     Returns:
         Frame label, foreground_iou, error, count, ap, ap_fixed, gain (ap_fixed - ap), a row for each class, foreground
         IoU and error. A class without ground truth has NaN for the last three.
-
-    Raises:
-        ParameterError: as `detection_errors`.
     """
     ious = _checked_list(foreground_ious).tolist()
     options = {"interpolation": interpolation}
@@ -182,9 +170,7 @@ def mean_gains(decomposition: pd.DataFrame) -> pd.DataFrame:
 def fates_by_class(errors: ErrorTypes, classes: Sequence[str]) -> pd.DataFrame:
     """What became of the boxes of each class: counts, a column for each of `FATES`, indexed by class.
 
-    Args:
-        errors: of `detection_errors`.
-        classes: listed first, in this order, with zeros where they have no boxes; then every other label that occurs.
+    `classes` are listed first, with zeros where they have no boxes; then every other label that occurs.
     """
     labels = errors.ground_truth["label"].to_numpy(object)
     names = list(dict.fromkeys([*classes, *sorted(set(labels))]))

@@ -1,4 +1,8 @@
-"""The GT-class evaluation and CLIP's own classification as tables and sentences for a report."""
+"""The GT-class evaluation and CLIP's own classification as tables and sentences for a report.
+
+`summary` is a frame of `localizer_training.summarise`; `groups` and `classes` are those of `head_evaluation.by_group`
+(with a column `grouping`) and `by_class`; `seed` is that of the resamples.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from ..heatmaps import Setting, joint_names
 from ..intervals import basic_interval, resampled_means, with_interval
 from ..metrics import BootstrapResult, paired_difference
 from .classification import TOP, Classification
-from .tables import cells, plain, plain_methods, table
+from .tables import cells, plain, plain_methods, texts, wide
 from .verdict import SHARE, Verdict, verdict
 
 PATH_NAMES = {"qk": "CLS of the stock model (QK path)", "vv": "CLS of the value-value path"}
@@ -26,15 +30,15 @@ _ACCURACIES = {
     "class_mean": "first, mean over classes",
 }
 _GROUP_COLUMNS = {
-    ("oracle", "mean"): "mean IoU, best cell",
-    ("oracle", "median"): "median",
-    ("oracle", SHARE): "share > 0.5",
-    ("cam_peak", "mean"): "mean IoU, CAM's peak",
+    "oracle mean": "mean IoU, best cell",
+    "oracle median": "median",
+    f"oracle {SHARE}": "share > 0.5",
+    "cam_peak mean": "mean IoU, CAM's peak",
 }
 
 
 def spread_finding(summary: pd.DataFrame) -> str:
-    """How many boxes the head finds, for the title of a figure; `summary` as of `localizer_training.summarise`."""
+    """How many boxes the head finds, for the title of a figure."""
     share = summary[summary["figure"] == SHARE].set_index("method")["value"]
     guess = share[list(BASELINES)].max()
     return (
@@ -46,27 +50,23 @@ def spread_finding(summary: pd.DataFrame) -> str:
 def groups_table(breakdown: pd.DataFrame) -> pd.DataFrame:
     """A row a group: boxes, images, mean IoU of best cell and CAM's peak, share > 0.5, and the best guess.
 
-    Args:
-        breakdown: of `head_evaluation.by_group` (with `grouping`) or `by_class`.
+    `breakdown`: `groups` or `classes`.
     """
     keys = [name for name in ("grouping", "group") if name in breakdown.columns]
-    rows = {}
-    for key, part in breakdown.groupby(keys, sort=False):
-        shown = part.assign(cell=cells(part)).set_index(["method", "figure"])
-        best = shown.loc[[(method, "mean") for method in BASELINES], "value"].max()
-        rows[key] = {
-            **{what: f"{int(part[f'n_{what}'].iloc[0]):,}" for what in ("boxes", "images")},
-            **{title: shown.loc[figure, "cell"] for figure, title in _GROUP_COLUMNS.items()},
-            "best guess": "no boxes" if math.isnan(best) else f"{best:.3f}",
-        }
-    names = [key[0] for key in rows] if len(keys) == 1 else pd.MultiIndex.from_tuples(rows, names=["", ""])
-    return table(rows).set_axis(names)
+    of = breakdown.assign(column=breakdown["method"] + " " + breakdown["figure"])
+    first = of.groupby(keys, sort=False)[["n_boxes", "n_images"]].first()
+    guesses = of[of["method"].isin(BASELINES) & (of["figure"] == "mean")]
+    first["guess"] = guesses.groupby(keys, sort=False)["value"].max()
+    shown = wide(of, keys, "column")[list(_GROUP_COLUMNS)]
+    counts = texts(first, {"boxes": ("n_boxes", "{:,}"), "images": ("n_images", "{:,}")})
+    best = texts(first, {"best guess": ("guess", "{:.3f}")})
+    shown = counts.join(shown.rename(columns=_GROUP_COLUMNS)).join(best)
+    return shown.rename_axis(index=[""] * 2 if len(keys) == 2 else None)
 
 
 def groups_finding(breakdown: pd.DataFrame) -> str:
-    """Which group of which grouping is found least, of those with an interval; `breakdown` with `grouping`."""
-    means = breakdown[(breakdown["method"] == "oracle") & (breakdown["figure"] == "mean")]
-    known = means.dropna(subset=["value", "low"])
+    """Which group of which grouping is found least, of those with an interval; `breakdown`: `groups`."""
+    known = _oracle_means(breakdown).dropna(subset=["value", "low"])
     if known.empty:
         return "Too few images to compare groups of boxes."
     spread = known.groupby("grouping", sort=False)["value"].agg(lambda values: values.max() - values.min())
@@ -87,15 +87,14 @@ def accuracy_table(found: Classification, sources: Mapping[str, Setting], *, see
     rows = {}
     joint = joint_names(sources)
     for name, source in tqdm(joint.items(), desc="boxes named rightly", unit="kind", delay=2, leave=False):
-        rows[name] = cells(found.accuracy(source, seed=seed).set_index("figure")).rename(_ACCURACIES).to_dict()
+        rows[name] = cells(found.accuracy(source, seed=seed).set_index("figure"))[list(_ACCURACIES)].tolist()
     n_classes = len(found.dataset.classes)
-    chance = (f"{share:.3f}" for share in (1 / n_classes, min(TOP, n_classes) / n_classes, 1 / n_classes))
-    rows["any class at random"] = dict(zip(_ACCURACIES.values(), chance, strict=True))
+    chance = (1 / n_classes, min(TOP, n_classes) / n_classes, 1 / n_classes)
+    rows["any class at random"] = [f"{share:.3f}" for share in chance]
     counts = found.dataset.boxes["label"].value_counts()
     if len(counts):
-        always = (f"{counts.iloc[0] / counts.sum():.3f}", "", f"{1 / len(counts):.3f}")
-        rows[f"always {counts.index[0]}"] = dict(zip(_ACCURACIES.values(), always, strict=True))
-    return table(rows)
+        rows[f"always {counts.index[0]}"] = [f"{counts.iloc[0] / counts.sum():.3f}", "", f"{1 / len(counts):.3f}"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(_ACCURACIES.values()))
 
 
 def image_level_table(results: Mapping[str, BootstrapResult], found: Classification) -> pd.DataFrame:
@@ -111,14 +110,10 @@ def image_level_table(results: Mapping[str, BootstrapResult], found: Classificat
 def prompt_figures(
     by_prompts: Mapping[str, Classification], source: Setting, *, reference: str, interpolation: str, seed: int = 0
 ) -> pd.DataFrame:
-    """What several ways to put the classes into words are worth, on the same images.
+    """What several ways to put the classes into words (`by_prompts`: prompt set -> classification) are worth.
 
-    Args:
-        by_prompts: prompt set -> what CLIP says with it.
-        source: whose maps name the boxes.
-        reference: the set that the paired difference of the image-level mAP is taken to.
-        interpolation: of the average precision.
-        seed: of the resamples.
+    All on the same images: `source` gives the maps that name the boxes, and `reference` is the prompt set that paired
+    differences are taken to.
 
     Returns:
         Frame prompts, figure, value, low, high: the figures of `Classification.accuracy`, `image_map`, the
@@ -175,6 +170,10 @@ def main_confusions(confusion: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["label", "other", "boxes", "share"])
 
 
+def _oracle_means(breakdown: pd.DataFrame) -> pd.DataFrame:
+    return breakdown[(breakdown["method"] == "oracle") & (breakdown["figure"] == "mean")]
+
+
 def confusion_finding(confusion: pd.DataFrame) -> str:
     """The share of boxes named rightly, and the confusion of most boxes."""
     total = confusion.to_numpy().sum()
@@ -207,11 +206,7 @@ def classification_results(
 ) -> dict[str, Any]:
     """CLIP's own classification as plain values for `evaluation_results.json`.
 
-    Args:
-        found: of every source.
-        sources: kind -> its maps.
-        image_level: path -> its multi-label average precision.
-        seed: of the resamples.
+    `sources`: kind -> its maps; `image_level`: path -> its multi-label average precision.
     """
     # kinds with the same maps name the boxes alike: counted once
     of_key = {}
@@ -241,18 +236,13 @@ def evaluation_results(
 ) -> dict[str, Any]:
     """`evaluation_results.json`: every number of notebook 04 as plain values, classes by name; NaN becomes None.
 
-    Args:
-        said: the verdict.
-        summary: of all boxes evaluated.
-        classes: of `head_evaluation.by_class`; groups: of `by_group`.
-        seen: of `localizer_tables.by_seen`.
-        **more: what else belongs into the file: `classification_results`, and the figures of the prompts.
+    `seen` is of `localizer_tables.by_seen`; `more`: what else belongs into the file, such as `classification_results`
+    and the figures of the prompts.
     """
     return {
         "finding": said.sentence,
         "verdict": plain(asdict(said)),
-        "n_boxes": int(summary["n_boxes"].max()),
-        "n_images": int(summary["n_images"].max()),
+        **plain(summary[["n_boxes", "n_images"]].max()),
         "methods": plain_methods(summary),
         "by_class": _by_group(classes),
         "by_group": {grouping: _by_group(of) for grouping, of in groups.groupby("grouping", sort=False)},
@@ -266,26 +256,21 @@ def _by_group(breakdown: pd.DataFrame) -> dict[str, Any]:
 
 
 def _part(part: pd.DataFrame) -> dict[str, Any]:
-    counts = {name: int(part[name].iloc[0]) for name in ("n_boxes", "n_images")}
+    counts = plain(part[["n_boxes", "n_images"]].iloc[0])
     return counts | {"methods": plain_methods(part) if counts["n_boxes"] else None}
 
 
 def verdicts_table(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The verdict of each part of the classes: a row a part, the share with its interval."""
-    rows = {}
-    for name, summary in parts.items():
-        said = verdict(summary)
-        rows[name] = {
-            "boxes": f"{summary['n_boxes'].max():,}",
-            "share > 0.5, best cell": with_interval(said.share, said.low, said.high),
-            "verdict": "no boxes" if math.isnan(said.share) else said.outcome,
-        }
-    return table(rows)
+    rows = {name: asdict(verdict(of)) | {"n_boxes": of["n_boxes"].max()} for name, of in parts.items()}
+    of = pd.DataFrame.from_dict(rows, orient="index")
+    shown = texts(of, {"boxes": ("n_boxes", "{:,}"), "share > 0.5, best cell": ("share", "interval")})
+    return shown.assign(verdict=of["outcome"].where(of["share"].notna(), "no boxes"))
 
 
 def classes_finding(classes: pd.DataFrame) -> str:
-    """The classes that are found most and least; `classes` of `head_evaluation.by_class`."""
-    means = classes[(classes["method"] == "oracle") & (classes["figure"] == "mean")].dropna(subset="value")
+    """The classes that are found most and least."""
+    means = _oracle_means(classes).dropna(subset="value")
     if means.empty:
         return "No class has boxes"
     best, worst = means.loc[means["value"].idxmax()], means.loc[means["value"].idxmin()]

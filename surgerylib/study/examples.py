@@ -43,15 +43,10 @@ class Example(NamedTuple):
 def examples(
     store: HeatmapStore, states: Mapping[str, Setting], groups: Mapping[str, Sequence[str]], *, count: int
 ) -> list[Example]:
-    """Images to look at before and after: classes of each group in turn, and last one that is not in the image.
+    """Up to `count` images before and after: classes of each group in turn, and last one that is not in the image.
 
     The absent class is the one whose map was highest before, on the first image shown: the worst of its false boxes.
-
-    Args:
-        store: computed, with the adapter's maps.
-        states: state -> setting, of one kind.
-        groups: of `adaptation.class_groups`.
-        count: how many; fewer where there are no more, none for 0.
+    `store` is computed with the adapter's maps, `states` are of one kind, and `groups` of `adaptation.class_groups`.
     """
     data = store.dataset
     ids = data.images["image_id"].tolist()

@@ -19,15 +19,10 @@ _BLOCK = 64  # images whose maps are in memory at a time
 
 
 def floor_values(store: HeatmapStore, setting: Setting, percentiles: Sequence[float]) -> dict[float, float]:
-    """Percentiles of the raw values of all maps: every image, class and patch counts alike.
+    """Percentiles (between 0 and 100) of the raw values of all maps: every image, class and patch counts alike.
 
     Raw values differ from model to model, similarity to similarity and training to training; their percentiles are
     asked for in one way everywhere. Some images are held at a time, and of all values a histogram alone.
-
-    Args:
-        store: computed.
-        setting: which maps.
-        percentiles: between 0 and 100, both excluded.
 
     Returns:
         percentile -> raw value, within 1/131,072 (half a bin of the histogram) of the values' range of what

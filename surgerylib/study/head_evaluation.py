@@ -22,6 +22,7 @@ from ..files import PROJECT_ROOT, checkpoint_file, file_sha256
 from ..heatmaps import Setting
 from ..localizer import GTClassLocalizer, clip_and_maps, load_localizer, to_grid, untrained_localizer
 from .box_groups import GROUPINGS, box_groups
+from .tables import joined
 from .training import PUBLISHED
 
 EVALUATED = ("all", "seen", "unseen")
@@ -71,12 +72,7 @@ class Head:
 
 
 def open_head(out_dir: Path, localizer: str | None, clip: SurgeryCLIP, classes: Sequence[str]) -> Head:
-    """The head to evaluate: the file named, or the one that notebook 03 left in the run's folder.
-
-    Args:
-        out_dir: the run's folder.
-        localizer: a file, relative to the project or absolute; None takes the run's own.
-        clip, classes: what it must belong to.
+    """The head to evaluate, of `find_head`, for this CLIP and class list.
 
     Raises:
         CheckpointError: there is none, or it belongs to another CLIP or class list.
@@ -107,12 +103,7 @@ def load_head(path: Path, clip: SurgeryCLIP, classes: Sequence[str]) -> tuple[GT
 
 
 def find_head(out_dir: Path, localizer: str | None, root: Path = PROJECT_ROOT) -> Path:
-    """The file of the head to evaluate.
-
-    Args:
-        out_dir: the run's folder.
-        localizer: a file, relative to the project or absolute; None takes the run's own.
-        root: the project's folder.
+    """The head's file: `localizer`, absolute or relative to the project (`root`), or else what notebook 03 left.
 
     Raises:
         CheckpointError: there is none; the message says how to get one.
@@ -153,10 +144,7 @@ def evaluated_classes(head: Head, classes: Sequence[str], which: str) -> list[st
 def evaluate_head(head: Head, cache: FeatureCache, classes: Iterable[str]) -> pd.DataFrame:
     """Every ground truth box of some classes, told its class: IoUs by method, and its groups.
 
-    Args:
-        head: as of `open_head`.
-        cache: computed, of `Head.cache`.
-        classes: names.
+    `cache` is `Head.cache`, computed.
 
     Returns:
         Frame image_id, label, box_row (of the data set's boxes), row, column (of the best cell), an IoU column for each
@@ -174,27 +162,19 @@ def evaluate_head(head: Head, cache: FeatureCache, classes: Iterable[str]) -> pd
 def by_group(ious: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """As `by_class`, under each of `box_groups.GROUPINGS`, which the frame's first column names: `grouping`."""
     groupings = tqdm(GROUPINGS.items(), desc="groups of boxes", delay=2, leave=False)
-    parts = {grouping: _breakdown(ious, grouping, names, seed) for grouping, names in groupings}
-    return pd.concat(parts, names=["grouping", None]).reset_index("grouping").reset_index(drop=True)
+    return joined({grouping: _breakdown(ious, grouping, of, seed) for grouping, of in groupings}, "grouping")
 
 
 def by_class(ious: pd.DataFrame, classes: Sequence[str], *, seed: int = 0) -> pd.DataFrame:
-    """`summarise` of each class's boxes; intervals over the images that hold some of them.
+    """`summarise` of each class's boxes (`ious` of `evaluate_head`), with a first column `group`, the class.
 
-    Args:
-        ious: of `evaluate_head`.
-        classes: in the order to be listed; those without a box are listed too, with NaN.
-        seed: of the resamples.
-
-    Returns:
-        Frame group (the class), and the columns of the summary.
+    Intervals are over the images that hold some of them; classes without a box are listed too, with NaN.
     """
     return _breakdown(ious, "label", classes, seed)
 
 
 def _breakdown(ious: pd.DataFrame, column: str, names: Iterable[str], seed: int) -> pd.DataFrame:
-    parts = {name: summarise(ious[ious[column] == name], seed=seed) for name in names}
-    return pd.concat(parts, names=["group", None]).reset_index("group").reset_index(drop=True)
+    return joined({name: summarise(ious[ious[column] == name], seed=seed) for name in names}, "group")
 
 
 def pick_examples(ious: pd.DataFrame, count: int) -> dict[str, pd.DataFrame]:
@@ -215,15 +195,9 @@ def pick_examples(ious: pd.DataFrame, count: int) -> dict[str, pd.DataFrame]:
 
 @torch.no_grad()
 def head_boxes(model: GTClassLocalizer, cache: FeatureCache, rows: pd.DataFrame) -> list[np.ndarray]:
-    """What the head says of some ground truth boxes: for each [2, 4], the best cell's box and that at the CAM's peak.
+    """The head's boxes for some rows of `evaluate_head`: for each [2, 4], of the best cell and at the CAM's peak.
 
-    Args:
-        model: the head.
-        cache: computed.
-        rows: of `evaluate_head`.
-
-    Returns:
-        xyxy in pixels of the original image, in the order of the rows.
+    xyxy in pixels of the original image, in the order of the rows.
     """
     data = cache.dataset
     place = pd.Index(data.images["image_id"])

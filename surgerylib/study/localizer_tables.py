@@ -1,4 +1,8 @@
-"""The localiser's figures as tables and sentences for a report."""
+"""The localiser's figures as tables and sentences for a report.
+
+`ious` is a frame of `localizer_training.localize`, or by name several on the same boxes; `summary` is one of
+`localizer_training.summarise`; `seed` is that of the resamples.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from ..engine.training import Training
 from ..localizer import GTClassLocalizer
 from ..words import METHOD_NAMES
 from .box_groups import SIZE_LIMITS, box_sizes
-from .tables import cells, plain, plain_methods, table
+from .tables import cells, plain, plain_methods, table, texts, wide
 
 FIGURES = {
     "mean": "mean IoU",
@@ -30,21 +34,17 @@ FIGURES = {
 
 
 def answer_table(summary: pd.DataFrame) -> pd.DataFrame:
-    """A row a method, `value [low, high]`; `summary` as of `localizer_training.summarise`."""
-    known = [method for method in METHODS if method in set(summary["method"])]
-    text = cells(summary.set_index(["method", "figure"]))
-    return table({METHOD_NAMES[of]: {title: text[of, figure] for figure, title in FIGURES.items()} for of in known})
+    """A row a method, `value [low, high]`."""
+    of = wide(summary, "method", "figure")
+    of = of.reindex([name for name in METHODS if name in of.index])[list(FIGURES)]
+    return of.rename(index=METHOD_NAMES, columns=FIGURES).rename_axis(None).rename_axis(columns=None)
 
 
 def finding(ious: pd.DataFrame, summary: pd.DataFrame, *, seed: int = 0) -> str:
     """One sentence that answers the notebook's question with its figures.
 
-    Learned is what lies above every guess (intervals that don't overlap) and above the untrained head (paired).
-
-    Args:
-        ious: of `localize`, with baselines and `with_untrained`.
-        summary: of `summarise`.
-        seed: of the resamples.
+    Learned is what lies above every guess (intervals that don't overlap) and above the untrained head (paired): `ious`
+    has both.
     """
     if ious.empty:
         return "No image of this split holds a box of the class list: nothing can be measured."
@@ -69,7 +69,7 @@ def finding(ious: pd.DataFrame, summary: pd.DataFrame, *, seed: int = 0) -> str:
 
 
 def by_seen(ious: pd.DataFrame, seen: Sequence[str], *, seed: int = 0) -> dict[str, pd.DataFrame]:
-    """`summarise` apart for the classes that were trained on and the others; `ious` as of `localize`."""
+    """`summarise` apart for the classes that were trained on and the others."""
     is_seen = ious["label"].isin(seen)
     parts = {"seen classes": ious[is_seen], "unseen classes": ious[~is_seen]}
     return {name: summarise(part, seed=seed) for name, part in parts.items()}
@@ -97,53 +97,47 @@ def parts_table(clip: SurgeryCLIP, model: GTClassLocalizer) -> pd.DataFrame:
 
 def cache_table(caches: Mapping[str, FeatureCache]) -> pd.DataFrame:
     """What the caches hold and take on disk."""
-    rows = {}
-    for role, cache in caches.items():
-        rows[f"{role} ({cache.dataset.split})"] = {
+    rows = {
+        f"{role} ({cache.dataset.split})": {
             "images": f"{len(cache.dataset.images):,}",
             "boxes": f"{len(cache.dataset.boxes):,}",
             "an image": f"{cache.record.itemsize / 1000:,.0f} kB",
             "all": f"{cache.nbytes / 1e6:,.1f} MB",
         }
+        for role, cache in caches.items()
+    }
     return table(rows)
 
 
 def variant_figures(ious: Mapping[str, pd.DataFrame], reference: str, *, seed: int = 0) -> pd.DataFrame:
-    """Heads side by side on the same boxes, with the paired difference of each to one of them.
-
-    Args:
-        ious: variant -> frame of `localize`, all on the same boxes.
-        reference: the one that differences are taken to.
-        seed: of the resamples.
+    """Heads (variant -> `ious`) side by side, with the paired difference of each to one of them, the `reference`.
 
     Returns:
         Frame variant, method (`oracle`, `cam_peak`), value, low, high: mean IoU; difference, difference_low,
         difference_high: variant minus reference.
     """
-    methods, parts = list(UNTRAINED), {}
+    methods, parts = list(UNTRAINED), []
     for name, frame in ious.items():
         figures = summarise(frame[["image_id", *methods]], seed=seed)
         differences = localization_difference(frame[methods], ious[reference][methods], frame["image_id"], seed=seed)
-        both = figures.merge(differences, on=["method", "figure"], suffixes=("", "_difference"))
-        parts[name] = both[both["figure"] == "mean"]
-    found = pd.concat(parts, names=["variant", None]).reset_index("variant")
-    found = found.rename(columns={f"{end}_difference": f"difference_{end}" for end in ("low", "high")})
+        names = {"low": "difference_low", "high": "difference_high"}
+        both = figures.merge(differences.rename(columns=names), on=["method", "figure"])
+        parts.append(both[both["figure"] == "mean"].assign(variant=name))
     columns = ["variant", "method", "value", "low", "high", "difference", "difference_low", "difference_high"]
-    return found.reset_index(drop=True)[columns]
+    return pd.concat(parts, ignore_index=True)[columns]
 
 
 def variants_table(figures: pd.DataFrame, reference: str) -> pd.DataFrame:
     """`variant_figures` for a reader: a row a variant."""
-    titles = {"oracle": "best cell", "cam_peak": "CAM's peak"}
-    by_method = {title: figures[figures["method"] == method].set_index("variant") for method, title in titles.items()}
-    columns = {f"mean IoU, {title}": cells(own) for title, own in by_method.items()}
-    for title, own in by_method.items():
-        columns[f"minus {reference}, {title}"] = cells(own, "difference", sign=True).where(own.index != reference, "–")
-    return pd.DataFrame(columns).rename_axis(None)
+    of = figures.assign(method=figures["method"].map({"oracle": "best cell", "cam_peak": "CAM's peak"}))
+    means = wide(of, "variant", "method").add_prefix("mean IoU, ")
+    differences = wide(of, "variant", "method", "difference", sign=True).add_prefix(f"minus {reference}, ")
+    differences.loc[reference] = "–"
+    return means.join(differences).rename_axis(None).rename_axis(columns=None)
 
 
 def variants_finding(figures: pd.DataFrame, reference: str) -> str:
-    """What CLIP adds to the raw image, in a sentence; `figures` of `variant_figures`."""
+    """What CLIP adds to the raw image, in a sentence, of `variant_figures`."""
     oracle = figures[figures["method"] == "oracle"].set_index("variant")
     if oracle["value"].isna().all():
         return "No box to compare on."
@@ -170,10 +164,7 @@ def positive_figures(
 ) -> pd.DataFrame:
     """What the assigner does to boxes of each size, of the classes that are trained on.
 
-    Args:
-        tasks: assigner -> what was trained with it, on the same images.
-        ious: assigner -> frame of `localize` on `data`.
-        data: where the IoU is measured.
+    `tasks`: assigner -> what was trained with it, on the same images; `ious`: assigner -> the same on `data`.
 
     Returns:
         Frame size, assigner, n_boxes (trained on), ever_positive (share of them), n_measured, mean_iou (best cell).
@@ -191,15 +182,14 @@ def positive_figures(
 
 def positives_table(figures: pd.DataFrame) -> pd.DataFrame:
     """`positive_figures` for a reader: a row a size."""
-    rows: dict[str, dict[str, str]] = {}
-    for row in figures.itertuples():
-        limit = SIZE_LIMITS[row.size]
-        cell = rows.setdefault(f"{row.size} (below {limit**0.5:.0f}² px)" if limit < math.inf else row.size, {})
-        cell["boxes trained on"] = f"{row.n_boxes:,}"
-        cell[f"ever a positive, {row.assigner}"] = f"{row.ever_positive:.3f}" if row.n_boxes else "no boxes"
-        cell[f"mean IoU, {row.assigner}"] = f"{row.mean_iou:.3f}" if row.n_measured else "no boxes"
-    found = table(rows)
-    return found[sorted(found.columns, key=lambda name: ("boxes", "ever", "mean").index(name.split()[0]))]
+    limits = {size: f" (below {limit**0.5:.0f}² px)" for size, limit in SIZE_LIMITS.items() if limit < math.inf}
+    of = figures.assign(size=figures["size"] + figures["size"].map(limits).fillna(""))
+    counts = texts(of, {"boxes trained on": ("n_boxes", "{:,}")}).groupby(of["size"], sort=False).first()
+    columns = {"ever a positive": ("ever_positive", "{:.3f}"), "mean IoU": ("mean_iou", "{:.3f}")}
+    shares = texts(of, columns).pivot_table(
+        index=of["size"], columns=of["assigner"], values=list(columns), aggfunc="first", sort=False
+    )
+    return counts.join(shares.set_axis(shares.columns.map(", ".join), axis=1)).rename_axis(None)
 
 
 def training_results(
@@ -215,8 +205,7 @@ def training_results(
     """`training_results.json`: every number of the notebook as plain values; NaN becomes null."""
     return {
         "finding": sentence,
-        "n_boxes": int(summary["n_boxes"].max()),
-        "n_images": int(summary["n_images"].max()),
+        **plain(summary[["n_boxes", "n_images"]].max()),
         "methods": plain_methods(summary),
         "by_seen": {name: plain_methods(part) for name, part in seen.items()},
         "best_epoch": training.best_epoch,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..datasets import Dataset
+from ..datasets import Dataset, counted
 from ..engine.finding import NO_BOXES, Boxes
 from ..engine.measures import best_overlaps, truth_codes
 from ..heatmaps import Setting
@@ -76,9 +76,8 @@ def class_figures(
         source: the maps of the kind shown.
         grid: the model's patches (rows, columns).
         ap_by_class: of notebook 01: protocol, kind, label, iou_threshold, ap, low, high.
-        gaps: of `response_gaps`, a row a class, of the kind shown.
-        decomposition: of `error_types.error_decomposition`, of the detections of that kind.
-        errors: of `error_types.detection_errors`, of the same at the lowest IoU.
+        gaps, decomposition, errors: of `response_gaps`, `error_types.error_decomposition` and, at the lowest IoU,
+            `error_types.detection_errors`, of the kind shown.
         evaluation: `evaluation_results.json` of notebook 04; None where it has not run.
 
     Returns:
@@ -112,10 +111,7 @@ def gains_of(figures: pd.DataFrame) -> pd.DataFrame:
 def response_gaps(pairs: Mapping[str, pd.DataFrame], classes: Sequence[str], *, seed: int = 0) -> pd.DataFrame:
     """How much more a class's map responds inside its boxes than outside, by class and kind, with 95 % intervals.
 
-    Args:
-        pairs: kind -> frame of `diagnosis.map_quality`.
-        classes: those listed.
-        seed: of the resamples of the images.
+    `pairs`: kind -> frame of `diagnosis.map_quality`; `seed` of the resamples of the images.
 
     Returns:
         Frame label, kind, gap, gap_low, gap_high (mean response inside minus outside), inverted, inverted_low,
@@ -139,15 +135,9 @@ def response_gaps(pairs: Mapping[str, pd.DataFrame], classes: Sequence[str], *, 
 def failing_classes(
     figures: pd.DataFrame, iou_thresholds: Sequence[float], *, kind: str, count: int = 3
 ) -> list[Failure]:
-    """The classes with the lowest mean AP, worst first, each with what its failing comes from.
+    """The `count` classes with the lowest mean AP, worst first, each with what its failing comes from.
 
-    A class that lacks less than `LEAST_GAIN` does not fail.
-
-    Args:
-        figures: of `class_figures`.
-        iou_thresholds: of the report.
-        kind: the kind shown.
-        count: how many classes.
+    A class that lacks less than `LEAST_GAIN` does not fail. `figures` of `class_figures`, of the kind shown.
     """
     failing = figures[figures["mean_ap"] <= 1 - LEAST_GAIN].sort_index()
     failing = failing.sort_values(["mean_ap", "n_boxes"], ascending=[True, False], kind="stable")
@@ -161,9 +151,7 @@ def failing_finding(failures: Sequence[Failure], *, any_boxes: bool = True) -> s
     if not failures:
         return "No image of this split holds a box of the class list: no class can be judged."
     *parts, last = (
-        f"{of.label} (mean AP {of.mean_ap:.3f} on {of.n_boxes:,} {'box' if of.n_boxes == 1 else 'boxes'}: "
-        f"{of.cause_name})"
-        for of in failures
+        f"{of.label} (mean AP {of.mean_ap:.3f} on {counted(of.n_boxes, 'box')}: {of.cause_name})" for of in failures
     )
     if not parts:
         return f"The class that fails most: {last}."
@@ -181,20 +169,12 @@ def precision_recall(
 ) -> pd.DataFrame:
     """The corners of each class's precision-recall curve: behind each true positive.
 
-    Args:
-        detections: as in `average_precision`.
-        ground_truth: as in `average_precision`.
-        iou_threshold: at which a box counts as found.
-        interpolation: decides the matching, as there.
-        classes: also listed, besides every label that occurs.
-        most_points: of a class with more true positives, so many of them, evenly spaced in recall, first and last too.
+    Arguments and errors are those of `average_precision`; `interpolation` decides the matching. Of a class with more
+    true positives than `most_points` so many are taken, evenly spaced in recall, first and last too.
 
     Returns:
         Frame label, recall, precision, score (from which on), in the order of the ranking. A class without ground truth
         or without a true positive has no row.
-
-    Raises:
-        ParameterError: as `average_precision`.
     """
     run = match(detections, ground_truth, (iou_threshold,), interpolation, classes=classes)
     # the order of `Matches`
@@ -221,10 +201,7 @@ def best_detection_iou(detections: pd.DataFrame, dataset: Dataset) -> np.ndarray
 def pick_images(best_iou: np.ndarray, dataset: Dataset, count: int) -> dict[str, tuple[list[str], list[str]]]:
     """For each class the images in which its boxes are met best and worst: label -> (good, bad) image ids.
 
-    Args:
-        best_iou: of `best_detection_iou`.
-        dataset: images and boxes.
-        count: of each so many, none in both; with few images the good ones come first.
+    `best_iou` of `best_detection_iou`; of each so many, none in both; with few images the good ones come first.
     """
     means = dataset.boxes.assign(iou=best_iou).groupby(["label", "image_id"])["iou"].mean().reset_index()
     picked = {}
@@ -285,7 +262,7 @@ def _failure(row: pd.Series, iou_thresholds: Sequence[float], kind: str) -> Fail
     label, mean_ap, n_boxes = str(row.name), float(row["mean_ap"]), int(row["n_boxes"])
     ranked = gains_of(row.to_frame().T).iloc[0].astype(float).sort_values(ascending=False, kind="stable")
     (cause, gain), (following, next_gain) = ranked.iloc[:2].items()
-    boxes, few = "box" if n_boxes == 1 else "boxes", " (too few to be sure of)" if n_boxes < 10 else ""
+    boxes, few = counted(n_boxes, "box"), " (too few to be sure of)" if n_boxes < 10 else ""
     if gain >= LEAST_GAIN:
         name, meaning = CAUSES[cause]
         second = f" (next: {CAUSES[following][0]}, +{next_gain:.3f})" if next_gain >= LEAST_GAIN else ""
@@ -297,9 +274,9 @@ def _failure(row: pd.Series, iou_thresholds: Sequence[float], kind: str) -> Fail
         cause = name = NO_CAUSE
         said = (
             f"no single kind of error explains it, for mending any one alone gives back less than {LEAST_GAIN}; "
-            f"of its {boxes} at IoU {min(iou_thresholds):.2f}: {fates_text(row)}"
+            f"of its {boxes.split()[1]} at IoU {min(iou_thresholds):.2f}: {fates_text(row)}"
         )
-    sentence = f"{label}, {n_boxes:,} {boxes}{few}, mean AP {mean_ap:.3f}: {said}. {_evidence(row, cause, kind)}"
+    sentence = f"{label}, {boxes}{few}, mean AP {mean_ap:.3f}: {said}. {_evidence(row, cause, kind)}"
     return Failure(label, n_boxes, mean_ap, cause, name, gain, sentence)
 
 

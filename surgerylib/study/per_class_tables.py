@@ -1,4 +1,8 @@
-"""The per-class analysis as tables, cards and plain values."""
+"""The per-class analysis as tables, cards and plain values.
+
+`ap_by_class` is notebook 01's frame, `figures` that of `per_class.class_figures`, `gaps` that of
+`per_class.response_gaps`, `gains` that of `error_types.mean_gains`; AP is shown of one kind at some IoU thresholds.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..datasets import counted
 from ..intervals import number
 from .per_class import CAUSES, LEAST_GAIN, PROTOCOL, Failure, fates_text, gains_of
-from .tables import cells, plain, table
+from .tables import cells, plain, table, texts
 
 ERROR_MEANINGS = {
     "classification": "on an object of another class (IoU ≥ t)",
@@ -34,84 +39,53 @@ def card_thresholds(iou_thresholds: Sequence[float]) -> list[float]:
 def failing_table(
     failures: Sequence[Failure], ap_by_class: pd.DataFrame, thresholds: Sequence[float], kind: str
 ) -> pd.DataFrame:
-    """The failing classes, worst first: boxes, AP, cause, and what mending it would give back.
-
-    Args:
-        failures: of `per_class.failing_classes`.
-        ap_by_class: of notebook 01.
-        thresholds: IoU thresholds whose AP is shown.
-        kind: the kind shown.
-    """
-    ap = _ap_cells(ap_by_class, kind, thresholds)
-    rows = {
-        of.label: {
-            "boxes": f"{of.n_boxes:,}",
-            "mean AP": f"{of.mean_ap:.3f}",
-            **ap.loc[of.label],
-            "what fails": of.cause_name,
-            "mending it gives back": f"{of.gain:+.3f}",
-        }
-        for of in failures
-    }
-    return table(rows)
+    """The failing classes (`per_class.failing_classes`), worst first: boxes, AP, cause, what mending it gives back."""
+    of = pd.DataFrame(failures).set_index("label").rename_axis(None)
+    shown = texts(of, {"boxes": ("n_boxes", "{:,}"), "mean AP": ("mean_ap", "{:.3f}")})
+    shown = shown.join(_ap_cells(ap_by_class, kind, thresholds)).assign(**{"what fails": of["cause_name"]})
+    return shown.join(texts(of, {"mending it gives back": ("gain", "{:+.3f}")}))
 
 
 def overview(
     figures: pd.DataFrame, ap_by_class: pd.DataFrame, thresholds: Sequence[float], kind: str
 ) -> tuple[pd.DataFrame, dict[str, list[float]]]:
-    """All classes side by side as text, and the numbers to sort some columns by.
-
-    Args:
-        figures: of `per_class.class_figures`.
-        ap_by_class: of notebook 01.
-        thresholds: IoU thresholds whose AP is shown.
-        kind: the kind shown.
-
-    Returns:
-        For `sortable.sortable_table`: the frame and `sort_values`.
-    """
-    texts: dict[str, Sequence[str]] = {}
-    numbers: dict[str, list[float]] = {}
-    # a class with boxes may still not have been measured: its boxes cover the image, or no head was asked for it
-    unmeasured = np.where(figures["n_boxes"] > 0, "–", "no boxes")
-
-    def add(name: str, values: pd.Series, form: str | pd.Series) -> None:
-        numbers[name] = values.astype(float).tolist()
-        text = values.map(form.format) if isinstance(form, str) else form
-        texts[name] = text.str.replace("-", "−").where(values.notna(), unmeasured).tolist()
-
-    add("boxes", figures["n_boxes"], "{:,}")
-    add("images", figures["n_images"], "{:,}")
-    add("size, px", figures["side"], "{:.0f}")
-    add("size, patches", figures["patches"], "{:.1f}")
-    add("mean AP", figures["mean_ap"], "{:.3f}")
+    """All classes side by side as text, and the numbers to sort some columns by: for `sortable.sortable_table`."""
+    gains = gains_of(figures)
+    frame = figures.assign(mending=gains.max(axis=1))
+    columns = {
+        "boxes": ("n_boxes", "{:,}"),
+        "images": ("n_images", "{:,}"),
+        "size, px": ("side", "{:.0f}"),
+        "size, patches": ("patches", "{:.1f}"),
+        "mean AP": ("mean_ap", "{:.3f}"),
+    }
     for threshold in thresholds:
-        own = _of(ap_by_class, kind, threshold).reindex(figures.index)
-        add(f"AP@{threshold:.2f}", own["ap"], cells(own, "ap"))
-    add("inside − outside", figures["gap"], cells(figures, "gap"))
-    add("inverted", figures["inverted"], "{:.2f}")
-    add("right name first", figures["right_first"], "{:.2f}")
-    texts["mistaken for"] = [
+        name = f"AP@{threshold:.2f}"
+        own = _of(ap_by_class, kind, threshold)[["ap", "low", "high"]]
+        frame = frame.join(own.set_axis([name, f"{name}_low", f"{name}_high"], axis=1))
+        columns[name] = (name, "interval")
+    columns |= {
+        "inside − outside": ("gap", "interval"),
+        "inverted": ("inverted", "{:.2f}"),
+        "right name first": ("right_first", "{:.2f}"),
+    }
+    if figures["oracle"].notna().any():
+        columns |= {"head, best cell": ("oracle", "interval"), "head, CAM's peak": ("cam_peak", "{:.3f}")}
+    columns["mending it"] = ("mending", "{:+.3f}")
+    # a class with boxes may still not have been measured: its boxes cover the image, or no head was asked for it
+    shown = texts(frame, columns, np.where(figures["n_boxes"] > 0, "–", "no boxes"))
+    mistaken = [
         f"{other} ({100 * share:.0f} %)" if isinstance(other, str) else "–"
         for other, share in figures[["confused_with", "confused_share"]].itertuples(index=False)
     ]
-    if figures["oracle"].notna().any():
-        add("head, best cell", figures["oracle"], cells(figures, "oracle"))
-        add("head, CAM's peak", figures["cam_peak"], "{:.3f}")
-    gains = gains_of(figures)
-    largest = gains.max(axis=1)
-    costliest = gains.fillna(-1).idxmax(axis=1).where(largest >= LEAST_GAIN, "–")
-    texts["costliest error"] = costliest.where(largest.notna(), "no boxes").tolist()
-    add("mending it", largest, "{:+.3f}")
-    return pd.DataFrame(texts, index=figures.index), numbers
+    shown.insert(shown.columns.get_loc("right name first") + 1, "mistaken for", mistaken)
+    costliest = gains.fillna(-1).idxmax(axis=1).where(frame["mending"] >= LEAST_GAIN, "–")
+    shown.insert(shown.shape[1] - 1, "costliest error", costliest.where(frame["mending"].notna(), "no boxes"))
+    return shown, {title: frame[name].astype(float).tolist() for title, (name, _) in columns.items()}
 
 
 def error_table(gains: pd.DataFrame) -> pd.DataFrame:
-    """What mending each type of error alone gives back in mAP: a row a type, a column an IoU threshold.
-
-    Args:
-        gains: of `error_types.mean_gains`.
-    """
+    """What mending each type of error alone gives back in mAP: a row a type, a column an IoU threshold."""
     rows = {"mAP as it is": {"": ""}} | {error: {"": meaning} for error, meaning in ERROR_MEANINGS.items()}
     for error, iou, count, as_is, gain in gains[["error", "foreground_iou", "count", "map", "gain"]].to_numpy(object):
         column, unknown = f"t = {iou:.2f}", math.isnan(as_is)
@@ -121,7 +95,7 @@ def error_table(gains: pd.DataFrame) -> pd.DataFrame:
 
 
 def errors_finding(gains: pd.DataFrame) -> str:
-    """Which type of error costs most at the lowest and at the highest IoU; `gains` of `error_types.mean_gains`."""
+    """Which type of error costs most at the lowest and at the highest IoU."""
     if gains["gain"].isna().all():
         return "No box to be found: nothing can be decomposed."
     worst = gains.loc[gains.groupby("foreground_iou")["gain"].idxmax()].set_index("foreground_iou")
@@ -134,7 +108,7 @@ def errors_finding(gains: pd.DataFrame) -> str:
 
 
 def costliest_finding(figures: pd.DataFrame) -> str:
-    """Which type of error costs most in most classes; `figures` of `per_class.class_figures`."""
+    """Which type of error costs most in most classes."""
     gains = gains_of(figures)
     gains = gains[gains.max(axis=1) >= LEAST_GAIN]
     if gains.empty:
@@ -162,7 +136,7 @@ def size_finding(figures: pd.DataFrame) -> str:
 
 
 def gaps_finding(gaps: pd.DataFrame) -> str:
-    """In how many classes each kind's maps are higher inside the boxes; `gaps` of `per_class.response_gaps`."""
+    """In how many classes each kind's maps are higher inside the boxes."""
     known = gaps.dropna(subset="gap_low").groupby("kind", sort=False)["gap_low"]
     parts = [f"{kind} in {(lows > 0).sum()} of {len(lows)}" for kind, lows in known]
     if gaps["gap"].isna().all():
@@ -177,12 +151,7 @@ def card_table(
 ) -> pd.DataFrame:
     """A class's card: a row a kind with its AP and its response inside against outside.
 
-    Args:
-        label: the class.
-        ap_by_class: of notebook 01.
-        gaps: of `per_class.response_gaps`, by the same names of kinds.
-        kinds: name (kinds with the same maps joined) -> one of its kinds.
-        thresholds: IoU thresholds whose AP is shown.
+    `kinds`: name (kinds with the same maps joined), the same as in `gaps` -> one of its kinds.
     """
     of = gaps[gaps["label"] == label].set_index("kind")
     responses = pd.DataFrame({"inside − outside": cells(of, "gap"), "inverted": cells(of, "inverted")})
@@ -191,11 +160,9 @@ def card_table(
 
 
 def card_text(row: pd.Series, lowest_iou: float, kind: str) -> str:
-    """What a class's card says in words, as Markdown lists it."""
-    lines = [
-        f"{int(row['n_boxes']):,} box{'' if row['n_boxes'] == 1 else 'es'} on {int(row['n_images']):,} "
-        f"image{'' if row['n_images'] == 1 else 's'}; median size {row['side']:.0f} px, {row['patches']:.1f} patches"
-    ]
+    """What a class's card says in words, as Markdown lists it; `row` of `figures`."""
+    sizes = f"median size {row['side']:.0f} px, {row['patches']:.1f} patches"
+    lines = [f"{counted(int(row['n_boxes']), 'box')} on {counted(int(row['n_images']), 'image')}; {sizes}"]
     if not math.isnan(row["oracle"]):
         oracle = cells(row.to_frame().T, "oracle").iloc[0]
         lines.append(
@@ -227,19 +194,11 @@ def per_class_results(
 ) -> dict[str, Any]:
     """`per_class_results.json`: every number of notebook 05 as plain values, classes by name; NaN becomes None.
 
-    Args:
-        finding: the notebook's sentence.
-        failures: the failing classes.
-        figures: of `per_class.class_figures`.
-        gains: of `error_types.mean_gains`.
-        decomposition: of `error_types.error_decomposition`.
-        **more: what else belongs into the file.
+    `decomposition` is of `error_types.error_decomposition`; `more`: what else belongs into the file.
     """
     return {
         "finding": finding,
-        "failing": [
-            {name: value for name, value in failure._asdict().items() if name != "n_boxes"} for failure in failures
-        ],
+        "failing": plain(pd.DataFrame(failures, columns=Failure._fields).drop(columns="n_boxes")),
         "classes": plain(figures.to_dict("index")),
         "errors": plain(gains),
         "errors_by_class": plain(decomposition),

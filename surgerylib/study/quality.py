@@ -142,16 +142,14 @@ def quality_summary(pairs: pd.DataFrame, *, n_resamples: int = 1000, seed: int =
         ParameterError: a pair occurs twice.
     """
     pairs = _sorted_pairs(pairs)
-    of = _estimates(pairs, n_resamples, seed)
-    low, high = basic_interval(of.value, of.samples, of.n_images)
-    frame = pd.DataFrame({"value": of.value, "low": low, "high": high}, index=[*FIGURES, *ACCURACIES])
-    shares = [*SHARES, *ACCURACIES]
-    frame.loc[shares] = frame.loc[shares].clip(0, 1)
-    spread = pairs[list(FIGURES)].agg(["std", "min", "max"]).T
-    frame[["sd", "minimum", "maximum"]] = spread.reindex(frame.index)
-    frame["cam_threshold"] = pd.Series(of.cam_thresholds, index=ACCURACIES[:-1])
-    frame = frame.assign(n_pairs=of.n_pairs, n_left_out=len(pairs) - of.n_pairs, n_images=of.n_images)
-    return frame.rename_axis("figure").reset_index()
+    frame, samples = _estimates(pairs, n_resamples, seed)
+    frame["low"], frame["high"] = basic_interval(frame["value"].to_numpy(), samples, frame["n_images"].to_numpy())
+    shares, ends = [*SHARES, *ACCURACIES], ["value", "low", "high"]
+    frame.loc[shares, ends] = frame.loc[shares, ends].clip(0, 1)
+    frame[["sd", "minimum", "maximum"]] = pairs[list(FIGURES)].agg(["std", "min", "max"]).T
+    frame["n_left_out"] = len(pairs) - frame["n_pairs"]
+    columns = [*ends, "sd", "minimum", "maximum", "cam_threshold", "n_pairs", "n_left_out", "n_images"]
+    return frame[columns].rename_axis("figure").reset_index()
 
 
 def quality_difference(
@@ -171,10 +169,10 @@ def quality_difference(
         raise ParameterError(
             f"not a paired comparison: {len(a)} and {len(b)} pairs that differ; judge both kinds on the same boxes"
         )
-    of_a, of_b = _estimates(a, n_resamples, seed), _estimates(b, n_resamples, seed)
-    difference, n_images = of_a.value - of_b.value, np.minimum(of_a.n_images, of_b.n_images)
-    low, high = basic_interval(difference, of_a.samples - of_b.samples, n_images)
-    frame = pd.DataFrame({"figure": [*FIGURES, *ACCURACIES], "difference": difference, "low": low, "high": high})
+    (of_a, samples_a), (of_b, samples_b) = (_estimates(of, n_resamples, seed) for of in (a, b))
+    difference, n_images = (of_a["value"] - of_b["value"]).to_numpy(), np.minimum(of_a["n_images"], of_b["n_images"])
+    low, high = basic_interval(difference, samples_a - samples_b, n_images.to_numpy())
+    frame = pd.DataFrame({"figure": of_a.index, "difference": difference, "low": low, "high": high})
     return frame.assign(excludes_zero=(low > 0) | (high < 0))
 
 
@@ -200,10 +198,10 @@ def _pair(index: int, resized: np.ndarray, boxes: np.ndarray, cam_thresholds: in
     outside_mean = float(others.mean()) if others.size else np.nan
     constant = low == high
     return PairQuality(
-        class_index=index,
-        n_boxes=len(boxes),
-        inside_mean=inside_mean,
-        outside_mean=outside_mean,
+        index,
+        len(boxes),
+        inside_mean,
+        outside_mean,
         inside_max=float(responses.max()),
         map_min=low,
         map_max=high,
@@ -246,17 +244,8 @@ def _sorted_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
     return pairs
 
 
-class _Estimates(NamedTuple):
-    """All F figures, their values in R resamples, and what they rest on."""
-
-    value: np.ndarray  # [F]
-    samples: np.ndarray  # [R, F]
-    n_pairs: np.ndarray  # [F]
-    n_images: np.ndarray  # [F]
-    cam_thresholds: np.ndarray  # [D] that reach the best accuracy at each of `BOX_ACC_IOUS`, the lowest of equals
-
-
-def _estimates(pairs: pd.DataFrame, n_resamples: int, seed: int) -> _Estimates:
+def _estimates(pairs: pd.DataFrame, n_resamples: int, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
+    """value, cam_threshold (the lowest of the best), n_pairs, n_images of all F figures; values in resamples [R, F]."""
     image, ids = pd.factorize(pairs["image_id"])
     drawn = bootstrap_weights(len(ids), n_resamples, seed).astype(np.float64)
     # a resample changes only how often an image counts: sums by image serve all; row 0 is the data set itself
@@ -280,5 +269,6 @@ def _estimates(pairs: pd.DataFrame, n_resamples: int, seed: int) -> _Estimates:
     estimates = np.column_stack([means, best, best.mean(axis=1)])
     cam_thresholds = np.where(np.isnan(best[0]), np.nan, accuracy[:, 0].argmax(axis=1) / best_iou.shape[1])
     counts = np.hstack([counts, np.repeat(n_single, len(ACCURACIES), axis=1)])
-    n_pairs, n_images = counts.sum(axis=0).astype(int), (counts > 0).sum(axis=0)
-    return _Estimates(estimates[0], estimates[1:], n_pairs, n_images, cam_thresholds)
+    of = pd.DataFrame({"value": estimates[0]}, [*FIGURES, *ACCURACIES])
+    of["cam_threshold"] = pd.Series(cam_thresholds, ACCURACIES[:-1])
+    return of.assign(n_pairs=counts.sum(axis=0).astype(int), n_images=(counts > 0).sum(axis=0)), estimates[1:]

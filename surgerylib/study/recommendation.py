@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from ..datasets import counted
 from ..engine.evaluation import Evaluation
 from ..heatmaps import Setting
 from ..intervals import with_interval
@@ -17,7 +18,7 @@ from ..words import PROTOCOLS
 from .summary import FEW_IMAGES
 from .sweep import Criterion, sweep_frame
 from .sweep_tables import map_by_percentile
-from .tables import plain, table
+from .tables import joined, plain
 
 FEWEST_IMAGES = 10  # below, an interval over images says too little for a verdict
 
@@ -62,16 +63,15 @@ def answer_table(recommendation: Recommendation) -> pd.DataFrame:
     A row for each IoU threshold and one for their mean; columns `default (present)`, and so on.
     """
     report, default, chosen = recommendation.report, recommendation.default, recommendation.chosen
-    rows = {}
-    for iou in (*report.iou_thresholds, None):
-        row = rows[Criterion(iou_threshold=iou).name] = {}
-        for protocol in PROTOCOLS:
-            row[f"default ({protocol})"] = with_interval(*report.value(default, protocol, iou))
-            if not recommendation.is_default:
-                row[f"recommended ({protocol})"] = with_interval(*report.value(chosen, protocol, iou))
-                difference = report.difference(chosen, default, protocol, iou)
-                row[f"paired difference ({protocol})"] = with_interval(*difference, sign=True)
-    return table(rows)
+    columns = {}
+    for protocol in PROTOCOLS:
+        wheres = [(protocol, iou) for iou in (*report.iou_thresholds, None)]
+        columns[f"default ({protocol})"] = [with_interval(*report.value(default, *where)) for where in wheres]
+        if not recommendation.is_default:
+            columns[f"recommended ({protocol})"] = [with_interval(*report.value(chosen, *where)) for where in wheres]
+            paired = [report.difference(chosen, default, *where) for where in wheres]
+            columns[f"paired difference ({protocol})"] = [with_interval(*of, sign=True) for of in paired]
+    return pd.DataFrame(columns, [Criterion(*where).name for where in wheres])
 
 
 def finding(recommendation: Recommendation) -> str:
@@ -125,16 +125,12 @@ def notes(recommendation: Recommendation) -> list[str]:
     """What a reader must know about the choice: that it stands at the border of what was tried."""
     best, n_images, found = recommendation.plain.percentile, recommendation.choice.n_images, []
     if n_images < FEW_IMAGES:
-        found.append(
-            f"Chosen on only {n_images} image{'s' if n_images != 1 else ''} (fewer than {FEW_IMAGES}): "
-            "other images may give another setting."
-        )
+        images = counted(n_images, "image")
+        found.append(f"Chosen on only {images} (fewer than {FEW_IMAGES}): other images may give another setting.")
     tried = sorted({of.percentile for of in recommendation.choice.settings if isinstance(of.percentile, float)})
     if len(tried) > 1 and best in (tried[0], tried[-1]):
-        end = "highest" if best == tried[-1] else "lowest"
-        found.append(
-            f"The best percentile, {best:g}, is the {end} tried: the optimum may lie beyond; extend percentiles."
-        )
+        end = f"The best percentile, {best:g}, is the {'highest' if best == tried[-1] else 'lowest'} tried"
+        found.append(f"{end}: the optimum may lie beyond; extend percentiles.")
     return found
 
 
@@ -142,7 +138,7 @@ def recommendation_frame(recommendation: Recommendation) -> pd.DataFrame:
     """`sweep.parquet`: the frames of both splits, with the columns `split` and `role` (choice or report) first."""
     choice, report = sweep_frame(recommendation.choice), sweep_frame(recommendation.report)
     of = {(recommendation.choice_split, "choice"): choice, (recommendation.report_split, "report"): report}
-    return pd.concat(of, names=["split", "role"]).reset_index(["split", "role"]).reset_index(drop=True)
+    return joined(of, "split", "role")
 
 
 def quality_results(
@@ -150,17 +146,10 @@ def quality_results(
 ) -> dict[str, Any]:
     """What `heatmap_quality_analysis.json` holds: plain values, None where there is no number.
 
-    Args:
-        quality: `diagnosis.quality_by_kind`.
-        by_percentile: `sweep_tables.percentile_table` of the setting.
-        setting: gives similarity and layers of the maps.
-        split: of the images.
-        provenance: of the run.
+    `quality` is of `diagnosis.quality_by_kind`, `by_percentile` the `sweep_tables.percentile_table` of the setting.
     """
-    kinds = {
-        kind: plain(rows.drop(columns="kind").set_index("figure").to_dict("index"))
-        for kind, rows in quality.groupby("kind", sort=False)
-    }
+    of_kinds = quality.set_index("figure").groupby("kind", sort=False)
+    kinds = {kind: plain(rows.drop(columns="kind").to_dict("index")) for kind, rows in of_kinds}
     return {
         "split": split,
         "similarity": setting.similarity,
@@ -207,12 +196,7 @@ def results(recommendation: Recommendation, notes: Sequence[str], provenance: Ma
 
 
 def recommended_yaml(recommendation: Recommendation, parameters: Mapping[str, Any]) -> str:
-    """`recommended.yaml`: parameters for the notebooks, with what they are worth as comments.
-
-    Args:
-        recommendation: the choice.
-        parameters: those of model and data, which the setting was chosen for.
-    """
+    """`recommended.yaml`: parameters for the notebooks, those given too, with what they are worth as comments."""
     criterion, report, chosen = recommendation.criterion, recommendation.report, recommendation.chosen
     where = criterion.where
     lines = [

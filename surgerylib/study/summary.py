@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from ..datasets import counted
 from ..engine.evaluation import Evaluation
 from ..intervals import with_interval
 from ..words import PROTOCOLS
-from .tables import cells, plain
+from .tables import cells, plain, wide
 
 FEW_IMAGES = 50
 # stands under every table of intervals: the reader of a page alone has no other place to learn it
@@ -31,28 +32,23 @@ def present_only(detections: pd.DataFrame, ground_truth: pd.DataFrame) -> pd.Dat
 
 def map_table(evaluation: Evaluation) -> pd.DataFrame:
     """The answer table: a row for each protocol and kind, a column for each IoU threshold, `value [low, high]`."""
-    rows = evaluation.summary()
-    rows = rows.assign(cell=cells(rows, "map"), column=rows["iou_threshold"].map("mAP@{:.2f}".format))
-    table = rows.pivot_table(index=["protocol", "kind"], columns="column", values="cell", aggfunc="first", sort=False)
-    return table.rename_axis(columns=None)
+    of = wide(evaluation.summary(), ["protocol", "kind"], "iou_threshold", "map")
+    return of.rename(columns="mAP@{:.2f}".format).rename_axis(columns=None)
 
 
 def difference_table(evaluation: Evaluation) -> pd.DataFrame:
     """The paired difference of the compared kinds: a row for each IoU threshold, a column for each protocol."""
-    rows = evaluation.differences(*COMPARED)
-    rows = rows.assign(cell=cells(rows, "difference", sign=True))
-    table = rows.pivot_table(index="iou_threshold", columns="protocol", values="cell", aggfunc="first", sort=False)
-    return table.rename_axis(index="IoU threshold", columns=f"mAP of {COMPARED[0]} − {COMPARED[1]}")
+    of = wide(evaluation.differences(*COMPARED), "iou_threshold", "protocol", "difference", sign=True)
+    return of.rename_axis(index="IoU threshold", columns=f"mAP of {COMPARED[0]} − {COMPARED[1]}")
 
 
 def class_table(evaluation: Evaluation, kind: str, iou_threshold: float) -> pd.DataFrame:
     """AP of one kind by class: number of boxes, and `value [low, high]` under each protocol."""
     rows = evaluation.by_class()
-    rows = rows[(rows["kind"] == kind) & (rows["iou_threshold"] == iou_threshold)]
-    of = rows.assign(cell=cells(rows, "ap"))
-    table = of.pivot_table(index="label", columns="protocol", values="cell", aggfunc="first")[list(PROTOCOLS)]
-    table.insert(0, "boxes", rows.groupby("label")["n_ground_truth"].first())
-    return table.rename_axis(index=None, columns=f"AP@{iou_threshold:.2f} of {kind}")
+    rows = rows[(rows["kind"] == kind) & (rows["iou_threshold"] == iou_threshold)].sort_values("label", kind="stable")
+    of = wide(rows, "label", "protocol", "ap")[list(PROTOCOLS)]
+    of.insert(0, "boxes", rows.groupby("label")["n_ground_truth"].first())
+    return of.rename_axis(index=None, columns=f"AP@{iou_threshold:.2f} of {kind}")
 
 
 def finding(evaluation: Evaluation) -> str:
@@ -70,10 +66,10 @@ def finding(evaluation: Evaluation) -> str:
         )
     decided = {protocol: evaluation.difference(a, b, protocol, threshold) for protocol in PROTOCOLS}
     parts = []
-    for protocol in PROTOCOLS:
-        pair = [evaluation.value(kind, protocol, threshold)[0] for kind in (a, b)]
-        difference = with_interval(*decided[protocol], sign=True)
-        parts.append(f"{pair[0]:.3f} against {pair[1]:.3f} under {protocol} (difference {difference})")
+    for protocol, difference in decided.items():
+        first, second = (evaluation.value(kind, protocol, threshold)[0] for kind in (a, b))
+        text = with_interval(*difference, sign=True)
+        parts.append(f"{first:.3f} against {second:.3f} under {protocol} (difference {text})")
     better = [f"higher under {protocol}" for protocol, (_, low, _) in decided.items() if low > 0]
     worse = [f"lower under {protocol}" for protocol, (_, _, high) in decided.items() if high < 0]
     if len(PROTOCOLS) in (len(better), len(worse)):
@@ -95,7 +91,7 @@ def warnings_for(*, n_images: int, saw_dior: bool, random_weights: bool) -> list
             "RemoteCLIP's pre-training data holds DIOR: these weights have seen its images, which flatters them."
         )
     if n_images < FEW_IMAGES:
-        images = "1 image" if n_images == 1 else f"{n_images} images"
+        images = counted(n_images, "image")
         notes.append(f"Only {images} (fewer than {FEW_IMAGES}): intervals are wide, and less exact than their name.")
     return notes
 
@@ -152,17 +148,15 @@ def markdown_report(results: Mapping) -> str:
         f"interval over images. {INTERVAL_NOTE}",
         "",
     ]
+    paired, thresholds = results["paired_difference"], results["iou_thresholds"]
     for protocol, title in PROTOCOLS.items():
+        rows = {kind: cells(pd.DataFrame(of), "map") for kind, of in results["protocols"][protocol].items()}
+        if of_pair := paired["protocols"][protocol]:
+            rows[f"{paired['a']} − {paired['b']} (paired)"] = cells(pd.DataFrame(of_pair), "difference", sign=True)
         lines += [f"## Protocol {title}", ""]
-        lines.append("| kind | " + " | ".join(f"mAP@{value:.2f}" for value in results["iou_thresholds"]) + " |")
-        lines.append("|---|" + "---:|" * len(results["iou_thresholds"]))
-        for kind, figures in results["protocols"][protocol].items():
-            lines.append(f"| {kind} | {' | '.join(cells(pd.DataFrame(figures), 'map'))} |")
-        paired = results["paired_difference"]
-        if paired["protocols"][protocol]:
-            shown = cells(pd.DataFrame(paired["protocols"][protocol]), "difference", sign=True)
-            lines.append(f"| {paired['a']} − {paired['b']} (paired) | {' | '.join(shown)} |")
-        lines.append("")
+        lines.append("| kind | " + " | ".join(f"mAP@{value:.2f}" for value in thresholds) + " |")
+        lines.append("|---|" + "---:|" * len(thresholds))
+        lines += [f"| {name} | {' | '.join(row)} |" for name, row in rows.items()] + [""]
     if results["similarity"] == "cosine":
         lines.append("Under cosine similarity vv_vv and vv_mixed have the same maps; vv_qk equals standard always.")
     else:

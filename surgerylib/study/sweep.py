@@ -90,13 +90,7 @@ def setting_grid(
     percentiles: Sequence[float],
     plain: Setting | None = None,
 ) -> list[Setting]:
-    """Every combination of map and percentile.
-
-    Args:
-        kinds, similarities: of the maps.
-        layer_counts: how many of the last layers a map averages.
-        percentiles: thresholds.
-        plain: gives the other choices.
+    """Every combination of map and percentile; `plain` gives the other choices, `layer_counts` are of last layers.
 
     Raises:
         ParameterError: a list is empty, holds one value twice or a value that cannot be.
@@ -126,10 +120,9 @@ def at_percentiles(setting: Setting, percentiles: Sequence[float]) -> list[Setti
 def post_processing_variants(
     plain: Setting, tries: Mapping[str, Sequence[Any]], floors: Mapping[str, float] | None = None, *, otsu: bool = True
 ) -> dict[str, Setting]:
-    """One change of the extraction at a time: name of the change -> setting.
+    """One change of the extraction of `plain` at a time: name of the change -> setting.
 
     Args:
-        plain: the setting that is changed.
         tries: values by the names of notebook 02's parameters: `nms_ious`, `min_sides`, `max_sides`, `box_scores`, and
             `unions`, lists of percentiles whose boxes are united and go through non-maximum suppression.
         floors: what a floor is, in words -> its value, such as `percentile 95 of all values` -> 0.25; None tries none.

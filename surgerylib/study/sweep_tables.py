@@ -1,4 +1,8 @@
-"""What a sweep says, as tables: the best settings, curves by percentile, changes of the extraction."""
+"""What a sweep says, as tables: the best settings, curves by percentile, changes of the extraction.
+
+`criterion` is what decides between settings; `plain` is the setting of which `variants` (name -> setting) change one
+thing; curves and tables by percentile are of the settings that differ from `setting` in that alone.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from ..heatmaps import Setting, threshold_text
 from ..intervals import with_interval
 from ..words import KIND_PREFERENCE, PROTOCOLS
 from .sweep import Criterion
-from .tables import table
+from .tables import table, texts
 
 
 def candidates_table(found: Evaluation, criterion: Criterion, count: int = 10) -> pd.DataFrame:
@@ -30,16 +34,14 @@ def candidates_table(found: Evaluation, criterion: Criterion, count: int = 10) -
     ranked = sorted(first, key=lambda setting: -np.nan_to_num(found.value(setting, *where)[0], nan=-1.0))
     # the best of equals leads, as `best` has it
     ranked = [best, *(setting for setting in ranked if setting.key != best.key)][:count]
-    rows = {}
-    for rank, setting in enumerate(ranked, start=1):
+    rows = []
+    for setting in ranked:
         kinds = " = ".join(dict.fromkeys(alike.kind for alike in found.distinct[setting.key]))
         difference = with_interval(*found.difference(setting, best, *where), sign=True)
-        rows[rank] = {
-            "setting": setting.describe().replace(setting.kind, kinds, 1),
-            f"{criterion.name} ({criterion.protocol})": with_interval(*found.value(setting, *where)),
-            "difference to the best": "" if setting.key == best.key else difference,
-        }
-    return table(rows).rename_axis("rank")
+        shown = setting.describe().replace(setting.kind, kinds, 1)
+        rows.append((shown, with_interval(*found.value(setting, *where)), difference if len(rows) else ""))
+    columns = ["setting", f"{criterion.name} ({criterion.protocol})", "difference to the best"]
+    return pd.DataFrame(rows, range(1, len(rows) + 1), columns).rename_axis("rank")
 
 
 def changes_table(
@@ -72,7 +74,7 @@ def changes_title(changes: pd.DataFrame) -> str:
 def combinations(
     found: Evaluation, plain: Setting, variants: Mapping[str, Setting], criterion: Criterion
 ) -> dict[str, Setting]:
-    """Every combination of two or more changes that help by themselves: name -> setting.
+    """Every combination of two or more variants that help by themselves: name -> setting.
 
     A change helps when its interval lies above 0; of two changes of the same argument a combination holds one.
     """
@@ -122,13 +124,7 @@ def grid_titles(tables: Mapping[str, pd.DataFrame], setting: Setting) -> dict[st
 
 
 def curves(found: Evaluation, setting: Setting, criterion: Criterion) -> pd.DataFrame:
-    """The criterion's mAP by percentile for every kind: protocol, kind, percentile, value, low, high.
-
-    Args:
-        found: with several percentiles and kinds.
-        setting: gives similarity, layers and the extraction's other arguments.
-        criterion: gives the IoU threshold; both protocols are listed.
-    """
+    """mAP by percentile for every kind, at the criterion's IoU: protocol (both), kind, percentile, value, low, high."""
     rows = [
         (protocol, own.kind, own.percentile, *found.value(own, protocol, criterion.iou_threshold))
         for protocol in PROTOCOLS
@@ -148,28 +144,18 @@ def marks(default: Setting, best: Setting) -> dict[str, tuple[float, str]]:
 
 
 def percentile_table(found: Evaluation, setting: Setting) -> pd.DataFrame:
-    """Boxes by percentile for one map, under `present`: IoUs, boxes an image, activated share; false boxes under `all`.
-
-    Args:
-        found: with this map at several percentiles.
-        setting: its map, and everything but the percentile.
-    """
-    absent = ("false_box_rate", "boxes_per_absent_class")
-    rows = {
-        threshold_text(own.percentile): {
-            name: found.figures[own, "all" if name in absent else "present"].measures[name]
-            for name in PERCENTILE_COLUMNS
-        }
-        for own in found.settings
-        if differs_by_percentile(own, setting)
-    }
-    return table(rows).rename_axis("percentile")
+    """By percentile of one map: IoUs, boxes an image, activated share (`present`); boxes of absent classes (`all`)."""
+    rows = {}
+    for own in [own for own in found.settings if differs_by_percentile(own, setting)]:
+        present, every = (found.figures[own, protocol].measures for protocol in ("present", "all"))
+        of_absent = {name: every[name] for name in ("false_box_rate", "boxes_per_absent_class")}
+        rows[threshold_text(own.percentile)] = present | of_absent
+    return table(rows)[list(PERCENTILE_COLUMNS)].rename_axis("percentile")
 
 
 def shown_numbers(frame: pd.DataFrame, digits: Mapping[str, int]) -> pd.DataFrame:
     """Columns of numbers as text of as many digits as said, so that they stand aligned; a dash for NaN."""
-    texts = {name: frame[name].map(f"{{:,.{n}f}}".format).where(frame[name].notna(), "–") for name, n in digits.items()}
-    return frame.assign(**texts)
+    return frame.assign(**texts(frame, {name: (name, f"{{:,.{n}f}}") for name, n in digits.items()}, "–"))
 
 
 PERCENTILE_COLUMNS = {

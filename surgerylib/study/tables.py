@@ -25,6 +25,37 @@ def cells(frame: pd.DataFrame, value: str = "value", *, sign: bool = False) -> p
     return pd.Series([with_interval(*row, sign=sign) for row in rows], frame.index, dtype=object)
 
 
+def texts(frame: pd.DataFrame, columns: Mapping[str, tuple[str, str]], missing: Any = "no boxes") -> pd.DataFrame:
+    """Columns of a frame for a reader.
+
+    Args:
+        frame: of numbers.
+        columns: title -> column and how it is written: a format such as `{:,}`, or `interval`, see `cells`.
+        missing: what stands for NaN, one text or one a row.
+    """
+
+    def column(name: str, form: str) -> pd.Series:
+        text = frame[name].map(lambda value: form.format(value).replace("-", "−"))
+        return (cells(frame, name) if form == "interval" else text).where(frame[name].notna(), missing)
+
+    return pd.DataFrame({title: column(*of) for title, of in columns.items()}, frame.index)
+
+
+def wide(
+    frame: pd.DataFrame, index: str | list[str], columns: str, value: str = "value", *, sign: bool = False
+) -> pd.DataFrame:
+    """`cells` of a long frame, a row for each of one column (or several), a column for each of another."""
+    of = frame.assign(cell=cells(frame, value, sign=sign))
+    return of.pivot_table(index=index, columns=columns, values="cell", aggfunc="first", sort=False)
+
+
+def joined(parts: Mapping[Any, pd.DataFrame], *names: str) -> pd.DataFrame:
+    """Frames one below the other, with the parts of their keys as first columns."""
+    if not parts:
+        return pd.DataFrame(columns=names)
+    return pd.concat(parts, names=[*names, None]).reset_index(list(names)).reset_index(drop=True)
+
+
 def table(rows: Mapping[Any, Mapping[str, Any]]) -> pd.DataFrame:
     """A frame for a reader: name of a row -> column -> text."""
     return pd.DataFrame.from_dict(rows, orient="index")

@@ -49,9 +49,8 @@ def outcome(share: float, low: float, high: float) -> str:
 def verdict(summary: pd.DataFrame) -> Verdict:
     """The verdict on boxes whose class was given.
 
-    Args:
-        summary: of `localizer_training.summarise`, with the methods `oracle`, `cam_peak`, the baselines, and perhaps
-            `untrained_oracle`.
+    `summary` is of `localizer_training.summarise`, with the methods `oracle`, `cam_peak`, the baselines, and perhaps
+    `untrained_oracle`.
     """
     of = summary[summary["figure"] == SHARE].set_index("method")
     share, low, high = oracle = tuple(float(of.loc["oracle", name]) for name in ("value", "low", "high"))
