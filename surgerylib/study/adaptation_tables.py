@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ..engine.training import Training
@@ -59,7 +58,7 @@ def finding(found: Adaptation, kind: str) -> str:
 
 def title(found: Adaptation, kind: str) -> str:
     """The finding as the title of a figure."""
-    group, threshold = _judged(found), _ends(found)[0]
+    group, threshold = _judged(found), min(_thresholds(found))
     before, after = (_cells(found, group, kind, state)["all", threshold][0] for state in ("before", "after"))
     if math.isnan(before):
         return f"No box{'' if group == ALL else f' of the {group}'} to measure on"
@@ -111,14 +110,16 @@ def caption(found: Adaptation, kind: str) -> str:
 
 def plain_results(found: Adaptation) -> dict[str, Any]:
     """Every number as plain values: group -> kind -> state or difference -> ...; NaN becomes None."""
-    groups: dict[str, Any] = {}
-    for group, labels in found.groups.items():
-        kinds: dict[str, Any] = {}
-        for kind, states in found.settings.items():
-            kinds[kind] = {state: _plain(found, group, kind, state) for state in states}
-            for reference in [of for of in _DIFFERENCES if of in states]:
-                kinds[kind][f"after - {reference}"] = _plain(found, group, kind, "after", reference)
-        groups[group] = {"classes": list(labels), "kinds": kinds}
+
+    def of_kind(group: str, kind: str) -> dict[str, Any]:
+        states = found.settings[kind]
+        differences = {f"after - {of}": _plain(found, group, kind, "after", of) for of in _DIFFERENCES if of in states}
+        return {state: _plain(found, group, kind, state) for state in states} | differences
+
+    groups = {
+        group: {"classes": list(labels), "kinds": {kind: of_kind(group, kind) for kind in found.settings}}
+        for group, labels in found.groups.items()
+    }
     settings = {
         kind: {state: setting.parameters() | {"description": setting.describe()} for state, setting in states.items()}
         for kind, states in found.settings.items()
@@ -148,10 +149,8 @@ def variant_table(variants: Mapping[str, Variant], kind: str) -> pd.DataFrame:
 def variants_finding(variants: Mapping[str, Variant], kind: str) -> str:
     """Which of the short trainings come out best for the classes that are trained on: by mAP over all thresholds."""
     group = _judged(next(iter(variants.values())).found)
-    cells = {name: _cells(variant.found, group, kind) for name, variant in variants.items()}
-    means = pd.Series(
-        {name: np.mean([of["all", t][0] for t in _thresholds(variants[name].found)]) for name, of in cells.items()}
-    )
+    maps = {name: _rows(variant.found, group, kind)[0] for name, variant in variants.items()}
+    means = pd.Series({name: of.loc[of["protocol"] == "all", "map"].to_numpy().mean() for name, of in maps.items()})
     means = means.dropna().sort_values(ascending=False, kind="stable")
     if means.empty:
         return "No box to compare on."
@@ -210,21 +209,26 @@ def _shown(found: Adaptation) -> list[float]:
     return [value for value in _SHOWN if value in _thresholds(found)] or _thresholds(found)
 
 
+def _rows(
+    found: Adaptation, group: str, kind: str, state: str = "after", minus: str | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What a group has in a state, or the difference to a reference: mAP (protocol, iou_threshold, ...), and figures.
+
+    The last three columns are the value and the ends of its interval.
+    """
+    match = {"group": group, "kind": kind, "state": state} | ({"reference": minus} if minus else {})
+    frames = (found.map_differences, found.figure_differences) if minus else (found.maps, found.figures)
+    maps, figures = (of[(of[list(match)] == list(match.values())).all(axis=1)].drop(columns=match) for of in frames)
+    return maps, figures
+
+
 def _cells(
     found: Adaptation, group: str, kind: str, state: str = "after", minus: str | None = None
 ) -> dict[str | tuple[str, float], Cell]:
-    """What a group has in a state, or the difference to a reference: by figure, and by protocol and IoU threshold."""
-    match = {"group": group, "kind": kind, "state": state} | ({"reference": minus} if minus else {})
-    frames = (found.map_differences, found.figure_differences) if minus else (found.maps, found.figures)
-    maps, figures = (
-        frame[(frame[list(match)] == list(match.values())).all(axis=1)].rename(
-            columns={"map": "value", "difference": "value"}
-        )
-        for frame in frames
-    )
-    return {(row.protocol, row.iou_threshold): (row.value, row.low, row.high) for row in maps.itertuples()} | {
-        row.figure: (row.value, row.low, row.high) for row in figures.itertuples()
-    }
+    """`_rows` by figure, and by protocol and IoU threshold."""
+    maps, figures = _rows(found, group, kind, state, minus)
+    of_maps = {(protocol, iou): tuple(cell) for protocol, iou, *cell in maps.itertuples(index=False)}
+    return of_maps | {figure: tuple(cell) for figure, *cell in figures.itertuples(index=False)}
 
 
 def _gains(found: Adaptation, group: str, kind: str, minus: str = "before") -> dict[float, str]:
@@ -247,25 +251,19 @@ def _verdict(found: Adaptation, kind: str) -> str:
 def _before_and_after(
     found: Adaptation, parts: Mapping[str, tuple[str, str]], columns: Mapping[str, Any], references: Iterable[str]
 ) -> pd.DataFrame:
-    """A row for each state, and for each difference of after to a reference, of each part.
+    """A row for each state, and for each difference of after to one of the references that there are, of each part.
 
-    Args:
-        found: what was measured.
-        parts: name -> group, kind.
-        columns: title -> key in `_cells`.
-        references: states that after is held against, where a kind has them.
+    `parts`: name -> group, kind; `columns`: title -> key in `_cells`.
     """
     rows = {}
     for part, (group, kind) in parts.items():
         states = found.settings[kind]
         wanted = {title: (state, None) for state, title in STATES.items() if state in states}
         wanted |= {_DIFFERENCES[of]: ("after", of) for of in references if of in states}
-        for row, (state, minus) in wanted.items():
-            cells = _cells(found, group, kind, state, minus)
-            rows[part, row] = {
-                column: _text(cells[key], key, sign=minus is not None) for column, key in columns.items()
-            }
-    return table(rows)
+        for row, at in wanted.items():
+            cells = _cells(found, group, kind, *at)
+            rows[part, row] = [_text(cells[key], key, sign=at[1] is not None) for key in columns.values()]
+    return pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(rows), list(columns))
 
 
 def _text(cell: Cell, key: str | tuple[str, float], *, sign: bool = False) -> str:
@@ -277,16 +275,9 @@ def _text(cell: Cell, key: str | tuple[str, float], *, sign: bool = False) -> st
 
 
 def _plain(found: Adaptation, group: str, kind: str, state: str = "after", minus: str | None = None) -> dict[str, Any]:
-    """`_cells` as plain values."""
-    cells = plain(_cells(found, group, kind, state, minus))
-    of_map, of_figure = (name if minus is None else "difference" for name in ("map", "value"))
+    """`_rows` as plain values."""
+    maps, figures = _rows(found, group, kind, state, minus)
     return {
-        "protocols": {
-            protocol: [
-                {"iou_threshold": t, **dict(zip((of_map, "low", "high"), cells[protocol, t], strict=True))}
-                for t in _thresholds(found)
-            ]
-            for protocol in PROTOCOLS
-        },
-        "figures": {name: dict(zip((of_figure, "low", "high"), cells[name], strict=True)) for name in FIGURES},
+        "protocols": {name: plain(of.drop(columns="protocol")) for name, of in maps.groupby("protocol", sort=False)},
+        "figures": plain(figures.set_index("figure").to_dict("index")),
     }
