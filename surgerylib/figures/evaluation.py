@@ -60,17 +60,14 @@ def class_method_bars(classes: pd.DataFrame, title: str) -> Figure:
         xlabel="mean IoU with the ground truth box (lines: 95 % interval; boxes in brackets)",
     )  # fmt: skip
     axis.set_xlim(0, 1)
-    for row, name in enumerate(order):
-        own = means.loc[name]
-        if np.isnan(own.loc["oracle", "value"]):
-            axis.text(0, row, " no boxes in this split", va="center", color=style.GREY)
-            continue
-        for method, offset in zip(_OF_HEAD, (0.2, -0.2), strict=True):
-            value, low, high = own.loc[method, ["value", "low", "high"]]
-            axis.barh(row + offset, value, height=0.4, color=style.METHOD_COLOURS[method])
-            axis.hlines(row + offset, low, high, color=style.DARK, linewidth=0.9)
-        guess = own.loc[[name for name in own.index if name in _LINES], "value"].max()
-        axis.vlines(guess, row - 0.42, row + 0.42, color=style.DARK, linewidth=1.6, linestyle=":")
+    at = np.arange(len(order))
+    for method, offset in zip(_OF_HEAD, (0.2, -0.2), strict=True):
+        own = means.xs(method, level="method").loc[order]
+        style.interval_bars(axis, at + offset, own, "value", height=0.4, color=style.METHOD_COLOURS[method])
+    style.say_no_boxes(axis, at[own["value"].isna()])
+    guesses = means["value"][means.index.isin(_LINES, level="method")]
+    guess = guesses.groupby("group").max()[order]
+    axis.vlines(guess, at - 0.42, at + 0.42, color=style.DARK, linewidth=1.6, linestyle=":")
     handles = [Patch(color=style.METHOD_COLOURS[name], label=METHOD_NAMES[name]) for name in _OF_HEAD]
     handles.append(Line2D([], [], color=style.DARK, ls=":", lw=1.6, label="best guess without learning"))
     style.legend_below(fig, handles)
@@ -92,13 +89,10 @@ def box_examples(rows: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray, np.nd
         for axis in of_row[len(examples) :]:
             axis.set_visible(False)
         for place, (axis, (picture, truth, said, text)) in enumerate(zip(of_row, examples, strict=False)):
-            style.photo_axis(axis, picture)
+            text = f"{name if place == 0 else ''}\n{text}"
+            style.photo_panel(axis, picture, truth=truth, prediction=said[0], peak=said[1], title=text)
             x0, y0, x1, y1 = _surroundings(np.vstack([truth, said]), picture.shape[1], picture.shape[0])
             axis.set(xlim=(x0, x1), ylim=(y1, y0))
-            style.draw_boxes(axis, said[1], colour=style.PEAK, style=":", width=2)
-            style.draw_boxes(axis, said[0], colour=style.PREDICTION, style="--", width=1.6)
-            style.draw_boxes(axis, truth, colour=style.TRUTH)
-            axis.set_title(f"{name if place == 0 else ''}\n{text}", fontsize=style.SMALLEST)
     style.box_legend(fig, truth="ground truth", prediction="best cell (oracle)", peak="cell of the CAM's peak")
     return fig
 
@@ -107,8 +101,7 @@ def box_examples(rows: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray, np.nd
 def confusion_heatmap(confusion: pd.DataFrame, title: str) -> Figure:
     """Which class responds most in the boxes of a class, in per cent of its boxes; alike classes stand together.
 
-    Args:
-        confusion: counts, rows the class, columns the class that responds most, both the class list.
+    `confusion`: counts, rows the class, columns the class that responds most, both the class list.
     """
     counts = confusion.to_numpy(np.float64)
     n_boxes = counts.sum(axis=1)
@@ -137,12 +130,9 @@ def confusion_heatmap(confusion: pd.DataFrame, title: str) -> Figure:
 
 
 def cluster_order(shares: np.ndarray) -> np.ndarray:
-    """The order of classes that puts those mistaken for each other next to each other.
+    """The order of classes that puts those mistaken for each other (`shares` [C, C] of i named j) next to each other.
 
     Average linkage with leaves in the best order (Bar-Joseph et al. 2001), on how little two classes are confused.
-
-    Args:
-        shares: [C, C] of the boxes of class i named j.
     """
     if len(shares) < 3:
         return np.arange(len(shares))

@@ -24,11 +24,9 @@ from . import style
 
 @style.styled
 def map_curves(summary: pd.DataFrame, protocol_titles: Mapping[str, str]) -> Figure:
-    """mAP by IoU threshold, a line a kind with its 95 % interval, a panel a protocol.
+    """mAP by IoU threshold (`Evaluation.summary`), a line a kind with its 95 % interval, a panel a protocol.
 
-    Args:
-        summary: rows with protocol, kind, iou_threshold, map, low, high.
-        protocol_titles: protocol -> the panel's title.
+    `protocol_titles`: protocol -> the panel's title.
     """
     looks = style.kind_looks(summary["kind"].unique())
     fig, axes = style.new_figure(1, len(protocol_titles), size=(style.WIDTH, 3.6), sharey=True)
@@ -44,11 +42,9 @@ def map_curves(summary: pd.DataFrame, protocol_titles: Mapping[str, str]) -> Fig
 
 @style.styled
 def class_bars(frame: pd.DataFrame, value: str, title: str, xlabel: str) -> Figure:
-    """One bar a class and kind with its interval, longest first; classes without ground truth say so, never 0.
+    """One bar of column `value` a class and kind with its interval, longest first; NaN: no boxes, never 0.
 
-    Args:
-        frame: rows with label, kind, n_ground_truth, low, high and `value` (NaN where the class has no box).
-        value: the column to draw.
+    `frame`: rows with label, kind, n_ground_truth, low, high and `value`.
     """
     kinds = list(dict.fromkeys(frame["kind"]))
     looks = style.kind_looks(kinds)
@@ -60,13 +56,9 @@ def class_bars(frame: pd.DataFrame, value: str, title: str, xlabel: str) -> Figu
     height = 0.8 / len(kinds)
     for offset, kind in enumerate(reversed(kinds)):
         at = np.arange(len(table)) + (offset - (len(kinds) - 1) / 2) * height
-        axis.barh(at, table[kind].fillna(0), height=height, color=looks[kind].colour, label=kind)
         rows = frame[frame["kind"] == kind].set_index("label").loc[table.index]
-        known = rows["low"].notna().to_numpy()
-        axis.hlines(at[known], rows["low"][known], rows["high"][known], color=style.DARK, linewidth=0.8)
-    for row, label in enumerate(table.index):
-        if table.loc[label].isna().all():
-            axis.text(0, row, " no boxes in this split", va="center", color=style.GREY)
+        style.interval_bars(axis, at, rows, value, height=height, color=looks[kind].colour, label=kind)
+    style.say_no_boxes(axis, np.flatnonzero(table.isna().all(axis=1)))
     axis.set_xlim(0, None)
     handles, labels = axis.get_legend_handles_labels()
     axis.legend(handles[::-1], labels[::-1], loc="lower right")
@@ -79,28 +71,18 @@ def three_columns(
 ) -> Figure:
     """Image with ground truth, heatmap overlay, ground truth (green, solid) with predictions (red, dashed).
 
-    Args:
-        image: uint8 RGB [H, W, 3].
-        heatmap: [h, w] raw map of the class.
-        truth: all ground truth boxes of the image.
-        detections: all detections of the image and kind.
-        label: the class shown.
-        title: above the first panel.
+    `image` is uint8 RGB [H, W, 3], `heatmap` the raw map [h, w] of the class shown (`label`); `truth` are all boxes of
+    the image, `detections` all of the image and kind.
     """
     height, width = image.shape[:2]
     fig, axes = style.new_figure(1, 3, size=(style.WIDTH, 0.7 + 2.75 * min(height / width, 1.4)))
     own, other = truth[truth["label"] == label], truth[truth["label"] != label]
     found = detections[detections["label"] == label].sort_values("score", ascending=False)
-    for axis in axes[0]:
-        style.photo_axis(axis, image)
+    style.photo_panel(axes[0, 0], image, truth=own, title=textwrap.fill(title, 38))
     style.draw_boxes(axes[0, 0], other, colour="white", width=0.8)
-    style.draw_boxes(axes[0, 0], own, colour=style.TRUTH)
-    axes[0, 0].set_title(textwrap.fill(title, 38))
-    style.overlay(axes[0, 1], heatmap, (width, height))
-    axes[0, 1].set_title(style.range_text(heatmap))
-    style.draw_boxes(axes[0, 2], found, colour=style.PREDICTION, style="--", scores=True)
-    style.draw_boxes(axes[0, 2], own, colour=style.TRUTH)
-    axes[0, 2].set_title(f"{style.counted(len(found), 'box', 'boxes')}, {style.best_iou_text(own, found)}")
+    style.photo_panel(axes[0, 1], image, heatmap=heatmap, title=style.range_text(heatmap))
+    text = f"{style.counted(len(found), 'box', 'boxes')}, {style.best_iou_text(own, found)}"
+    style.photo_panel(axes[0, 2], image, truth=own, prediction=found, scores=True, title=text)
     style.box_legend(fig, truth=f"ground truth: {label}", prediction="prediction (number: score of the best)")
     return fig
 
@@ -110,14 +92,9 @@ def kinds_grid(
     image: np.ndarray, maps: Mapping[str, np.ndarray], truth: pd.DataFrame, detections: pd.DataFrame, label: str,
     title: str,
 ) -> Figure:  # fmt: skip
-    """The same image under every kind: overlay above, boxes below; four kinds side by side.
+    """The same image under every kind (-> raw map [h, w] of the class): overlay above, boxes below; four side by side.
 
-    Args:
-        image: uint8 RGB [H, W, 3].
-        maps: kind -> [h, w] raw map of the class.
-        truth: ground truth boxes of the image.
-        detections: detections of the image, all kinds.
-        label: the class shown.
+    `image` is uint8 RGB [H, W, 3]; `truth` and `detections` are all of the image.
     """
     height, width = image.shape[:2]
     looks = style.kind_looks(maps)
@@ -128,12 +105,9 @@ def kinds_grid(
     for place, (kind, heatmap) in enumerate(maps.items()):
         above, below = axes[2 * (place // 4) :][:2, place % 4]
         found = detections[(detections["label"] == label) & (detections["kind"] == kind)]
-        for axis in (above, below):
-            style.photo_axis(axis, image)
-        style.overlay(above, heatmap, (width, height))
+        style.photo_panel(above, image, heatmap=heatmap)
         above.set_title(kind, color=looks[kind].colour, fontweight="bold", loc="center")
-        style.draw_boxes(below, found, colour=style.PREDICTION, style="--")
-        style.draw_boxes(below, own, colour=style.TRUTH)
+        style.photo_panel(below, image, truth=own, prediction=found)
         below.set_title(style.best_iou_text(own, found), loc="center")
     for axis in axes[-2:, len(maps) - 4 * (rows - 1) :].flat:
         axis.remove()
@@ -190,9 +164,7 @@ def extraction_steps(
     rectangles = rectangles[sides_fit(rectangles, min_side, settings.max_side)]
     style.draw_boxes(components, rectangles, colour=style.PREDICTION, style="--", width=1.5)
     components.set_title(f"5  rectangles with sides > {min_side}")
-    style.photo_axis(result, image)
-    style.draw_boxes(result, truth[truth["label"] == label], colour=style.TRUTH)
-    style.draw_boxes(result, found, colour=style.PREDICTION, style="--", scores=True)
+    style.photo_panel(result, image, truth=truth[truth["label"] == label], prediction=found, scores=True)
     result.set_title(f"6  scored with the {SCORE_NAMES[settings.box_score]} inside")
     for axis in axes.flat:
         axis._left_title.set_fontsize(style.SMALLEST)

@@ -18,13 +18,10 @@ from . import style
 def ap_against_size(
     figures: pd.DataFrame, value: str, title: str, ylabel: str, patch_side: float, *, kind: str
 ) -> Figure:
-    """Average precision against object size: a point a class, as large as it has boxes.
+    """Average precision (column `value` of `per_class.class_figures`) against object size: a point a class.
 
-    Args:
-        figures: of `per_class.class_figures`.
-        value: its column that is drawn.
-        patch_side: side of a patch of the model in pixels of the original image, marked in the figure.
-        kind: whose AP it is; its colour is taken.
+    Points are as large as the class has boxes, in the colour of `kind`, whose AP it is; `patch_side`, of a patch of the
+    model in pixels of the original image, is marked.
     """
     known = figures.dropna(subset=[value, "side"])
     fig, ((axis,),) = style.new_figure(size=(style.WIDTH, 6.0))
@@ -69,9 +66,7 @@ def ap_against_size(
 def gap_dots(gaps: pd.DataFrame, order: Sequence[str], title: str) -> Figure:
     """How much more a class's map responds inside its boxes than outside: a row a class, a dot a kind, with interval.
 
-    Args:
-        gaps: of `per_class.response_gaps`; kinds with the same maps under one name.
-        order: the classes from top to bottom.
+    `gaps` of `per_class.response_gaps`, kinds with the same maps under one name; the classes from top to bottom.
     """
     looks = style.kind_looks(gaps["kind"].unique())
     fig, axis = style.row_figure(
@@ -85,9 +80,8 @@ def gap_dots(gaps: pd.DataFrame, order: Sequence[str], title: str) -> Figure:
         at = own["label"].map(place).astype(float) + 0.16 * ((len(looks) - 1) / 2 - number)
         axis.hlines(at, own["gap_low"], own["gap_high"], color=look.colour, linewidth=1.2, alpha=0.8)
         axis.plot(own["gap"], at, "o", color=look.colour, markersize=5, label=kind)
-    for label, row in place.items():
-        if gaps.loc[gaps["label"] == label, "gap"].isna().all():
-            axis.text(0, row, " no boxes", va="center", color=style.GREY)
+    measured = set(gaps.dropna(subset="gap")["label"])
+    style.say_no_boxes(axis, [row for label, row in place.items() if label not in measured], " no boxes")
     axis.axvline(0, color=style.DARK, linewidth=1)
     style.legend_below(fig, axis.get_legend_handles_labels()[0])
     return fig
@@ -97,12 +91,10 @@ def gap_dots(gaps: pd.DataFrame, order: Sequence[str], title: str) -> Figure:
 def precision_recall_grid(
     curves: Mapping[str, pd.DataFrame], aps: pd.Series, order: Sequence[str], title: str
 ) -> Figure:
-    """Precision against recall, a panel a class, a line a kind; in the corner the AP of the kind shown.
+    """Precision against recall (`per_class.precision_recall`), a panel a class, a line a kind; `aps` in the corner.
 
-    Args:
-        curves: kind (those with the same maps under one name) -> frame of `precision_recall.precision_recall`.
-        aps: class -> AP of the kind shown; NaN where it has no box.
-        order: the classes.
+    `curves`: kind (those with the same maps under one name) -> its frame; `aps`: class -> AP of the kind shown, NaN
+    where it has no box.
     """
     looks = style.kind_looks(curves)
     columns = min(4, max(len(order), 1))
@@ -139,10 +131,7 @@ def error_bars(gains: pd.DataFrame, order: Sequence[str], title: str, xlabel: st
     """What mending each type of error alone would give back, by class, side by side in one row a class.
 
     The parts do not add up to what is missing: mended together, errors give back more or less than one by one.
-
-    Args:
-        gains: indexed by class, columns `gain_<error>`.
-        order: the classes from top to bottom.
+    `gains`: columns `gain_<error>`, by class; the classes from top to bottom.
     """
     size = (style.WIDTH, 1.2 + 0.27 * max(len(order), 3))
     fig, axes = style.new_figure(1, len(ERROR_TYPES), size=size, sharey=True, sharex=True)
@@ -155,9 +144,7 @@ def error_bars(gains: pd.DataFrame, order: Sequence[str], title: str, xlabel: st
         axis.set_title(error, fontsize=style.SMALLEST, loc="center")
         axis.set_xlim(min(0, 1.05 * np.nanmin([0, *values])), 1.08 * most)
         axis.grid(visible=False, axis="y")
-    for row, label in zip(at, order, strict=True):
-        if np.isnan(gains.loc[label, "gain_missed"]):
-            axes[0, 0].text(0, row, " no boxes", va="center", color=style.GREY)
+    style.say_no_boxes(axes[0, 0], at[gains.loc[list(order), "gain_missed"].isna()], " no boxes")
     axes[0, 0].set_yticks(at, order)
     fig.supxlabel(xlabel, fontsize="medium")
     style.headline(fig, title)
@@ -168,16 +155,11 @@ def error_bars(gains: pd.DataFrame, order: Sequence[str], title: str, xlabel: st
 def class_examples(examples: Sequence[tuple[str, np.ndarray, np.ndarray, pd.DataFrame, pd.DataFrame, str]]) -> Figure:
     """Images of one class: the heatmap over each, its boxes and those found.
 
-    Args:
-        examples: for each a heading, uint8 RGB [H, W, 3], raw map [h, w], ground truth and detections of the class in
-            the image, image id.
+    `examples`: each a heading, uint8 RGB [H, W, 3], raw map [h, w], ground truth and detections of the class, image id.
     """
     fig, axes = style.new_figure(1, len(examples), size=(style.WIDTH * len(examples) / max(len(examples), 4), 2.9))
     for axis, (heading, picture, heatmap, truth, found, image_id) in zip(axes[0], examples, strict=True):
-        style.photo_axis(axis, picture)
-        style.overlay(axis, heatmap, (picture.shape[1], picture.shape[0]), alpha=0.3)
-        style.draw_boxes(axis, found, colour=style.PREDICTION, style="--", width=1.4)
-        style.draw_boxes(axis, truth, colour=style.TRUTH, width=1.6)
-        axis.set_title(f"{heading} {image_id}\n{style.best_iou_text(truth, found)}", fontsize=style.SMALLEST)
+        title = f"{heading} {image_id}\n{style.best_iou_text(truth, found)}"
+        style.photo_panel(axis, picture, heatmap=heatmap, truth=truth, prediction=found, title=title)
     style.box_legend(fig, truth="ground truth", prediction="prediction")
     return fig

@@ -66,6 +66,8 @@ METHOD_COLOURS = {
     "untrained_peak": "#DCC3E6",
     **dict.fromkeys(("whole_image", "centre_box", "class_mean"), PALE),
 }
+# colour, dashes and width of boxes: those on top leave what is under them in sight
+BOX_LOOKS = {"truth": (TRUTH, "-", 1.8), "prediction": (PREDICTION, "--", 1.5), "peak": (PEAK, ":", 2.0)}
 TERM_COLOURS = ("#117733", "#AA4499", "#999933", "#CC6677")  # of a loss, and of what else is counted beside it
 WIDTH = 8.5  # inches: the column of a page
 SMALLEST = 9.0  # points: on a phone, where a figure keeps three quarters of its width, still 10 pixels
@@ -163,9 +165,7 @@ def new_figure(rows: int = 1, columns: int = 1, *, size: tuple[float, float], **
 def kind_looks(names: Iterable[str]) -> dict[str, KindLook]:
     """The look of each kind in a figure: known kinds have theirs, any other name one of a few more, in their order.
 
-    Args:
-        names: kinds; those with the same maps may come under one name (`standard = vv_qk`), which looks like the
-            preferred of them.
+    Kinds with the same maps may come under one name (`standard = vv_qk`), which looks like the preferred of them.
     """
     others = itertools.cycle(OTHER_LOOKS)
     own = {name: [kind for kind in KIND_PREFERENCE if kind in name.split(" = ")] for name in names}
@@ -189,14 +189,23 @@ def interval_curve(axis: Axes, rows: pd.DataFrame, x: str, y: str, *, alpha: flo
     axis.plot(rows[x], rows[y], **look)
 
 
-def box_legend(
-    fig: Figure, *, truth: str, prediction: str, peak: str = "", more: Sequence[Line2D | Patch] = ()
-) -> None:
-    """What the lines around boxes mean, below the panels; `more` is what else is drawn."""
-    looks = ((truth, TRUTH, "-", 1.8), (prediction, PREDICTION, "--", 1.5), (peak, PEAK, ":", 2))
-    handles = [
-        Line2D([], [], color=colour, ls=line, lw=width, label=text) for text, colour, line, width in looks if text
-    ]
+def interval_bars(axis: Axes, at: np.ndarray, rows: pd.DataFrame, value: str, **look) -> None:
+    """Horizontal bars of column `value` at the given heights, with lines from `low` to `high`; nothing for NaN."""
+    axis.barh(at, rows[value].fillna(0), **look)
+    known = rows["low"].notna().to_numpy()
+    axis.hlines(np.asarray(at)[known], rows["low"][known], rows["high"][known], color=DARK, linewidth=0.9)
+
+
+def say_no_boxes(axis: Axes, rows: Iterable[float], text: str = " no boxes in this split") -> None:
+    """In place of a bar: a class without ground truth is never 0."""
+    for row in rows:
+        axis.text(0, row, text, va="center", color=GREY)
+
+
+def box_legend(fig: Figure, *, more: Sequence[Line2D | Patch] = (), **texts: str) -> None:
+    """What the lines around boxes mean, a text for some of `BOX_LOOKS`, below the panels; `more` is also drawn."""
+    looks = {texts[name]: BOX_LOOKS[name] for name in BOX_LOOKS if name in texts}
+    handles = [Line2D([], [], color=colour, ls=ls, lw=lw, label=text) for text, (colour, ls, lw) in looks.items()]
     legend_below(fig, [*handles, *more])
 
 
@@ -228,6 +237,22 @@ def photo_axis(axis: Axes, image: np.ndarray) -> None:
     axis.spines[:].set_visible(False)
 
 
+def photo_panel(
+    axis: Axes, image: np.ndarray, *, heatmap: np.ndarray | None = None, title: str | None = None,
+    scores: bool = False, **boxes: pd.DataFrame | np.ndarray,
+) -> None:  # fmt: skip
+    """An image with a heatmap over it, if given, and boxes in some of `BOX_LOOKS`, such as `truth=`."""
+    photo_axis(axis, image)
+    if heatmap is not None:
+        overlay(axis, heatmap, image.shape[1::-1], alpha=0.3 if boxes else 0.5)
+    for name in [name for name in BOX_LOOKS if name in boxes]:
+        colour, line, width = BOX_LOOKS[name]
+        of_found = scores and name == "prediction"
+        draw_boxes(axis, boxes[name], colour=colour, style=line, width=width, scores=of_found)
+    if title is not None:
+        axis.set_title(title, fontsize=SMALLEST)
+
+
 def overlay(axis: Axes, heatmap: np.ndarray, image_size_wh: tuple[int, int], *, alpha: float = 0.5) -> None:
     """Lay a heatmap over a shown image in the jet map; its colours span this map alone."""
     width, height = image_size_wh
@@ -241,11 +266,7 @@ def draw_boxes(
 ) -> None:  # fmt: skip
     """Outline boxes; with `scores`, print those of the best four: more would cover the image.
 
-    Args:
-        axis: in the boxes' coordinates.
-        boxes: frame with xmin, ymin, xmax, ymax (and score), or xyxy [4], [N, 4] or, with scores, [N, 5].
-        colour, style, width: of the line.
-        scores: whether to print them.
+    `boxes`: a frame with xmin, ymin, xmax, ymax (and score), or xyxy [4], [N, 4] or, with scores, [N, 5].
     """
     if isinstance(boxes, np.ndarray):
         boxes = np.atleast_2d(boxes)

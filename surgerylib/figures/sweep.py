@@ -35,11 +35,10 @@ def percentile_curves(
     frame: pd.DataFrame, titles: Mapping[str, str], *, value_label: str,
     marks: Mapping[str, tuple[float, str]] | None = None,
 ) -> Figure:  # fmt: skip
-    """A value (mAP) by threshold percentile, a line a kind with its 95 % interval, a panel a protocol.
+    """A value (mAP) by threshold percentile, a line a kind with its 95 % interval, a panel a protocol -> its title.
 
     Args:
         frame: rows with protocol, kind, percentile, value, low, high; rows without a percentile (NaN) are left out.
-        titles: protocol -> the panel's title.
         value_label: of the vertical axis, such as `mAP at IoU 0.1`.
         marks: label -> (percentile, kind), the points to point out; one that has no point is left out.
     """
@@ -72,11 +71,7 @@ def percentile_curves(
 def percentile_iou_grid(tables: Mapping[str, pd.DataFrame], titles: Mapping[str, str]) -> Figure:
     """mAP by threshold percentile (rows) and IoU threshold (columns), a panel a protocol, one colour scale.
 
-    The best cell of each column is outlined; where all are equal, none is.
-
-    Args:
-        tables: protocol -> mAP, index percentile, columns IoU threshold; NaN where it is not defined.
-        titles: protocol -> the panel's title.
+    The best cell of each column is outlined; where all are equal, none is. NaN: not defined.
     """
     shown = [tables[protocol].astype(float) for protocol in titles]
     n_rows, n_columns = (max(table.shape[place] for table in shown) for place in (0, 1))
@@ -108,12 +103,7 @@ def percentile_multiples(
 ) -> Figure:  # fmt: skip
     """One image and class under many thresholds: image, heatmap overlay, then mask and boxes of each percentile.
 
-    Args:
-        image: uint8 RGB [H, W, 3].
-        heatmap: [h, w] raw map of the class.
-        truth: ground truth boxes of the image, all classes: label, xmin, ymin, xmax, ymax.
-        label: the class shown.
-        percentiles: a panel each.
+    `image` is uint8 RGB [H, W, 3], `heatmap` the raw map [h, w]; `truth` has all boxes of the image, of all classes.
     """
     height, width = image.shape[:2]
     settings = [Setting(percentile=float(percentile)) for percentile in percentiles]
@@ -124,24 +114,18 @@ def percentile_multiples(
     columns = min(2 + len(settings), 4 if width < 1.7 * height else 3 if width < 3.5 * height else 2)
     side = style.WIDTH / columns
     fig, panels = _grid(2 + len(settings), columns, (side, 0.4 + 0.97 * side * min(height / width, 1.4)))
-    for axis in panels:
-        style.photo_axis(axis, image)
-    style.draw_boxes(panels[0], other, colour="white", width=0.8)
-    style.draw_boxes(panels[0], own, colour=style.TRUTH)
     boxes = style.counted(len(own), "ground truth box", "ground truth boxes")
-    panels[0].set_title(f"image\n{boxes}", fontsize=style.SMALLEST)
-    style.overlay(panels[1], heatmap, (width, height))
-    panels[1].set_title(f"heatmap\n{style.range_text(heatmap)}", fontsize=style.SMALLEST)
+    style.photo_panel(panels[0], image, truth=own, title=f"image\n{boxes}")
+    style.draw_boxes(panels[0], other, colour="white", width=0.8)
+    style.photo_panel(panels[1], image, heatmap=heatmap, title=f"heatmap\n{style.range_text(heatmap)}")
     for axis, setting, (rows, _) in zip(panels[2:], settings, found, strict=True):
         predicted = pd.DataFrame(rows[:, :4], columns=BOX_COLUMNS)
         # a constant map lies at its threshold everywhere, and has no box
         mask = threshold_mask(resized, levels[setting.percentile]) * (resized.min() < resized.max())
-        _tint(axis, mask, (width, height))
-        style.draw_boxes(axis, own, colour=style.TRUTH)
-        style.draw_boxes(axis, predicted, colour=style.PREDICTION, style="--", width=1.4)
         overlap = f"best IoU {style.best_iou(own, predicted).max():.2f}" if len(own) else "no ground truth"
-        number = style.counted(len(predicted), "box", "boxes")
-        axis.set_title(f"percentile {setting.percentile:.4g}:\n{number}, {overlap}", fontsize=style.SMALLEST)
+        text = f"percentile {setting.percentile:.4g}:\n{style.counted(len(predicted), 'box', 'boxes')}, {overlap}"
+        style.photo_panel(axis, image, truth=own, prediction=predicted, title=text)
+        _tint(axis, mask, (width, height))
     style.headline(fig, title)
     more: list[Line2D | Patch] = [
         Patch(facecolor=to_rgba(style.MASK, 0.5), edgecolor=style.DARK, label="mask, closed and opened")
@@ -156,9 +140,8 @@ def percentile_multiples(
 def inside_outside(pairs: Mapping[str, pd.DataFrame]) -> Figure:
     """Mean response inside the ground truth against outside, pair by pair, a panel a kind; below the line: inverted.
 
-    Args:
-        pairs: kind -> a row an (image, class) pair with inside_mean and outside_mean; rows with a NaN are left out.
-            Kinds with the same maps may come as one, such as `standard = vv_qk`.
+    `pairs`: kind (those with the same maps as one, `standard = vv_qk`) -> a row an (image, class) pair with inside_mean
+    and outside_mean; rows with a NaN are left out.
     """
     columns = 2 if len(pairs) == 4 else min(len(pairs), 3)
     side = min(style.WIDTH / columns, 4.6)
@@ -185,10 +168,9 @@ def inside_outside(pairs: Mapping[str, pd.DataFrame]) -> Figure:
 
 @style.styled
 def difference_bars(frame: pd.DataFrame, *, title: str, xlabel: str) -> Figure:
-    """Paired differences with their 95 % intervals, a row each in the order given; filled where 0 is excluded.
+    """Paired differences (name, difference, low, high) with their 95 % intervals, a row each, in the order given.
 
-    Args:
-        frame: rows with name, difference, low, high; NaN where it is not known.
+    Filled where 0 is excluded; NaN: not known.
     """
     names = [textwrap.fill(str(name), 42) for name in frame["name"]]
     n_lines = sum(1.0 + 0.55 * name.count("\n") for name in names)

@@ -45,26 +45,19 @@ def method_bars(summary: pd.DataFrame, title: str) -> Figure:
     )  # fmt: skip
     axis.invert_yaxis()
     axis.set_xlim(0, 1.12 * np.nanmax([0.1, *means["value"], *means["high"]]))
-    for row, (method, values) in enumerate(means.iterrows()):
-        if np.isnan(values["value"]):
-            axis.text(0, row, " no boxes in this split", va="center", color=style.GREY)
-            continue
-        axis.barh(row, values["value"], height=0.62, color=style.METHOD_COLOURS[method])
-        end = values["value"] if np.isnan(values["high"]) else values["high"]
-        axis.hlines(row, values["low"], values["high"], color=style.DARK, linewidth=1)
-        axis.text(end, row, f"  {values['value']:.3f}", va="center")
+    means = means.assign(row=range(len(means)), end=means["high"].fillna(means["value"]))
+    known = means.dropna(subset="value")
+    colours = [style.METHOD_COLOURS[method] for method in known.index]
+    style.interval_bars(axis, known["row"], known, "value", height=0.62, color=colours)
+    style.say_no_boxes(axis, means["row"].drop(known.index))
+    for of in known.itertuples():
+        axis.text(of.end, of.row, f"  {of.value:.3f}", va="center")
     return fig
 
 
 @style.styled
 def training_curves(history: pd.DataFrame, rates: Sequence[float], best_epoch: int) -> Figure:
-    """Loss terms, positives, learning rate and validation by epoch.
-
-    Args:
-        history: of a `Training`.
-        rates: the learning rate of each step.
-        best_epoch: marked in the validation.
-    """
+    """Loss terms, positives, learning rate (`rates`, of each step) and validation by epoch, the best marked."""
     fig, ((loss, validation), (positives, rate)) = style.new_figure(2, 2, size=(style.WIDTH, 5.6), sharex=True)
     trained = history[history["epoch"] > 0]
     first, last = trained["loss"].iloc[0], trained["loss"].iloc[-1]
@@ -77,20 +70,15 @@ def training_curves(history: pd.DataFrame, rates: Sequence[float], best_epoch: i
     validation.set(title=f"Validation: best cell {best:.3f} at epoch {best_epoch}", ylabel="IoU, share", ylim=(0, 1))
     validation.legend(loc="lower right")
     without = trained["share_without_positive"]
-    look, look_without = {"color": style.TERM_COLOURS[2]}, {"color": style.TERM_COLOURS[3], "linestyle": "--"}
-    positives.plot(trained["epoch"], trained["positives_per_box"], **look)
+    left = positives.plot(trained["epoch"], trained["positives_per_box"], color=style.TERM_COLOURS[2])
     title = f"{100 * without.iloc[-1]:.0f} % of the boxes have no positive cell"
     positives.set(title=title, xlabel="epoch", ylim=(0, None), ylabel="cells a box")
     share = positives.twinx()
-    share.plot(trained["epoch"], without, **look_without)
+    right = share.plot(trained["epoch"], without, color=style.TERM_COLOURS[3], linestyle="--")
     share.set(ylim=(-0.02, 1), ylabel="share of boxes")
     share.grid(visible=False)
     share.spines["right"].set_visible(True)
-    handles = [
-        Line2D([], [], label="positive cells a box (left)", **look),
-        Line2D([], [], label="boxes without one (right)", **look_without),
-    ]
-    positives.legend(handles=handles, loc="center right")
+    positives.legend([*left, *right], ["positive cells a box (left)", "boxes without one (right)"], loc="center right")
     steps = int(history["step"].iloc[-1] / max(history["epoch"].iloc[-1], 1))
     rate.plot(np.arange(1, len(rates) + 1) / steps, rates, color=style.DARK)
     rate.set(title="Warm-up and cosine, by step", xlabel="epoch", ylabel="learning rate", ylim=(0, None))
@@ -119,24 +107,17 @@ def prediction_steps(
         for column, (stage, per_image) in enumerate(predictions.items()):
             axis = axes[row, column]
             best, peak, text = per_image[row]
-            style.photo_axis(axis, picture)
-            style.draw_boxes(axis, truths[row], colour=style.TRUTH)
-            style.draw_boxes(axis, best, colour=style.PREDICTION, style="--", width=1.5)
-            style.draw_boxes(axis, peak, colour=style.PEAK, style=":", width=2)
-            heading = f"{title}\n" if column == 0 else "\n"
-            axis.set_title(f"{heading}{stage}: {text}", fontsize=style.SMALLEST)
+            text = f"{title if column == 0 else ''}\n{stage}: {text}"
+            style.photo_panel(axis, picture, truth=truths[row], prediction=best, peak=peak, title=text)
     style.box_legend(fig, truth="ground truth", prediction="best cell (oracle)", peak="cell of the CAM's peak")
     return fig
 
 
 @style.styled
 def before_after(maps: pd.DataFrame, groups: Mapping[str, Sequence[str]], kind: str, title: str) -> Figure:
-    """mAP under `all` by IoU threshold, a line a state with its 95 % interval, a panel a group of classes.
+    """mAP of a kind under `all` (`Adaptation.maps`) by IoU threshold, a line a state with its 95 % interval.
 
-    Args:
-        maps: of an `Adaptation`.
-        groups: of classes, which are counted in the titles.
-        kind: the kind shown.
+    A panel a group of classes, which are counted in the titles.
     """
     shown = [group for group in (SEEN, UNSEEN, ALL) if group in groups]
     fig, axes = style.new_figure(1, len(shown), size=(style.WIDTH * (0.25 + 0.25 * len(shown)), 3.6), sharey=True)
@@ -168,38 +149,29 @@ def example_rows(examples: Sequence[Any]) -> Figure:
     side = style.WIDTH / max(len(panels), 3)
     size = (side * len(panels), 0.5 + (side + 0.6) * len(examples))
     fig, axes = style.new_figure(len(examples), len(panels), size=size)
-    for row, example in enumerate(examples):
-        size_wh = (example.image.shape[1], example.image.shape[0])
-        for axis, (state, shown) in zip(axes[row], panels, strict=True):
-            style.photo_axis(axis, example.image)
-            heading = f"{textwrap.fill(example.title, int(side * 13))}\n" if axis is axes[row, 0] else ""
+    for of_row, example in zip(axes, examples, strict=True):
+        for axis, (state, shown) in zip(of_row, panels, strict=True):
+            heading = f"{textwrap.fill(example.title, int(side * 13))}\n" if axis is of_row[0] else ""
             if shown == "map":
                 heatmap = example.maps[state]
-                style.overlay(axis, heatmap, size_wh)
-                quantity = "logit" if state == "after" else "similarity"
-                text = f"{heading}{style.range_text(heatmap, quantity, 1 if state == 'after' else 2)}"
-                axis.set_title(text, fontsize=style.SMALLEST)
+                quantity, digits = ("logit", 1) if state == "after" else ("similarity", 2)
+                text = f"{heading}{style.range_text(heatmap, quantity, digits)}"
+                style.photo_panel(axis, example.image, heatmap=heatmap, title=text)
                 continue
-            found = example.found[state]
-            style.draw_boxes(axis, found, colour=style.PREDICTION, style="--", width=1.4)
-            style.draw_boxes(axis, example.truth, colour=style.TRUTH)
-            if len(example.truth):
-                text = style.best_iou_text(example.truth, found)
-            else:
+            found, truth = example.found[state], example.truth
+            text = style.best_iou_text(truth, found)
+            if truth.empty:
                 text = f"not in the image:\n{style.counted(len(found), 'false box', 'false boxes')}"
-            axis.set_title(f"{STATES[state]}\n{text}", fontsize=style.SMALLEST)
+            style.photo_panel(axis, example.image, truth=truth, prediction=found, title=f"{STATES[state]}\n{text}")
     style.box_legend(fig, truth="ground truth of the class", prediction="boxes found")
     return fig
 
 
 @style.styled
 def adapter_curves(histories: Mapping[str, pd.DataFrame], epochs: int, best_epochs: Mapping[str, int]) -> Figure:
-    """Loss terms of each adapter's training by epoch, and the validation of all.
+    """Loss terms of each adapter's training (kind -> history) by epoch, and the validation of all.
 
-    Args:
-        histories: kind -> history of its `Training`.
-        epochs: of the schedule of all.
-        best_epochs: kind -> the epoch whose weights are taken, marked.
+    `epochs`: of the schedule of all; `best_epochs`: kind -> the epoch whose weights are taken, marked.
     """
     fig, axes = style.new_figure(1, len(histories) + 1, size=(style.WIDTH * min(1, (len(histories) + 1) / 3), 3.6))
     highest = max(history["loss"].max() for history in histories.values())
