@@ -347,8 +347,11 @@ def _parameter_rows(notebook: nbformat.NotebookNode) -> list[dict[str, Any]]:
     ]
 
 
-def figure_cell(entry: Mapping[str, Any] | None, field: str) -> dict[str, Any]:
-    """A number and its interval as text, a dash where there is none; a difference is strong when surely not 0."""
+def figure_cell(entry: Mapping[str, Any] | None, field: str, best: float | None = None) -> dict[str, Any]:
+    """A number and its interval as text, a dash where there is none.
+
+    A difference is strong when surely not 0, anything else when it is the `best`, and more than 0.
+    """
     if entry is None or entry.get(field) is None:
         return {"value": "–", "interval": "", "strong": False}
     sign, low, high = field == "difference", entry.get("low"), entry.get("high")
@@ -356,7 +359,7 @@ def figure_cell(entry: Mapping[str, Any] | None, field: str) -> dict[str, Any]:
     return {
         "value": number(entry[field], sign=sign),
         "interval": interval_text(low, high, sign=sign) if known else "",
-        "strong": sign and known and (low > 0 or high < 0),
+        "strong": known and (low > 0 or high < 0) if sign else entry[field] == best and best > 0,
     }
 
 

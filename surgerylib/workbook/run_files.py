@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,14 @@ _SHARED = (
     "classes",
 )  # fmt: skip
 _WRITTEN_BY = {"map_results.json": "01", "evaluation_results.json": "04"}
+
+
+def valid_files(notebooks: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Files that the notebooks of a run answer for, each with its notebook's entry in `run.json`.
+
+    A failed notebook leaves an earlier run's files in the folder.
+    """
+    return {name: entry for entry in notebooks if entry["status"] in ("ok", "outdated") for name in entry["files"]}
 
 
 def write_frames(out_dir: Path, frames: Mapping[str, pd.DataFrame]) -> dict[str, str]:
