@@ -31,9 +31,9 @@ from ..study.tables import plain
 from ..study.verdict import SHARE
 from ..words import METHOD_NAMES, PROTOCOLS
 from .check import check_writable
-from .page import content_security_policy, figure_cell, page_environment, read_json, shown_value
+from .page import by_threshold, content_security_policy, page_environment, read_json, shown_value
 from .parameters import find_notebooks, known_parameters, with_defaults
-from .run_files import RUN_FORMAT, read_results
+from .run_files import RUN_FORMAT, read_results, valid_files
 
 MAPS, EVALUATION = "map_results.json", "evaluation_results.json"
 RESULTS = (MAPS, "multi_iou_results.json", "training_results.json", EVALUATION)  # of notebooks 01 to 04
@@ -44,7 +44,7 @@ COLUMNS = {
     "gt_class_localization.parquet": ["image_id", "label", "box_row"],
 }
 DETECTIONS, TRUTH, IMAGES, IOUS = COLUMNS
-SHOWN_FIGURES = ("mean", SHARE)
+SHOWN_FIGURES = {figure: FIGURES[figure] for figure in ("mean", SHARE)}
 SAME_IN_ALL = ("whole_image", "centre_box")  # the same guess in every run: no difference to take
 # of a provenance; versions and parameters stand alone, what was skipped shows in the number of images
 NO_DIFFERENCE = ("seconds", "self_check_error", "versions", "parameters", "skipped", "chosen_on")
@@ -187,9 +187,7 @@ def _record(folder: Path) -> dict[str, Any]:
 
 def _open(folder: Path, label: str, record: Mapping[str, Any]) -> Run:
     """A run with what its valid notebooks left, after every check on it."""
-    # a failed notebook leaves an earlier run's files in the folder
-    valid = [entry for entry in record["notebooks"] if entry["status"] in ("ok", "outdated")]
-    owners = {name: entry["status"] for entry in valid for name in entry["files"]}
+    owners = valid_files(record["notebooks"])
     results = {name: read_results(folder / name) for name in RESULTS if name in owners}
     if not results:
         raise ResultsError(f"{folder} holds no result of any notebook; run the workbook into it again")
@@ -209,7 +207,8 @@ def _open(folder: Path, label: str, record: Mapping[str, Any]) -> Run:
         }
     except (AttributeError, KeyError, TypeError, ValueError):  # JSON, but of another shape
         raise ResultsError(f"{MAPS} or {EVALUATION} in {folder} is damaged; run its notebook again") from None
-    return Run(folder, label, record, results, {name for name in results if owners[name] == "outdated"}, maps, methods)
+    outdated = {name for name in results if owners[name]["status"] == "outdated"}
+    return Run(folder, label, record, results, outdated, maps, methods)
 
 
 def _numbers(entry: Mapping[str, Any], value: str) -> dict[str, float | None]:
@@ -277,25 +276,18 @@ def _made_of(run: Run) -> dict[str, Any]:
 
 def _headline_tables(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
     """The figures of every run, a row a run: mAP by kind, GT-class localisation by method."""
+    columns = _columns(threshold for run in runs for threshold in run.thresholds)
+    tables: dict[str, list] = {"maps": [], "localization": []}
+    for protocol, caption in PROTOCOLS.items():
+        groups = {kind: {run.label: run.maps.get((protocol, kind)) for run in runs} for kind in HEATMAP_KINDS}
+        tables["maps"].append(_table(f"{caption}{_definition(runs)}", "run", columns, groups))
+    groups = {name: {run.label: run.methods.get(method) for run in runs} for method, name in METHOD_NAMES.items()}
+    tables["localization"].append(_table("IoU of ground truth boxes, their class given", "run", SHOWN_FIGURES, groups))
+    return tables
 
-    def rows(of_runs: list[Mapping | None], columns: Sequence, value: str) -> list[dict[str, Any]]:
-        entries = [[(of or {}).get(column) for column in columns] for of in of_runs]
-        return [_row(run.label, own, value) for run, own in zip(runs, entries, strict=True)] if any(of_runs) else []
 
-    thresholds = sorted({threshold for run in runs for threshold in run.thresholds})
-    maps = [
-        _table(f"{caption}{_definition(runs)}", "run", [f"IoU {threshold:.2f}" for threshold in thresholds], {
-            kind: rows([run.maps.get((protocol, kind)) for run in runs], thresholds, "map") for kind in HEATMAP_KINDS
-        })
-        for protocol, caption in PROTOCOLS.items()
-    ]  # fmt: skip
-    methods = {
-        title: rows([run.methods.get(method) for run in runs], SHOWN_FIGURES, "value")
-        for method, title in METHOD_NAMES.items()
-    }
-    caption = "IoU of ground truth boxes, their class given"
-    columns = [FIGURES[figure] for figure in SHOWN_FIGURES]
-    return {"maps": maps, "localization": [_table(caption, "run", columns, methods)]}
+def _columns(thresholds: Iterable[float]) -> dict[float, str]:
+    return {threshold: f"IoU {threshold:.2f}" for threshold in sorted(set(thresholds))}
 
 
 def _definition(runs: Sequence[Run]) -> str:
@@ -304,13 +296,10 @@ def _definition(runs: Sequence[Run]) -> str:
     return f"; AP: {texts.pop()}" if len(texts) == 1 else "; AP as each run says above" if texts else ""
 
 
-def _table(caption: str, corner: str, columns: list[str], groups: Mapping[str, list]) -> dict[str, Any]:
-    groups = {name: rows for name, rows in groups.items() if rows}
+def _table(caption: str, corner: str, columns: Mapping, groups: Mapping[str, Mapping]) -> dict[str, Any]:
+    """For the macro `numbers`: column -> heading, and group -> name of a row -> column -> figures."""
+    groups = {name: rows for name, rows in groups.items() if any(rows.values())}
     return {"caption": caption, "corner": corner, "columns": columns, "groups": groups}
-
-
-def _row(name: str, entries: Iterable[Mapping[str, Any] | None], value: str) -> dict[str, Any]:
-    return {"name": name, "cells": [figure_cell(of, value) for of in entries]}
 
 
 def _pair(first: Run, run: Run) -> dict[str, Any]:
@@ -340,12 +329,12 @@ def _map_differences(first: Run, run: Run) -> list[dict[str, Any]]:
     seed = first.provenance(MAPS).get("seed", 0)
     tables, n_images = [], f"{len(first.frame(IMAGES)):,} images"
     for protocol, caption in PROTOCOLS.items():
-        rows = []
+        rows = {}
         for kind in kinds:
             difference = paired_difference(*(of.bootstrap(protocol, kind, seed) for of in (run, first)))
-            rows.append(_row(kind, plain(difference.summary()), "difference"))
-        columns = [f"IoU {threshold:.2f}" for threshold in first.thresholds]
-        tables.append(_table(f"{caption}{_definition([first])}; {n_images}", "kind", columns, {"": rows}))
+            rows[kind] = by_threshold(plain(difference.summary()))
+        caption = f"{caption}{_definition([first])}; {n_images}"
+        tables.append(_table(caption, "kind", _columns(first.thresholds), {"": rows}))
     return tables
 
 
@@ -363,10 +352,11 @@ def _localization_differences(first: Run, run: Run) -> list[dict[str, Any]]:
     methods = [name for name in METHOD_NAMES if name in in_both and name not in SAME_IN_ALL]
     ious = [frames[of.label][methods] for of in (run, first)]
     ids, seed = frames[first.label]["image_id"], first.provenance(EVALUATION).get("seed", 0)
-    found = localization_difference(*ious, ids, seed=seed).query("figure in @SHOWN_FIGURES")
-    rows = [_row(METHOD_NAMES[name], plain(found[found["method"] == name]), "difference") for name in methods]
+    rows: dict[str, dict] = {METHOD_NAMES[name]: {} for name in methods}
+    for row in plain(localization_difference(*ious, ids, seed=seed)):
+        rows[METHOD_NAMES[row["method"]]][row["figure"]] = row
     caption = f"IoU of the same {len(ious[0]):,} ground truth boxes, their class given"
-    return [_table(caption, "method", [FIGURES[figure] for figure in SHOWN_FIGURES], {"": rows})]
+    return [_table(caption, "method", SHOWN_FIGURES, {"": rows})]
 
 
 def _check_data(first: Run, run: Run) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from ..study.summary import INTERVAL_NOTE, average_precision_text
-from .page import content_security_policy, figure_cell, held_together, image_size, page_environment, read_json
+from .page import by_threshold, content_security_policy, held_together, image_size, page_environment, read_json
 from .run_files import valid_files
 
 MAX_KEY_FIGURES = 14
@@ -42,7 +42,6 @@ def index_html(run_dir: Path) -> str:
         run=run,
         **contents,
         owners=owners,
-        figure_cell=figure_cell,
         average_precision_text=average_precision_text,
         best_guess=max(known, key=known.get, default=""),
         tables=_map_tables(contents["results"]),
@@ -62,50 +61,43 @@ def _map_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         "all": f"Asked for all {n_classes} classes on every image (protocol “all”)",
     }
     thresholds, paired = results.get("iou_thresholds") or [], results.get("paired_difference") or {}
-    columns, tables = [f"IoU {threshold:.2f}" for threshold in thresholds], []
+    tables = []
     for protocol, by_kind in (results.get("protocols") or {}).items():
-        values = [(entry["iou_threshold"], entry["map"] or 0) for entries in by_kind.values() for entry in entries]
-        best = {
-            threshold: max((value for at, value in values if at == threshold), default=0) for threshold in thresholds
-        }
-        kinds = results.get("kinds") or by_kind
-        rows = [_row(kind, by_kind.get(kind, []), "map", thresholds, best) for kind in kinds]
+        rows = {kind: by_threshold(by_kind.get(kind, [])) for kind in results.get("kinds") or by_kind}
+        best = {at: max((row[at]["map"] or 0 for row in rows.values() if at in row), default=0) for at in thresholds}
         if differences := (paired.get("protocols") or {}).get(protocol):
-            rows.append(_row(f"{paired['a']} − {paired['b']}", differences, "difference", thresholds))
+            rows[f"{paired['a']} − {paired['b']}"] = by_threshold(differences)
         caption = captions.get(protocol, protocol) + _definition(results.get("interpolation"))
-        tables.append({"caption": caption, "corner": "kind", "columns": columns, "groups": {"": rows}})
+        tables.append(_table(caption, "kind", thresholds, rows) | {"best": best})
     return tables
 
 
 def _recommendation(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Tables of the setting that the sweep chose beside the default, on the split of the report."""
     report = found.get("report") or {}
-    thresholds = report.get("iou_thresholds") or []
     interpolation = ((found.get("provenance") or {}).get("parameters") or {}).get("interpolation")
-    headings, columns, tables = [*(f"IoU {threshold:.2f}" for threshold in thresholds), "mean"], [*thresholds, None], []
+    tables = []
     for protocol in report["recommended"]["protocols"] if report else ():
-        rows = [_row("default", report["default"]["protocols"][protocol], "map", columns)]
+        rows = {"default": report["default"]["protocols"][protocol]}
         if not (found.get("choice") or {}).get("default_stays"):
-            rows += [
-                _row("recommended", report["recommended"]["protocols"][protocol], "map", columns),
-                _row("recommended − default", report["difference"][protocol], "difference", columns),
-            ]
+            rows["recommended"] = report["recommended"]["protocols"][protocol]
+            rows["recommended − default"] = report["difference"][protocol]
+        rows = {name: by_threshold(entries) for name, entries in rows.items()}
         caption = f"On {report.get('split')} (protocol “{protocol}”){_definition(interpolation)}"
-        tables.append({"caption": caption, "corner": "setting", "columns": headings, "groups": {"": rows}})
+        tables.append(_table(caption, "setting", [*(report.get("iou_thresholds") or []), None], rows))
     return tables
+
+
+def _table(
+    caption: str, corner: str, thresholds: Iterable[float | None], rows: Mapping[str, Mapping]
+) -> dict[str, Any]:
+    """For the macro `numbers`."""
+    columns = {at: "mean" if at is None else f"IoU {at:.2f}" for at in thresholds}
+    return {"caption": caption, "corner": corner, "columns": columns, "groups": {"": rows}}
 
 
 def _definition(interpolation: str | None) -> str:
     return f"; AP: {average_precision_text(interpolation)}" if interpolation else ""
-
-
-def _row(
-    name: str, entries: Iterable, field: str, columns: Iterable[float | None], best: Mapping | None = None
-) -> dict:
-    """A row with a column an IoU threshold, None for their mean; of each column's `best` the number is strong."""
-    by_threshold = {entry["iou_threshold"]: entry for entry in entries}
-    cells = [figure_cell(by_threshold.get(column), field, (best or {}).get(column)) for column in columns]
-    return {"name": name, "difference": field == "difference", "cells": cells}
 
 
 def _key_figures(run_dir: Path, names: Iterable[str]) -> list[dict[str, Any]]:

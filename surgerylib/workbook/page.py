@@ -13,7 +13,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,7 @@ def page_environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader([TEMPLATES, TEMPLATES / "report"]), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.ChainableUndefined,
     )  # fmt: skip
+    environment.globals["figure_cell"] = figure_cell
     environment.filters |= {
         "url": quote, "duration": readable_seconds, "date": readable_date, "anchor": anchor_of, "shown": shown_value,
         "held": held_together,
@@ -347,19 +348,25 @@ def _parameter_rows(notebook: nbformat.NotebookNode) -> list[dict[str, Any]]:
     ]
 
 
-def figure_cell(entry: Mapping[str, Any] | None, field: str, best: float | None = None) -> dict[str, Any]:
+def by_threshold(entries: Iterable[Mapping[str, Any]]) -> dict[float | None, Mapping[str, Any]]:
+    """Figures by their IoU threshold, None for the mean over all."""
+    return {entry["iou_threshold"]: entry for entry in entries}
+
+
+def figure_cell(entry: Mapping[str, Any] | None, best: float | None = None) -> dict[str, Any]:
     """A number and its interval as text, a dash where there is none.
 
     A difference is strong when surely not 0, anything else when it is the `best`, and more than 0.
     """
-    if entry is None or entry.get(field) is None:
-        return {"value": "–", "interval": "", "strong": False}
-    sign, low, high = field == "difference", entry.get("low"), entry.get("high")
+    field = next((name for name in ("difference", "map", "value") if entry and entry.get(name) is not None), None)
+    if field is None:
+        return {"value": "–"}
+    value, low, high, sign = entry[field], entry.get("low"), entry.get("high"), field == "difference"
     known = low is not None and high is not None
     return {
-        "value": number(entry[field], sign=sign),
+        "value": number(value, sign=sign),
         "interval": interval_text(low, high, sign=sign) if known else "",
-        "strong": known and (low > 0 or high < 0) if sign else entry[field] == best and best > 0,
+        "strong": known and (low > 0 or high < 0) if sign else value == best and value > 0,
     }
 
 
