@@ -23,9 +23,9 @@ import jinja2
 import nbformat
 from bs4 import BeautifulSoup, Tag
 from nbconvert.exporters import HTMLExporter
-from nbconvert.filters import strip_ansi
-from nbconvert.preprocessors import CoalesceStreamsPreprocessor, Preprocessor
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from PIL import Image
+from traitlets.config import Config
 
 from ..intervals import interval_text, number
 from .parameters import SET_BY_RUNNER, parse_assignments, tagged_source
@@ -35,7 +35,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 DISPLAYED_TYPES = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]
 WIDE_TABLE = 12  # columns that still fit on paper at the usual size
 WIDE_IMAGE = 600  # pixels from which a figure's letters can't be read when it is shrunk to a phone's width
-_PROGRESS_BAR = re.compile(r"\d+%\|.*\|")
+# a progress bar that printed a new line instead of returning the carriage
+_EARLIER_BAR = re.compile(r"^([^:\n]*):.*\d%\|.*\|.*\n(?=\1:.*\d%\|.*\|)", re.MULTILINE)
 # a number, perhaps with a unit, and perhaps with its interval behind it; or nothing, or a dash in its place
 _NUMBER = re.compile(r"^(NaN|nan|None|no [a-z]+|[-–—]?|[-+−]?[\d.,]+(e[-+]?\d+)?\s?%?([ \[(].{0,30})?)$")
 _BRACKET = re.compile(r"^(.+?) ([\[(].+)$")
@@ -63,13 +64,16 @@ def notebook_html(
         failure: Why the notebook stopped before its end, in one line; empty when it did not.
         folder: Where images that the notebook's text refers to are looked for.
     """
-    exporter = _ReportExporter(
+    exporter = HTMLExporter(
+        config=Config({"NbConvertBase": {"display_data_priority": DISPLAYED_TYPES}}),
         template_name="report",
         extra_template_basedirs=[str(TEMPLATES)],
-        preprocessors=[CoalesceStreamsPreprocessor, _Tidy],
+        preprocessors=[CoalesceStreamsPreprocessor, _tidy],
+        filters={"held": held_together, "balanced": _balanced, "finished": _finished},
         embed_images=True,
         exclude_anchor_links=True,
     )
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     page = {
         "title": title(notebook) or "Notebook",
         "run_name": run_name,
@@ -77,7 +81,8 @@ def notebook_html(
         "duration": readable_seconds(seconds),
         "failure": failure,
         "parameters": _parameter_rows(notebook),
-        "notes": _notes(notebook),
+        # of `Session.show_notes`, each once
+        "notes": dict.fromkeys(note for output in outputs for note in output.get("metadata", {}).get("notes", [])),
     }
     resources = {"metadata": {"path": str(folder) if folder else "", "name": ""}, "page": page}
     html, _ = exporter.from_notebook_node(notebook, resources)
@@ -89,12 +94,6 @@ def title(notebook: nbformat.NotebookNode) -> str:
     markdown = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     match = re.search(r"^#[ \t]+(.+?)[ \t#]*$", markdown, re.MULTILINE)
     return re.sub(r"[*_`]", "", match[1]) if match else ""
-
-
-def _notes(notebook: nbformat.NotebookNode) -> list[str]:
-    """What `Session.show_notes` showed, each note once."""
-    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
-    return list(dict.fromkeys(note for output in outputs for note in output.get("metadata", {}).get("notes", [])))
 
 
 def page_environment() -> jinja2.Environment:
@@ -138,42 +137,39 @@ def readable_seconds(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-class _Tidy(Preprocessor):
+def _tidy(notebook: nbformat.NotebookNode, resources: Any) -> tuple[nbformat.NotebookNode, Any]:
     """Leaves of a notebook what a reader wants to see, and gives every image a text."""
+    notebook.cells = [cell for cell in notebook.cells if _PAPERMILL_MARKER not in cell.metadata.get("tags", [])]
+    section, numbers = "", itertools.count(1)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            headings = re.findall(r"^#{1,4}[ \t]+(.+)$", cell.source, re.MULTILINE)
+            section = re.sub(r"[*_`]", "", headings[-1]) if headings else section
+            continue
+        for output in cell.outputs:
+            if output.output_type == "stream":
+                output.text = _EARLIER_BAR.sub("", output.text)
+        cell.outputs = [output for output in cell.outputs if _is_shown(output)]
+        for output, mimetype in itertools.product(cell.outputs, ("image/png", "image/jpeg", "image/svg+xml")):
+            if mimetype in output.get("data", {}):
+                number, described = next(numbers), output.metadata.setdefault(mimetype, nbformat.NotebookNode())
+                if not str(described.get("alt") or "").strip():
+                    described["alt"] = f"Figure {number}" + (f", in “{section}”" if section else "")
+                for name in {"alt", "finding", "caption"} & described.keys():
+                    described[name] = held_together(described[name])
+                if mimetype != "image/svg+xml":
+                    described["size"] = image_size(base64.b64decode(output.data[mimetype]))
+    if not resources["page"]["failure"]:
+        _mark_setup(notebook.cells)
+    return notebook, resources
 
-    def preprocess(self, nb: nbformat.NotebookNode, resources: Any) -> tuple[nbformat.NotebookNode, Any]:
-        nb.cells = [cell for cell in nb.cells if _PAPERMILL_MARKER not in cell.metadata.get("tags", [])]
-        section, count = "", 0
-        for cell in nb.cells:
-            if cell.cell_type == "markdown":
-                headings = re.findall(r"^#{1,4}[ \t]+(.+)$", cell.source, re.MULTILINE)
-                section = re.sub(r"[*_`]", "", headings[-1]) if headings else section
-            outputs = []
-            for output in cell.get("outputs", []):
-                if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
-                    continue  # a progress bar as a widget: its text shows it at 0 % for ever
-                if {"repeats_caption", "notes"} & output.get("metadata", {}).keys():
-                    continue  # the page has it elsewhere
-                if output.output_type == "stream":
-                    output.text = _last_states(output.text)
-                    if not output.text.strip():
-                        continue
-                for mimetype in ("image/png", "image/jpeg", "image/svg+xml"):
-                    if mimetype in output.get("data", {}):
-                        count += 1
-                        described = output.metadata.setdefault(mimetype, nbformat.NotebookNode())
-                        if not str(described.get("alt") or "").strip():
-                            described["alt"] = f"Figure {count}" + (f", in “{section}”" if section else "")
-                        for name in {"alt", "finding", "caption"} & described.keys():
-                            described[name] = held_together(described[name])
-                        if mimetype != "image/svg+xml":
-                            described["size"] = image_size(base64.b64decode(output.data[mimetype]))
-                outputs.append(output)
-            if "outputs" in cell:
-                cell.outputs = outputs
-        if not resources["page"]["failure"]:
-            _mark_setup(nb.cells)
-        return nb, resources
+
+def _is_shown(output: nbformat.NotebookNode) -> bool:
+    if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
+        return False  # a progress bar as a widget: its text shows it at 0 % for ever
+    if {"repeats_caption", "notes"} & output.get("metadata", {}).keys():
+        return False  # the page has it elsewhere
+    return output.output_type != "stream" or bool(output.text.strip())
 
 
 def _mark_setup(cells: list[nbformat.NotebookNode]) -> None:
@@ -195,92 +191,63 @@ def image_size(data: bytes) -> dict[str, Any]:
         return {"width": image.width, "height": image.height, "wide": image.width > WIDE_IMAGE}
 
 
-def _last_states(text: str) -> str:
-    """A stream with each line as the terminal would show it in the end: after the last carriage return."""
-    lines = (line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n"))
-    kept: list[str] = []
-    for line in lines:
-        name = line.split(":", 1)[0]
-        if kept and _PROGRESS_BAR.search(line) and _PROGRESS_BAR.search(kept[-1]) and kept[-1].startswith(f"{name}:"):
-            kept.pop()  # bars that print a new line instead of returning the carriage
-        kept.append(line)
-    return "\n".join(kept)
+def _balanced(html: str) -> str:
+    """HTML that closes what it opens, and nothing else, so that it changes nothing around it."""
+    return str(BeautifulSoup(html, "html.parser"))
 
 
-class _ReportExporter(HTMLExporter):
-    """nbconvert's exporter with a table of contents, anchors that are unique, and tables that scroll in their box."""
+def _finished(html: str) -> dict[str, Any]:
+    """The HTML of all cells with anchors and nothing that would be fetched, each table in a box of its own.
 
-    def __init__(self, **kw: Any) -> None:
-        super().__init__(**kw)
-        self._headings: list[dict[str, Any]] = []
-        self._title_seen = self._sortable_seen = False
-
-    @property
-    def default_config(self) -> Any:
-        config = super().default_config
-        config.NbConvertBase.display_data_priority = DISPLAYED_TYPES
-        return config
-
-    def default_filters(self) -> Any:
-        yield from super().default_filters()
-        yield "self_contained", self._self_contained
-        yield "headings", lambda body: self._headings
-        yield "scripts", lambda body: _scripts(sortable=self._sortable_seen)
-        yield "content_security_policy", content_security_policy
-        yield "strip_ansi", strip_ansi
-
-    @jinja2.pass_context
-    def markdown2html(self, context: jinja2.runtime.Context, source: str) -> str:
-        soup = BeautifulSoup(HTMLExporter.markdown2html(self, context, held_together(source)), "html.parser")
-        for tag in soup.find_all(re.compile("^h[1-6]$")):
-            text = tag.get_text().strip()
-            if tag.name == "h1" and not self._title_seen:
-                self._title_seen = True
-                tag.decompose()  # the page's header shows it
-                continue
-            anchor = self._unique_anchor(text)
-            tag["id"] = anchor
-            link = soup.new_tag("a", href=f"#{anchor}", attrs={"class": "anchor", "aria-label": "link to here"})
-            link.string = "#"
-            tag.append(link)
-            self._headings.append({"level": int(tag.name[1]), "anchor": anchor, "text": text})
-        return self._self_contained(soup)
-
-    def _unique_anchor(self, text: str) -> str:
-        slug, taken = anchor_of(text), {heading["anchor"] for heading in self._headings}
-        names = itertools.chain([slug], (f"{slug}-{number}" for number in itertools.count(2)))
-        return next(name for name in names if name not in taken)
-
-    def _self_contained(self, html: str | BeautifulSoup) -> str:
-        """HTML of a cell or an output with nothing that would be fetched, and each table in a box of its own."""
-        soup = html if isinstance(html, BeautifulSoup) else BeautifulSoup(html, "html.parser")
-        for tag in soup.find_all(["script", "link", "iframe", "object", "embed", "base", "meta"]):
+    Returns:
+        the HTML, the headings for a table of contents, and the scripts that it needs.
+    """
+    soup = BeautifulSoup(html, "html.parser")
+    headings: dict[str, dict[str, Any]] = {}
+    if title := soup.select_one(".prose h1"):
+        title.decompose()  # the page's header shows it
+    for tag in soup.select(",".join(f".prose h{level}" for level in range(1, 7))):
+        text = tag.get_text().strip()
+        names = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        anchor = next(name for end in names if (name := anchor_of(text) + end) not in headings)
+        headings[anchor] = {"level": int(tag.name[1]), "anchor": anchor, "text": text}
+        tag["id"] = anchor
+        attributes = {"class": "anchor", "aria-label": "link to here"}
+        tag.append(soup.new_tag("a", href=f"#{anchor}", attrs=attributes, string="#"))
+    for tag in soup.find_all(["script", "link", "iframe", "object", "embed", "base", "meta"]):
+        tag.decompose()
+    for tag in soup.find_all("style"):
+        if tag.has_attr("scoped") or re.search(r"@import|url\(", tag.get_text()):  # scoped: pandas' own look
             tag.decompose()
-        for tag in soup.find_all("style"):
-            if tag.has_attr("scoped") or re.search(r"@import|url\(", tag.get_text()):  # scoped: pandas' own look
-                tag.decompose()
-        for tag in soup.find_all(style=re.compile(r"url\(")):
-            del tag["style"]
-        for tag in soup.find_all(src=True):
-            if not tag["src"].startswith("data:"):
-                note = soup.new_tag("span", attrs={"class": "muted"})
-                note.string = f"[not in this file: {tag.get('alt') or tag['src']}]"
-                tag.replace_with(note)
-        for image in soup.find_all("img"):
-            image["alt"] = image.get("alt") or "Image without a description"
-        for table in soup.find_all("table"):
-            _join_header_rows(table)
-            for corner in table.select("thead th"):
-                if not corner.get_text(strip=True):
-                    corner.name = "td"  # heads nothing
-            if not table.find(colspan=True):
-                _mark_numbers(table)
-            self._sortable_seen |= "sortable" in table.get("class", [])
-            table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0"}))
-            del table["border"]
-            if len(table.find("tr").find_all(["th", "td"]) if table.find("tr") else []) > WIDE_TABLE:
-                table["class"] = [*table.get("class", []), "wide"]
-        return str(soup)
+    for tag in soup.find_all(style=re.compile(r"url\(")):
+        del tag["style"]
+    for tag in soup.find_all(src=True):
+        if not tag["src"].startswith("data:"):
+            note = soup.new_tag(
+                "span", attrs={"class": "muted"}, string=f"[not in this file: {tag.get('alt') or tag['src']}]"
+            )
+            tag.replace_with(note)
+    for image in soup.find_all("img"):
+        image["alt"] = image.get("alt") or "Image without a description"
+    for table in soup.find_all("table"):
+        _join_header_rows(table)
+        for corner in table.select("thead th"):
+            if not corner.get_text(strip=True):
+                corner.name = "td"  # heads nothing
+        if not table.find(colspan=True):
+            _mark_numbers(table)
+        table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0"}))
+        del table["border"]
+        row = table.find("tr")
+        if row is not None and len(row.find_all(["th", "td"])) > WIDE_TABLE:
+            table["class"] = [*table.get("class", []), "wide"]
+    scripts = _scripts(sortable=bool(soup.select("table.sortable")))
+    return {
+        "html": str(soup),
+        "headings": list(headings.values()),
+        "scripts": scripts,
+        "csp": content_security_policy(scripts),
+    }
 
 
 def _join_header_rows(table: Tag) -> None:
