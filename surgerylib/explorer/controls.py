@@ -53,13 +53,13 @@ class Controls:
         self.kind = _choice("kind", [*HEATMAP_KINDS, ALL_KINDS])
         self.kind.value = plain.kind
         self.similarity = _choice("similarity", SIMILARITIES)
-        self.layers = _whole("last layers", 1, 1, 6)
+        self.layers = _of(widgets.IntSlider, "last layers", value=1, min=1, max=6)
         self.image_size = _choice("image size", [("the model's own", 0)])
         self.adapted = _check("trained adapter")
         self.adapted.disabled = not has_adapter
 
         self.percentile = _slider("percentile", plain.percentile, 1.0, 99.5, 0.5, ".1f")
-        self.min_side = _whole("least side", plain.min_side, 0, 100)
+        self.min_side = _of(widgets.IntSlider, "least side", value=plain.min_side, min=0, max=100)
         self.min_side.tooltip = "smaller boxes are dropped, in pixels of the 224 x 224 map"
         self.use_nms, self.nms_iou = _check("suppress overlaps"), _slider("above IoU", 0.5, 0.05, 1.0, 0.05, ".2f")
         self.use_floor = _check("floor (raw value)")
@@ -171,10 +171,6 @@ def _text(name: str, value: str, hint: str) -> widgets.Text:
 
 def _slider(name: str, value: float, least: float, most: float, step: float, form: str) -> widgets.FloatSlider:
     return _of(widgets.FloatSlider, name, value=value, min=least, max=most, step=step, readout_format=form)
-
-
-def _whole(name: str, value: int, least: int, most: int) -> widgets.IntSlider:
-    return _of(widgets.IntSlider, name, value=value, min=least, max=most)
 
 
 def _choice(name: str, options: Sequence) -> widgets.Dropdown:

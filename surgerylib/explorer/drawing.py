@@ -13,14 +13,17 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
+from jinja2 import Template
 from matplotlib.figure import Figure
 
 from ..boxes import resize_map
 from ..figures import PREDICTION, TRUTH, draw_boxes, new_figure, overlay, photo_axis, styled
 from ..intervals import number
 from .view_model import EVERY_BOX, Answer, Question, Shown
+from .widgets import TEMPLATES
 
 _OVERLAY_SIDE = 224
+_TABLE = Template((TEMPLATES / "table.html.j2").read_text(encoding="utf-8"), autoescape=True)
 
 
 def photo_bytes(image: np.ndarray) -> bytes:
@@ -99,11 +102,12 @@ def truth_table(answers: Sequence[Answer], truth: pd.DataFrame, against: str) ->
         return f'<p class="explorer-note">No ground truth box of {escape(against)} in this image.</p>'
     rows = []
     for place, row in enumerate(truth.itertuples()):
-        cells = "".join(f'<td class="number">{answer.best_ious[place]:.2f}</td>' for answer in answers)
         size = f"{row.xmax - row.xmin:.0f} × {row.ymax - row.ymin:.0f}"
-        rows.append(f'<tr><th scope="row">{escape(row.label)}</th><td class="number">{size}</td>{cells}</tr>')
+        rows.append({"name": row.label, "cells": [size, *(f"{answer.best_ious[place]:.2f}" for answer in answers)]})
     kinds = [answer.kind for answer in answers]
-    return _table(f"IoU with the ground truth ({escape(against)})", "box", ["pixels", *kinds], rows)
+    return _TABLE.render(
+        caption=f"IoU with the ground truth ({against})", first="box", columns=["pixels", *kinds], rows=rows
+    )
 
 
 def patch_table(answers: Sequence[Answer], question: Question, patch: tuple[int, int]) -> str:
@@ -112,24 +116,17 @@ def patch_table(answers: Sequence[Answer], question: Question, patch: tuple[int,
     values = np.stack([answer.maps[:, row, column] for answer in answers], axis=1)  # [C, kinds]
     last = values[:, -1]
     shares = (last - last.min()) / (np.ptp(last) or 1)
-    rows = []
-    for place in np.argsort(-last, kind="stable"):
-        name = question.asked[place]
-        cells = "".join(f'<td class="number">{number(value)}</td>' for value in values[place])
-        if len(answers) == 1:
-            cells += f'<td class="bar"><span style="width:{100 * shares[place]:.0f}%"></span></td>'
-        strong = ' class="shown"' if name == question.shown else ""
-        rows.append(f'<tr{strong}><th scope="row">{escape(name)}</th>{cells}</tr>')
+    rows = [
+        {
+            "name": question.asked[place],
+            "cells": [number(value) for value in values[place]],
+            "bar": f"{100 * shares[place]:.0f}%" if len(answers) == 1 else "",
+            "shown": question.asked[place] == question.shown,
+        }
+        for place in np.argsort(-last, kind="stable")
+    ]
     caption = f"Patch in row {row + 1}, column {column + 1}: similarity"
-    return _table(caption, "asked for", [answer.kind for answer in answers], rows, bar=len(answers) == 1)
-
-
-def _table(caption: str, first: str, columns: Sequence[str], rows: Sequence[str], *, bar: bool = False) -> str:
-    head = "".join(f'<th scope="col" class="number">{escape(name)}</th>' for name in columns)
-    return (
-        f"<table><caption>{caption}</caption><thead><tr><th scope='col'>{first}</th>{head}{'<td></td>' if bar else ''}"
-        f"</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    )
+    return _TABLE.render(caption=caption, first="asked for", columns=[answer.kind for answer in answers], rows=rows)
 
 
 @styled

@@ -8,7 +8,7 @@ import anywidget
 import ipywidgets
 import traitlets
 
-_FRONT = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def box(*children: ipywidgets.Widget, names: str = "", kind: type = ipywidgets.VBox, **layout: str) -> ipywidgets.Box:
@@ -22,8 +22,8 @@ def box(*children: ipywidgets.Widget, names: str = "", kind: type = ipywidgets.V
 class Panel(anywidget.AnyWidget):
     """A photograph with a heatmap over it and boxes on top; says which patch is pointed at."""
 
-    _esm = _FRONT / "panel.js"
-    _css = _FRONT / "explorer.css"
+    _esm = TEMPLATES / "panel.js"
+    _css = TEMPLATES / "explorer.css"
     photo = traitlets.Bytes(b"").tag(sync=True)  # JPEG
     overlay = traitlets.Bytes(b"").tag(sync=True)  # JPEG, stretched over the whole picture
     opacity = traitlets.Float(0.5).tag(sync=True)  # of the overlay, 0 to 1; the browser alone changes it
@@ -41,6 +41,6 @@ class Panel(anywidget.AnyWidget):
 class CopyButton(anywidget.AnyWidget):
     """A button that puts `text` into the reader's clipboard."""
 
-    _esm = _FRONT / "copy.js"
+    _esm = TEMPLATES / "copy.js"
     text = traitlets.Unicode("").tag(sync=True)
     description = traitlets.Unicode("copy").tag(sync=True)

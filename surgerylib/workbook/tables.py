@@ -7,12 +7,18 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
 import pandas as pd
+from jinja2 import Template
 
 from ..errors import ParameterError
 from ..study.summary import average_precision_text
 from ..words import PROTOCOLS
+
+_SORTABLE = Template(
+    (Path(__file__).parent / "templates" / "sortable.html.j2").read_text(encoding="utf-8"), autoescape=True
+)
 
 
 @dataclass(repr=False, eq=False)
@@ -87,19 +93,8 @@ def sortable_table(
             raise ParameterError(
                 f"sort_values[{column!r}] has {len(values)} numbers for {len(frame)} rows; give one for each row"
             )
-    head = "".join(f'<th scope="col">{escape(str(name))}</th>' for name in [label, *frame.columns])
-    orders = {column: [f' data-order="{_order(value)}"' for value in values] for column, values in numbers.items()}
-    rows = []
-    for position, (name, *texts) in enumerate(frame.itertuples(name=None)):
-        cells = [
-            f"<td{orders[column][position] if column in orders else ''}>{escape(str(text))}</td>"
-            for column, text in zip(frame.columns, texts, strict=True)
-        ]
-        rows.append(f'<tr><th scope="row">{escape(str(name))}</th>{"".join(cells)}</tr>\n')
-    return (
-        f'<table class="sortable">\n<caption>{escape(caption)}</caption>\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{''.join(rows)}</tbody>\n</table>"
-    )
+    orders = {column: [_order(value) for value in values] for column, values in numbers.items()}
+    return _SORTABLE.render(frame=frame, caption=caption, label=label, orders=orders)
 
 
 def _order(value: float) -> str:
