@@ -66,12 +66,15 @@ def check(
     Raises:
         SurgeryError: The first thing that would stop the run, as a typed error with one line.
     """
-    notebooks = find_notebooks(notebooks_dir)
-    known = known_parameters(notebooks)
+    known = known_parameters(find_notebooks(notebooks_dir))
     settings = with_defaults(validate(load_config(config), known), known)
-    of_chosen = known_parameters(find_notebooks(notebooks_dir, only))
-    settings = {name: value for name, value in settings.items() if name in of_chosen}
-    root = notebooks[0].resolve().parent.parent
+    return check_input(settings, find_notebooks(notebooks_dir, only), device)
+
+
+def check_input(settings: Mapping[str, Any], notebooks: Sequence[Path], device: str = "cpu") -> str:
+    """`check` with the values of all parameters, of which those count that these notebooks have."""
+    own, root = known_parameters(notebooks), notebooks[0].resolve().parent.parent
+    settings = {name: value for name, value in settings.items() if name in own}
     check_values(settings)
     lines = _check_dataset(settings, root) if "dataset" in settings else []
     lines += _check_model(settings, root, device) if "model" in settings else []
@@ -106,10 +109,10 @@ def check_values(settings: Mapping[str, Any]) -> None:
         post_processing_variants(Setting(), settings)
         check_floor_percentiles(settings["floor_percentiles"])
         Criterion(settings["choose_protocol"], settings["choose_iou"]).check(settings["iou_thresholds"])
+    for name in ("train_split", "choose_split"):
+        if settings.get(name) == "":
+            raise ParameterError(f"{name} is empty; name a split, such as train or val")
     if settings.get("train_split") is not None:
-        for name in ("train_split", "choose_split"):
-            if not settings[name]:
-                raise ParameterError(f"{name} is empty; name a split, such as train or val")
         TrainingPlan.from_parameters(settings)
     if NEEDS_HEAD in settings:
         check_evaluated(settings["classes_evaluated"])
@@ -118,8 +121,6 @@ def check_values(settings: Mapping[str, Any]) -> None:
         value = settings.get(name)
         if value is not None and (not isinstance(value, str) or not value):
             raise ParameterError(f"{name} must be text, or null, not {value!r}")
-    if not settings.get("choose_split", "val"):
-        raise ParameterError("choose_split is empty; name the split that the setting is chosen on, such as val")
     if "model" in settings and settings["model"] != EMBEDDED and not settings.get("checkpoint"):
         raise CheckpointError(
             f"the model {settings['model']!r} needs a checkpoint: a file, an open_clip tag (openai) or "
@@ -128,17 +129,13 @@ def check_values(settings: Mapping[str, Any]) -> None:
 
 
 def check_cache(settings: Mapping[str, Any], root: Path) -> None:
-    """Whether the folder for computed heatmaps, where one is named, can be made or written to.
-
-    Raises:
-        OutputError: It cannot.
-    """
+    """An `OutputError` unless the folder for computed heatmaps, where one is named, can be made or written to."""
     if settings.get("cache_dir"):
         check_writable(root / settings["cache_dir"], "another cache_dir")
 
 
 def check_writable(folder: Path, other: str) -> None:
-    """Whether a folder can be made or written to; an `OutputError` that says to choose the `other`, where it cannot."""
+    """An `OutputError` that says to choose the `other`, unless the folder can be made or written to."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():
         raise OutputError(f"cannot write to {folder}: {existing} is a file; choose {other}")
@@ -147,11 +144,7 @@ def check_writable(folder: Path, other: str) -> None:
 
 
 def check_head(chosen: Sequence[Path], settings: Mapping[str, Any], out_dir: Path, root: Path) -> None:
-    """Whether the notebooks to run that need a trained head will find one: named, trained on the way, or there.
-
-    Raises:
-        CheckpointError: They will not; the message says how to get one.
-    """
+    """A `CheckpointError` unless notebooks that need a trained head will find one: named, trained before, or there."""
     accepted = known_parameters(chosen)
     trained = LEAVES_OUT in accepted and settings.get(STAGE) != "heatmap"
     if NEEDS_HEAD in accepted and (settings.get(NEEDS_HEAD) or not trained):
@@ -159,11 +152,7 @@ def check_head(chosen: Sequence[Path], settings: Mapping[str, Any], out_dir: Pat
 
 
 def check_output(out_dir: Path) -> None:
-    """Whether the run's folder can be made or written to, without making it.
-
-    Raises:
-        OutputError: It cannot, or it holds a page that is not a run's.
-    """
+    """An `OutputError` unless the run's folder can be made or written to, and holds no page that is not a run's."""
     check_writable(out_dir, "another --out")
     if (out_dir / "index.html").exists() and not (out_dir / "run.json").exists():
         raise OutputError(f"{out_dir} holds an index.html but no run.json, so it is no run's folder; choose another")

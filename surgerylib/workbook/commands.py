@@ -38,10 +38,7 @@ class _Work:
 def features(config: Mapping[str, Any], out_dir: Path, *, predict_only: bool = False) -> None:
     """Compute the caches of a configuration; a later `train` or `run` into the same folder finds them.
 
-    Args:
-        config: parameters, as in `run_workbook`.
-        out_dir: the run's folder.
-        predict_only: say how much disk they need, and compute nothing.
+    `predict_only` says how much disk they need, and computes nothing.
 
     Raises:
         SurgeryError: bad input, found before anything is computed.
@@ -61,10 +58,7 @@ def features(config: Mapping[str, Any], out_dir: Path, *, predict_only: bool = F
 def train(config: Mapping[str, Any], out_dir: Path, *, resume: bool = False) -> list[Path]:
     """Train what the parameter `stage` of a configuration names; returns the files with the best weights.
 
-    Args:
-        config: parameters, as in `run_workbook`.
-        out_dir: the run's folder.
-        resume: go on with trainings of these very settings that were stopped; without it, finding one is an error.
+    `resume` goes on with trainings of these very settings that were stopped; without it, finding one is an error.
 
     Raises:
         SurgeryError: bad input, found before anything is computed; nothing to resume, or something that should be;
@@ -78,7 +72,13 @@ def train(config: Mapping[str, Any], out_dir: Path, *, resume: bool = False) -> 
         # the head needs no features of the images that are reported on
         needed = [*tokens.values(), *(cache for role, cache in of_head.items() if role != "report")]
         _compute(needed, plan.batch_size)
-        works = _works(plan, tokens, of_head)
+        works = []
+        for kind in adapted_kinds() if tokens else ():
+            task = AdapterTask(tokens["train"], tokens["choose"], plan.adapter, kind=kind)
+            works.append(_Work(f"adapter of {kind}", task, plan.adapter_schedule))
+        if of_head:
+            task = LocalizerTask(of_head["train"], of_head["choose"], plan.head)
+            works.append(_Work("localiser", task, plan.schedule, kept_epochs(plan.schedule)))
         _check_progress(works, session.cache_dir, resume=resume)
         trained = {work.name: _fit(work, session.cache_dir, plan.choose_split) for work in works}
         published: list[Path] = []
@@ -88,18 +88,6 @@ def train(config: Mapping[str, Any], out_dir: Path, *, resume: bool = False) -> 
         if of_head:
             published.append(publish(trained["localiser"], session.out_dir))
         return published
-
-
-def _works(plan: TrainingPlan, tokens: Mapping[str, TokenCache], of_head: Mapping[str, FeatureCache]) -> list[_Work]:
-    """What is to be trained: adapters and the head."""
-    works = []
-    for kind in adapted_kinds() if tokens else ():
-        task = AdapterTask(tokens["train"], tokens["choose"], plan.adapter, kind=kind)
-        works.append(_Work(f"adapter of {kind}", task, plan.adapter_schedule))
-    if of_head:
-        task = LocalizerTask(of_head["train"], of_head["choose"], plan.head)
-        works.append(_Work("localiser", task, plan.schedule, kept_epochs(plan.schedule)))
-    return works
 
 
 def _fit(work: _Work, trainings_dir: Path, choose_split: str) -> Training:

@@ -33,7 +33,7 @@ from ..files import (
     versions,
 )
 from . import page as report
-from .check import check, check_cache, check_head, check_output, check_values
+from .check import check_cache, check_head, check_input, check_output, check_values
 from .execution import Kernels, NotebookFailure, execute_notebook
 from .fingerprints import notebook_keys
 from .index import index_html
@@ -122,7 +122,7 @@ def run_workbook(
             pass
 
     before = _previous_run(out)
-    entries = {entry["name"]: entry for entry in before.get("notebooks", [])}
+    entries = _entries(before)
     with contextlib.ExitStack() as stack:
         # torch is imported here and there at once
         kernels = stack.enter_context(Kernels(chosen, root)) if force or not before else None
@@ -133,8 +133,12 @@ def run_workbook(
         # the look at the input comes second: it takes longer than to see that nothing has changed
         if outdated := [p for p in chosen if force or not _up_to_date(entries.get(p.stem), p, keys[p], out)]:
             kernels = kernels or stack.enter_context(Kernels(outdated, root))
-            check(given, only=",".join(path.stem for path in chosen), notebooks_dir=notebooks_dir)
-            if _draw_embedded_scenes(settings, root):
+            check_input(settings, chosen)
+            scenes, embedded = dataset_folder(settings.get("dataset", ""), root)
+            if embedded:
+                if not scenes.exists():
+                    print(f"drawing the embedded scenes into {scenes} (once)", flush=True)
+                write_scenes(scenes)
                 keys = notebook_keys(notebooks, settings, root)
         stack.enter_context(only_process(out, "writes", lock_name=RUN_LOCK))
         remove_parts(out)  # of a run that was killed
@@ -166,25 +170,23 @@ def _without_left_out(chosen: list[Path], settings: Mapping[str, Any]) -> list[P
     return [path for path in chosen if path not in left_out]
 
 
+@dataclass
 class _Run:
     """One run into its folder: `record` is what run.json holds, kept on disk after every step."""
 
-    def __init__(
-        self,
-        out: Path,
-        root: Path,
-        given: Mapping[str, Any],
-        keys: Mapping[Path, str],
-        kernels: Kernels | None,
-        previous: Mapping[str, Any],
-    ) -> None:
-        self.out, self.root, self.given, self.keys, self.kernels = out, root, given, keys, kernels
-        self.previous = previous
-        entries = {entry["name"]: entry for entry in previous.get("notebooks", [])}
-        self.entries = {path: _entry(path, entries.get(path.stem), key) for path, key in keys.items()}
+    out: Path
+    root: Path
+    given: Mapping[str, Any]
+    keys: Mapping[Path, str]
+    kernels: Kernels | None
+    previous: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        entries = _entries(self.previous)
+        self.entries = {path: _entry(path, entries.get(path.stem), key) for path, key in self.keys.items()}
         self.record: dict[str, Any] = {
-            "format": RUN_FORMAT, "name": out.name, "status": "running", "pid": os.getpid(), "started": _now(),
-            "parameters": dict(given), "versions": versions(), "platform": platform.platform(),
+            "format": RUN_FORMAT, "name": self.out.name, "status": "running", "pid": os.getpid(), "started": _now(),
+            "parameters": dict(self.given), "versions": versions(), "platform": platform.platform(),
             "library_sha256": library_sha256(),
         }  # fmt: skip
 
@@ -284,14 +286,15 @@ class _Run:
             read = entry.get("read", {})
             now = _hashes(self.out, read)
             owners = {name: other for other in self.entries.values() for name in other["files"]}
-            for name in [name for name in read if now[name] is not None or read[name] is not None]:
-                owner = owners.get(name)
+            for name in read:
                 # a head may come from the command `train`, results come from a notebook
+                owner = owners.get(name)
                 stale = owner["status"] != "ok" if owner else name.endswith(".json")
-                if stale or now[name] != read[name]:
+                if now[name] != read[name] or (stale and now[name] is not None):
                     of = f"{name} of {owner['name']}" if owner else name
-                    message = f"made of {of}, which is from an earlier run or has changed"
-                    entry.update(status="outdated", message=message)
+                    entry.update(
+                        status="outdated", message=f"made of {of}, which is from an earlier run or has changed"
+                    )
                     print(f"{path.stem}: outdated, {entry['message']}", flush=True)
                     break
 
@@ -344,16 +347,6 @@ def _hashes(out: Path, names: Iterable[str]) -> dict[str, str | None]:
     return {name: file_sha256(out / name) if (out / name).is_file() else None for name in names}
 
 
-def _draw_embedded_scenes(settings: Mapping[str, Any], root: Path) -> bool:
-    """Make the embedded dataset where it is asked for and not there as it should be; whether it was asked for."""
-    folder, embedded = dataset_folder(settings.get("dataset", ""), root)
-    if embedded:
-        if not folder.exists():
-            print(f"drawing the embedded scenes into {folder} (once)", flush=True)
-        write_scenes(folder)
-    return embedded
-
-
 def _previous_run(out: Path) -> dict[str, Any]:
     """`run.json` of an earlier run; empty where there is none, or none of ours: then everything is executed."""
     run = report.read_json(out / "run.json")
@@ -362,6 +355,11 @@ def _previous_run(out: Path) -> dict[str, Any]:
     elif run and all({"name", "status", "files"} <= entry.keys() for entry in run.get("notebooks", [])):
         return run
     return {}
+
+
+def _entries(run: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The notebooks in `run.json`, by name."""
+    return {entry["name"]: entry for entry in run.get("notebooks", [])}
 
 
 def _files(out: Path) -> dict[str, tuple[int, int]]:
