@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     with _ctrl_c_once():
         try:
-            status = arguments.command(arguments)
+            status = arguments.command(arguments) or 0
             sys.stdout.flush()
             return status
         except SurgeryError as error:
@@ -98,41 +98,36 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0 if result.ok else 1
 
 
-def _check(arguments: argparse.Namespace) -> int:
+def _check(arguments: argparse.Namespace) -> None:
     from .check import check
 
     print(check(_work(arguments)[0], device="auto"))
-    return 0
 
 
-def _features(arguments: argparse.Namespace) -> int:
+def _features(arguments: argparse.Namespace) -> None:
     from .commands import features
 
     features(*_work(arguments), predict_only=arguments.predict)
-    return 0
 
 
-def _train(arguments: argparse.Namespace) -> int:
+def _train(arguments: argparse.Namespace) -> None:
     from .commands import train
 
     print(*train(*_work(arguments), resume=arguments.resume), sep="\n")
-    return 0
 
 
-def _compare(arguments: argparse.Namespace) -> int:
+def _compare(arguments: argparse.Namespace) -> None:
     from .compare import compare_runs
 
     print(compare_runs(arguments.runs, arguments.out))
-    return 0
 
 
-def _scenes(arguments: argparse.Namespace) -> int:
+def _scenes(arguments: argparse.Namespace) -> None:
     from ..embedded.scenes import write_scenes
 
     names = ("num_train", "num_val", "num_test", "size", "seed")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     print(write_scenes(arguments.out, **given))
-    return 0
 
 
 def _work(arguments: argparse.Namespace) -> tuple[dict, Path]:

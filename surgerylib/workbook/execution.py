@@ -71,10 +71,6 @@ class Kernels(contextlib.AbstractContextManager):
     Importing torch and open_clip takes longer than much of what a notebook does, so a kernel is told at once to import
     what its notebook imports of this package: into no namespace, and nothing else is done ahead. What fails there the
     notebook will meet, and say so.
-
-    Args:
-        notebooks: about to run, in this order. Any other can be run as well.
-        root: working directory of the kernels.
     """
 
     def __init__(self, notebooks: Iterable[Path], root: Path) -> None:
@@ -116,15 +112,10 @@ def package_imports(notebook: Path) -> str:
 def execute_notebook(
     notebook: Path, output: Path, parameters: Mapping[str, Any], root: Path, time_limit: float, kernels: Kernels | None
 ) -> None:
-    """Run a notebook with papermill in a kernel of this interpreter, with one deadline for the whole of it.
+    """Run a notebook, with `parameters` behind its cell of them, by papermill in a kernel of this interpreter.
 
-    Args:
-        notebook: the source.
-        output: the executed one, also when it stops before its end.
-        parameters: put behind its cell of parameters.
-        root: the kernel's working directory.
-        time_limit: seconds.
-        kernels: give the kernel; None starts one.
+    `output` is the executed one, also when it stops before its end; the kernel comes from `kernels`, its working
+    directory is `root`, and `time_limit` is seconds for the whole of it.
 
     Raises:
         NotebookFailure: it did not reach its end.

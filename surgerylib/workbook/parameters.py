@@ -48,7 +48,6 @@ ANYTHING = _Anything()
 class Parameter:
     """One assignment of a notebook's `parameters` cell."""
 
-    name: str
     default: Any
     comment: str = ""
 
@@ -110,8 +109,7 @@ def parse_assignments(source: str) -> dict[str, Parameter]:
             default = ast.literal_eval(node.value)
         except (ValueError, TypeError, RecursionError, MemoryError):
             default = ANYTHING
-        name = targets[0].id
-        parameters[name] = Parameter(name, default, comments.get(node.end_lineno, ""))
+        parameters[targets[0].id] = Parameter(default, comments.get(node.end_lineno, ""))
     return parameters
 
 
@@ -226,18 +224,14 @@ def apply_overrides(
         if expects_text or (name in PATH_PARAMETERS and value is not None) or not isinstance(value, _PLAIN):
             value = raw
         if name in PATH_PARAMETERS and isinstance(value, str) and value != EMBEDDED:
-            value = _from_here(value, must_exist=name != "cache_dir")
+            # what is no path from where the user stands may be a tag, or relative to the project
+            # too long, the home of nobody, or a null in it
+            with contextlib.suppress(OSError, RuntimeError, ValueError):
+                path = Path(value).expanduser()
+                if path.exists() or name == "cache_dir":  # which need not be there yet
+                    value = str(path.resolve())
         merged[name] = value
     return merged
-
-
-def _from_here(value: str, must_exist: bool) -> str:
-    """A path from where the user stands, absolute; what is none there may be a tag, or relative to the project."""
-    with contextlib.suppress(OSError, RuntimeError, ValueError):  # too long, the home of nobody, or a null in it
-        path = Path(value).expanduser()
-        if path.exists() or not must_exist:  # a cache folder need not be there yet
-            return str(path.resolve())
-    return value
 
 
 def validate(config: Mapping[str, Any], known: Mapping[str, Parameter]) -> dict[str, Any]:

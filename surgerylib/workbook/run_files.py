@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from tqdm import tqdm
 
-from ..clip import SurgeryCLIP
 from ..datasets import Dataset
 from ..errors import ResultsError
-from ..files import atomic_write, differences, file_sha256, library_sha256, versions
+from ..files import atomic_write, differences, file_sha256
 
 # of run.json and of what a run's folder holds: another number where a folder of an earlier version no longer fits
 RUN_FORMAT = 2
@@ -95,15 +93,12 @@ def read_frame(out_dir: Path, results: Mapping[str, Any], name: str) -> pd.DataF
 
 def images_sha256(dataset: Dataset) -> str:
     """A hash over the bytes of all image files, in the split's order."""
-
-    def of_file(path: str) -> bytes:
-        return bytes.fromhex(file_sha256(Path(path)))
-
     paths = dataset.images["path"]
     whole = hashlib.sha256()
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter lock
-        for digest in tqdm(pool.map(of_file, paths), total=len(paths), desc="hashing images", delay=2, leave=False):
-            whole.update(digest)
+        digests = pool.map(file_sha256, map(Path, paths))
+        for digest in tqdm(digests, total=len(paths), desc="hashing images", delay=2, leave=False):
+            whole.update(bytes.fromhex(digest))
     return whole.hexdigest()
 
 
@@ -120,33 +115,4 @@ def data_provenance(dataset: Dataset) -> dict:
             {"image_id": image_id, "reason": reason, "n_boxes": None if pd.isna(n_boxes) else int(n_boxes)}
             for image_id, reason, n_boxes in dataset.skipped[["image_id", "reason", "n_boxes"]].itertuples(index=False)
         ],
-    }
-
-
-def provenance(clip: SurgeryCLIP, dataset: Dataset, *, parameters: Mapping[str, Any], seconds: float) -> dict:
-    """What is needed to repeat a result, as plain values: for a notebook's last cell and for the JSON files.
-
-    Args:
-        clip: the model used.
-        dataset: the data used, as sampled.
-        parameters: of the notebook: plain values.
-        seconds: wall time of the notebook so far.
-    """
-    device = torch.cuda.get_device_name(clip.device) if clip.device.type == "cuda" else str(clip.device)
-    return {
-        "model": clip.name,
-        "weights": clip.weights.source,
-        "weights_sha256": clip.weights.sha256,
-        "depth": clip.depth,
-        "image_size": clip.image_size,
-        "self_check_error": clip.self_check_error,
-        **data_provenance(dataset),
-        "classes": list(dataset.classes),
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "seed": parameters["seed"],
-        "parameters": dict(parameters),
-        "library_sha256": library_sha256(),
-        "versions": versions(),
-        "seconds": seconds,
     }

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from IPython.display import Markdown, display
 
 from ..clip import SurgeryCLIP, load_clip
 from ..datasets import Dataset, check_disjoint, load_dataset, sound
 from ..embedded.scenes import write_scenes
 from ..errors import OutputError
-from ..files import PROJECT_ROOT, checkpoint_file, dataset_folder
+from ..files import PROJECT_ROOT, checkpoint_file, dataset_folder, library_sha256, versions
 from ..study.summary import skipped_note, warnings_for
 from ..study.training import TrainingPlan
 from .parameters import notebook_parameters
-from .run_files import provenance
+from .run_files import data_provenance
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,7 @@ class Session:
         return notes + [skipped_note(data.split, data.count_skipped()) for data in self.opened if len(data.skipped)]
 
     def show_notes(self, notes: Sequence[str] | None = None) -> None:
-        """What a reader must know before believing a number; a report page shows it in its head.
-
-        Args:
-            notes: None takes `warnings`.
-        """
+        """Notes, by default `warnings`, for a reader to know first; a report page shows them in its head."""
         notes = self.warnings if notes is None else list(notes)
         if notes:
             display(Markdown("\n>\n".join(f"> {note}" for note in notes)), metadata={"notes": notes})
@@ -116,9 +113,26 @@ class Session:
         with pd.option_context("display.max_colwidth", None):
             display(pd.DataFrame({"value": pd.Series(rows, dtype=object).astype(str)}))
 
-    def provenance(self) -> dict:
-        """What is needed to repeat the notebook, with the seconds since it started."""
-        return provenance(self.clip, self.dataset, parameters=self.parameters, seconds=self.seconds)
+    def provenance(self) -> dict[str, Any]:
+        """What is needed to repeat the notebook, as plain values, with the seconds since it started."""
+        clip = self.clip
+        return {
+            "model": clip.name,
+            "weights": clip.weights.source,
+            "weights_sha256": clip.weights.sha256,
+            "depth": clip.depth,
+            "image_size": clip.image_size,
+            "self_check_error": clip.self_check_error,
+            **data_provenance(self.dataset),
+            "classes": list(self.dataset.classes),
+            "device": torch.cuda.get_device_name(clip.device) if clip.device.type == "cuda" else str(clip.device),
+            "threads": torch.get_num_threads(),
+            "seed": self.parameters["seed"],
+            "parameters": dict(self.parameters),
+            "library_sha256": library_sha256(),
+            "versions": versions(),
+            "seconds": self.seconds,
+        }
 
     @property
     def seconds(self) -> float:
