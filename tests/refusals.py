@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 
 import pytest
+
+from surgerylib.workbook.cli import main
 
 
 def refused(call: Callable[[], object], error: type[Exception], match: str) -> str:
@@ -18,3 +21,12 @@ def refused(call: Callable[[], object], error: type[Exception], match: str) -> s
 def each_refused(*cases: tuple[Callable[[], object], type[Exception], str]) -> None:
     for case in cases:
         refused(*case)
+
+
+def command_refused(capsys: pytest.CaptureFixture, words: Iterable[object], match: str) -> None:
+    """The command ends with status 2, and the line of its error is all that it says."""
+    assert main([*map(str, words)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    assert re.search(f"^error: .*{match}", line), line
