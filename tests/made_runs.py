@@ -12,6 +12,7 @@ import pandas as pd
 from judged_frames import judged
 
 from surgerylib.engine.localizer_training import METHODS, summarise
+from surgerylib.heatmaps import Setting
 from surgerylib.matching import BOX_COLUMNS
 from surgerylib.study import summary
 from surgerylib.study.localizer_tables import plain_methods
@@ -78,7 +79,7 @@ def write_run(folder: Path, made: Made = Made(), *, evaluated: bool = True, **re
     )  # fmt: skip
     frames = {"detections.parquet": found, "ground_truth.parquet": truth, "images.parquet": images}
     maps = summary.map_results(
-        judgement, settings={"similarity": "cosine", "description": "vv_mixed, cosine, percentile 75"}, notes=[],
+        judgement, settings={**Setting().parameters(), "description": Setting().describe()}, notes=[],
         files=write_frames(folder, frames), provenance=provenance,
         counts={"n_images": len(images), "n_boxes": len(truth), "n_classes": 2},
     )  # fmt: skip
@@ -95,6 +96,7 @@ def write_run(folder: Path, made: Made = Made(), *, evaluated: bool = True, **re
         entries.append({"name": name, "title": name, "status": "ok", "seconds": 1.0, "message": "", "files": [file]})
     run = {"format": RUN_FORMAT, "name": folder.name, "status": "ok", "started": "2026-03-04T05:06:07+00:00"}
     run |= {"seconds": 61, "parameters": {}, "library_sha256": "b2" * 32, "platform": "Linux", "notebooks": entries}
+    run["versions"] = {"python": "3.11"}
     (folder / "run.json").write_text(json.dumps(run | record))
     (folder / "index.html").write_text("<p>the run</p>")
     return folder
