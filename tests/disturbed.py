@@ -20,9 +20,9 @@ import psutil
 import pytest
 import torch
 import yaml
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_notebooks import write_notebook
 
 from surgerylib.files import PROJECT_ROOT
 
@@ -39,17 +39,16 @@ sys.exit(shell(sys.argv[2:]))
 
 
 class Command:
-    """`python -m surgerylib ...`, running; what it says goes into files, so that it never waits for its reader."""
+    """`python -m surgerylib ...`, running; what it says goes into files, so that it never waits for its reader.
+
+    Args:
+        logs: folder for what it says.
+        words: behind `surgerylib`.
+        project: where its notebooks lie; the project's own when None.
+        prelude: Python, run first; only with `project`.
+    """
 
     def __init__(self, logs: Path, *words: object, project: Path | None = None, prelude: str = "") -> None:
-        """Start it.
-
-        Args:
-            logs: folder for what it says.
-            words: behind `surgerylib`.
-            project: where its notebooks lie; the project's own when None.
-            prelude: Python, run first; only with `project`.
-        """
         logs.mkdir(parents=True, exist_ok=True)
         self.mark = uuid.uuid4().hex
         self._out, self._err = logs / f"{self.mark}.out", logs / f"{self.mark}.err"
@@ -73,6 +72,9 @@ class Command:
     @property
     def errors(self) -> list[str]:
         return self._err.read_text().splitlines()
+
+    def says(self, text: str) -> bool:
+        return text in self._out.read_text()
 
     def wait_until(self, condition: Callable[[], object], seconds: float = 120) -> bool:
         """Whether it came true while the command ran."""
@@ -113,44 +115,38 @@ class Command:
             assert time.monotonic() < deadline, [process.cmdline() for process in processes]
             time.sleep(0.1)
 
+    def interrupt(self, *, times: int = 1) -> None:
+        """Ctrl-C, as the terminal sends it: to the command's process group."""
+        for number in range(times):
+            time.sleep(0.05 if number else 0)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGINT)
+
 
 class Project:
-    """Notebooks of a few lines, which run in the time that a kernel takes to start."""
+    """Notebooks of a few lines, which run in the time that a kernel takes to start.
+
+    Each is the code of one cell, with `out_dir` and `folder`, a Path, above it.
+    """
 
     def __init__(self, root: Path, *notebooks: str, out: Path | None = None) -> None:
-        """Write the notebooks: each the code of one cell, with `out_dir` and `folder`, a Path, above it."""
         self.root, self.out, self.logs = root / "project", out or root / "out", root / "logs"
         for number, code in enumerate(notebooks, start=1):
-            self.write(number, code)
+            path = self.root / "notebooks" / f"{number:02d}_some.ipynb"
+            opening = "import os, pathlib\nfolder = pathlib.Path(out_dir)"
+            write_notebook(path, opening, code, parameters='seed = 0  # any\nout_dir = "x"  # folder')
         (self.root / "none.yaml").write_text("seed: 1\n")
 
-    def write(self, number: int, code: str) -> None:
-        path = self.root / "notebooks" / f"{number:02d}_some.ipynb"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        parameters = 'seed = 0  # any\nout_dir = "x"  # folder'
-        cells = [
-            new_markdown_cell("# What is seen?"),
-            new_code_cell(parameters, metadata={"tags": ["parameters"]}),
-            new_code_cell("import os, pathlib\nfolder = pathlib.Path(out_dir)\nprint('begun')"),
-            new_code_cell(code),
-        ]
-        nbformat.write(new_notebook(cells=cells), path)
-
-    def start(self, prelude: str = "", *words: str) -> Command:
-        arguments = ["run", "--config", self.root / "none.yaml", "--out", self.out, *words]
+    def start(self, prelude: str = "") -> Command:
+        arguments = ["run", "--config", self.root / "none.yaml", "--out", self.out]
         return Command(self.logs, *arguments, project=self.root, prelude=prelude)
-
-    def run(self, prelude: str = "", *words: str) -> tuple[int, Command]:
-        """Exit status, and what ended with it."""
-        command = self.start(prelude, *words)
-        return command.end(), command
 
     def statuses(self) -> list[str]:
         return [entry["status"] for entry in json.loads((self.out / "run.json").read_text())["notebooks"]]
 
     def assert_a_rerun_finishes(self) -> None:
-        status, command = self.run()
-        assert (status, command.errors) == (0, []), command.said
+        command = self.start()
+        assert (command.end(), command.errors) == (0, []), command.said
         assert set(self.statuses()) == {"ok"}
         assert_whole(self.out)
         assert leftovers(self.out) == []
@@ -163,33 +159,17 @@ def leftovers(folder: Path) -> list[Path]:
 
 def assert_whole(folder: Path) -> int:
     """Every file under a final name can be read to its end; how many there are."""
-    number = 0
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith("."):
-            read_whole(path)
-            number += 1
-    return number
-
-
-def read_whole(path: Path) -> None:
-    try:
-        _READERS.get(path.suffix, Path.read_bytes)(path)
-    except Exception as error:
-        raise AssertionError(f"{path} is no whole file: {error}") from error
+    paths = [path for path in sorted(folder.rglob("[!.]*")) if path.is_file()]
+    for path in paths:
+        try:
+            _READERS.get(path.suffix, Path.read_bytes)(path)
+        except Exception as error:
+            raise AssertionError(f"{path} is no whole file: {error}") from error
+    return len(paths)
 
 
 def _page(path: Path) -> None:
     assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
-
-
-def _picture(path: Path) -> None:
-    with Image.open(path) as image:
-        image.load()
-
-
-def _archive(path: Path) -> None:
-    with np.load(path, allow_pickle=False) as stored:
-        assert [stored[name] for name in stored.files]
 
 
 _READERS: dict[str, Callable[[Path], object]] = {
@@ -199,9 +179,9 @@ _READERS: dict[str, Callable[[Path], object]] = {
     ".parquet": pd.read_parquet,
     ".safetensors": load_file,
     ".npy": lambda path: np.load(path, allow_pickle=False),
-    ".npz": _archive,
+    ".npz": lambda path: [*np.load(path, allow_pickle=False).values()],
     ".pt": lambda path: torch.load(path, weights_only=True),
-    ".png": _picture,
+    ".png": lambda path: Image.open(path).load(),
     ".yaml": lambda path: yaml.safe_load(path.read_text(encoding="utf-8")),
 }
 
@@ -231,12 +211,3 @@ def fill(disk: Path, *, but: int = 0) -> Path:
             file.write(bytes(4096))
     os.truncate(filler, max(filler.stat().st_size - but, 0))
     return filler
-
-
-def interrupt(command: Command, *, times: int = 1, apart: float = 0.05) -> None:
-    """Ctrl-C, as the terminal sends it: to the command's process group."""
-    for number in range(times):
-        if number:
-            time.sleep(apart)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(command.process.pid, signal.SIGINT)

@@ -38,13 +38,9 @@ def differing(whole: Path, other: Path) -> list[str]:
 
 def _of(folder: Path, name: str) -> Any:
     path = folder / name
-    if path.name.endswith(".lock"):
+    if name.endswith(".lock"):
         return None  # holds the number of the last process
-    return _READERS.get(path.suffix, _bytes)(path, folder)
-
-
-def _bytes(path: Path, folder: Path) -> bytes:
-    return path.read_bytes()
+    return _READERS[path.suffix](path, folder) if path.suffix in _READERS else path.read_bytes()
 
 
 def _state(path: Path, folder: Path) -> Any:
@@ -61,11 +57,11 @@ def _plain(content: Any) -> Any:
 
 
 def _json(path: Path, folder: Path) -> Any:
-    content = _without_clock(json.loads(path.read_text(encoding="utf-8")))
+    content = json.loads(path.read_text(encoding="utf-8"))
     for entry in content.get("notebooks", []) if path.name == "run.json" else []:
         # hashes of JSON files, which hold a clock and are compared themselves
         entry["read"] = {name: digest for name, digest in entry.get("read", {}).items() if not name.endswith(".json")}
-    return _placeless(content, folder)
+    return _without_clock(content, folder)
 
 
 def _notebook(path: Path, folder: Path) -> Any:
@@ -78,29 +74,19 @@ def _notebook(path: Path, folder: Path) -> Any:
             cell.pop("id")  # drawn at random
         if "outputs" in cell:
             cell["outputs"] = _without_bars(cell["outputs"])
-    return _placeless(_without_clock(content), folder)
+    return _without_clock(content, folder)
 
 
 def _page(path: Path, folder: Path) -> str:
     text = _not_taken_up(_BORDER.sub("", _BARS.sub("", path.read_text(encoding="utf-8"))))
     text = _BEGIN.sub(r"\1", _NO_OUTPUT.sub("", text))
-    return _placeless(_DATE.sub("DATE", text), folder)
+    return _without_clock(_DATE.sub("DATE", text), folder)
 
 
 def _not_taken_up(text: str) -> str:
     """Without the lines that say what was there already; the markup around them stays."""
-    lines = []
-    for line in text.split("\n"):
-        kept = re.sub(f"[^>]*(?:{_TAKEN_UP.pattern})[^<]*", "", line)
-        if kept or not line:
-            lines.append(kept)
-    return "\n".join(lines)
-
-
-def _without_clock(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _without_clock(value) for key, value in content.items() if key not in _OF_THE_CLOCK}
-    return [_without_clock(value) for value in content] if isinstance(content, list) else content
+    lines = [(line, re.sub(f"[^>]*(?:{_TAKEN_UP.pattern})[^<]*", "", line)) for line in text.split("\n")]
+    return "\n".join(kept for line, kept in lines if kept or not line)
 
 
 def _without_bars(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -121,12 +107,13 @@ def _without_bars(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return joined
 
 
-def _placeless(content: Any, folder: Path) -> Any:
-    """Every text without the folder's name, durations, and where a training was taken up."""
+def _without_clock(content: Any, folder: Path) -> Any:
+    """Without what a clock or a process gave; every text without the folder's name, and where work was taken up."""
     if isinstance(content, dict):
-        return {key: _placeless(value, folder) for key, value in content.items()}
+        kept = {key: value for key, value in content.items() if key not in _OF_THE_CLOCK}
+        return {key: _without_clock(value, folder) for key, value in kept.items()}
     if isinstance(content, list):
-        return [_placeless(value, folder) for value in content]
+        return [_without_clock(value, folder) for value in content]
     if not isinstance(content, str):
         return content
     text = content.replace(str(folder), "FOLDER")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import pickle
-import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
-import nbformat
 import pytest
 import torch
 from dior_folders import annotation_dir, image_file, split_file, write_dataset
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from refusals import command_refused, refused
 from safetensors.torch import load_file
+from tiny_models import Touch
+from tiny_notebooks import write_notebook
 
 from surgerylib import files
 from surgerylib.errors import OutputError
@@ -51,10 +51,9 @@ class Project:
         self.model = f"local-dir:{model}"
         self.checkpoint = root / "weights.safetensors"
         self.checkpoint.write_bytes((model / "model.safetensors").read_bytes())
-        tagged = new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
-        body = new_code_cell("import pathlib; pathlib.Path(out_dir, 'done.txt').write_text(f'{split} {percentile}')")
-        (root / "notebooks" / "configs").mkdir(parents=True)
-        nbformat.write(new_notebook(cells=[new_markdown_cell("# Q?"), tagged, body]), root / "notebooks" / "01_a.ipynb")
+        body = "import pathlib; pathlib.Path(out_dir, 'done.txt').write_text(f'{split} {percentile}')"
+        write_notebook(root / "notebooks" / "01_a.ipynb", body, parameters=PARAMETERS)
+        (root / "notebooks" / "configs").mkdir()
         (root / "notebooks" / "configs" / "embedded.yaml").write_text("dataset: embedded\n")
 
     def arguments(self, command: str = "run") -> list[str]:
@@ -95,100 +94,77 @@ def test_check_does_not_draw_the_embedded_scenes(project: Project, capsys: pytes
     assert not (project.root / "data").exists()
 
 
-class _Code:
-    def __reduce__(self) -> tuple:
-        return (print, ("code of a pickle was run",))
+def spoilt(path_of: Callable[[Project], Path], edit: Callable[[bytes], bytes]) -> Callable[[Project], object]:
+    return lambda project: path_of(project).write_bytes(edit(path_of(project).read_bytes()))
 
 
-def _annotation(project: Project) -> Path:
+def annotation(project: Project) -> Path:
     return annotation_dir(project.data) / "11726.xml"
 
 
-def _replace(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
+def jpeg(project: Project) -> Path:
+    return image_file(project.data, "test", "11726")
 
 
-def _missing_image(project: Project) -> None:
-    with split_file(project.data, "test").open("a") as file:
-        file.write("99999\n")
-
-
-def _truncated_jpeg(project: Project) -> None:
-    path = image_file(project.data, "test", "11726")
-    path.write_bytes(path.read_bytes()[:-40])
-
-
-def _bomb(project: Project) -> None:
-    entities = '<!DOCTYPE a [<!ENTITY a "xxxxxxxxxx"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>'
-    _annotation(project).write_text(entities + "<annotation><filename>&b;</filename></annotation>")
-
-
-def _truncated_checkpoint(project: Project) -> None:
-    project.checkpoint.write_bytes(project.checkpoint.read_bytes()[:5000])
-
-
-def _code_in_the_pickle(project: Project) -> None:
-    project.checkpoint.write_bytes(pickle.dumps({"state_dict": _Code()}))
-
-
-def _another_architecture(project: Project) -> None:
+def another_architecture(project: Project) -> None:
     state = load_file(project.checkpoint)
     project.checkpoint = project.root / "other.pt"
     torch.save({name: value[..., :3] if value.ndim > 1 else value for name, value in state.items()}, project.checkpoint)
 
 
-def _output_is_a_file(project: Project) -> None:
+def output_is_a_file(project: Project) -> None:
     project.out = project.root / "dior" / "file"
     project.out.write_text("x")
 
 
-BAD_INPUT: dict[str, tuple[Callable[[Project], object], list[str], str]] = {
-    "dataset folder missing": (lambda p: setattr(p, "data", p.root / "none"), [], "no dataset folder .*none"),
-    "split unknown": (lambda p: None, ["--split", "tset"], "tset"),
-    "split names a missing image": (_missing_image, [], "99999"),
-    "truncated JPEG": (_truncated_jpeg, [], r"11726\.jpg"),
-    "XML that does not parse": (lambda p: _annotation(p).write_text("<annotation><object>"), [], r"11726\.xml"),
-    "entity bomb": (_bomb, [], r"11726\.xml"),
-    "xmax below xmin": (lambda p: _replace(_annotation(p), "<xmin>2<", "<xmin>30<"), [], r"11726\.xml"),
-    "class nobody knows": (lambda p: _replace(_annotation(p), "vehicle", "vehicel"), [], "vehicel.*vehicle"),
-    "checkpoint missing": (lambda p: p.checkpoint.unlink(), [], r"weights\.safetensors"),
-    "checkpoint truncated": (_truncated_checkpoint, [], r"weights\.safetensors"),
-    "checkpoint with code": (_code_in_the_pickle, [], r"weights\.safetensors"),
-    "checkpoint of another architecture": (_another_architecture, [], r"other\.pt"),
-    "model unknown": (lambda p: None, ["--model", "ViT-B-33"], "ViT-B-32"),
-    "image size no multiple of the patch": (lambda p: None, ["-p", "image_size=35"], "multiple of the patch"),
-    "percentile of 100": (lambda p: None, ["-p", "percentile=100"], "between 0 and 100.*100"),
-    "kind unknown": (lambda p: None, ["-p", "kinds=[vv_mix]"], "vv_mix.*standard, vv_qk, vv_vv, vv_mixed"),
-    "IoU threshold of 0": (lambda p: None, ["-p", "iou_thresholds=[0]"], r"iou_thresholds is \[0\]"),
-    "device unknown": (lambda p: None, ["-p", "device=gpu"], "device 'gpu'"),
-    "more layers than the value-value path has": (
-        lambda p: None,
-        ["-p", "last_layers=5"],
-        "last_layers must be at most",
+BOMB = b"""<!DOCTYPE a [<!ENTITY a "xxxxxxxxxx"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>
+<annotation><filename>&b;</filename></annotation>"""
+SPOILT: dict[str, tuple[Callable[[Project], object], str]] = {
+    "dataset folder missing": (lambda p: setattr(p, "data", p.root / "none"), "no dataset folder .*none"),
+    "split names a missing image": (
+        spoilt(lambda p: split_file(p.data, "test"), lambda text: text + b"99999\n"),
+        "99999",
     ),
-    "batch of nothing": (lambda p: None, ["-p", "batch_size=0"], "batch_size.*at least 1.*0"),
-    "parameter unknown": (lambda p: None, ["-p", "percentil=3"], "percentil.*nearest: percentile"),
-    "parameter without a value": (lambda p: None, ["-p", "percentile"], "name=value"),
-    "notebook unknown": (lambda p: None, ["--only", "07"], "01_a"),
-    "configuration missing": (lambda p: None, ["--config", "none.yaml"], r"none\.yaml"),
-    "output is a file": (_output_is_a_file, [], "is a file"),
+    "truncated JPEG": (spoilt(jpeg, lambda data: data[:-40]), r"11726\.jpg"),
+    "XML that does not parse": (spoilt(annotation, lambda _: b"<annotation><object>"), r"11726\.xml"),
+    "entity bomb": (spoilt(annotation, lambda _: BOMB), r"11726\.xml"),
+    "xmax below xmin": (spoilt(annotation, lambda xml: xml.replace(b"<xmin>2<", b"<xmin>30<", 1)), r"11726\.xml"),
+    "class nobody knows": (
+        spoilt(annotation, lambda xml: xml.replace(b"vehicle", b"vehicel", 1)),
+        "vehicel.*vehicle",
+    ),
+    "checkpoint missing": (lambda p: p.checkpoint.unlink(), r"weights\.safetensors"),
+    "checkpoint truncated": (spoilt(lambda p: p.checkpoint, lambda data: data[:5000]), r"weights\.safetensors"),
+    "checkpoint with code": (
+        lambda p: p.checkpoint.write_bytes(pickle.dumps({"state_dict": Touch(p.root / "code of it was run")})),
+        r"weights\.safetensors",
+    ),
+    "checkpoint of another architecture": (another_architecture, r"other\.pt"),
+    "output is a file": (output_is_a_file, "is a file"),
+}
+WRONG_WORDS = {
+    "--split tset": "tset",
+    "--model ViT-B-33": "ViT-B-32",
+    "-p image_size=35": "multiple of the patch",
+    "-p percentile=100": "between 0 and 100.*100",
+    "-p kinds=[vv_mix]": "vv_mix.*standard, vv_qk, vv_vv, vv_mixed",
+    "-p iou_thresholds=[0]": r"iou_thresholds is \[0\]",
+    "-p device=gpu": "device 'gpu'",
+    "-p last_layers=5": "last_layers must be at most",  # more than the value-value path has
+    "-p batch_size=0": "batch_size.*at least 1.*0",
+    "-p percentil=3": "percentil.*nearest: percentile",
+    "-p percentile": "name=value",
+    "--only 07": "01_a",
+    "--config none.yaml": r"none\.yaml",
 }
 
 
-@pytest.mark.parametrize("case", BAD_INPUT)
+@pytest.mark.parametrize("case", [*SPOILT, *WRONG_WORDS])
 def test_bad_input_is_one_line_and_status_2(project: Project, case: str, capsys: pytest.CaptureFixture) -> None:
-    spoil, words, said = BAD_INPUT[case]
+    spoil, said = SPOILT.get(case) or (lambda _: None, WRONG_WORDS[case])
     spoil(project)
     before = project.files()
-    assert main([*project.arguments(), *words]) == 2
-    captured = capsys.readouterr()
-    lines = captured.err.strip().splitlines()
-    assert len(lines) == 1, captured.err
-    assert lines[0].startswith("error: ")
-    assert re.search(said, lines[0]), lines[0]
-    assert captured.out == ""
+    command_refused(capsys, [*project.arguments(), *(case.split() if case in WRONG_WORDS else [])], said)
     assert project.files() == before
 
 
@@ -224,8 +200,7 @@ def test_main_leaves_ctrl_c_as_it_was(monkeypatch, capsys) -> None:
 def test_a_cache_folder_that_cannot_be_is_found_before_the_run(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in ("file", "file/below"):
-        with pytest.raises(OutputError, match="is a file"):
-            check_cache({"cache_dir": folder}, tmp_path)
-    check_cache({"cache_dir": "not/there/yet"}, tmp_path)
-    check_cache({"cache_dir": None}, tmp_path)
+        refused(lambda folder=folder: check_cache({"cache_dir": folder}, tmp_path), OutputError, "is a file")
+    for folder in ("not/there/yet", None):
+        check_cache({"cache_dir": folder}, tmp_path)
     assert not (tmp_path / "not").exists()

@@ -7,36 +7,25 @@ SIGKILL at random moments over the whole workbook is in `slow/test_kills.py`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import DEFAULT, Mock
 
 import nbformat
 import pytest
-from disturbed import (
-    INTERRUPTED,
-    Command,
-    Project,
-    assert_whole,
-    interrupt,
-    leftovers,
-    small_disk,
-)
+from disturbed import INTERRUPTED, Project, assert_whole, leftovers, small_disk
 from nbformat.v4 import new_output
+from refusals import command_refused
 
 from surgerylib.files import PROJECT_ROOT
 from surgerylib.workbook import run as workbook
-from surgerylib.workbook.cli import main
 
 WRITES = '(folder / \'first.json\').write_text(\'{"finding": "seen", "provenance": {}}\')'
 WAITS = "(folder / 'begun').write_text('')\nimport time\ntime.sleep(0 if (folder / 'go').exists() else 60)"
-
-
-def one_line(command: Command, *, said: str) -> None:
-    (line,) = command.errors
-    assert re.search(said, line), line
 
 
 # ------------------------------------------------------------------------------------------------- the disk is full
@@ -59,7 +48,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_run_is_one_line(tmp_path, left, 
         says = "from surgerylib.files import atomic_write\nprint('x' * 40_000)"
         writes = f"atomic_write(folder / 'second.txt', 'x' * {written} + '\\n')"
         project = Project(tmp_path, WRITES, f"{says}\n{writes}", out=disk / "out")
-        ended, command = project.run(f"""
+        command = project.start(f"""
 import surgerylib.workbook.run as workbook
 execute = workbook.execute_notebook
 def disturbed(path, *args):
@@ -70,8 +59,9 @@ def disturbed(path, *args):
     execute(path, *args)
 workbook.execute_notebook = disturbed
 """)
-        assert ended == status, command.errors
-        one_line(command, said=said)
+        assert command.end() == status, command.errors
+        (line,) = command.errors
+        assert re.search(said, line), line
         assert "01_some: ok" in command.said[1]
         assert_whole(project.out)
         assert not (project.out / "second.txt").exists() or written == 10
@@ -99,19 +89,14 @@ def test_a_log_on_a_full_disk_is_one_line(tmp_path):
 def test_a_read_only_output_is_one_line_and_status_2(tmp_path, capsys):
     with small_disk(tmp_path / "disk", options=",ro") as disk:
         for words in (
-            ["run", "--out", str(disk)],
-            ["run", "--out", str(disk / "below" / "it")],
-            ["run", "--out", str(tmp_path / "out"), "-p", f"cache_dir={disk}"],
-            ["train", "--out", str(disk)],
-            ["features", "--out", str(disk)],
-            ["scenes", "--out", str(disk / "scenes")],
+            ["run", "--out", disk],
+            ["run", "--out", disk / "below" / "it"],
+            ["run", "--out", tmp_path / "out", "-p", f"cache_dir={disk}"],
+            ["train", "--out", disk],
+            ["features", "--out", disk],
+            ["scenes", "--out", disk / "scenes"],
         ):
-            assert main(words) == 2, words
-            captured = capsys.readouterr()
-            (line,) = captured.err.splitlines()
-            assert re.search(r"^error: .*(cannot be written|cannot write)", line), line
-            assert str(disk) in line
-            assert captured.out == ""
+            command_refused(capsys, words, rf"(?=.*{disk}).*(cannot be written|cannot write)")
         assert list(disk.iterdir()) == []
     assert not (tmp_path / "out").exists()
 
@@ -124,10 +109,10 @@ def test_a_read_only_output_is_one_line_and_status_2(tmp_path, capsys):
 def test_ctrl_c_is_one_line_and_status_130(tmp_path, begun):
     project = Project(tmp_path, WRITES, WAITS)
     command = project.start()
-    command.wait_until(lambda: "02_some: started" in "\n".join(command.said))
+    command.wait_until(lambda: command.says("02_some: started"))
     if begun:
         command.wait_until((project.out / "begun").exists)
-    interrupt(command, times=2)
+    command.interrupt(times=2)
     assert command.end(60) == 130, command.errors
     assert command.errors == [INTERRUPTED]
     command.assert_alone_gone(10)
@@ -142,65 +127,6 @@ class _Killed(BaseException):
     """What nobody catches, as nobody catches SIGKILL."""
 
 
-class _Pages:
-    """A project whose notebooks are not executed: what comes behind that, its record and its pages, is disturbed."""
-
-    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.project, self.monkeypatch, self.executed = Project(tmp_path, WRITES, WRITES), monkeypatch, 0
-        monkeypatch.setattr(workbook, "execute_notebook", self._execute)
-        monkeypatch.setattr(workbook, "Kernels", lambda *_: contextlib.nullcontext())
-
-    def _execute(self, path: Path, output: Path, parameters: dict, *_: object) -> None:
-        notebook = nbformat.read(path, as_version=4)
-        notebook.cells[-1].outputs = [new_output("stream", text=f"seed is {parameters['seed']}\n")]
-        nbformat.write(notebook, output)
-        (self.out / "first.json").write_text(json.dumps({"finding": f"seed {parameters['seed']}", "provenance": {}}))
-        self.executed += 1
-
-    @property
-    def out(self) -> Path:
-        return self.project.out
-
-    def run(self, seed: int) -> workbook.RunResult:
-        return workbook.run_workbook({"seed": seed}, self.out, notebooks_dir=self.project.root / "notebooks")
-
-    def disturb(self, function: str, call: int, error: type[BaseException], *, seed: int) -> None:
-        """Raise at this call of a function of the workbook, in a run that comes to no other end."""
-        owner, name = (workbook.report, "notebook_html") if function == "notebook_html" else (workbook, function)
-        work, calls = getattr(owner, name), []
-
-        def disturbed(*args: object, **kwargs: object) -> object:
-            calls.append(1)
-            if len(calls) == call:
-                raise error
-            return work(*args, **kwargs)
-
-        with self.monkeypatch.context() as patched:
-            patched.setattr(owner, name, disturbed)
-            with pytest.raises(error):
-                self.run(seed)
-        assert_whole(self.out)
-
-    def assert_a_rerun_finishes(self, seed: int) -> None:
-        assert self.run(seed).ok
-        assert leftovers(self.out) == []
-        for number in (1, 2):
-            assert f"seed is {seed}" in (self.out / f"0{number}_some.ipynb").read_text()
-            assert f"seed is {seed}" in (self.out / f"0{number}_some.html").read_text()
-        record = (self.out / "run.json").read_text()
-        run = json.loads(record)
-        assert run["status"] == "ok"
-        assert "pid" not in run
-        assert [entry["status"] for entry in run["notebooks"]] == ["ok", "ok"]
-        assert [entry["files"] for entry in run["notebooks"]] == [["first.json"], ["first.json"]]
-        assert (self.out / "index.html").read_text() == workbook.index_html(self.out)
-        written = {path: path.stat().st_mtime_ns for path in self.out.glob("[!.]*")}
-        executed = self.executed
-        assert all(result.up_to_date for result in self.run(seed).notebooks)
-        assert self.executed == executed
-        assert {path: path.stat().st_mtime_ns for path in self.out.glob("[!.]*")} == written
-
-
 # for two notebooks: record, [executed], ipynb, html, record; at the end record and index
 @pytest.mark.parametrize("error", [KeyboardInterrupt, _Killed])
 @pytest.mark.parametrize(
@@ -212,14 +138,46 @@ def test_stopped_while_a_page_is_made_nothing_is_taken_for_finished(tmp_path, mo
     """A notebook that was stopped while its page was drawn counted as done, with the page of an earlier run; a run
     that was killed behind its last notebook kept an earlier index for ever.
     """
-    pages = _Pages(tmp_path, monkeypatch)
-    assert pages.run(1).ok
-    pages.disturb(function, call, error, seed=2)
-    executed = pages.executed
-    entries = json.loads((pages.out / "run.json").read_text())["notebooks"]
+    project, executed = Project(tmp_path, WRITES, WRITES), []
+    out = project.out
+
+    def execute(path: Path, output: Path, parameters: dict, *_: object) -> None:
+        notebook, said = nbformat.read(path, as_version=4), f"seed {parameters['seed']}"
+        notebook.cells[-1].outputs = [new_output("stream", text=said)]
+        nbformat.write(notebook, output)
+        (out / "first.json").write_text(json.dumps({"finding": said, "provenance": {}}))
+        executed.append(path.stem)
+
+    def run(seed: int) -> workbook.RunResult:
+        return workbook.run_workbook({"seed": seed}, out, notebooks_dir=project.root / "notebooks")
+
+    monkeypatch.setattr(workbook, "execute_notebook", execute)
+    monkeypatch.setattr(workbook, "Kernels", lambda *_: contextlib.nullcontext())
+    assert run(1).ok
+    owner = workbook.report if function == "notebook_html" else workbook
+    effects = itertools.chain([DEFAULT] * (call - 1), [error], itertools.repeat(DEFAULT))
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, function, Mock(wraps=getattr(owner, function), side_effect=effects))
+        with pytest.raises(error):
+            run(2)
+    assert_whole(out)
+    entries = json.loads((out / "run.json").read_text())["notebooks"]
     finished = [entry for entry in entries if entry["status"] == "ok" and entry["parameters"]["seed"] == 2]
-    pages.assert_a_rerun_finishes(2)
-    assert pages.executed == executed + 2 - len(finished)  # what was finished is not done twice
+
+    before = len(executed)
+    assert run(2).ok
+    assert len(executed) == before + 2 - len(finished)  # what was finished is not done twice
+    assert leftovers(out) == []
+    for name, suffix in itertools.product(("01_some", "02_some"), ("ipynb", "html")):
+        assert "seed 2" in (out / f"{name}.{suffix}").read_text()
+    record = json.loads((out / "run.json").read_text())
+    assert record["status"] == "ok"
+    assert "pid" not in record
+    assert [(entry["status"], entry["files"]) for entry in record["notebooks"]] == [("ok", ["first.json"])] * 2
+    assert (out / "index.html").read_text() == workbook.index_html(out)
+    written = {path: path.stat().st_mtime_ns for path in out.glob("[!.]*")}
+    assert all(result.up_to_date for result in run(2).notebooks)
+    assert {path: path.stat().st_mtime_ns for path in out.glob("[!.]*")} == written
 
 
 # -------------------------------------------------------------------------------------------------------------- kills
@@ -227,7 +185,10 @@ def test_stopped_while_a_page_is_made_nothing_is_taken_for_finished(tmp_path, mo
 
 @pytest.mark.slow
 def test_a_killed_command_takes_its_kernel_and_busy_workers_with_it(tmp_path):
-    """Idle workers waited for a minute, busy ones for the end of their work, and their memory was missing meanwhile."""
+    """Idle workers waited for a minute, busy ones for the end of their work, and their memory was missing meanwhile.
+
+    Killed, the command can tell nobody: what waits and what runs notices it alone.
+    """
     busy = """\
 from surgerylib.engine.parallel import in_processes
 def busy(number):
@@ -235,10 +196,10 @@ def busy(number):
     (folder / f"worker-{number}.txt").write_text("busy\\n")
     time.sleep(0 if (folder / "go").exists() else 60)
 list(in_processes(busy, [1, 2], workers=2, description="work"))"""
-    project = Project(tmp_path, busy)
+    project = Project(tmp_path, busy, WRITES)
     command = project.start()
     command.wait_until(lambda: len(list(project.out.glob("worker-*.txt"))) == 2)
-    assert len(command.processes()) >= 4  # itself, the kernel, two workers
+    assert len(command.processes()) >= 5  # itself, the kernel, the next one's, two workers
     command.kill(everything=False)
     command.assert_alone_gone(15)
     (project.out / "go").touch()
@@ -254,12 +215,13 @@ def test_a_second_run_into_a_folder_names_the_first_and_stops(tmp_path):
     first = project.start()
     first.wait_until((project.out / "begun").exists)
     before = {path: path.stat().st_mtime_ns for path in project.out.rglob("*")}
-    status, second = project.run()
-    assert status == 2
-    one_line(second, said=rf"^error: another process \({first.process.pid}\) writes in .*out; wait for it or choose")
+    second = project.start()
+    assert second.end() == 2
+    (line,) = second.errors
+    assert re.search(rf"^error: another process \({first.process.pid}\) writes in .*out; wait for it or choose", line)
     assert second.said == []
     assert {path: path.stat().st_mtime_ns for path in project.out.rglob("*")} == before
-    interrupt(first)
+    first.interrupt()
     assert first.end(60) == 130
     (project.out / "go").write_text("")
     project.assert_a_rerun_finishes()

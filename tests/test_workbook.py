@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from notebooks_here import in_this_process
+from refusals import refused
+from tiny_notebooks import write_notebook
 
 from surgerylib.errors import OutputError, ParameterError
 from surgerylib.workbook import parameters
 from surgerylib.workbook.fingerprints import notebook_keys
-from surgerylib.workbook.run import run_workbook
+from surgerylib.workbook.run import RunResult, run_workbook
 from surgerylib.workbook.run_files import RUN_FORMAT
 
 PARAMETERS = """\
@@ -34,30 +34,26 @@ pathlib.Path(out_dir, "first.json").write_text(json.dumps({
     "provenance": {"seed": seed}}))"""
 
 
-def write_notebook(
-    path: Path, title: str, *sources: str, parameters: str = PARAMETERS, reads: Sequence[str] = ()
-) -> None:
-    tagged = new_code_cell(parameters, metadata={"tags": ["parameters"]})
-    cells = [new_markdown_cell(f"# {title}"), tagged, *(new_code_cell(source) for source in sources)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(new_notebook(cells=cells, metadata={"reads": list(reads)}), path)
-
-
-@pytest.fixture
-def in_process() -> Iterator[None]:
-    with in_this_process():
-        yield
-
-
 @pytest.fixture
 def notebooks(tmp_path: Path) -> Path:
-    folder = tmp_path / "project" / "notebooks"
-    write_notebook(folder / "01_first.ipynb", "Which seed?", FIRST)
-    return folder
+    return write_notebook(
+        tmp_path / "project" / "notebooks" / "01_first.ipynb", FIRST, parameters=PARAMETERS, title="Which seed?"
+    ).parent
+
+
+@pytest.fixture
+def run(notebooks: Path, tmp_path: Path) -> Iterator[Callable[..., RunResult]]:
+    """A run of these notebooks in this process, into one folder."""
+    with in_this_process():
+        yield lambda config=None, **options: run_workbook(config, tmp_path / "out", notebooks_dir=notebooks, **options)
+
+
+def record_of(out: Path) -> dict:
+    return json.loads((out / "run.json").read_text())
 
 
 def status(out: Path) -> dict[str, str]:
-    return {entry["name"]: entry["status"] for entry in json.loads((out / "run.json").read_text())["notebooks"]}
+    return {entry["name"]: entry["status"] for entry in record_of(out)["notebooks"]}
 
 
 @pytest.mark.parametrize(
@@ -73,28 +69,26 @@ def status(out: Path) -> dict[str, str]:
         ("out_dir", "/x", "--out"),
     ],
 )
-def test_a_value_of_another_type_is_an_error(notebooks: Path, name: str, value: object, said: str) -> None:
-    known = parameters.known_parameters(parameters.find_notebooks(notebooks))
-    with pytest.raises(ParameterError, match=said):
-        parameters.validate({name: value}, known)
+def test_a_value_of_another_type_is_an_error(name: str, value: object, said: str) -> None:
+    known = parameters.parse_assignments(PARAMETERS)
+    refused(lambda: parameters.validate({name: value}, known), ParameterError, said)
 
 
-def test_values_that_fit_are_taken(notebooks: Path) -> None:
-    known = parameters.known_parameters(parameters.find_notebooks(notebooks))
+def test_values_that_fit_are_taken() -> None:
+    known = parameters.parse_assignments(PARAMETERS)
     given = {"rate": 1, "kinds": [], "limit": 5, "seed": 3}
     assert parameters.validate(given, known) == given
     assert parameters.validate({"rate": "1e-3"}, known) == {"rate": 0.001}  # YAML reads it as text
 
 
-def test_a_comment_with_an_equals_sign_hides_no_parameter(notebooks: Path) -> None:
+def test_a_comment_with_an_equals_sign_hides_no_parameter() -> None:
     parsed = parameters.parse_assignments(PARAMETERS)
-    assert parsed["seed"].default == 0
-    assert parsed["seed"].comment == "keeps the draw (seed = 0) the same"
+    assert (parsed["seed"].default, parsed["seed"].comment) == (0, "keeps the draw (seed = 0) the same")
     assert parsed["limit"].default is None
 
 
-def test_overrides_are_yaml_and_text_stays_text(notebooks: Path, tmp_path: Path, monkeypatch) -> None:
-    known = parameters.known_parameters(parameters.find_notebooks(notebooks))
+def test_overrides_are_yaml_and_text_stays_text(tmp_path: Path, monkeypatch) -> None:
+    known = parameters.parse_assignments(PARAMETERS)
     (tmp_path / "weights.pt").touch()
     monkeypatch.chdir(tmp_path)
     items = ["kinds=[standard, vv_qk]", "limit=null", "name=2024", "checkpoint=weights.pt", "name=a=b"]
@@ -102,30 +96,28 @@ def test_overrides_are_yaml_and_text_stays_text(notebooks: Path, tmp_path: Path,
         "seed": 1, "kinds": ["standard", "vv_qk"], "limit": None, "name": "a=b",
         "checkpoint": str(tmp_path / "weights.pt"),
     }  # fmt: skip
-    with pytest.raises(ParameterError, match="name=value"):
-        parameters.apply_overrides({}, ["seed"], known)
+    refused(lambda: parameters.apply_overrides({}, ["seed"], known), ParameterError, "name=value")
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n", "3\n", "1: 2\n"])
 def test_a_configuration_that_is_no_flat_mapping_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(ParameterError, match=r"c\.yaml"):
-        parameters.load_config(tmp_path / "c.yaml")
+    refused(lambda: parameters.load_config(tmp_path / "c.yaml"), ParameterError, r"c\.yaml")
 
 
 def test_only_takes_numbers_and_names(notebooks: Path) -> None:
-    write_notebook(notebooks / "02_second.ipynb", "Second")
+    write_notebook(notebooks / "02_second.ipynb")
     names = [path.stem for path in parameters.find_notebooks(notebooks, "2, 01_first")]
     assert names == ["01_first", "02_second"]
-    with pytest.raises(ParameterError, match="there are: 01_first, 02_second"):
-        parameters.find_notebooks(notebooks, "07")
+    refused(lambda: parameters.find_notebooks(notebooks, "07"), ParameterError, "there are: 01_first, 02_second")
 
 
 @pytest.mark.slow
 def test_run_failure_repair_and_second_time(notebooks: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     """A whole life of a run's folder, in one test because every kernel costs two seconds."""
-    write_notebook(notebooks / "02_second.ipynb", "Second", "print('before')", "raise ValueError('no <b>such</b> map')")
-    write_notebook(notebooks / "03_third.ipynb", "Third", "print(1)", parameters="factor = 2")
+    second = notebooks / "02_second.ipynb"
+    write_notebook(second, "print('before')", "raise ValueError('no <b>such</b> map')", parameters=PARAMETERS)
+    write_notebook(notebooks / "03_third.ipynb", "print(1)", parameters="factor = 2")
     kernels = tmp_path / "user" / "kernels" / "python3"
     kernels.mkdir(parents=True)
     spec = {"argv": ["/bin/false"], "display_name": "x", "language": "python"}
@@ -134,58 +126,50 @@ def test_run_failure_repair_and_second_time(notebooks: Path, tmp_path: Path, mon
     monkeypatch.setenv("MPLBACKEND", "Agg")
     out = tmp_path / "a {run} <i>"
 
-    result = run_workbook({"seed": 4, "factor": 3}, out, notebooks_dir=notebooks)
+    def executed(only: str | None = None, *, seed: int = 4, **options: object) -> list[str]:
+        result = run_workbook({"seed": seed, "factor": 3}, out, only=only, notebooks_dir=notebooks, **options)
+        assert result.index == out / "index.html"
+        return [notebook.name for notebook in result.notebooks if not notebook.up_to_date]
 
-    assert not result.ok
-    assert [notebook.status for notebook in result.notebooks] == ["ok", "failed", "not run"]
-    assert result.index == out / "index.html"
+    executed()
+    assert status(out) == {"01_first": "ok", "02_second": "failed", "03_third": "not run"}
     first = json.loads((out / "first.json").read_text())
     assert Path(first["executable"]).samefile(sys.executable)
     assert first["cwd"] == str(notebooks.parent)
     assert "inline" in first["backend"]
-    run = json.loads((out / "run.json").read_text())
-    assert run["status"] == "failed"
-    assert run["results"] == {"first.json": {"seed": 4}}
-    assert run["notebooks"][0]["parameters"] == {"seed": 4, "out_dir": str(out)}
-    assert run["notebooks"][0]["files"] == ["first.json"]
+    record = record_of(out)
+    assert record["status"] == "failed"
+    assert record["results"] == {"first.json": {"seed": 4}}
+    assert record["notebooks"][0]["parameters"] == {"seed": 4, "out_dir": str(out)}
+    assert record["notebooks"][0]["files"] == ["first.json"]
     partial = (out / "02_second.html").read_text()
     assert "before" in partial
     assert partial.index("ValueError: no &lt;b&gt;such") < partial.index("Where it stopped")
-    index = result.index.read_text()
-    assert "02_second failed" in index
-    assert "seed 4" in index
-    assert "a {run} &lt;i&gt;" in index
+    index = (out / "index.html").read_text()
+    assert all(text in index for text in ("02_second failed", "seed 4", "a {run} &lt;i&gt;"))
     assert not list(out.glob(".*.ipynb"))
 
-    write_notebook(notebooks / "02_second.ipynb", "Second", "print('mended')")
+    all_ok = {"01_first": "ok", "02_second": "ok", "03_third": "ok"}
+    write_notebook(second, "print('mended')", parameters=PARAMETERS)
     capsys.readouterr()
-    assert run_workbook({"seed": 4, "factor": 3}, out, notebooks_dir=notebooks).ok
+    assert executed() == ["02_second", "03_third"]
     said = capsys.readouterr().out
-    assert "01_first: up to date" in said
-    assert "02_second: ok" in said
-    assert "03_third: ok" in said
-
-    again = run_workbook({"seed": 4, "factor": 3}, out, notebooks_dir=notebooks)
-    assert all(notebook.up_to_date for notebook in again.notebooks)
-
-    forced = run_workbook({"seed": 4, "factor": 3}, out, only="03", force=True, notebooks_dir=notebooks)
-    assert [(notebook.name, notebook.up_to_date) for notebook in forced.notebooks] == [("03_third", False)]
-    assert status(out) == {"01_first": "ok", "02_second": "ok", "03_third": "ok"}
+    assert all(text in said for text in ("01_first: up to date", "02_second: ok", "03_third: ok"))
+    assert executed() == []
+    assert executed("03", force=True) == ["03_third"]
+    assert status(out) == all_ok
 
     (out / "first.json").unlink()
-    run_workbook({"seed": 5, "factor": 3}, out, only="01", notebooks_dir=notebooks)
+    assert executed("01", seed=5) == ["01_first"]
     assert json.loads((out / "first.json").read_text())["finding"] == "seed 5"
     assert status(out) == {"01_first": "ok", "02_second": "outdated", "03_third": "outdated"}
-
-    run_workbook({"seed": 4, "factor": 3}, out, only="01", notebooks_dir=notebooks)
-    capsys.readouterr()
-    run_workbook({"seed": 4, "factor": 3}, out, notebooks_dir=notebooks)
-    assert capsys.readouterr().out.count("up to date") == 3
-    assert status(out) == {"01_first": "ok", "02_second": "ok", "03_third": "ok"}
+    assert executed("01") == ["01_first"]
+    assert executed() == []
+    assert status(out) == all_ok
 
 
 def test_the_key_follows_source_parameters_data_and_checkpoint(notebooks: Path, tmp_path: Path) -> None:
-    write_notebook(notebooks / "02_second.ipynb", "Second", parameters="other = 1")
+    write_notebook(notebooks / "02_second.ipynb", parameters="other = 1")
     paths = parameters.find_notebooks(notebooks)
     data = tmp_path / "data"
     data.mkdir()
@@ -211,39 +195,33 @@ def test_the_key_follows_source_parameters_data_and_checkpoint(notebooks: Path, 
     assert keys()[0] != before[0]
 
 
-@pytest.mark.usefixtures("in_process")
-def test_a_killed_run_is_executed_again(notebooks: Path, tmp_path: Path, capsys) -> None:
-    out = tmp_path / "out"
-    run_workbook({}, out, notebooks_dir=notebooks)
-    run = json.loads((out / "run.json").read_text())
-    run["notebooks"][0]["status"] = "running"  # what a killed process leaves
-    (out / "run.json").write_text(json.dumps(run | {"status": "running", "pid": 1}))
-    capsys.readouterr()
-    run_workbook({}, out, notebooks_dir=notebooks)
-    assert "01_first: ok" in capsys.readouterr().out
+def test_a_killed_run_is_executed_again(run, tmp_path: Path) -> None:
+    run()
+    record = record_of(tmp_path / "out")
+    record["notebooks"][0]["status"] = "running"  # what a killed process leaves
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record | {"status": "running", "pid": 1}))
+    assert not run().notebooks[0].up_to_date
 
 
-def test_a_folder_with_somebody_elses_page_is_left_alone(notebooks: Path, tmp_path: Path) -> None:
-    (tmp_path / "index.html").write_text("mine")
-    with pytest.raises(OutputError, match=r"no run\.json"):
-        run_workbook({}, tmp_path, notebooks_dir=notebooks)
-    assert (tmp_path / "index.html").read_text() == "mine"
+def test_a_folder_with_somebody_elses_page_is_left_alone(run, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "index.html").write_text("mine")
+    refused(run, OutputError, r"no run\.json")
+    assert (tmp_path / "out" / "index.html").read_text() == "mine"
 
 
-@pytest.mark.usefixtures("in_process")
-def test_a_notebook_runs_again_when_what_it_reads_of_another_has_changed(notebooks: Path, tmp_path: Path) -> None:
+def test_a_notebook_runs_again_when_what_it_reads_of_another_has_changed(run, notebooks: Path, tmp_path: Path) -> None:
     """A head that was trained anew by itself left the evaluation of the old one up to date."""
     source = "open(out_dir + '/second.txt', 'w').write('x')"
-    write_notebook(notebooks / "02_second.ipynb", "What was read?", source, reads=["head.bin", "later.json"])
-    out = tmp_path / "out"
+    write_notebook(notebooks / "02_second.ipynb", source, parameters=PARAMETERS, reads=["head.bin", "later.json"])
+    head, later = tmp_path / "out" / "head.bin", tmp_path / "out" / "later.json"
 
     def executed() -> list[bool]:
-        return [not result.up_to_date for result in run_workbook(None, out, notebooks_dir=notebooks).notebooks]
+        return [not result.up_to_date for result in run().notebooks]
 
     assert executed() == [True, True]
     for change in (
-        lambda: (out / "head.bin").write_bytes(b"1"), lambda: (out / "head.bin").write_bytes(b"2"),
-        lambda: (out / "later.json").write_text("{}"), (out / "head.bin").unlink,
+        lambda: head.write_bytes(b"1"), lambda: head.write_bytes(b"2"), lambda: later.write_text("{}"), head.unlink,
     ):  # fmt: skip
         assert executed() == [False, False]
         change()
@@ -251,33 +229,32 @@ def test_a_notebook_runs_again_when_what_it_reads_of_another_has_changed(noteboo
     assert executed() == [False, False]
 
 
-@pytest.mark.usefixtures("in_process")
-def test_what_is_made_of_an_outdated_notebook_is_outdated_too(notebooks: Path, tmp_path: Path) -> None:
+def test_what_is_made_of_an_outdated_notebook_is_outdated_too(run, notebooks: Path, tmp_path: Path) -> None:
     """The index showed results of one setting beside those of another, and blamed neither."""
     source, out = "open(out_dir + '/second.txt', 'w').write(str(seed))", tmp_path / "out"
-    write_notebook(notebooks / "02_second.ipynb", "What was read?", source, reads=["first.json"])
-    run_workbook(None, out, notebooks_dir=notebooks)
-    assert status(out) == {"01_first": "ok", "02_second": "ok"}
-    # the second alone, with another seed: it read what the first had made of the old one
-    run_workbook({"seed": 1}, out, only="02", notebooks_dir=notebooks)
-    assert status(out) == {"01_first": "outdated", "02_second": "outdated"}
-    assert "first.json of 01_first" in json.loads((out / "run.json").read_text())["notebooks"][1]["message"]
-    # the first alone: the second is still made of the old file
-    run_workbook({"seed": 1}, out, only="01", notebooks_dir=notebooks)
-    assert status(out) == {"01_first": "ok", "02_second": "outdated"}
-    run_workbook({"seed": 1}, out, notebooks_dir=notebooks)
-    assert status(out) == {"01_first": "ok", "02_second": "ok"}
+    write_notebook(notebooks / "02_second.ipynb", source, parameters=PARAMETERS, reads=["first.json"])
+    for config, only, first, second in (
+        (None, None, "ok", "ok"),
+        # the second alone, with another seed: it read what the first had made of the old one
+        ({"seed": 1}, "02", "outdated", "outdated"),
+        # the first alone: the second is still made of the old file
+        ({"seed": 1}, "01", "ok", "outdated"),
+        ({"seed": 1}, None, "ok", "ok"),
+    ):
+        run(config, only=only)
+        assert status(out) == {"01_first": first, "02_second": second}
+        if only == "02":
+            assert "first.json of 01_first" in record_of(out)["notebooks"][1]["message"]
 
 
-@pytest.mark.usefixtures("in_process")
-def test_a_folder_of_another_version_is_made_again_and_says_so(notebooks: Path, tmp_path: Path, capsys) -> None:
+def test_a_folder_of_another_version_is_made_again_and_says_so(run, tmp_path: Path, capsys) -> None:
+    run()
     out = tmp_path / "out"
-    run_workbook(None, out, notebooks_dir=notebooks)
-    run = json.loads((out / "run.json").read_text())
-    assert run.pop("format") == RUN_FORMAT
-    (out / "run.json").write_text(json.dumps(run))
+    record = record_of(out)
+    assert record.pop("format") == RUN_FORMAT
+    (out / "run.json").write_text(json.dumps(record))
     capsys.readouterr()
-    assert not run_workbook(None, out, notebooks_dir=notebooks).notebooks[0].up_to_date
+    assert not run().notebooks[0].up_to_date
     said = capsys.readouterr().out.splitlines()[0]
     assert said == f"{out} was written by another version of this workbook: everything in it is made again"
-    assert run_workbook(None, out, notebooks_dir=notebooks).notebooks[0].up_to_date
+    assert run().notebooks[0].up_to_date

@@ -10,14 +10,14 @@ import random
 import re
 import signal
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from disturbed import INTERRUPTED, Command, assert_whole, interrupt, leftovers
+from disturbed import INTERRUPTED, Command, assert_whole, leftovers
 from same_results import differing
 
 from surgerylib.engine.training import progress_of
@@ -30,12 +30,8 @@ NOTEBOOKS = {path.stem[:2]: path.stem for path in sorted((PROJECT_ROOT / "notebo
 FEW = {"stage": "localizer", "kinds": ["standard", "vv_mixed"], "num_examples": 1}
 
 
-@dataclass(frozen=True)
-class Durations:
-    """Seconds of a notebook in an undisturbed run: from its first line to its last, and the last of them its page."""
-
-    whole: float
-    page: float
+def stamp(path: Path) -> tuple[int, int]:
+    return path.stat().st_ino, path.stat().st_mtime_ns
 
 
 class Workbook:
@@ -49,47 +45,52 @@ class Workbook:
     def start(self, only: Sequence[str]) -> Command:
         return Command(self.logs, "run", "--config", self.config, "--out", self.out, "--only", ",".join(only))
 
-    def undisturbed(self, only: Sequence[str]) -> dict[str, Durations]:
-        """A run to its end; what each notebook takes."""
-        command, durations = self.start(only), {}
-        for number in only:
-            page = self.out / f"{NOTEBOOKS[number]}.ipynb"
-            command.wait_until(lambda number=number: self._has_begun(command, number), 600)
-            begun = time.monotonic()
-            command.wait_until(page.exists, 600)
-            executed = time.monotonic()
-            command.wait_until(lambda number=number: f"{NOTEBOOKS[number]}: ok" in "\n".join(command.said), 600)
-            durations[number] = Durations(time.monotonic() - begun, time.monotonic() - executed)
+    def undisturbed(self, only: Sequence[str]) -> dict[str, tuple[float, float]]:
+        """A run to its end; seconds of each notebook from its first line to its last, and of its page among them."""
+        command, seconds = self.start(only), {}
+        for name in (NOTEBOOKS[number] for number in only):
+            clock = []
+            for reached in (
+                lambda name=name: command.says(f"{name}: started"),
+                (self.out / f"{name}.ipynb").exists,
+                lambda name=name: command.says(f"{name}: ok"),
+            ):
+                command.wait_until(reached, 600)
+                clock.append(time.monotonic())
+            seconds[name[:2]] = clock[2] - clock[0], clock[2] - clock[1]
         assert command.end() == 0, command.errors
         assert command.errors == []
-        return durations
+        return seconds
 
     def killed(self, only: Sequence[str], seconds: float, *, in_page: bool, everything: bool) -> bool:
         """Kill a run so long after its last notebook began, or its page; whether it had not ended before."""
-        before, done = self.finished(), self.done()
-        command, number = self.start(only), only[-1]
-        page = self.out / f"{NOTEBOOKS[number]}.ipynb"
+        name = NOTEBOOKS[only[-1]]
+        page = self.out / f"{name}.ipynb"
         earlier = page.stat().st_ino if page.exists() else None
-        command.wait_until(lambda: self._has_begun(command, number), 600)
-        if in_page:
-            command.wait_until(lambda: page.exists() and page.stat().st_ino != earlier, 600)
-        time.sleep(seconds)
-        running = command.process.poll() is None
-        command.kill(everything=everything)
-        command.assert_alone_gone(30)
-        assert command.errors == []
-        assert_whole(self.out)
-        self._assert_nothing_was_done_twice(command, before, done)
-        return running and f"{NOTEBOOKS[number]}: ok" not in "\n".join(command.said)
+        with self._going_on(only) as command:
+            command.wait_until(lambda: command.says(f"{name}: started"), 600)
+            if in_page:
+                command.wait_until(lambda: page.exists() and page.stat().st_ino != earlier, 600)
+            time.sleep(seconds)
+            running = command.process.poll() is None
+            command.kill(everything=everything)
+            command.assert_alone_gone(30)
+        return running and not command.says(f"{name}: ok")
 
     def finish(self, only: Sequence[str]) -> None:
-        before, done = self.finished(), self.done()
-        command = self.start(only)
-        assert command.end(900) == 0, command.errors
+        with self._going_on(only) as command:
+            assert command.end(900) == 0, command.errors
+        assert leftovers(self.out) == []
+
+    @contextmanager
+    def _going_on(self, only: Sequence[str]) -> Iterator[Command]:
+        """A run that takes up what the one before left: nothing is done twice, and what lies there then is whole."""
+        before, done, command = self.finished(), self.done(), self.start(only)
+        yield command
         assert command.errors == []
         assert_whole(self.out)
-        assert leftovers(self.out) == []
-        self._assert_nothing_was_done_twice(command, before, done)
+        assert {path: stamp(path) for path in before} == before
+        assert not any(command.says(f"{name}: started") for name in done)
 
     def done(self) -> list[str]:
         """Notebooks that are."""
@@ -108,20 +109,7 @@ class Workbook:
                 if entry["name"] in done:
                     names = [*entry["files"], f"{entry['name']}.ipynb", f"{entry['name']}.html"]
                     paths += [self.out / name for name in names]
-        return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
-
-    def _assert_nothing_was_done_twice(
-        self, command: Command, before: Mapping[Path, tuple[int, int]], done: Sequence[str]
-    ) -> None:
-        now = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in before}
-        assert now == dict(before)
-        said = "\n".join(command.said)
-        for name in done:
-            assert f"{name}: started" not in said
-
-    @staticmethod
-    def _has_begun(command: Command, number: str) -> bool:
-        return f"{NOTEBOOKS[number]}: started" in "\n".join(command.said)
+        return {path: stamp(path) for path in paths}
 
 
 def kill_and_compare(folder: Path, parameters: Mapping[str, object], kills: Mapping[str, int]) -> None:
@@ -133,7 +121,7 @@ def kill_and_compare(folder: Path, parameters: Mapping[str, object], kills: Mapp
         for kill in range(kills[number]):
             # the last of several in its page; in turns the power fails, and the command alone is killed
             in_page = kill == kills[number] - 1 > 0
-            seconds = draw.uniform(0, durations[number].page if in_page else durations[number].whole)
+            seconds = draw.uniform(0, durations[number][in_page])
             everything = bool(n_killed % 2)
             while not killed.killed(only[: place + 1], seconds, in_page=in_page, everything=everything):
                 # what is there already made it faster than the undisturbed run: once more, earlier
@@ -172,37 +160,34 @@ def without_bars(lines: Sequence[str]) -> list[str]:
 def test_ctrl_c_at_any_moment_is_one_line_and_the_same_command_goes_on(parameters, tmp_path, words):
     draw = random.Random(SEED)
     given = {**parameters, **FEW, "epochs": 20}
-    book = Workbook(tmp_path / "whole", given)
+    book, out = Workbook(tmp_path / "whole", given), tmp_path / "stops" / "out"
 
-    def start(out: Path, *more: str) -> tuple[Command, float]:
+    def start(out: Path) -> Command:
+        more = ["--resume"] if words[0] == "train" and positions(out) else []
         command = Command(
             book.logs, *words, "--config", book.config, "--out", out, *more, project=PROJECT_ROOT,
             prelude="print('begun', flush=True)",
         )  # fmt: skip
-        command.wait_until(lambda: "begun" in command.said)
-        return command, time.monotonic()
+        command.wait_until(lambda: command.says("begun"))
+        return command
 
-    command, begun = start(book.out)
+    command, begun = start(book.out), time.monotonic()
     assert command.end() == 0, command.errors
-    seconds = time.monotonic() - begun
-    stopped, out = 0, tmp_path / "stops" / "out"
+    seconds, stopped = time.monotonic() - begun, 0
     for number in range(8):
-        more = ["--resume"] if words[0] == "train" and positions(out) else []
-        command, _ = start(out, *more)
+        command = start(out)
         time.sleep(0.02 + draw.uniform(0, seconds * (0.9 if number % 4 else 0.2)))
-        interrupt(command, times=1 + number % 2)
+        command.interrupt(times=1 + number % 2)
         status = command.end(60)
         command.assert_alone_gone(15)
         assert_whole(out)
-        if status == -signal.SIGINT:  # all was done, and the interpreter on its way out
-            assert without_bars(command.errors) == []
-        elif status:
-            assert status == 130, command.errors
-            assert without_bars(command.errors) == [INTERRUPTED]
-            stopped += 1
+        # by the signal itself where all was done, and the interpreter on its way out
+        assert status in (0, 130, -signal.SIGINT), command.errors
+        if status:
+            assert without_bars(command.errors) == [INTERRUPTED] * (status == 130)
+        stopped += status == 130
     assert stopped
-    more = ["--resume"] if words[0] == "train" and positions(out) else []
-    command, _ = start(out, *more)
+    command = start(out)
     assert command.end() == 0, command.errors
     assert leftovers(out) == []
     assert differing(book.out, out) == []
