@@ -195,7 +195,7 @@ def busy(number):
     import time
     (folder / f"worker-{number}.txt").write_text("busy\\n")
     time.sleep(0 if (folder / "go").exists() else 60)
-list(in_processes(busy, [1, 2], workers=2, description="work"))"""
+list(in_processes(busy, [1, 2], sizes=[1, 1], workers=2, description="work"))"""
     project = Project(tmp_path, busy, WRITES)
     command = project.start()
     command.wait_until(lambda: len(list(project.out.glob("worker-*.txt"))) == 2)

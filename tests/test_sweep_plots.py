@@ -1,6 +1,9 @@
+"""Figures of the sweep: what they say of ordinary data, and that they draw whatever data there is."""
+
 from __future__ import annotations
 
-from itertools import pairwise, product
+from collections.abc import Callable, Iterable
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -13,189 +16,20 @@ from surgerylib.boxes import extract_many
 from surgerylib.figures import style
 from surgerylib.figures import sweep as sweep_plots
 from surgerylib.heatmaps import Setting
+from surgerylib.matching import BOX_COLUMNS
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 KINDS = ("standard", "vv_qk", "vv_vv", "vv_mixed")
 PERCENTILES = (30, 50, 60, 70, 75, 80, 85, 90, 95)
 TITLES = {"present": "labels given", "all": "every class asked"}
-BOX = ["xmin", "ymin", "xmax", "ymax"]
-
-
-def texts(axis) -> list[str]:
-    return [text.get_text() for text in axis.texts]
-
-
-def legend(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.legends[0].get_texts()]
-
-
-def sweep_rows(percentiles=PERCENTILES, kinds=KINDS, scale: float = 1.0, interval: float = 0.02) -> pd.DataFrame:
-    """`vv_qk` equals `standard` and `vv_vv` equals `vv_mixed`, as under cosine similarity."""
-    rows = pd.DataFrame(product(TITLES, kinds, percentiles), columns=["protocol", "kind", "percentile"])
-    better, worse = 0.05 * rows["kind"].isin(KINDS[2:]), 0.05 * (rows["protocol"] == "all")
-    value = scale * (0.1 + rows["percentile"].astype(float) / 1000 + better - worse)
-    return rows.assign(value=value, low=value - interval, high=value + interval)
-
-
-def overlap_of_texts(axis) -> bool:
-    boxes = [Text.get_window_extent(text) for text in axis.texts]  # without the line to the point
-    return any(a.overlaps(b) for place, a in enumerate(boxes) for b in boxes[:place])
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [
-        sweep_rows(),
-        sweep_rows(percentiles=[75]),
-        sweep_rows(kinds=["mine"], percentiles=np.linspace(2.5, 99, 20), interval=np.nan),
-        sweep_rows(scale=np.nan),
-        sweep_rows().iloc[:0],
-    ],
-    ids=["normal", "one percentile", "an own kind", "no value", "nothing"],
-)
-def test_curves_of_anything(rows):
-    figure = sweep_plots.percentile_curves(rows, TITLES, value_label="mAP", marks={"default": (75, "vv_mixed")})
-    assert [axis.get_title(loc="left") for axis in figure.axes] == list(TITLES.values())
-    assert figure.axes[0].get_ylabel().startswith("mAP")
-    assert figure.axes[0].get_ylim()[0] == 0
-    figure.draw_without_rendering()
-
-
-def test_kinds_with_the_same_values_stay_readable():
-    figure = sweep_plots.percentile_curves(sweep_rows(), TITLES, value_label="mAP")
-    assert legend(figure) == ["standard", "vv_qk (same as standard)", "vv_vv (same as vv_mixed)", "vv_mixed"]
-    lines = {to_hex(line.get_color()).upper(): line for line in figure.axes[0].lines}
-    solid, dashed = lines[style.KIND_LOOKS["vv_mixed"].colour], lines[style.KIND_LOOKS["vv_vv"].colour]
-    assert solid.get_linestyle() == "-" != dashed.get_linestyle()
-    assert dashed.get_zorder() > solid.get_zorder()
-
-
-def test_marks_stand_on_their_points_and_labels_never_meet():
-    marks = {
-        "the default": (75, "vv_mixed"),
-        "same point": (75, "vv_vv"),
-        "chosen, its neighbour": (80, "vv_mixed"),
-        "first": (30, "standard"),
-        "last": (95, "vv_qk"),
-        "second of all": (50, "vv_qk"),
-        "otsu": ("otsu", "vv_mixed"),
-        "union": ((60, 75), "vv_mixed"),
-        "nothing": (float("nan"), "vv_mixed"),
-        "not measured": (12, "vv_mixed"),
-    }
-    rows = sweep_rows()
-    figure = sweep_plots.percentile_curves(rows, TITLES, value_label="mAP", marks=marks)
-    figure.draw_without_rendering()
-    wanted = {"the default = same point", "chosen, its neighbour", "first", "last", "second of all"}
-    for axis, protocol in zip(figure.axes, TITLES, strict=True):
-        assert set(texts(axis)) == wanted
-        assert not overlap_of_texts(axis)
-        own, to_data = rows[rows["protocol"] == protocol], axis.transData.inverted()
-        lowest = [to_data.transform(Text.get_window_extent(text))[0, 1] for text in axis.texts]
-        assert min(lowest) > own["high"].max()
-        rings = {(*line.get_xdata(), *line.get_ydata().round(9)) for line in axis.lines if len(line.get_xdata()) == 1}
-        values = own.set_index(["percentile", "kind"])["value"].round(9)
-        assert rings == {(at[0], values[at]) for at in list(marks.values())[:6]}
-
-
-def table(percentiles=PERCENTILES, ious=(0.1, 0.3, 0.5)) -> pd.DataFrame:
-    values = [[percentile / 200 - iou / 4 for iou in ious] for percentile in percentiles]
-    return pd.DataFrame(values, index=percentiles, columns=ious)
-
-
-def test_grid_writes_all_numbers_and_outlines_the_best():
-    figure = sweep_plots.percentile_iou_grid({"present": table(), "all": table() / 2}, TITLES)
-    left, right, bar = figure.axes
-    assert texts(left) == [f"{value:.3f}" for value in table().to_numpy().ravel()]
-    assert [label.get_text() for label in left.get_yticklabels()][4:7] == ["75", "80", "85"]
-    assert not any(label.get_text() for label in right.get_yticklabels())
-    assert left.collections[0].norm.vmax == right.collections[0].norm.vmax == table().to_numpy().max()
-    assert [(patch.get_x() // 1, patch.get_y() // 1) for patch in left.patches] == [(0, 8), (1, 8), (2, 8)]
-    assert bar.get_ylabel() == "mAP"
-    assert {text.get_color() for text in left.texts} == {"white", "black"}
-    figure.draw_without_rendering()
-
-
-def test_grid_of_zero_nothing_and_many():
-    tables = {"present": table() * 0, "all": table() * np.nan}
-    figure = sweep_plots.percentile_iou_grid(tables, TITLES)
-    assert [texts(axis).count("–") for axis in figure.axes[:2]] == [0, 27]
-    assert sum(len(axis.patches) for axis in figure.axes[:2]) == 0  # of equal cells none is the best
-    tables = {"present": table(np.linspace(5, 95, 20), np.arange(0.5, 1, 0.05)), "all": table([75])}
-    figure = sweep_plots.percentile_iou_grid(tables, TITLES)
-    figure.draw_without_rendering()
-    assert sum(len(axis.patches) for axis in figure.axes[:2]) == 10
-    assert not any(overlap_of_texts(axis) for axis in figure.axes)
-
-
-@pytest.fixture
-def scene() -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
-    """An image, a map with one bright blob, and the ground truth round it."""
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 255, (80, 120, 3), dtype=np.uint8)
-    y, x = np.mgrid[:14, :14]
-    heatmap = np.exp(-((x - 4) ** 2 + (y - 5) ** 2) / 8) + rng.normal(0, 0.02, (14, 14))
-    truth = pd.DataFrame([("ship", 20, 15, 60, 50), ("dam", 70, 10, 90, 30)], columns=["label", *BOX])
-    return image, heatmap.astype(np.float32), truth
-
-
-def test_multiples_say_what_each_percentile_finds(scene):
-    image, heatmap, truth = scene
-    figure = sweep_plots.percentile_multiples(image, heatmap, truth, "ship", PERCENTILES, title="finding")
-    assert len(figure.axes) == 2 + len(PERCENTILES)
-    assert figure.get_suptitle() == "finding"
-    assert figure.axes[0].get_title(loc="left") == "image\n1 ground truth box"
-    for axis, percentile in zip(figure.axes[2:], PERCENTILES, strict=True):
-        ((found, activated),) = extract_many(heatmap, (120, 80), [Setting(percentile=percentile)])
-        best = style.best_iou(truth.iloc[:1], pd.DataFrame(found, columns=[*BOX, "score"])).max()
-        count = "1 box" if len(found) == 1 else f"{len(found)} boxes"
-        assert axis.get_title(loc="left") == f"percentile {percentile}:\n{count}, best IoU {best:.2f}"
-        colours = [to_hex(patch.get_edgecolor()).upper() for patch in axis.patches]
-        assert colours == [style.TRUTH] + [style.PREDICTION] * len(found)
-        assert (axis.images[1].get_array()[..., 3] > 0).mean() == pytest.approx(activated)
-    assert legend(figure) == ["ground truth: ship", "prediction", "mask, closed and opened", "other classes"]
-    figure.draw_without_rendering()
-
-
-@pytest.mark.parametrize("case", ["constant", "absent", "many", "none"])
-def test_multiples_of_anything(scene, case):
-    image, heatmap, truth = scene
-    percentiles = {"none": [], "many": np.linspace(2.5, 99.5, 20)}.get(case, [50, 95])
-    label = "Expressway-Service-area " * 5 if case == "absent" else "ship"
-    heatmap = np.zeros_like(heatmap) if case == "constant" else heatmap
-    image = np.tile(image, (1, 3, 1)) if case == "many" else image
-    figure = sweep_plots.percentile_multiples(image, heatmap, truth, label, percentiles, title="a title " * 30)
-    assert len(figure.axes) == 2 + len(percentiles)
-    assert figure.get_tightbbox().width < 1.3 * style.WIDTH  # no more than the legend of a long name sticks out
-    last = figure.axes[-1].get_title(loc="left")
-    if case == "constant":
-        assert last == "percentile 95:\n0 boxes, best IoU 0.00"
-        assert not figure.axes[-1].images[1].get_array()[..., 3].any()
-    if case == "absent":
-        assert last.endswith("no ground truth")
-
-
-def pairs(count: int, shift: float) -> pd.DataFrame:
-    rng = np.random.default_rng(count)
-    outside = rng.normal(0.2, 0.02, count)
-    return pd.DataFrame({"outside_mean": outside, "inside_mean": outside + shift})
-
-
-def test_pairs_below_the_line_are_counted():
-    unknown = pd.DataFrame({"outside_mean": [0.1, np.nan], "inside_mean": [np.nan, 0.2]})
-    mixed = pd.concat([pairs(300, -0.01), pairs(100, 0.01), unknown])
-    given = {"standard = vv_qk": mixed, "vv_vv": pairs(13_000, -0.01), "vv_mixed": pairs(1, 0.0)}
-    figure = sweep_plots.inside_outside(given)
-    assert [axis.get_title(loc="left") for axis in figure.axes[:3]] == list(given)
-    said = ["inverted: 75 %\nof 400 pairs", "inverted: 100 %\nof 13,000 pairs", "inverted: 0 %\nof 1 pair"]
-    assert [texts(axis) for axis in figure.axes[:3]] == [[text] for text in said]
-    assert all(axis.get_xlim() == axis.get_ylim() for axis in figure.axes[:3])
-    assert figure.axes[1].collections[-1].get_array().sum() == 13_000
-    assert figure.axes[3].get_xlabel() == "pairs in a hexagon"
-    figure.draw_without_rendering()
-
-
+# an image, a map with one bright blob, and the ground truth round it
+RNG = np.random.default_rng(0)
+IMAGE = RNG.integers(0, 255, (80, 120, 3), dtype=np.uint8)
+Y, X = np.mgrid[:14, :14]
+HEATMAP = (np.exp(-((X - 4) ** 2 + (Y - 5) ** 2) / 8) + RNG.normal(0, 0.02, (14, 14))).astype(np.float32)
+FLAT = np.zeros_like(HEATMAP)
+TRUTH = pd.DataFrame([("ship", 20, 15, 60, 50), ("dam", 70, 10, 90, 30)], columns=["label", *BOX_COLUMNS])
 DIFFERENCES = pd.DataFrame(
     [
         ("NMS at 0.5", 0.012, 0.004, 0.02),
@@ -209,25 +43,181 @@ DIFFERENCES = pd.DataFrame(
 )
 
 
+def texts(letters: Iterable[Text]) -> list[str]:
+    return [text.get_text() for text in letters]
+
+
+def titles(figure: Figure) -> list[str]:
+    return [axis.get_title(loc="left") for axis in figure.axes]
+
+
+def sweep_rows(percentiles=PERCENTILES, kinds=KINDS, scale: float = 1.0, interval: float = 0.02) -> pd.DataFrame:
+    """`vv_qk` equals `standard` and `vv_vv` equals `vv_mixed`, as under cosine similarity."""
+    rows = pd.DataFrame(product(TITLES, kinds, percentiles), columns=["protocol", "kind", "percentile"])
+    better, worse = 0.05 * rows["kind"].isin(KINDS[2:]), 0.05 * (rows["protocol"] == "all")
+    value = scale * (0.1 + rows["percentile"].astype(float) / 1000 + better - worse)
+    return rows.assign(value=value, low=value - interval, high=value + interval)
+
+
+def curves(rows: pd.DataFrame, **marks: tuple) -> Figure:
+    marks = marks or {"default": (75, "vv_mixed")}
+    return sweep_plots.percentile_curves(rows, TITLES, value_label="mAP", marks=marks)
+
+
+def table(percentiles=PERCENTILES, ious=(0.1, 0.3, 0.5)) -> pd.DataFrame:
+    values = [[percentile / 200 - iou / 4 for iou in ious] for percentile in percentiles]
+    return pd.DataFrame(values, index=percentiles, columns=ious)
+
+
+def grids(present: pd.DataFrame, of_all: pd.DataFrame) -> Figure:
+    return sweep_plots.percentile_iou_grid({"present": present, "all": of_all}, TITLES)
+
+
+def multiples(percentiles=(50, 95), *, image=IMAGE, heatmap=HEATMAP, label="ship", title="a title " * 30) -> Figure:
+    return sweep_plots.percentile_multiples(image, heatmap, TRUTH, label, percentiles, title=title)
+
+
+def differences(frame: pd.DataFrame, title: str = "a long title " * 20) -> Figure:
+    return sweep_plots.difference_bars(frame, title=title, xlabel="mAP")
+
+
+def pairs(count: int, shift: float) -> pd.DataFrame:
+    outside = np.random.default_rng(count).normal(0.2, 0.02, count)
+    return pd.DataFrame({"outside_mean": outside, "inside_mean": outside + shift})
+
+
+MANY = table(np.linspace(5, 95, 20), np.arange(0.5, 1, 0.05))
+OWN = sweep_rows(kinds=["mine"], percentiles=np.linspace(2.5, 99, 20), interval=np.nan)
+UNUSUAL: dict[str, Callable[[], Figure]] = {
+    "curves of one percentile": lambda: curves(sweep_rows(percentiles=[75])),
+    "curves of an own kind": lambda: curves(OWN),
+    "curves without a value": lambda: curves(sweep_rows(scale=np.nan)),
+    "curves of nothing": lambda: curves(sweep_rows().iloc[:0]),
+    "many cells and few": lambda: grids(MANY, table([75])),
+    "many percentiles": lambda: multiples(np.linspace(2.5, 99.5, 20), image=np.tile(IMAGE, (1, 3, 1))),
+    "no percentile": lambda: multiples([]),
+    "a constant map": lambda: multiples(heatmap=FLAT),
+    "a class of a long name that is not there": lambda: multiples(label="Expressway-Service-area " * 5),
+    "differences": lambda: differences(DIFFERENCES),
+    "no differences": lambda: differences(DIFFERENCES.iloc[:0]),
+    "long names": lambda: differences(DIFFERENCES.assign(name="a change with a name that goes on and on " * 3)),
+}
+
+
+def overlap(letters: list[Text]) -> bool:
+    boxes = [Text.get_window_extent(text) for text in letters]  # without the line to the point
+    return any(a.overlaps(b) for place, a in enumerate(boxes) for b in boxes[:place])
+
+
+@pytest.mark.parametrize("case", UNUSUAL)
+def test_unusual_data_draws_without_a_warning_inside_the_page(case):
+    figure = UNUSUAL[case]()
+    figure.draw_without_rendering()
+    # no more than the legend of a long name sticks out
+    assert figure.get_tightbbox().width < (1.2 if "difference" in case or "names" in case else 1.3) * style.WIDTH
+    assert not overlap(figure.axes[0].get_yticklabels())
+    assert not any(overlap(axis.texts) for axis in figure.axes)
+
+
+def test_kinds_with_the_same_values_stay_readable():
+    figure = curves(sweep_rows())
+    assert titles(figure) == list(TITLES.values())
+    assert figure.axes[0].get_ylabel().startswith("mAP")
+    assert figure.axes[0].get_ylim()[0] == 0
+    assert texts(figure.legends[0].get_texts()) == [
+        "standard",
+        "vv_qk (same as standard)",
+        "vv_vv (same as vv_mixed)",
+        "vv_mixed",
+    ]
+    lines = {to_hex(line.get_color()).upper(): line for line in figure.axes[0].lines}
+    solid, dashed = lines[style.KIND_LOOKS["vv_mixed"].colour], lines[style.KIND_LOOKS["vv_vv"].colour]
+    assert solid.get_linestyle() == "-" != dashed.get_linestyle()
+    assert dashed.get_zorder() > solid.get_zorder()
+
+
+def test_marks_stand_on_their_points_and_labels_never_meet():
+    marks = {
+        "the default": (75, "vv_mixed"), "same point": (75, "vv_vv"), "chosen, its neighbour": (80, "vv_mixed"),
+        "first": (30, "standard"), "last": (95, "vv_qk"), "second of all": (50, "vv_qk"), "otsu": ("otsu", "vv_mixed"),
+        "union": ((60, 75), "vv_mixed"), "nothing": (float("nan"), "vv_mixed"), "not measured": (12, "vv_mixed"),
+    }  # fmt: skip
+    rows = sweep_rows()
+    figure = curves(rows, **marks)
+    figure.draw_without_rendering()
+    wanted = {"the default = same point", "chosen, its neighbour", "first", "last", "second of all"}
+    for axis, protocol in zip(figure.axes, TITLES, strict=True):
+        assert set(texts(axis.texts)) == wanted
+        assert not overlap(axis.texts)
+        own, to_data = rows[rows["protocol"] == protocol], axis.transData.inverted()
+        lowest = [to_data.transform(Text.get_window_extent(text))[0, 1] for text in axis.texts]
+        assert min(lowest) > own["high"].max()
+        rings = {(*line.get_xdata(), *line.get_ydata().round(9)) for line in axis.lines if len(line.get_xdata()) == 1}
+        values = own.set_index(["percentile", "kind"])["value"].round(9)
+        assert rings == {(at[0], values[at]) for at in list(marks.values())[:6]}
+
+
+def test_grid_writes_all_numbers_and_outlines_the_best():
+    figure = grids(table(), table() / 2)
+    left, right, bar = figure.axes
+    assert texts(left.texts) == [f"{value:.3f}" for value in table().to_numpy().ravel()]
+    assert texts(left.get_yticklabels())[4:7] == ["75", "80", "85"]
+    assert not any(texts(right.get_yticklabels()))
+    assert left.collections[0].norm.vmax == right.collections[0].norm.vmax == table().to_numpy().max()
+    assert [(patch.get_x() // 1, patch.get_y() // 1) for patch in left.patches] == [(0, 8), (1, 8), (2, 8)]
+    assert bar.get_ylabel() == "mAP"
+    assert {text.get_color() for text in left.texts} == {"white", "black"}
+    empty = grids(table() * 0, table() * np.nan)
+    assert [texts(axis.texts).count("–") for axis in empty.axes[:2]] == [0, 27]
+    assert sum(len(axis.patches) for axis in empty.axes[:2]) == 0  # of equal cells none is the best
+    assert sum(len(axis.patches) for axis in grids(MANY, table([75])).axes[:2]) == 10
+
+
+def test_multiples_say_what_each_percentile_finds():
+    figure = multiples(PERCENTILES, title="finding")
+    assert len(figure.axes) == 2 + len(PERCENTILES)
+    assert figure.get_suptitle() == "finding"
+    assert titles(figure)[0] == "image\n1 ground truth box"
+    for axis, percentile in zip(figure.axes[2:], PERCENTILES, strict=True):
+        ((found, activated),) = extract_many(HEATMAP, (120, 80), [Setting(percentile=percentile)])
+        best = style.best_iou(TRUTH.iloc[:1], pd.DataFrame(found, columns=[*BOX_COLUMNS, "score"])).max()
+        count = "1 box" if len(found) == 1 else f"{len(found)} boxes"
+        assert axis.get_title(loc="left") == f"percentile {percentile}:\n{count}, best IoU {best:.2f}"
+        colours = [to_hex(patch.get_edgecolor()).upper() for patch in axis.patches]
+        assert colours == [style.TRUTH] + [style.PREDICTION] * len(found)
+        assert (axis.images[1].get_array()[..., 3] > 0).mean() == pytest.approx(activated)
+    assert texts(figure.legends[0].get_texts()) == [
+        "ground truth: ship",
+        "prediction",
+        "mask, closed and opened",
+        "other classes",
+    ]
+    constant = multiples(heatmap=FLAT)
+    assert titles(constant)[-1] == "percentile 95:\n0 boxes, best IoU 0.00"
+    assert not constant.axes[-1].images[1].get_array()[..., 3].any()
+    assert titles(multiples(label="harbor"))[-1].endswith("no ground truth")
+
+
+def test_pairs_below_the_line_are_counted():
+    unknown = pd.DataFrame({"outside_mean": [0.1, np.nan], "inside_mean": [np.nan, 0.2]})
+    mixed = pd.concat([pairs(300, -0.01), pairs(100, 0.01), unknown])
+    given = {"standard = vv_qk": mixed, "vv_vv": pairs(13_000, -0.01), "vv_mixed": pairs(1, 0.0)}
+    figure = sweep_plots.inside_outside(given)
+    assert titles(figure)[:3] == list(given)
+    said = ["inverted: 75 %\nof 400 pairs", "inverted: 100 %\nof 13,000 pairs", "inverted: 0 %\nof 1 pair"]
+    assert [texts(axis.texts) for axis in figure.axes[:3]] == [[text] for text in said]
+    assert all(axis.get_xlim() == axis.get_ylim() for axis in figure.axes[:3])
+    assert figure.axes[1].collections[-1].get_array().sum() == 13_000
+    assert figure.axes[3].get_xlabel() == "pairs in a hexagon"
+    figure.draw_without_rendering()
+
+
 def test_differences_that_exclude_zero_stand_out():
-    axis = sweep_plots.difference_bars(DIFFERENCES, title="finding", xlabel="mAP").axes[0]
-    assert [label.get_text() for label in axis.get_yticklabels()] == DIFFERENCES["name"].tolist()
+    axis = differences(DIFFERENCES).axes[0]
+    assert texts(axis.get_yticklabels()) == DIFFERENCES["name"].tolist()
     assert axis.get_ylim()[0] > axis.get_ylim()[1]  # the first on top
     assert axis.get_xlabel() == "mAP"
     points = [line for line in axis.lines if line.get_marker() == "o"]
     assert [line.get_markerfacecolor() != "white" for line in points] == [True, True, False, False, False, False]
     first = ["+0.012 [+0.004, +0.020]", "−0.015 [−0.022, −0.008]", "+0.001 [−0.002, +0.004]", "+0.003 [–, –]"]
-    assert texts(axis)[:4] == first
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [DIFFERENCES, DIFFERENCES.iloc[:0], DIFFERENCES.assign(name="a change with a name that goes on and on " * 3)],
-    ids=["normal", "none", "long names"],
-)
-def test_differences_of_anything(rows):
-    figure = sweep_plots.difference_bars(rows, title="a long title " * 20, xlabel="mAP")
-    figure.draw_without_rendering()
-    assert figure.get_tightbbox().width < 1.2 * style.WIDTH
-    names = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
-    assert not any(a.overlaps(b) for a, b in pairwise(names))
+    assert texts(axis.texts)[:4] == first
