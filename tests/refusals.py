@@ -10,10 +10,10 @@ import pytest
 from surgerylib.workbook.cli import main
 
 
-def refused(call: Callable[[], object], error: type[Exception], match: str) -> str:
+def refused(call: Callable, error: type[Exception], match: str, *arguments, **options) -> str:
     """The line."""
     with pytest.raises(error, match=match) as raised:
-        call()
+        call(*arguments, **options)
     assert "\n" not in str(raised.value)
     return str(raised.value)
 

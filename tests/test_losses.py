@@ -5,11 +5,13 @@ the heatmap adapter's logits.
 from __future__ import annotations
 
 import math
+import re
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 from test_metrics import slow_iou
 
 from surgerylib.errors import ParameterError
@@ -78,121 +80,93 @@ def compare(pred, boxes, labels, **options):
     return terms
 
 
-@pytest.mark.parametrize("assign", ASSIGNERS)
+WITH_EACH = pytest.mark.parametrize("assign", ASSIGNERS)
+
+
+@WITH_EACH
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(("grid", "radius"), [((7, 7), 1.5), ((3, 5), 0.0), ((6, 4), 2.0)])
 def test_the_loss_is_that_of_its_definition(assign, seed, grid, radius):
+    """Gradients too: other images and classes have no part in it, and two boxes on one cell have both theirs."""
     generator = torch.Generator().manual_seed(seed)
     pred = random_boxes(3, 4, *grid, generator=generator)
-    counts = (5, 0, 2)
-    boxes = [random_boxes(n, generator=generator).clamp(max=1) for n in counts]
-    labels = [torch.randint(4, (n,), generator=generator) for n in counts]
+    boxes = [random_boxes(n, generator=generator).clamp(max=1).repeat(2, 1) for n in (5, 0, 2)]
+    labels = [torch.randint(4, (n,), generator=generator).repeat(2) for n in (5, 0, 2)]
     compare(pred, boxes, labels, assign=assign, radius=radius, iou_threshold=0.5)
     compare(pred, boxes, labels, assign=assign, radius=radius, l1_weight=0.3, giou_weight=0.0)
 
 
-@pytest.mark.parametrize("assign", ASSIGNERS)
-def test_many_boxes_on_one_cell(assign):
-    generator = torch.Generator().manual_seed(1)
-    pred = random_boxes(1, 2, 4, 4, generator=generator)
-    pred[0, 1, 2, 1] = torch.tensor([0.2, 0.2, 0.6, 0.7])
-    target = torch.tensor([0.2, 0.2, 0.6, 0.7], dtype=torch.float64) + 0.001 * torch.arange(6)[:, None]
-    terms = compare(pred, [target], [torch.ones(6, dtype=torch.long)], assign=assign)
-    assert terms.num_positives == 6 * 9  # each box counts the cells around that one for itself
-
-
-@pytest.mark.parametrize("assign", ASSIGNERS)
-def test_no_boxes_at_all(assign):
-    pred = torch.rand(2, 3, 7, 7, 4, requires_grad=True)
-    nothing = [torch.empty(0, 4)] * 2, [torch.empty(0, dtype=torch.long)] * 2
-    terms = gt_class_localization_loss(pred, *nothing, assign=assign)
-    assert terms.total == terms.l1 == terms.giou == terms.num_positives == 0
-    assert terms.has_positive.shape == (0,)
-    terms.total.backward()
-    assert not pred.grad.any()
-
-
-def test_images_without_boxes_in_any_form():
+@WITH_EACH
+def test_no_boxes_in_any_form(assign):
     """An empty list becomes floats where nobody says otherwise; it must not make labels of the whole batch."""
-    pred = torch.rand(3, 3, 4, 4, 4)
+    pred = torch.rand(3, 3, 4, 4, 4, requires_grad=True)
     one = torch.tensor([[0.1, 0.1, 0.6, 0.7]])
     for nothing in (torch.tensor([]), np.array([]), np.empty((0, 4)), []):
-        terms = gt_class_localization_loss(
-            pred, [nothing, one, nothing], [torch.tensor([]), torch.tensor([2]), []], assign="best_iou_or_center"
-        )
+        terms = gt_class_localization_loss(pred, [nothing] * 3, [torch.tensor([]), [], []], assign=assign)
+        assert terms.total == terms.l1 == terms.giou == terms.num_positives == 0
+        assert terms.has_positive.shape == (0,)
+        terms.total.backward()
+        assert not pred.grad.any()
+        labels = [torch.tensor([]), torch.tensor([2]), []]
+        terms = gt_class_localization_loss(pred, [nothing, one, nothing], labels, assign="best_iou_or_center")
         assert terms.has_positive.tolist() == [True]
 
 
 def test_no_positive_under_best_iou_and_the_centre_cell_under_the_other():
     pred = torch.zeros(1, 1, 7, 7, 4, dtype=torch.float64)
     pred[..., 2:] = 0.5  # every cell says the same large box
-    small = torch.tensor([[0.70, 0.20, 0.74, 0.24]], dtype=torch.float64)
-    label = [torch.zeros(1, dtype=torch.long)]
-    none = compare(pred, [small], label)
-    assert none.num_positives == 0
-    terms = compare(pred, [small], label, assign="best_iou_or_center", radius=0)
-    assert terms.num_positives == 1
+    targets = [torch.tensor([[0.70, 0.20, 0.74, 0.24]], dtype=torch.float64)], [torch.zeros(1, dtype=torch.long)]
+    assert compare(pred, *targets).num_positives == 0
+    assert compare(pred, *targets, assign="best_iou_or_center", radius=0).num_positives == 1
     pred.requires_grad_()
-    gt_class_localization_loss(pred, [small], label, assign="best_iou_or_center", radius=0).total.backward()
+    gt_class_localization_loss(pred, *targets, assign="best_iou_or_center", radius=0).total.backward()
     assert pred.grad.abs().sum(dim=-1).nonzero().tolist() == [[0, 0, 1, 5]]  # row and column of the centre
 
 
-def test_the_iou_must_exceed_the_threshold():
-    pred = torch.tensor([0.0, 0.0, 0.5, 1.0]).expand(1, 1, 2, 2, 4)
-    target, label = [torch.tensor([[0.0, 0.0, 1.0, 1.0]])], [torch.tensor([0])]
-    assert gt_class_localization_loss(pred, target, label, iou_threshold=0.5).num_positives == 0
-    assert gt_class_localization_loss(pred, target, label, iou_threshold=0.49).num_positives == 4
+@pytest.mark.parametrize(("cells", "target", "threshold", "positives"), [
+    ((0, 0, 0.2, 0.2), (0.8, 0.8, 1, 1), 0, 0),  # apart: IoU 0, GIoU below 0
+    ((0, 0, 0.2, 0.2), (0.19, 0.19, 1, 1), 0, 4),  # IoU 0.0001, GIoU -0.33
+    ((0, 0, 0.5, 1), (0, 0, 1, 1), 0.5, 0),  # the IoU must exceed the threshold
+    ((0, 0, 0.5, 1), (0, 0, 1, 1), 0.49, 4),
+])  # fmt: skip
+def test_giou_reported_as_iou_must_not_come_back(cells, target, threshold, positives):
+    pred, targets = torch.tensor(cells).float().expand(1, 1, 2, 2, 4), ([torch.tensor([target])], [torch.tensor([0])])
+    assert gt_class_localization_loss(pred, *targets, iou_threshold=threshold).num_positives == positives
 
 
-def test_giou_reported_as_iou_must_not_come_back():
-    """A box apart from every cell has IoU 0 and GIoU below 0; a threshold of 0 tells matching by one from the other."""
-    pred = torch.tensor([0.0, 0.0, 0.2, 0.2]).expand(1, 1, 2, 2, 4)
-    target, label = [torch.tensor([[0.8, 0.8, 1.0, 1.0]])], [torch.tensor([0])]
-    terms = gt_class_localization_loss(pred, target, label, iou_threshold=0.0)
-    assert terms.num_positives == 0
-    touching = [torch.tensor([[0.19, 0.19, 1.0, 1.0]])]  # IoU 0.0001 > 0, GIoU -0.33
-    assert gt_class_localization_loss(pred, touching, label, iou_threshold=0.0).num_positives == 4
-
-
-def test_other_images_and_classes_have_no_part_in_it():
-    generator = torch.Generator().manual_seed(2)
-    pred = random_boxes(2, 3, 4, 4, generator=generator).requires_grad_()
-    boxes = [random_boxes(2, generator=generator).clamp(max=1), torch.empty(0, 4, dtype=torch.float64)]
-    labels = [torch.tensor([1, 1]), torch.empty(0, dtype=torch.long)]
-    gt_class_localization_loss(pred, boxes, labels, assign="best_iou_or_center").total.backward()
-    assert pred.grad[0, 1].any()
-    assert not pred.grad[1].any()
-    assert not pred.grad[0, [0, 2]].any()
+BOX = [[0.1, 0.1, 0.2, 0.5]]
 
 
 @pytest.mark.parametrize(("boxes", "labels", "message"), [
     ([[0.1, 0.1, 0.1, 0.5]], [0], "with area"),
     ([[0.1, 0.1, math.nan, 0.5]], [0], "finite"),
-    ([[0.1, 0.1, 0.2, 0.5]], [3], "0 to 2"),
-    ([[0.1, 0.1, 0.2, 0.5]], [-1], "0 to 2"),
-    ([[0.1, 0.1, 0.2, 0.5]], [0.5], "whole numbers"),
-    ([[0.1, 0.1, 0.2, 0.5]], [0, 1], r"\[G, 4\]"),
+    (BOX, [3], "0 to 2"),
+    (BOX, [-1], "0 to 2"),
+    (BOX, [0.5], "whole numbers"),
+    (BOX, [0, 1], r"\[G, 4\]"),
     ([[0.1, 0.1, 0.2]], [0], r"\[G, 4\]"),
 ])  # fmt: skip
 def test_targets_that_cannot_be(boxes, labels, message):
-    pred = torch.rand(1, 3, 4, 4, 4)
-    with pytest.raises(ParameterError, match=message):
-        gt_class_localization_loss(pred, [torch.tensor(boxes)], [torch.tensor(labels)])
+    targets = [torch.tensor(boxes)], [torch.tensor(labels)]
+    refused(gt_class_localization_loss, ParameterError, message, torch.rand(1, 3, 4, 4, 4), *targets)
 
 
 def test_arguments_that_cannot_be():
-    pred, nothing = torch.rand(1, 3, 4, 4, 4), ([torch.empty(0, 4)], [torch.empty(0, dtype=torch.long)])
-    with pytest.raises(ParameterError, match="best_iou, best_iou_or_center"):
-        gt_class_localization_loss(pred, *nothing, assign="nearest")
-    with pytest.raises(ParameterError, match=r"\[B, C, H, W, 4\]"):
-        gt_class_localization_loss(pred[0], *nothing)
-    with pytest.raises(ParameterError, match="1 were predicted"):
-        gt_class_localization_loss(pred, [], [])
+    pred = torch.rand(1, 3, 4, 4, 4)
+    wrong = {"best_iou, best_iou_or_center": (pred, "nearest", [[]]), r"\[B, C, H, W, 4\]": (pred[0], "best_iou", [[]]),
+             "1 were predicted": (pred, "best_iou", [])}  # fmt: skip
+    for message, (given, assign, none) in wrong.items():
+        refused(gt_class_localization_loss, ParameterError, message, given, none, none, assign=assign)
 
 
 # ------------------------------------------------------------------------------------------- the heatmap adapter's
 
 TERMS = ("classification", "localization", "sparsity")
+ALL = ("total", *TERMS, "bce", "dice")
+WITH_OPTIONS = pytest.mark.parametrize("options", [
+    {}, {"positive_weight": 10.0}, {"focal_gamma": 2.0}, {"focal_gamma": 0.5}, {"focal_gamma": 1.0},
+    {"positive_weight": 0.3, "focal_gamma": 0.5},
+])  # fmt: skip
 
 
 def random_maps(seed: int, shape: tuple[int, ...] = (3, 4, 5, 6)) -> tuple[torch.Tensor, torch.Tensor]:
@@ -228,8 +202,7 @@ def slow_heatmap_losses(logits, coverage, positive_weight=1.0, focal_gamma=0.0) 
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("options", [{}, {"positive_weight": 10.0}, {"focal_gamma": 2.0},
-                                     {"positive_weight": 0.3, "focal_gamma": 0.5}])  # fmt: skip
+@WITH_OPTIONS
 def test_the_heatmap_losses_are_those_of_their_definitions(seed, options):
     logits, coverage = random_maps(seed)
     weights = {"classification_weight": 0.7, "localization_weight": 1.3, "sparsity_weight": 2.0}
@@ -256,65 +229,61 @@ def test_tiny_maps_by_hand():
     """Two classes of two patches, logits 0 and log 3: probabilities 1/2 and 3/4. The second class is absent."""
     logits = torch.tensor([[[[0.0, math.log(3)]], [[0.0, math.log(3)]]]], dtype=torch.float64)
     coverage = torch.tensor([[[[0.0, 1.0]], [[0.0, 0.0]]]], dtype=torch.float64)
+    terms = heatmap_loss(logits, coverage)
     # pooled: log((1 + 3) / 2) = log 2: a probability of 2/3, once right, once wrong
-    expected = (-math.log(2 / 3) - math.log(1 / 3)) / 2
-    assert float(heatmap_classification_loss(logits, coverage)) == pytest.approx(expected)
-    bce, dice = heatmap_localization_loss(logits, coverage)
-    assert float(bce) == pytest.approx(-(math.log(1 / 2) + math.log(3 / 4) + math.log(1 / 2) + math.log(1 / 4)) / 4)
-    assert float(dice) == pytest.approx(1 - (2 * 3 / 4 + 1) / (5 / 4 + 1 + 1))  # of the map with a box alone
-    bce, _ = heatmap_localization_loss(logits, coverage, positive_weight=3)
-    assert float(bce) == pytest.approx(-(math.log(1 / 2) + 3 * math.log(3 / 4) + math.log(1 / 2) + math.log(1 / 4)) / 6)
-    bce, _ = heatmap_localization_loss(logits, coverage, focal_gamma=2)
-    focal = (math.log(1 / 2) / 4, math.log(3 / 4) / 16, math.log(1 / 2) / 4, math.log(1 / 4) * 9 / 16)
-    assert float(bce) == pytest.approx(-sum(focal))  # one patch is covered
-    assert float(heatmap_sparsity_loss(logits, coverage)) == pytest.approx((1 / 2 + 1 / 2 + 3 / 4) / 3)
+    assert float(terms.classification) == pytest.approx((-math.log(2 / 3) - math.log(1 / 3)) / 2)
+    assert float(terms.dice) == pytest.approx(1 - (2 * 3 / 4 + 1) / (5 / 4 + 1 + 1))  # of the map with a box alone
+    assert float(terms.sparsity) == pytest.approx((1 / 2 + 1 / 2 + 3 / 4) / 3)
+    entropy = -np.log([1 / 2, 3 / 4, 1 / 2, 1 / 4])
+    for options, bce in (
+        ({}, entropy.mean()),
+        ({"positive_weight": 3}, entropy @ [1, 3, 1, 1] / 6),
+        ({"focal_gamma": 2}, entropy @ [1 / 4, 1 / 16, 1 / 4, 9 / 16]),  # one patch is covered
+    ):
+        assert float(heatmap_localization_loss(logits, coverage, **options)[0]) == pytest.approx(bce)
 
 
 @pytest.mark.parametrize("off", TERMS)
 def test_a_weight_of_zero_takes_the_gradient_and_leaves_the_value(off):
     logits, coverage = random_maps(6)
+    z, other = (logits.clone().requires_grad_() for _ in range(2))
     weights = {f"{name}_weight": 0.0 if name == off else 1.5 for name in TERMS}
-    z = logits.clone().requires_grad_()
-    terms = heatmap_loss(z, coverage, **weights, positive_weight=4.0)
-    assert not terms[off].requires_grad
-    assert all(terms[name].requires_grad for name in TERMS if name != off)
-    everything = heatmap_loss(logits, coverage, positive_weight=4.0)
+    terms, all_terms = (heatmap_loss(z, coverage, **weights, positive_weight=4.0),
+                        heatmap_loss(other, coverage, positive_weight=4.0))  # fmt: skip
+    assert [terms[name].requires_grad for name in TERMS] == [name != off for name in TERMS]
     for name in (*TERMS, "bce", "dice"):
-        assert float(terms[name].detach()) == float(everything[name]) > 0
+        assert float(terms[name].detach()) == float(all_terms[name].detach()) > 0
     terms.total.backward()
-    other = logits.clone().requires_grad_()
-    bce, dice = heatmap_localization_loss(other, coverage, positive_weight=4.0)
-    alone = {
-        "classification": heatmap_classification_loss(other, coverage),
-        "localization": bce + dice,
-        "sparsity": heatmap_sparsity_loss(other, coverage),
-    }
-    sum(1.5 * value for name, value in alone.items() if name != off).backward()
+    sum(1.5 * all_terms[name] for name in TERMS if name != off).backward()
     torch.testing.assert_close(z.grad, other.grad, **TOLERANCE)
 
 
-@pytest.mark.parametrize("options", [{}, {"positive_weight": 10.0}, {"focal_gamma": 2.0}, {"focal_gamma": 0.5}])
-def test_images_without_any_box(options):
+@WITH_OPTIONS
+def test_images_without_any_box_and_no_image_at_all(options):
     z = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     terms = heatmap_loss(z, torch.zeros(2, 3, 4, 4), **options)
     assert terms.dice == 0
-    assert all(terms[name].isfinite() for name in ("total", *TERMS, "bce"))
+    assert all(terms[name].isfinite() for name in ALL)
     torch.testing.assert_close(terms.sparsity, z.sigmoid().mean())
     terms.total.backward()
     assert (z.grad > 0).all()  # all it can learn is to say less, everywhere
+    nothing = z[:0].detach().requires_grad_()
+    terms = heatmap_loss(nothing, torch.zeros(0, 3, 4, 4), **options)
+    terms.total.backward()
+    assert [float(terms[name].detach()) for name in ALL] == [0.0] * 6
+    assert nothing.grad.shape == nothing.shape
 
 
 @pytest.mark.parametrize("size", [1e4, -1e4, 200.0])
-@pytest.mark.parametrize("options", [{}, {"positive_weight": 10.0}, {"focal_gamma": 2.0}, {"focal_gamma": 1.0}])
+@WITH_OPTIONS
 def test_extreme_logits_are_finite_in_value_and_gradient(size, options):
-    coverage = torch.zeros(2, 2, 3, 3)
+    coverage, signs = torch.zeros(2, 2, 3, 3), torch.ones(2, 2, 3, 3)
     coverage[0, 0, 0], coverage[0, 0, 1, 1] = 1, 0.5
-    signs = torch.ones(2, 2, 3, 3)
     signs[:, :, :, ::2] = -1
     z = (size * signs).requires_grad_()
     terms = heatmap_loss(z, coverage, **options)
     terms.total.backward()
-    assert all(terms[name].isfinite() for name in ("total", *TERMS, "bce", "dice"))
+    assert all(terms[name].isfinite() for name in ALL)
     assert z.grad.isfinite().all()
 
 
@@ -322,27 +291,16 @@ def test_bug_the_focal_loss_below_gamma_one_had_no_gradient_where_a_patch_is_exa
     """A power below 1 has an infinite slope at 0: a saturated patch, or one at its share, made the gradient NaN."""
     coverage = torch.tensor([0.0, 1.0, 0.5, 0.0]).view(1, 1, 2, 2)
     z = torch.tensor([-1e4, 1e4, 0.0, 2.0]).view(1, 1, 2, 2).requires_grad_()
-    bce, _ = heatmap_localization_loss(z, coverage, focal_gamma=0.5)
-    bce.backward()
-    assert z.grad.flatten()[:3].tolist() == [0, 0, 0]
-    assert z.grad.flatten()[3] > 0
-    assert z.grad.isfinite().all()
+    heatmap_localization_loss(z, coverage, focal_gamma=0.5)[0].backward()
+    *right, wrong = z.grad.flatten().tolist()
+    assert right == [0, 0, 0]
+    assert 0 < wrong < math.inf
 
 
-@pytest.mark.parametrize(
-    ("logits", "coverage"), [((2, 3, 4, 4), (2, 3, 4, 5)), ((2, 3, 4, 4), (1, 3, 4, 4)), ((3, 4, 4), (3, 4, 4))]
-)
-def test_maps_of_other_shapes(logits, coverage):
-    for loss in (heatmap_loss, heatmap_classification_loss, heatmap_localization_loss, heatmap_sparsity_loss):
-        with pytest.raises(ParameterError, match=r"must both be \[B, C, h, w\]") as raised:
-            loss(torch.zeros(logits), torch.zeros(coverage))
-        assert str(list(logits)) in str(raised.value)
-        assert str(list(coverage)) in str(raised.value)
-
-
-def test_the_heatmap_losses_of_no_image_are_zero_with_a_gradient():
-    logits = torch.zeros(0, 3, 4, 4, requires_grad=True)
-    terms = heatmap_loss(logits, torch.zeros(0, 3, 4, 4))
-    terms.total.backward()
-    assert [float(terms[name].detach()) for name in ("total", "classification", "bce", "dice", "sparsity")] == [0.0] * 5
-    assert logits.grad.shape == logits.shape
+@pytest.mark.parametrize("loss", [
+    heatmap_loss, heatmap_classification_loss, heatmap_localization_loss, heatmap_sparsity_loss
+])  # fmt: skip
+def test_maps_of_other_shapes(loss):
+    for logits, coverage in (((2, 3, 4, 4), (2, 3, 4, 5)), ((2, 3, 4, 4), (1, 3, 4, 4)), ((3, 4, 4), (3, 4, 4))):
+        shown = re.escape(f"must both be [B, C, h, w], got {list(logits)} and {list(coverage)}")
+        refused(loss, ParameterError, shown, torch.zeros(logits), torch.zeros(coverage))

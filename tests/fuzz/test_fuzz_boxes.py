@@ -64,15 +64,21 @@ def test_whole_numbers_without_sign_do_not_wrap_around(corners):
     st.lists(st.tuples(boxes(st.floats(0, 100)), st.floats(-1, 1)), max_size=8),
     st.one_of(st.just(1.0), st.floats(0.01, 1)),
 )
-def test_suppression_leaves_the_best_and_no_two_that_overlap(scored, threshold):
+def test_suppression_is_greedy(scored, threshold):
+    """What is kept is sorted and no two overlap; what is dropped overlaps with something kept that is as good."""
     table = np.array([[*box, score] for box, score in scored]).reshape(-1, 5)
     kept = nms(table, threshold)
+    dropped = np.array([row for row in table if row.tolist() not in kept.tolist()]).reshape(-1, 5)
     assert {tuple(row) for row in kept} <= {tuple(row) for row in table}
     assert (np.diff(kept[:, 4]) <= 0).all()
-    assert len(kept) == 0 or kept[0, 4] == table[:, 4].max()
     overlaps = box_iou(kept[:, None, :4], kept[None, :, :4])
     assert (overlaps[~np.eye(len(kept), dtype=bool)] <= threshold + 1e-6).all()
+    overlaps = box_iou(dropped[:, None, :4], kept[None, :, :4]) * (dropped[:, None, 4] <= kept[None, :, 4])
+    assert (overlaps.max(axis=1, initial=0) > threshold - 1e-6).all()
     assert nms(kept, threshold).tolist() == kept.tolist()
+    for bad in (0, 1.5, "half"):
+        with pytest.raises(ParameterError, match="NMS threshold"):
+            nms(table, bad)
 
 
 # ------------------------------------------------------------------------------------------------ maps -> boxes
