@@ -22,6 +22,14 @@ TINY_CONFIG = {
 }
 
 
+def unit(x: torch.Tensor) -> torch.Tensor:
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 class Touch:
     """Pickled, it makes a file wherever it is read without care."""
 
