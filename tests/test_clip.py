@@ -1,31 +1,21 @@
 from __future__ import annotations
 
 import math
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import TINY_CONFIG, TINY_VISION, write_config, write_model
+from refusals import refused
+from tiny_models import TINY_CONFIG, TINY_VISION, load_tiny, random, unit, write_config, write_model
 
 from surgerylib import clip as clip_module
-from surgerylib.clip import SurgeryCLIP, interpolate_positions, load_clip, open_clip
+from surgerylib.clip import interpolate_positions, load_clip, open_clip
 from surgerylib.errors import ParameterError, SurgeryWarning, UnsupportedModelError
 
 
-def images(batch: int, size: int = 32, seed: int = 0) -> torch.Tensor:
-    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
-
-
-def unit(x: torch.Tensor) -> torch.Tensor:
-    return x / x.norm(dim=-1, keepdim=True)
-
-
-def load(folder: Path, *, checkpoint: Path | str | None = "its own", device: str = "cpu", **options) -> SurgeryCLIP:
-    own = folder / "model.safetensors"
-    return load_clip(f"local-dir:{folder}", own if checkpoint == "its own" else checkpoint, device=device, **options)
+def images(batch: int, size: int = 32) -> torch.Tensor:
+    return random(batch, 3, size, size)
 
 
 @torch.no_grad()
@@ -90,7 +80,7 @@ def test_known_error_06_layer_features_normalised_before_ln_post(tiny):
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_known_error_05_vv_path_given_the_mlp_or_its_own_v(tiny_folder, depth):
-    model = load(tiny_folder, depth=depth)
+    model = load_tiny(tiny_folder, depth)
     batch = images(2)
     tokens = model.encode_image(batch, last_layers=depth)
     expected = torch.stack([unit(model._project(vv)) for vv in vv_by_definition(model.model, batch, depth)])
@@ -116,9 +106,8 @@ def test_known_error_04_v_normalised_then_scaled(tiny):
 
 def test_known_error_09_sequence_first_told_apart_by_dimensions(tiny):
     batch = images(17)  # as many images as tokens
-    together = tiny.encode_image(batch)
-    alone = torch.cat([tiny.encode_image(batch[i : i + 1]).vv for i in range(17)], dim=1)
-    torch.testing.assert_close(together.vv, alone, rtol=1e-4, atol=1e-5)
+    alone = torch.cat([tiny.encode_image(image[None]).vv for image in batch], dim=1)
+    torch.testing.assert_close(tiny.encode_image(batch).vv, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_known_error_10_position_embeddings_overwritten_on_resize(tiny):
@@ -145,22 +134,17 @@ def test_known_error_11_text_encoded_anew_in_every_step(tiny, monkeypatch):
     assert calls == [4]
 
 
-def test_text_is_the_renormalised_mean_over_templates(tiny):
-    both = tiny.encode_text(["ship"], ("a {}.", "the {}."))
-    parts = [tiny.encode_text(["ship"], (template,)) for template in ("a {}.", "the {}.")]
-    torch.testing.assert_close(both, unit(sum(parts)))
-    assert tiny.encode_text([]).shape == (0, 24)
-    with pytest.raises(ParameterError, match=r"needs a \{\}"):
-        tiny.encode_text(["ship"], ("a ship",))
-    with pytest.raises(ParameterError, match="put it in a list"):
-        tiny.encode_text("ship")
-
-
-def test_text_without_its_padding_is_the_stock_models(tiny):
-    prompts = ["a ship", "a satellite photo of a red roof beside the river, seen from far above"]  # the second is cut
+def test_text_is_the_stock_models_mean_over_templates_renormalised(tiny):
+    # the second is cut; the first alone is shorter than with it
+    templates = ("a {}", "a satellite photo of a {} beside the river, with a red roof seen from far above")
+    prompts = [template.format("ship") for template in templates]
     stock = unit(tiny.model.encode_text(tiny._tokenizer(prompts)))
-    torch.testing.assert_close(tiny._encode_prompts(prompts), stock, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(tiny._encode_prompts(prompts[:1]), stock[:1], rtol=1e-5, atol=1e-6)  # shorter alone
+    torch.testing.assert_close(tiny.encode_text(["ship"], templates)[0], unit(stock.sum(dim=0)), rtol=1e-5, atol=1e-6)
+    for template, expected in zip(templates, stock, strict=True):
+        torch.testing.assert_close(tiny.encode_text(["ship"], [template])[0], expected, rtol=1e-5, atol=1e-6)
+    assert tiny.encode_text([]).shape == (0, 24)
+    refused(tiny.encode_text, ParameterError, r"needs a \{\}", ["ship"], ("a ship",))
+    refused(tiny.encode_text, ParameterError, "put it in a list", "ship")
 
 
 def test_known_error_12_class_name_asked_in_its_xml_spelling(tiny):
@@ -188,102 +172,87 @@ def test_preprocess_squashes_the_whole_image_like_pillow(tiny, shape):
     assert difference.max() <= 1.01  # one grey level: both round twice
 
 
-def test_preprocess_refuses_what_is_not_rgb_uint8(tiny):
-    wrong = [np.zeros(shape, np.uint8) for shape in ((4, 4), (3, 4, 4), (0, 4, 3))]
-    for bad in (np.zeros((4, 4, 3)), Image.new("RGB", (4, 4)), *wrong):
-        with pytest.raises(ParameterError, match="uint8"):
-            tiny.preprocess(bad)
+@pytest.mark.parametrize("bad", [
+    np.zeros((4, 4, 3)), Image.new("RGB", (4, 4)), *(np.zeros(s, np.uint8) for s in ((4, 4), (3, 4, 4), (0, 4, 3)))
+])  # fmt: skip
+def test_preprocess_refuses_what_is_not_rgb_uint8(tiny, bad):
+    refused(tiny.preprocess, ParameterError, "uint8", bad)
 
 
 def test_attention_class_of_newer_open_clip(tmp_path):
     config = {**TINY_CONFIG, "vision_cfg": {**TINY_VISION, "block_type": "custom"}}
-    model = load(write_model(tmp_path, config), depth=2)
+    model = load_tiny(write_model(tmp_path, config), depth=2)
     assert isinstance(model.model.visual.transformer.resblocks[0].attn, open_clip.transformer.Attention)
-    batch = images(2)
-    expected = unit(model._project(vv_by_definition(model.model, batch, 2)[-1]))
-    torch.testing.assert_close(model.encode_image(batch).vv[0], expected.detach(), rtol=1e-4, atol=1e-6)
+    expected = unit(model._project(vv_by_definition(model.model, images(2), 2)[-1]))
+    torch.testing.assert_close(model.encode_image(images(2)).vv[0], expected.detach(), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"qk_norm": True}, "modifies its attention"),
-        ({"scale_heads": True}, "modifies its attention"),
-        ({"pool_type": "avg"}, "class token"),
-        ({"layers": [1, 1, 1, 1], "width": 8}, "ModifiedResNet"),
-    ],
-)
-def test_architectures_that_the_dual_path_cannot_reproduce(tmp_path, change, says):
-    config = {**TINY_CONFIG, "vision_cfg": {**TINY_VISION, **change}}
-    with pytest.raises(UnsupportedModelError, match=says):
-        load(write_config(tmp_path, config), checkpoint="random")
+EITHER = UnsupportedModelError, ParameterError
+
+
+@pytest.mark.parametrize(("part", "change", "error", "says"), [
+    ("vision_cfg", {"qk_norm": True}, UnsupportedModelError, "modifies its attention"),
+    ("vision_cfg", {"scale_heads": True}, UnsupportedModelError, "modifies its attention"),
+    ("vision_cfg", {"pool_type": "avg"}, UnsupportedModelError, "class token"),
+    ("vision_cfg", {"layers": [1, 1, 1, 1], "width": 8}, UnsupportedModelError, "ModifiedResNet"),
+    ("vision_cfg", {"layers": 0}, EITHER, "without a single block"),
+    ("text_cfg", {"context_length": 0}, EITHER, "open_clip_config.json"),
+    ("text_cfg", {"vocab_size": 10}, EITHER, "open_clip_config.json"),
+    ("preprocess_cfg", {"mean": [0.5, 0.5]}, EITHER, "three numbers are needed"),
+    ("preprocess_cfg", {"mean": "grey"}, EITHER, "three numbers are needed"),
+    ("preprocess_cfg", {"std": [0.2, 0.0, 0.2]}, EITHER, "each must be above 0"),
+    ("preprocess_cfg", {"std": [0.2, float("nan"), 0.2]}, EITHER, "three numbers are needed"),
+])  # fmt: skip
+def test_configurations_that_cannot_work_or_that_the_dual_path_cannot_reproduce(tmp_path, part, change, error, says):
+    config, pixels = (TINY_CONFIG, change) if part == "preprocess_cfg" else (
+        {**TINY_CONFIG, part: {**TINY_CONFIG[part], **change}}, None)  # fmt: skip
+    refused(load_tiny, error, says, write_config(tmp_path, config, pixels), checkpoint="random")
 
 
 def test_failing_self_check_is_a_typed_error(tiny_folder, monkeypatch):
     monkeypatch.setattr(clip_module.attention, "attend", lambda q, k, v: v)
-    with pytest.raises(UnsupportedModelError, match="differs from stock open_clip"):
-        load(tiny_folder)
+    refused(load_tiny, UnsupportedModelError, "differs from stock open_clip", tiny_folder)
 
 
-def test_image_size_of_the_caller(tiny_folder):
-    model = load(tiny_folder, image_size=64, depth=1)
+def test_image_size_and_depth_of_the_caller(tiny_folder):
+    model = load_tiny(tiny_folder, image_size=64, depth=1)
     assert model.grid == (8, 8)
-    image = np.zeros((10, 20, 3), np.uint8)
-    assert model.encode_image(model.preprocess(image)[None]).grid == (8, 8)
-    for size, says in ((60, "multiple of the patch"), (0, "at least 1"), (32.0, "whole number"), ("32", "whole")):
-        with pytest.raises(ParameterError, match=says):
-            load(tiny_folder, image_size=size)
-    with pytest.raises(ParameterError, match="multiple of the patch"):
-        model.encode_image(images(1, size=36))
+    assert model.encode_image(model.preprocess(np.zeros((10, 20, 3), np.uint8))[None]).grid == (8, 8)
+    assert load_tiny(tiny_folder, depth=6).depth == 4  # all blocks there are
 
 
-def test_parameters_out_of_range(tiny_folder, tiny):
-    assert load(tiny_folder).depth == 4  # all blocks there are
-    for depth in (0, 1.5):
-        with pytest.raises(ParameterError, match="depth must be a whole number"):
-            load(tiny_folder, depth=depth)
-    for last_layers in (0, 4):
-        with pytest.raises(ParameterError, match=r"last_layers must lie in 1\.\.3"):
-            tiny.encode_image(images(1), last_layers=last_layers)
-    with pytest.raises(ParameterError, match="ViT-B-32"):
-        load_clip("ViT-B32", "random")
-    with pytest.raises(ParameterError, match="device 'gpu'"):
-        load(tiny_folder, device="gpu")
-    with pytest.raises(ParameterError, match="images must be"):
-        tiny.encode_image(images(1)[0])
+@pytest.mark.parametrize(("options", "says"), [
+    ({"image_size": 60}, "multiple of the patch"),
+    ({"image_size": 0}, "at least 1"),
+    ({"image_size": 32.0}, "whole number"),
+    ({"image_size": "32"}, "whole"),
+    ({"depth": 0}, "depth must be a whole number"),
+    ({"depth": 1.5}, "depth must be a whole number"),
+    ({"device": "gpu"}, "device 'gpu'"),
+])  # fmt: skip
+def test_parameters_of_loading_out_of_range(tiny_folder, options, says):
+    refused(load_tiny, ParameterError, says, tiny_folder, **options)
+
+
+def test_parameters_out_of_range(tiny):
+    refused(load_clip, ParameterError, "ViT-B-32", "ViT-B32", "random")
+    for given, says in (
+        ((images(1), 0), r"last_layers must lie in 1\.\.3"),
+        ((images(1), 4), r"last_layers must lie in 1\.\.3"),
+        ((images(1)[0],), "images must be"),
+        ((images(1, size=36),), "multiple of the patch"),
+    ):
+        refused(tiny.encode_image, ParameterError, says, *given)
 
 
 def test_random_weights_are_said_and_repeatable(tiny_folder):
     with pytest.warns(SurgeryWarning, match="random"):
-        first = load(tiny_folder, checkpoint=None)
-    second = load(tiny_folder, checkpoint="random")
-    assert first.weights.sha256 == second.weights.sha256
+        first = load_tiny(tiny_folder, checkpoint=None)
+    assert first.weights.sha256 == load_tiny(tiny_folder, checkpoint="random").weights.sha256
     assert "random" in first.weights.source
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_autocast_on_cuda_stays_near_the_cpu(tiny_folder):
-    cpu, cuda = (load(tiny_folder, device=device, depth=3) for device in ("cpu", "cuda"))
-    batch = images(4)
-    torch.testing.assert_close(cuda.encode_image(batch).vv.cpu(), cpu.encode_image(batch).vv, rtol=0, atol=0.03)
-
-
-@pytest.mark.parametrize(
-    ("part", "change", "says"),
-    [
-        ("preprocess_cfg", {"mean": [0.5, 0.5]}, "three numbers are needed"),
-        ("preprocess_cfg", {"mean": "grey"}, "three numbers are needed"),
-        ("preprocess_cfg", {"std": [0.2, 0.0, 0.2]}, "each must be above 0"),
-        ("preprocess_cfg", {"std": [0.2, float("nan"), 0.2]}, "three numbers are needed"),
-        ("vision_cfg", {"layers": 0}, "without a single block"),
-        ("text_cfg", {"context_length": 0}, "open_clip_config.json"),
-        ("text_cfg", {"vocab_size": 10}, "open_clip_config.json"),
-    ],
-)
-def test_a_configuration_that_cannot_work_is_one_line(tmp_path, part, change, says):
-    of_pixels = part == "preprocess_cfg"
-    config = TINY_CONFIG if of_pixels else {**TINY_CONFIG, part: {**TINY_CONFIG[part], **change}}
-    folder = write_config(tmp_path, config, change if of_pixels else None)
-    with pytest.raises((UnsupportedModelError, ParameterError), match=re.escape(says)) as caught:
-        load(folder, checkpoint="random")
-    assert "\n" not in str(caught.value)
+    cpu, cuda = (load_tiny(tiny_folder, device=device).encode_image(images(4)).vv.cpu() for device in ("cpu", "cuda"))
+    torch.testing.assert_close(cuda, cpu, rtol=0, atol=0.03)

@@ -59,8 +59,9 @@ def write_model(folder: Path, config: dict = TINY_CONFIG, seed: int = 7) -> Path
     return folder
 
 
-def load_tiny(folder: Path, depth: int = 3, **options) -> SurgeryCLIP:
-    return load_clip(f"local-dir:{folder}", str(folder / "model.safetensors"), device="cpu", depth=depth, **options)
+def load_tiny(folder: Path, depth: int = 3, *, checkpoint: Path | str | None = "its own", **options) -> SurgeryCLIP:
+    own = folder / "model.safetensors" if checkpoint == "its own" else checkpoint
+    return load_clip(f"local-dir:{folder}", own, depth=depth, **{"device": "cpu", **options})
 
 
 @contextmanager
