@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-import pytest
+from refusals import refused
 
 from surgerylib.errors import OutputError
 from surgerylib.files import aside_prefix, atomic_write, only_process, remove_parts, written_aside
@@ -24,8 +24,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", disk_full)
-    with pytest.raises(OutputError, match="No space left"):
-        atomic_write(path, "new")
+    refused(atomic_write, OutputError, "No space left", path, "new")
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
 
@@ -38,24 +37,23 @@ def test_a_block_that_fails_leaves_nothing(tmp_path):
 
 
 def test_two_processes_do_not_do_the_same_work(tmp_path):
+    def work(name: str) -> None:
+        with only_process(tmp_path / name, "trains"):
+            assert (tmp_path / name).is_dir()
+
     with only_process(tmp_path / "a", "trains"):
-        assert (tmp_path / "a").is_dir()
-        with (
-            pytest.raises(OutputError, match=rf"another process \({os.getpid()}\) trains"),
-            only_process(tmp_path / "a", "trains"),
-        ):
-            pass
-    with only_process(tmp_path / "a", "trains"):
-        pass
+        refused(work, OutputError, rf"another process \({os.getpid()}\) trains", "a")
+    work("a")
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be written"), only_process(tmp_path / "file", "trains"):
-        pass
-    with pytest.raises(OutputError, match="cannot be written"):
-        atomic_write(tmp_path / "file" / "x.json", "")
+    refused(work, OutputError, "cannot be written", "file")
+    refused(atomic_write, OutputError, "cannot be written", tmp_path / "file" / "x.json", "")
 
 
 def test_bug_what_others_wrote_aside_was_deleted(tmp_path):
-    """A folder that a user names may hold downloads of a browser, and parts that another machine writes."""
+    """A folder that a user names may hold downloads of a browser, and parts that another machine writes.
+
+    What a process with our number left is removed: in a container every process may have the same number.
+    """
     ours = f"{aside_prefix('x.json')}abcdefgh.part"
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     dead = ours.replace(f"-{os.getpid()}-", f"-{int(gone.stdout)}-")
@@ -66,12 +64,6 @@ def test_bug_what_others_wrote_aside_was_deleted(tmp_path):
         atomic_write(tmp_path / "deep" / name, "")
     remove_parts(tmp_path)
     assert {path.name for path in (tmp_path / "deep").iterdir()} == others
-
-
-def test_what_a_process_with_our_number_left_is_removed(tmp_path):
-    """In a container every process may have the same number."""
-    path = tmp_path / f"{aside_prefix('x.json')}abcdefgh.part"
-    path.write_text("")
-    os.utime(path, (1, 1))
+    os.utime(tmp_path / "deep" / ours, (1, 1))
     remove_parts(tmp_path)
-    assert not path.exists()
+    assert not (tmp_path / "deep" / ours).exists()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from dependency_rules import declared
+from refusals import refused
 from tiny_models import Touch
 
 from surgerylib.clip import load_clip
@@ -62,8 +63,7 @@ def test_the_network_is_asked_for_a_checkpoint_that_names_it(connections, monkey
     """The other test's judge: what does reach out is seen."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # before it asks again
-    with pytest.raises(CheckpointError, match="could not be fetched"):
-        load_weights(tiny.model, "ViT-B-32", checkpoint)
+    refused(load_weights, CheckpointError, "could not be fetched", tiny.model, "ViT-B-32", checkpoint)
     assert connections
 
 
@@ -72,8 +72,7 @@ def test_yaml_runs_no_code(tmp_path, tag) -> None:
     target = tmp_path / "made"
     text = f"seed: !!python/{tag} [{target}]"
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(ParameterError, match="not valid YAML"):
-        load_config(tmp_path / "config.yaml")
+    refused(load_config, ParameterError, "not valid YAML", tmp_path / "config.yaml")
     assert apply_overrides({}, [text.replace(": ", "=", 1)], {}) == {"seed": text.removeprefix("seed: ")}
     assert not target.exists()
     if "apply" in tag:  # the loader that would
@@ -89,17 +88,16 @@ def test_figures_stored_as_pickles_are_not_run(tmp_path, tiny) -> None:
     (path,) = (tmp_path / "kept").rglob("*.npz")
     target = tmp_path / "made"
     np.savez(path, map=np.array([Touch(target)], dtype=object), map_samples=0, measures=0, n_detections=0)
-    with pytest.raises(CacheError, match="cannot be read"):
-        evaluate(store, {"one": Setting()}, **options)
+    refused(evaluate, CacheError, "cannot be read", store, {"one": Setting()}, **options)
     assert not target.exists()
     with np.load(path, allow_pickle=True) as stored:  # the way that would
         _ = stored["map"]
     assert target.exists()
 
 
-@pytest.mark.parametrize(
-    ("package", "vulnerable"), [("torch", "2.9.1"), ("pyarrow", "14.0.0")], ids=["CVE-2026-24747", "CVE-2023-47248"]
-)
+@pytest.mark.parametrize(("package", "vulnerable"), [
+    pytest.param("torch", "2.9.1", id="CVE-2026-24747"), pytest.param("pyarrow", "14.0.0", id="CVE-2023-47248")
+])  # fmt: skip
 def test_versions_whose_readers_run_code_are_not_accepted(package, vulnerable) -> None:
     (requirement,) = [one for one in declared(PROJECT_ROOT)["runtime"] if one.name == package]
     assert not requirement.specifier.contains(vulnerable)
