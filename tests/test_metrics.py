@@ -432,6 +432,8 @@ def test_a_sentence_says_where_few_images_read_high():
 
 # one clear line for each bad input
 
+ORDERED = "xmin <= xmax and ymin <= ymax"
+
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"image_ids": image_ids(7)}, "images or ground truth"),
@@ -455,7 +457,8 @@ def test_pairing_is_refused_where_images_seed_or_settings_differ(change, message
     ({"ground_truth": truth_frame().drop(columns="label")}, "ground_truth lacks the column label"),
     ({"detections": detection_frame((*HIT, np.nan))}, "row 0 .*finite"),
     ({"detections": ranked(HIT).astype({"score": "str"})}, "not numbers"),
-    ({"ground_truth": truth_frame(("1", "ship", 9, 0, 1, 1))}, "xmin <= xmax"),
+    ({"ground_truth": truth_frame(HIT, ("1", "ship", 9, 0, 1, 1))}, f"ground_truth row 1 .*{ORDERED}"),
+    ({"detections": ranked(("1", "ship", 0, 9, 1, 1))}, f"detections row 0 .*{ORDERED}"),
     ({"ground_truth": truth_frame(("1", None, 0, 0, 1, 1))}, "no label in row 0"),
     ({"detections": ranked(("elsewhere", *HIT[1:]))}, "not in image_ids"),
     ({"image_ids": ["im0", "im0"]}, "names 'im0' twice"),
