@@ -35,18 +35,14 @@ def stock_layers(model, batch: torch.Tensor) -> tuple[torch.Tensor, list[torch.T
 def vv_by_definition(model, batch: torch.Tensor, depth: int) -> list[torch.Tensor]:
     """The VV stream behind each of the last blocks, written head by head from DESIGN's definition."""
     first, outputs = stock_layers(model, batch)
-    inputs = [first, *outputs[:-1]]
-    blocks = list(model.visual.transformer.resblocks)
-    vv, streams = inputs[-depth], []
-    for block, x in zip(blocks[-depth:], inputs[-depth:], strict=True):
-        width = x.shape[-1]
-        weight, bias = block.attn.in_proj_weight[2 * width :], block.attn.in_proj_bias[2 * width :]
-        values = block.ln_1(x) @ weight.T + bias
-        head_dim = width // block.attn.num_heads
-        heads = []
-        for head in values.split(head_dim, dim=-1):
-            heads.append(torch.softmax(head_dim**-0.5 * head @ head.transpose(1, 2), dim=-1) @ head)
-        vv = vv + block.attn.out_proj(torch.cat(heads, dim=-1))
+    inputs = [first, *outputs[:-1]][-depth:]
+    vv, streams = inputs[0], []
+    for block, x in zip(model.visual.transformer.resblocks[-depth:], inputs, strict=True):
+        weight, bias = block.attn.in_proj_weight.chunk(3)[2], block.attn.in_proj_bias.chunk(3)[2]
+        heads = (block.ln_1(x) @ weight.T + bias).chunk(block.attn.num_heads, dim=-1)
+        scale = heads[0].shape[-1] ** -0.5
+        attended = [torch.softmax(scale * head @ head.transpose(1, 2), dim=-1) @ head for head in heads]
+        vv = vv + block.attn.out_proj(torch.cat(attended, dim=-1))
         streams.append(vv)
     return streams
 
@@ -112,10 +108,7 @@ def test_known_error_09_sequence_first_told_apart_by_dimensions(tiny):
 
 def test_known_error_10_position_embeddings_overwritten_on_resize(tiny):
     before = {key: value.clone() for key, value in tiny.model.state_dict().items()}
-    small = images(2)
-    first = tiny.encode_image(small)
-    large = tiny.encode_image(images(2, size=64))
-    again = tiny.encode_image(small)
+    first, large, again = (tiny.encode_image(images(2, size)) for size in (32, 64, 32))
     assert large.grid == (8, 8)
     assert torch.equal(first.qk, again.qk)
     assert torch.equal(first.vv, again.vv)

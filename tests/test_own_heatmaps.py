@@ -65,18 +65,16 @@ def f(heatmap, size_wh):
 """
 
 
-@pytest.mark.parametrize("text", [SIMILARITY, TOKENS])
-def test_an_own_cosine_is_the_built_in_one(store, text):
-    assert len(text.strip().splitlines()) <= 12
-    own = evaluate(store, heatmap=cell(text)["f"], name="my cosine", **FAST)
-    assert list(own.settings) == ["my cosine"]
+@pytest.mark.parametrize(("heatmap", "setting"), [
+    (cell(SIMILARITY)["f"], Setting("vv_mixed")),
+    (cell(TOKENS)["f"], Setting("vv_mixed")),
+    (lambda tokens, text: heatmaps(tokens, text, "vv_qk", similarity="surgery"), Setting("standard", "surgery", 3)),
+])  # fmt: skip
+def test_an_own_map_is_the_built_in_one(store, heatmap, setting):
+    own = evaluate(store, heatmap=heatmap, name="my own", **FAST)
+    assert list(own.settings) == ["my own"]
     assert len(own.detections) > 0
-    assert_same(own, evaluate(store, {"vv_mixed": Setting("vv_mixed")}, **FAST))
-
-
-def test_heatmaps_of_the_package_may_be_called_on_the_tokens_of_an_image(store):
-    own = evaluate(store, heatmap=lambda tokens, text: heatmaps(tokens, text, "vv_qk", similarity="surgery"), **FAST)
-    assert_same(own, evaluate(store, {"": Setting("standard", "surgery", 3)}, **FAST))
+    assert_same(own, evaluate(store, {"": setting}, **FAST))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
