@@ -18,9 +18,8 @@ import harness
 import torch
 
 from surgerylib import SurgeryWarning, load_clip
-from surgerylib.embedded.scenes import write_scenes
-from surgerylib.explorer.app import Explorer
-from surgerylib.explorer.controls import ALL_KINDS
+from surgerylib.embedded import write_scenes
+from surgerylib.explorer import ALL_KINDS, Explorer
 
 MODEL = "ViT-B-32"
 

@@ -18,7 +18,7 @@ import torch
 from pictures import SIDE, write_dataset
 
 from surgerylib import DIOR_CLASSES, HEATMAP_KINDS, HeatmapStore, Setting, extract_boxes, load_clip, load_dataset
-from surgerylib.engine.finding import find_boxes
+from surgerylib.engine import find_boxes
 
 MODEL, IMAGES = "ViT-B-32", 32
 PERCENTILES = (50.0, 70.0, 75.0, 80.0, 90.0)

@@ -22,7 +22,7 @@ import harness
 import nbformat
 import papermill
 
-from surgerylib.embedded.scenes import write_scenes
+from surgerylib.embedded import write_scenes
 from surgerylib.files import PROJECT_ROOT
 
 CONFIG = PROJECT_ROOT / "notebooks/configs/embedded.yaml"

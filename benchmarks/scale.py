@@ -35,7 +35,7 @@ from pictures import ANNOTATIONS, N_GROUNDS, QUALITY, SPLITS, ground
 
 from surgerylib import DIOR_CLASSES
 from surgerylib.datasets import read_annotation
-from surgerylib.engine.parallel import in_processes
+from surgerylib.engine import in_processes
 from surgerylib.files import PROJECT_ROOT
 
 FOLDERS = {"test": "JPEGImages-test", "val": "JPEGImages-trainval"}

@@ -21,7 +21,7 @@ import torch
 from pictures import write_dataset
 
 from surgerylib import FeatureCache, SurgeryCLIP, load_clip, load_dataset, read_image
-from surgerylib.engine.localizer_training import LocalizerSettings, LocalizerTask
+from surgerylib.engine import LocalizerSettings, LocalizerTask
 
 MODEL, IMAGES, BATCH = "ViT-B-32", 32, 8
 REFERENCE = "stock encode_image"

@@ -32,18 +32,17 @@ _HOMES = {
     "boxes": ("box_giou", "box_iou", "extract_boxes", "nms", "patch_coverage"),
     "clip": ("ImageTokens", "SurgeryCLIP", "load_clip"),
     "datasets": ("Dataset", "load_dataset", "read_image"),
-    "engine.adapters": ("load_adapters",),
-    "engine.caches": ("FeatureCache",),
-    "engine.evaluation": ("Evaluation", "evaluate"),
-    "engine.localization": ("gt_class_localization", "peak_localization"),
-    "engine.store": ("HeatmapStore",),
+    "engine": (
+        "Evaluation", "FeatureCache", "HeatmapStore", "evaluate", "gt_class_localization", "load_adapters",
+        "peak_localization",
+    ),
     "errors": ("SurgeryError", "SurgeryWarning"),
     "localizer": ("GTClassLocalizer", "load_localizer"),
     "losses": ("gt_class_localization_loss", "heatmap_loss"),
     "metrics": ("average_precision",),
     "words": ("DIOR_CLASSES", "PROMPT_TEMPLATES", "prompt_names"),
     "workbook.run": ("run_workbook",),
-}
+}  # fmt: skip
 __all__ = ["HEATMAP_KINDS", "Setting", "heatmaps", "upsample", *sorted(name for own in _HOMES.values() for name in own)]
 __getattr__ = lazy(__name__, _HOMES)
 

@@ -17,7 +17,7 @@ from surgerylib.matching import BOX_COLUMNS
 from surgerylib.study import summary
 from surgerylib.study.localizer_tables import plain_methods
 from surgerylib.study.tables import plain
-from surgerylib.study.verdict import verdict
+from surgerylib.study.verdicts import verdict
 from surgerylib.workbook.run_files import RUN_FORMAT, write_frames
 
 CLASSES = ("ship", "dam", "airport")

@@ -35,11 +35,11 @@ from surgerylib.study.adaptation import ALL, EVEN_ODDS, FIGURES, FLOOR_PERCENTIL
 from surgerylib.study.adaptation import SEEN as OF_SEEN
 from surgerylib.study.adapter_variants import Variant, loss_variants
 from surgerylib.study.diagnosis import map_quality
-from surgerylib.study.examples import examples
+from surgerylib.study.example_images import examples
 from surgerylib.study.floors import floor_values
 from surgerylib.study.quality import quality_difference, quality_summary
+from surgerylib.study.settings import Criterion, sweep
 from surgerylib.study.summary import present_only
-from surgerylib.study.sweep import Criterion, sweep
 from surgerylib.words import DIOR_CLASSES, PROTOCOLS, STATES
 
 KIND = "vv_mixed"

@@ -25,7 +25,7 @@ from surgerylib.study import evaluation_tables, head_evaluation, localizer_table
 from surgerylib.study.classification import classify
 from surgerylib.study.tables import plain
 from surgerylib.study.training import PUBLISHED, TrainingPlan, publish
-from surgerylib.study.verdict import verdict
+from surgerylib.study.verdicts import verdict
 from surgerylib.weights import save_trained
 from surgerylib.workbook.session import Session, open_session
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import json
+from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import surgerylib
+from surgerylib.files import PROJECT_ROOT
 
 PACKAGE = Path(surgerylib.__file__).parent
 CORE, BELOW = "", {"", "datasets", "embedded", "engine", "study", "figures"}
@@ -51,3 +55,33 @@ def test_a_room_imports_what_the_table_allows():
             if room(parts) not in MAY_IMPORT[room(own)] | {room(own)}
         ]
     assert wrong == []
+
+
+def test_a_room_is_entered_by_what_it_exports():
+    """From outside, notebooks included: a name of its `__all__`, or a topic of `study` or `figures` as a whole."""
+    asked = [(own, parts) for own in PACKAGE.rglob("*.py") if own.parent != PACKAGE for parts in imported(own)]
+    for path in (PROJECT_ROOT / "notebooks").glob("*.ipynb"):
+        cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+        for node in [node for cell in cells for node in ast.walk(ast.parse("".join(cell["source"])))]:
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("surgerylib."):
+                asked += [(path, (*node.module.split(".")[1:], alias.name)) for alias in node.names]
+    wrong = []
+    for path, parts in asked:
+        entered = room(parts)
+        if entered == CORE or path.is_relative_to(PACKAGE / entered):
+            continue
+        exported = set(import_module(f"surgerylib.{entered}").__all__)
+        if entered in ("study", "figures"):
+            exported |= {topic.stem for topic in (PACKAGE / entered).glob("*.py")}
+        if len(parts) != 2 or parts[1] not in exported:
+            wrong.append(f"{path.name} imports {'.'.join(parts)}")
+    assert wrong == []
+
+
+def test_no_circle_between_modules_not_even_through_types():
+    modules = {path.relative_to(PACKAGE).with_suffix("").parts: path for path in PACKAGE.rglob("*.py")}
+    needs = {
+        own: {parts if parts in modules else parts[:-1] for parts in imported(path)} & set(modules) - {own}
+        for own, path in modules.items()
+    }
+    assert set(TopologicalSorter(needs).static_order()) == set(modules)  # a circle is an error, which names it

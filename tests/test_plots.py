@@ -14,7 +14,7 @@ from surgerylib.figures import maps as plots
 from surgerylib.figures import style
 from surgerylib.heatmaps import Setting
 from surgerylib.matching import BOX_COLUMNS
-from surgerylib.study.examples import example_pairs
+from surgerylib.study.example_images import example_pairs
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
 HEATMAP = np.random.default_rng(1).normal(size=(7, 7)).astype(np.float32)

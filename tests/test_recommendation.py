@@ -19,7 +19,7 @@ from surgerylib.study import recommendation as module
 from surgerylib.study import sweep_tables
 from surgerylib.study.diagnosis import difference_column, joint_pairs, map_quality, quality_by_kind, quality_table
 from surgerylib.study.quality import image_quality, quality_frame
-from surgerylib.study.sweep import Criterion
+from surgerylib.study.settings import Criterion
 from surgerylib.workbook.check import check_values
 from surgerylib.workbook.parameters import find_notebooks, known_parameters, validate
 

@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from surgerylib.engine.training import Schedule
 from surgerylib.figures import evaluation, maps, per_class, style, sweep, training
 from surgerylib.files import PROJECT_ROOT
-from surgerylib.study.examples import Example
+from surgerylib.study.example_images import Example
 from surgerylib.words import ALL, ERROR_TYPES, METHOD_NAMES, STATES
 
 MODULES = sorted(path for path in (PROJECT_ROOT / "surgerylib" / "figures").glob("[a-z]*.py") if path.stem != "style")

@@ -12,7 +12,14 @@ from surgerylib.engine.measures import MEASURES
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import ParameterError
 from surgerylib.heatmaps import Setting, chosen_kind
-from surgerylib.study.sweep import Criterion, at_percentiles, post_processing_variants, setting_grid, sweep, sweep_frame
+from surgerylib.study.settings import (
+    Criterion,
+    at_percentiles,
+    post_processing_variants,
+    setting_grid,
+    sweep,
+    sweep_frame,
+)
 
 KINDS = ["standard", "vv_qk", "vv_vv", "vv_mixed"]
 LISTS = {"kinds": KINDS, "similarities": ["cosine", "surgery"], "layer_counts": [1, 3], "percentiles": [60, 90]}

@@ -10,7 +10,7 @@ import pytest
 
 from surgerylib.engine.localization import localization_summary
 from surgerylib.study.tables import plain
-from surgerylib.study.verdict import CLASSIFICATION, LOCALISATION, NOT_DECIDED, Verdict, outcome, verdict
+from surgerylib.study.verdicts import CLASSIFICATION, LOCALISATION, NOT_DECIDED, Verdict, outcome, verdict
 
 
 @pytest.mark.parametrize(

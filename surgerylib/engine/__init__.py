@@ -1,1 +1,25 @@
-"""A data set through the model: what is kept on disk, worker processes, boxes and their figures, the training loop."""
+"""A dataset through the model: what is kept on disk, worker processes, boxes and their figures, the training loop."""
+
+from .. import lazy
+
+_HOMES = {
+    "adapter_training": ("LOSSES", "AdapterSettings", "AdapterTask", "train_adapter"),
+    "adapters": ("TrainedAdapter", "distinct_adapters", "flattered_adapters", "load_adapters"),
+    "caches": ("FeatureCache", "TokenCache"),
+    "evaluation": ("Evaluation", "Options", "evaluate"),
+    "feature_batches": ("BatchReader",),
+    "finding": ("NO_BOXES", "Boxes", "find_boxes"),
+    "localization": ("BASELINES", "gt_class_localization", "localization_difference", "peak_localization"),
+    "localizer_training": (
+        "METHODS", "UNTRAINED", "LocalizerSettings", "LocalizerTask", "boxes_on_image", "kept_epochs", "localize",
+        "predict", "summarise", "train_localizer", "with_untrained",
+    ),
+    "measures": ("best_overlaps", "present_pairs", "truth_codes"),
+    "parallel": ("in_processes",),
+    "recipes": ("prompted",),
+    "schedule": ("Count", "Schedule", "from_parameters"),
+    "store": ("HeatmapStore", "Store", "check_disk"),
+    "training": ("Task", "Training", "fit", "folder_of", "progress_of"),
+}  # fmt: skip
+__all__ = [name for own in _HOMES.values() for name in own]
+__getattr__ = lazy(__name__, _HOMES)

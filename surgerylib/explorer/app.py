@@ -21,11 +21,11 @@ from IPython.display import display
 from ..clip import load_clip
 from ..datasets import Dataset, dataset_splits, decode_image, load_dataset, read_image
 from ..embedded import write_scenes
-from ..engine.adapters import load_adapters
+from ..engine import load_adapters
 from ..errors import ParameterError, SurgeryError
 from ..figures import figure_bytes
 from ..files import EMBEDDED, PROJECT_ROOT, atomic_write, checkpoint_file, dataset_folder, project_path
-from ..study.summary import FEW_IMAGES, warnings_for
+from ..study import FEW_IMAGES, warnings_for
 from . import drawing as view
 from .album import Album
 from .controls import ANY_CLASS, Controls

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..boxes import box_iou, extract_many, floored_level, resize_map, threshold_levels, threshold_mask
 from ..clip import ImageTokens, SurgeryCLIP
-from ..engine.adapters import TrainedAdapter
+from ..engine import TrainedAdapter
 from ..errors import ParameterError, UnknownClassError, nearest
 from ..heatmaps import Setting, heatmaps
 from ..matching import BOX_COLUMNS

@@ -15,11 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..datasets import Dataset
-from ..engine.adapters import TrainedAdapter
-from ..engine.evaluation import evaluate
-from ..engine.finding import Boxes
-from ..engine.measures import best_overlaps, present_pairs, truth_codes
-from ..engine.store import HeatmapStore
+from ..engine import Boxes, HeatmapStore, TrainedAdapter, best_overlaps, evaluate, present_pairs, truth_codes
 from ..errors import ParameterError
 from ..heatmaps import Setting
 from ..intervals import basic_interval, bootstrap_weights, share_interval
@@ -27,7 +23,7 @@ from ..metrics import paired_difference
 from ..words import ALL, PROTOCOLS, SEEN, UNSEEN
 from .diagnosis import map_quality
 from .floors import floor_values
-from .sweep import Criterion, sweep
+from .settings import Criterion, sweep
 from .tables import joined
 
 EVEN_ODDS = 0.0  # as a logit: the floor that a trained adapter brings along

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..engine.training import Training
+from ..engine import Training
 from ..intervals import number, with_interval
 from ..words import ALL, PROTOCOLS, SEEN, STATES, UNSEEN
 from .adaptation import FIGURES, Adaptation

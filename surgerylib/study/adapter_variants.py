@@ -8,12 +8,17 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..engine.adapter_training import LOSSES, AdapterSettings, train_adapter
-from ..engine.adapters import distinct_adapters, load_adapters
-from ..engine.caches import TokenCache
-from ..engine.schedule import Schedule
-from ..engine.store import HeatmapStore
-from ..engine.training import Training
+from ..engine import (
+    LOSSES,
+    AdapterSettings,
+    HeatmapStore,
+    Schedule,
+    TokenCache,
+    Training,
+    distinct_adapters,
+    load_adapters,
+    train_adapter,
+)
 from ..heatmaps import Setting
 from .adaptation import Adaptation, class_groups, compare_adapted, states_of
 

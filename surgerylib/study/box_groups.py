@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..datasets import Dataset
-from ..engine.measures import truth_codes
+from ..engine import truth_codes
 from ..matching import BOX_COLUMNS
 
 # by area in pixels of the original image, as COCO does

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from ..datasets import Dataset
-from ..engine.measures import present_pairs, truth_codes
+from ..engine import present_pairs, truth_codes
 from ..heatmaps import Setting, maps_of
 from ..intervals import bootstrap_weights, share_interval
 from ..matching import BOX_COLUMNS

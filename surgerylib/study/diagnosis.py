@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ..engine.measures import truth_codes
-from ..engine.parallel import in_processes
+from ..engine import in_processes, truth_codes
 from ..heatmaps import Setting
 from ..intervals import number
 from ..matching import BOX_COLUMNS
@@ -20,7 +19,7 @@ from .quality import PairQuality, image_quality, quality_difference, quality_fra
 from .tables import cells
 
 if TYPE_CHECKING:  # a worker process has no need of torch
-    from ..engine.store import HeatmapStore
+    from ..engine import HeatmapStore
 
 # row of the quality table -> its figure
 _SPREADS = {

@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ..engine.localization import BASELINES
+from ..engine import BASELINES
 from ..heatmaps import Setting, joint_names
 from ..intervals import basic_interval, resampled_means, with_interval
 from ..metrics import BootstrapResult, paired_difference
 from .classification import TOP, Classification
 from .tables import cells, plain, plain_methods, texts, wide
-from .verdict import SHARE, Verdict, verdict
+from .verdicts import SHARE, Verdict, verdict
 
 PATH_NAMES = {"qk": "CLS of the stock model (QK path)", "vv": "CLS of the value-value path"}
 _ACCURACIES = {

@@ -12,7 +12,7 @@ from ..errors import ParameterError
 from ..heatmaps import OTSU, Setting
 
 if TYPE_CHECKING:  # a store brings torch, which checking percentiles needs none of
-    from ..engine.store import HeatmapStore
+    from ..engine import HeatmapStore
 
 N_BINS = 2**16
 _BLOCK = 64  # images whose maps are in memory at a time

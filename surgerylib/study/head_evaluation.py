@@ -14,9 +14,7 @@ from tqdm import tqdm
 
 from ..clip import SurgeryCLIP
 from ..datasets import Dataset, flattered_by
-from ..engine.caches import FeatureCache
-from ..engine.feature_batches import BatchReader
-from ..engine.localizer_training import METHODS, localize, predict, summarise, with_untrained
+from ..engine import METHODS, BatchReader, FeatureCache, localize, predict, summarise, with_untrained
 from ..errors import CheckpointError, ParameterError
 from ..files import PROJECT_ROOT, checkpoint_file, file_sha256
 from ..heatmaps import Setting

@@ -14,10 +14,16 @@ import pandas as pd
 
 from ..clip import SurgeryCLIP
 from ..datasets import Dataset
-from ..engine.caches import FeatureCache
-from ..engine.localization import BASELINES, localization_difference
-from ..engine.localizer_training import METHODS, UNTRAINED, LocalizerTask, summarise
-from ..engine.training import Training
+from ..engine import (
+    BASELINES,
+    METHODS,
+    UNTRAINED,
+    FeatureCache,
+    LocalizerTask,
+    Training,
+    localization_difference,
+    summarise,
+)
 from ..localizer import GTClassLocalizer
 from ..words import METHOD_NAMES
 from .box_groups import SIZE_LIMITS, box_sizes

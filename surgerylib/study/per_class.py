@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..datasets import Dataset, counted
-from ..engine.finding import NO_BOXES, Boxes
-from ..engine.measures import best_overlaps, truth_codes
+from ..engine import NO_BOXES, Boxes, best_overlaps, truth_codes
 from ..heatmaps import Setting
 from ..intervals import basic_interval, resampled_means, share_interval
 from ..matching import BOX_COLUMNS, match

@@ -11,12 +11,12 @@ import pandas as pd
 import yaml
 
 from ..datasets import counted
-from ..engine.evaluation import Evaluation
+from ..engine import Evaluation
 from ..heatmaps import Setting
 from ..intervals import with_interval
 from ..words import PROTOCOLS
+from .settings import Criterion, sweep_frame
 from .summary import FEW_IMAGES
-from .sweep import Criterion, sweep_frame
 from .sweep_tables import map_by_percentile
 from .tables import joined, plain
 

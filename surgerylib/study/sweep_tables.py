@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..engine.evaluation import Evaluation
+from ..engine import Evaluation
 from ..heatmaps import Setting, threshold_text
 from ..intervals import with_interval
 from ..words import KIND_PREFERENCE, PROTOCOLS
-from .sweep import Criterion
+from .settings import Criterion
 from .tables import table, texts
 
 

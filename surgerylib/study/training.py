@@ -11,11 +11,16 @@ from pydantic import Field
 
 from ..clip import SurgeryCLIP
 from ..datasets import Dataset
-from ..engine.adapter_training import AdapterSettings
-from ..engine.caches import FeatureCache, TokenCache
-from ..engine.localizer_training import LocalizerSettings
-from ..engine.schedule import Count, Schedule, from_parameters
-from ..engine.training import Training
+from ..engine import (
+    AdapterSettings,
+    Count,
+    FeatureCache,
+    LocalizerSettings,
+    Schedule,
+    TokenCache,
+    Training,
+    from_parameters,
+)
 from ..errors import checked
 from ..files import atomic_write
 from ..heatmaps import Setting

@@ -10,16 +10,21 @@ from typing import Any
 
 from ..clip import load_clip, pick_device
 from ..datasets import Dataset, check_disjoint, check_have_boxes, check_on_bad_image, load_dataset, sound
-from ..engine.adapters import load_adapters
-from ..engine.evaluation import Options
+from ..engine import Options, load_adapters
 from ..errors import CheckpointError, OutputError, ParameterError, TrainingError, whole_number
 from ..files import EMBEDDED, checkpoint_file, dataset_folder
 from ..heatmaps import Setting, chosen_kind
-from ..study.adaptation import states_of
-from ..study.floors import check_floor_percentiles
-from ..study.head_evaluation import check_evaluated, find_head, load_head
-from ..study.sweep import Criterion, post_processing_variants, setting_grid
-from ..study.training import TrainingPlan
+from ..study import (
+    Criterion,
+    TrainingPlan,
+    check_evaluated,
+    check_floor_percentiles,
+    find_head,
+    load_head,
+    post_processing_variants,
+    setting_grid,
+    states_of,
+)
 from ..words import DIOR_CLASSES, check_kinds, check_prompts
 from .parameters import (
     LEAVES_OUT,

@@ -123,7 +123,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _scenes(arguments: argparse.Namespace) -> None:
-    from ..embedded.scenes import write_scenes
+    from ..embedded import write_scenes
 
     names = ("num_train", "num_val", "num_test", "size", "seed")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}

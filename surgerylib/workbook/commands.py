@@ -8,15 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..engine.adapter_training import AdapterTask
-from ..engine.caches import FeatureCache, TokenCache
-from ..engine.localizer_training import LocalizerTask, kept_epochs
-from ..engine.schedule import Schedule
-from ..engine.store import Store, check_disk
-from ..engine.training import Task, Training, fit, folder_of, progress_of
+from ..engine import (
+    AdapterTask,
+    FeatureCache,
+    LocalizerTask,
+    Schedule,
+    Store,
+    Task,
+    TokenCache,
+    Training,
+    check_disk,
+    fit,
+    folder_of,
+    kept_epochs,
+    progress_of,
+)
 from ..errors import OutputError, ParameterError
 from ..files import RUN_LOCK, differences, only_process, remove_parts
-from ..study.training import TrainingPlan, adapted_kinds, publish, publish_adapters
+from ..study import TrainingPlan, adapted_kinds, publish, publish_adapters
 from .check import check, check_cache, check_output
 from .parameters import LEAVES_OUT, find_notebooks, known_parameters, notebook_parameters, validate, with_defaults
 from .session import Session, open_session

@@ -19,16 +19,13 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from ..engine.localization import localization_difference
+from ..engine import localization_difference
 from ..errors import OutputError, ParameterError, ResultsError
 from ..files import PROJECT_ROOT, atomic_write, file_sha256
 from ..heatmaps import HEATMAP_KINDS
 from ..matching import BOX_COLUMNS
 from ..metrics import BootstrapResult, bootstrap_map, paired_difference
-from ..study.localizer_tables import FIGURES
-from ..study.summary import INTERVAL_NOTE, average_precision_text, present_only
-from ..study.tables import plain
-from ..study.verdict import SHARE
+from ..study import FIGURES, INTERVAL_NOTE, SHARE, average_precision_text, plain, present_only
 from ..words import METHOD_NAMES, PROTOCOLS
 from .check import check_writable
 from .page import by_threshold, content_security_policy, page_environment, read_json, shown_value

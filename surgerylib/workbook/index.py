@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..study.summary import INTERVAL_NOTE, average_precision_text
+from ..study import INTERVAL_NOTE, average_precision_text
 from .page import by_threshold, content_security_policy, held_together, image_size, page_environment, read_json
 from .run_files import valid_files
 

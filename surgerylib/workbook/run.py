@@ -20,7 +20,7 @@ from typing import Any
 
 import nbformat
 
-from ..embedded.scenes import write_scenes
+from ..embedded import write_scenes
 from ..errors import OutputError, ParameterError
 from ..files import (
     RUN_LOCK,

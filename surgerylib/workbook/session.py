@@ -15,11 +15,10 @@ from IPython.display import Markdown, display
 
 from ..clip import SurgeryCLIP, load_clip
 from ..datasets import Dataset, check_disjoint, load_dataset, sound
-from ..embedded.scenes import write_scenes
+from ..embedded import write_scenes
 from ..errors import OutputError
 from ..files import PROJECT_ROOT, checkpoint_file, dataset_folder, library_sha256, versions
-from ..study.summary import skipped_note, warnings_for
-from ..study.training import TrainingPlan
+from ..study import TrainingPlan, skipped_note, warnings_for
 from .parameters import notebook_parameters
 from .run_files import data_provenance
 

@@ -13,7 +13,7 @@ import pandas as pd
 from jinja2 import Template
 
 from ..errors import ParameterError
-from ..study.summary import average_precision_text
+from ..study import average_precision_text
 from ..words import PROTOCOLS
 
 _SORTABLE = Template(

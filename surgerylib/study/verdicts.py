@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from ..engine.localization import BASELINES
+from ..engine import BASELINES
 from ..words import METHOD_NAMES
 
 CLASSIFICATION = "classification is the problem"

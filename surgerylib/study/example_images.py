@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..boxes import extract_many
 from ..datasets import read_image
-from ..engine.store import HeatmapStore
+from ..engine import HeatmapStore
 from ..heatmaps import Setting
 from ..matching import BOX_COLUMNS
 from ..words import ALL, SEEN, UNSEEN

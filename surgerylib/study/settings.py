@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..engine.evaluation import Evaluation, evaluate
-from ..engine.store import HeatmapStore
+from ..engine import Evaluation, HeatmapStore, evaluate
 from ..errors import ParameterError
 from ..heatmaps import OTSU, SCORE_NAMES, Setting, threshold_text
 from ..words import PROTOCOLS
