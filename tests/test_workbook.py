@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
+import nbformat
 import pytest
-from notebooks_here import in_this_process
 from refusals import refused
 from tiny_notebooks import write_notebook
 
 from surgerylib.errors import OutputError, ParameterError
 from surgerylib.workbook import parameters
+from surgerylib.workbook import run as workbook
 from surgerylib.workbook.fingerprints import notebook_keys
 from surgerylib.workbook.run import RunResult, run_workbook
 from surgerylib.workbook.run_files import RUN_FORMAT
@@ -41,11 +43,21 @@ def notebooks(tmp_path: Path) -> Path:
     ).parent
 
 
+def execute_here(path: Path, output: Path, given: dict, *_: object) -> None:
+    notebook, namespace = nbformat.read(path, as_version=4), {}
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            exec(cell.source, namespace)
+            namespace |= given if "parameters" in cell.metadata.get("tags", []) else {}
+    nbformat.write(notebook, output)
+
+
 @pytest.fixture
-def run(notebooks: Path, tmp_path: Path) -> Iterator[Callable[..., RunResult]]:
-    """A run of these notebooks in this process, into one folder."""
-    with in_this_process():
-        yield lambda config=None, **options: run_workbook(config, tmp_path / "out", notebooks_dir=notebooks, **options)
+def run(notebooks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunResult]:
+    """A run of these notebooks into one folder; cells are executed in this process, which takes no kernel."""
+    monkeypatch.setattr(workbook, "execute_notebook", execute_here)
+    monkeypatch.setattr(workbook, "Kernels", lambda *_: contextlib.nullcontext())
+    return lambda config=None, **options: run_workbook(config, tmp_path / "out", notebooks_dir=notebooks, **options)
 
 
 def record_of(out: Path) -> dict:
