@@ -190,7 +190,7 @@ def test_main_leaves_ctrl_c_as_it_was(monkeypatch, capsys) -> None:
     def stopped(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("surgerylib.embedded.scenes.write_scenes", stopped)
+    monkeypatch.setattr("surgerylib.embedded.write_scenes", stopped)
     before = signal.getsignal(signal.SIGINT)
     assert main(["scenes", "--out", "x"]) == 130
     assert signal.getsignal(signal.SIGINT) is before
