@@ -76,10 +76,11 @@ class BootstrapResult:
     many images give less: `bias_note`. A class with boxes in fewer than two images has none; that of a class with AP
     exactly 0 or 1 is a point, which says nothing.
 
-    Simulated (tests/slow/test_interval_coverage.py) for 50 to 500 images, 3 and 20 classes, 300 sets of each, they held
-    mAP of 0.05 to 0.8 in 92 to 98 % of the sets, and paired differences in 92 to 100 %. Less often: mAP above 0.8 of 50
-    images, 86 to 95 %; `11point` of 3 classes with mAP below 0.12, where the level at recall 0 hangs on the first
-    detections, 86 to 95 % (below 0.05 78 to 92 %, differences 87 to 99 %, `area` 91 to 97 %).
+    Simulated once for 50 to 500 images, 3 and 20 classes, 300 sets of each (tests/slow/test_interval_coverage.py draws
+    anew and holds a bound for part of it), they held mAP of 0.05 to 0.8 in 92 to 98 % of the sets, and paired
+    differences in 92 to 100 %. Less often: mAP above 0.8 of 50 images, 86 to 95 %; `11point` of 3 classes with mAP
+    below 0.12, where the level at recall 0 hangs on the first detections, 86 to 95 % (below 0.05 78 to 92 %,
+    differences 87 to 99 %, `area` 91 to 97 %).
     """
 
     classes: tuple[str, ...]  # [C]; one without ground truth has NaN throughout
@@ -142,7 +143,8 @@ class BootstrapResult:
         if strangers := [label for label in labels if label not in self.classes]:
             known = ", ".join(map(str, self.classes))
             raise ParameterError(f"there are no figures of {strangers[0]!r}, only of {known}; name those")
-        chosen = self._with_rows([place for place, label in enumerate(self.classes) if label in set(labels)])
+        wanted = set(labels)
+        chosen = self._with_rows([place for place, label in enumerate(self.classes) if label in wanted])
         return replace(
             chosen,
             map_degrees=degrees_of_freedom(chosen.class_images),

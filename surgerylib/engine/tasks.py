@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from .own import key_of
 from .store import Store
 
 
-class Task:
+class Task(ABC):
     """What is learned of what is stored of training images, and validated on what is stored of others.
 
     `fit` trains `model`, whatever it is. A subclass sets what is declared here, and says what a batch and its loss are.
@@ -45,17 +46,17 @@ class Task:
                 f"the {train.what} to train and to validate on were made of different things ({different})"
             )
 
+    @abstractmethod
     def batches(self, epoch: int, first: int) -> Iterator[Any]:
         """The batches of an epoch from number `first` on, the same every time."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, tuple[float, float]]]:
         """The loss of a batch, with gradient, and figures for the history as (sum, count): sum / count of an epoch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def validate(self) -> dict[str, float]:
         """Figures on images that are not trained on."""
-        raise NotImplementedError
 
     @property
     def plain_settings(self) -> dict[str, Any]:
@@ -92,8 +93,8 @@ class Task:
         """What the task itself keeps over a restart."""
         return {}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what `state` gave."""
+    def restore(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027  # as `state`: a task without one is whole
+        """Take up what `state` gave; nothing."""
 
     def save(self, path: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
         """Write weights for use, with what they belong to and where the images came from."""
