@@ -19,7 +19,7 @@ from adapted_scenes import write_adapters
 from PIL import Image
 
 from surgerylib.errors import ParameterError
-from surgerylib.explorer import Explorer, album
+from surgerylib.explorer import Explorer, view_model
 from surgerylib.explorer.controls import ALL_KINDS, ANY_CLASS
 from surgerylib.heatmaps import HEATMAP_KINDS
 
@@ -324,8 +324,8 @@ def test_the_adapter_switch_changes_the_maps_and_says_so(options, tiny, tmp_path
 
 def leaf_slowly(explorer: Explorer, monkeypatch) -> threading.Event:
     """Go to the next image, whose file is being read until the event is set."""
-    started, go_on, read = threading.Event(), threading.Event(), album.read_image
-    monkeypatch.setattr(album, "read_image", lambda path: (started.set(), go_on.wait(20), read(path))[2])
+    started, go_on, read = threading.Event(), threading.Event(), view_model.read_image
+    monkeypatch.setattr(view_model, "read_image", lambda path: (started.set(), go_on.wait(20), read(path))[2])
     explorer.controls.next.click()
     assert started.wait(20)
     return go_on
@@ -346,14 +346,14 @@ def test_the_kernel_answers_while_an_image_is_read(explorer, monkeypatch):
 
 
 def test_another_size_is_of_the_image_that_was_asked_for_last(explorer, monkeypatch):
-    names, read = list(explorer.dataset.images["image_id"]), album.read_image
+    names, read = list(explorer.dataset.images["image_id"]), view_model.read_image
     go_on = leaf_slowly(explorer, monkeypatch)
     explorer.controls.image_size.value = 48
     go_on.set()
     explorer.wait()
     assert explorer.controls.position.value == f"2 of 4: {names[1]}"
     assert explorer.shown.seen.image_size == 48
-    monkeypatch.setattr(album, "read_image", lambda path: read("/nowhere.jpg"))
+    monkeypatch.setattr(view_model, "read_image", lambda path: read("/nowhere.jpg"))
     click(explorer, "next")
     put(explorer, image_size=64)
     assert "/nowhere.jpg" in line(explorer)

@@ -154,10 +154,9 @@ def test_stopped_while_a_page_is_made_nothing_is_taken_for_finished(tmp_path, mo
     monkeypatch.setattr(workbook, "execute_notebook", execute)
     monkeypatch.setattr(workbook, "Kernels", lambda *_: contextlib.nullcontext())
     assert run(1).ok
-    owner = workbook.report if function == "notebook_html" else workbook
     effects = itertools.chain([DEFAULT] * (call - 1), [error], itertools.repeat(DEFAULT))
     with monkeypatch.context() as patched:
-        patched.setattr(owner, function, Mock(wraps=getattr(owner, function), side_effect=effects))
+        patched.setattr(workbook, function, Mock(wraps=getattr(workbook, function), side_effect=effects))
         with pytest.raises(error):
             run(2)
     assert_whole(out)

@@ -16,6 +16,7 @@ from bs4 import BeautifulSoup
 from dior_folders import annotation_dir, split_file
 
 from surgerylib.datasets import load_dataset
+from surgerylib.engine.localizer_training import METHODS
 from surgerylib.errors import CheckpointError, DatasetError, ParameterError, TrainingError
 from surgerylib.figures import WIDTH
 from surgerylib.files import PROJECT_ROOT
@@ -24,7 +25,6 @@ from surgerylib.localizer import load_localizer
 from surgerylib.workbook.check import check
 from surgerylib.workbook.run import run_workbook
 
-SWEEP_RESULTS = "multi_iou_results.json"
 NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -41,6 +41,13 @@ def results_of(folder: Path, name: str = "map_results") -> dict:
 def text_of(page: Path) -> str:
     """HTML with an interval as it is written elsewhere: with plain spaces, and not set small."""
     return html.unescape(page.read_text()).replace("\u00a0", " ").replace("<small>", "")
+
+
+def run_well(given: dict, out: Path, only: str | None = None) -> list[str]:
+    """The notebooks of a run, all of which end well."""
+    result = run_workbook(given, out, only=only)
+    assert result.ok, result.notebooks
+    return [notebook.name for notebook in result.notebooks]
 
 
 def test_the_run_ends_well_and_leaves_what_it_promises(run, folder):
@@ -70,26 +77,11 @@ def test_the_numbers_of_the_page_are_those_of_the_file(folder):
     assert results["n_images"] == 6
 
 
-@pytest.mark.parametrize(
-    ("name", "count"),
-    [
-        ("01_heatmap_generation", 6),
-        ("02_threshold_sweep", 5),
-        ("03_training", 6),
-        ("04_gt_class_evaluation", 4),
-        ("05_per_class_analysis", 4),
-    ],
-)
-def test_every_image_of_the_page_says_what_it_shows(folder, name, count):
-    if name.startswith("05"):  # and an example for the card of each class with boxes
-        count += pd.read_parquet(folder / "ground_truth.parquet")["label"].nunique()
-    html = (folder / f"{name}.html").read_text()
-    alts = re.findall(r"<img[^>]*alt=\"([^\"]*)\"", html)
-    assert len(alts) == html.count("<img") == count
-    assert all(len(alt) > 20 for alt in alts)
+FIGURES = {"01_heatmap_generation": 6, "02_threshold_sweep": 5, "03_training": 6, "04_gt_class_evaluation": 4,
+           "05_per_class_analysis": 4}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS if path.stem[0].isdigit()])
+@pytest.mark.parametrize("name", FIGURES)
 def test_every_page_is_question_answer_evidence_small_and_made_for_its_width(folder, name):
     page = folder / f"{name}.html"
     assert page.stat().st_size < 6e6
@@ -102,6 +94,10 @@ def test_every_page_is_question_answer_evidence_small_and_made_for_its_width(fol
     assert [part["class"] for part in before] == [["fold", "setup"], ["prose"], ["fold", "contents"]]
     first = answer.find_next("section", class_="cell").find(class_="output")
     assert first.find("strong"), "the answer's first output is a sentence"
+    # and an example for the card of each class with boxes
+    cards = pd.read_parquet(folder / "ground_truth.parquet")["label"].nunique() if name.startswith("05") else 0
+    assert len(soup.select("img")) == FIGURES[name] + cards
+    assert all(len(image["alt"]) > 20 for image in soup.select("img"))
     for figure in soup.select("figure"):
         assert int(figure.img["width"]) <= 110 * WIDTH + 20
         assert figure.figcaption.get_text() == figure.img["alt"]
@@ -133,13 +129,12 @@ def test_fewer_kinds_surgery_and_splits_without_a_single_box(folder, parameters,
         (annotation_dir(data) / f"{image.stem}.xml").write_text("<annotation></annotation>")
     given = {**parameters, "dataset": str(data), "kinds": ["vv_vv"], "similarity": "surgery", "last_layers": 2}
     given |= {"train_split": None, "localizer": str(folder / "localizer.safetensors")}
-    out = tmp_path / "out"
-    result = run_workbook(given, out)
-    assert result.ok, result.notebooks
-    assert "no image here holds a box" in (out / "evaluation_results.json").read_text()
-    assert "no class can be judged" in (out / "per_class_results.json").read_text()
-    assert "nothing can be measured" in (out / "map_results.json").read_text()
-    assert "nothing can be chosen" in (out / "multi_iou_results.json").read_text()
+    run_well(given, tmp_path / "out")
+    for name, said in {
+        "evaluation_results": "no image here holds a box", "per_class_results": "no class can be judged",
+        "map_results": "nothing can be measured", "multi_iou_results": "nothing can be chosen",
+    }.items():  # fmt: skip
+        assert said in (tmp_path / "out" / f"{name}.json").read_text()
 
 
 @pytest.fixture
@@ -161,8 +156,7 @@ def test_a_split_that_is_missing_is_named_before_the_run(one_split, tmp_path):
 
 @pytest.mark.slow
 def test_one_split_is_enough_for_the_first_notebook_and_the_training_is_left_out(one_split, tmp_path, capsys):
-    result = run_workbook({**one_split, "train_split": None}, tmp_path / "out", only="01,03")
-    assert [(notebook.name, notebook.status) for notebook in result.notebooks] == [("01_heatmap_generation", "ok")]
+    assert run_well({**one_split, "train_split": None}, tmp_path / "out", "01,03") == ["01_heatmap_generation"]
     assert "03_training: left out, train_split is null" in capsys.readouterr().out
 
 
@@ -191,8 +185,7 @@ def test_the_sweep_leaves_what_it_promises_and_the_index_shows_it(folder):
 @pytest.mark.slow
 def test_the_recommended_setting_runs_the_workbook(folder, given, tmp_path):
     given |= yaml.safe_load((folder / "recommended.yaml").read_text())
-    result = run_workbook(given, tmp_path / "out")
-    assert result.ok, result.notebooks
+    run_well(given, tmp_path / "out")
     kind = given["kind"]
     first = results_of(tmp_path / "out")
     recommended = results_of(folder, "multi_iou_results")["report"]["recommended"]
@@ -211,9 +204,8 @@ def test_a_floor_goes_through_both_notebooks_of_the_maps(given, tmp_path):
     given |= {"floor": 0, "floor_percentiles": [50], "percentile": 30, "percentiles": [60], "unions": []}
     given |= {"similarity": "surgery", "similarities": ["surgery"], "layer_counts": [1], "kinds": ["vv_mixed"]}
     given |= {"nms_ious": [], "min_sides": [], "max_sides": [], "box_scores": []}
-    result = run_workbook(given, tmp_path / "out", only="01,02")
-    assert result.ok, result.notebooks
-    first, second = (json.loads((tmp_path / "out" / name).read_text()) for name in ("map_results.json", SWEEP_RESULTS))
+    run_well(given, tmp_path / "out", "01,02")
+    first, second = results_of(tmp_path / "out"), results_of(tmp_path / "out", "multi_iou_results")
     default = second["report"]["default"]
     assert first["floor"] == default["parameters"]["floor"] == 0
     assert first["description"] == default["description"] == "vv_mixed, surgery, percentile 30, floor 0"
@@ -230,16 +222,9 @@ def test_the_training_leaves_what_it_promises_and_the_index_shows_it(folder):
     results = results_of(folder, "training_results")
     page = text_of(folder / "03_training.html")
     assert results["finding"] in text_of(folder / "index.html")
-    for method in (
-        "oracle",
-        "cam_peak",
-        "untrained_oracle",
-        "untrained_peak",
-        "whole_image",
-        "centre_box",
-        "class_mean",
-    ):
-        assert f"{results['methods'][method]['mean']['value']:.3f} [" in page
+    assert set(results["methods"]) == set(METHODS)
+    for figures in results["methods"].values():
+        assert f"{figures['mean']['value']:.3f} [" in page
     assert [row["epoch"] for row in results["history"]] == [0, 1, 2]
     assert {row["variant"] for row in results["variants"]} == {
         "all three", "cam only", "features only", "image only", "best_iou",
@@ -286,11 +271,10 @@ def test_the_maps_of_notebook_03_before_are_those_of_notebook_01(folder):
 
 @pytest.mark.slow
 def test_notebooks_01_and_02_put_an_adapter_beside_their_maps(folder, given, tmp_path):
-    result = run_workbook(given | {"adapter": str(folder / "adapters")}, tmp_path / "out", only="01,02")
-    assert result.ok, result.notebooks
+    run_well(given | {"adapter": str(folder / "adapters")}, tmp_path / "out", "01,02")
     for name, results in (("01_heatmap_generation", "map_results"), ("02_threshold_sweep", "multi_iou_results")):
         page = text_of(tmp_path / "out" / f"{name}.html")
-        adapted = json.loads((tmp_path / "out" / f"{results}.json").read_text())["adapter"]
+        adapted = results_of(tmp_path / "out", results)["adapter"]
         cell = adapted["groups"]["all classes"]["kinds"]["vv_mixed"]["after"]["protocols"]["all"][0]
         assert f"{cell['map']:.3f} [" in page
         assert "after − before" in page
@@ -304,9 +288,7 @@ def test_notebooks_01_and_02_put_an_adapter_beside_their_maps(folder, given, tmp
 @pytest.mark.slow
 def test_the_stage_that_is_left_out_says_so(given, tmp_path, capsys):
     given |= {"stage": "heatmap", "adapter_ablation_epochs": 0, "unseen_classes": []}
-    result = run_workbook(given, tmp_path / "out", only="03,04")
-    assert result.ok, result.notebooks
-    assert [notebook.name for notebook in result.notebooks] == ["03_training"]
+    assert run_well(given, tmp_path / "out", "03,04") == ["03_training"]
     assert "04_gt_class_evaluation: left out, stage is heatmap" in capsys.readouterr().out
     page = text_of(tmp_path / "out" / "03_training.html")
     assert "Left out: stage is heatmap." in page
@@ -318,8 +300,7 @@ def test_the_stage_that_is_left_out_says_so(given, tmp_path, capsys):
 def test_the_training_on_some_classes_and_without_comparisons(given, tmp_path):
     both = set.intersection(*(set(load_dataset(given["dataset"], split).boxes["label"]) for split in ("train", "val")))
     given |= {"stage": "localizer", "seen_classes": sorted(both)[:2], "ablation_epochs": 0, "epochs": 1}
-    result = run_workbook(given, tmp_path / "out", only="03")
-    assert result.ok, result.notebooks
+    run_well(given, tmp_path / "out", "03")
     page = (tmp_path / "out" / "03_training.html").read_text()
     assert "unseen classes" in page
     assert "Left out: ablation_epochs is 0." in page
@@ -339,7 +320,7 @@ def test_a_split_without_a_box_to_learn_from_is_found_before_the_run(parameters,
 def test_a_recommendation_for_the_images_to_train_on_leaves_the_training_out(parameters, tmp_path):
     """The recommendation of a run that reports on the training images could not be run."""
     given = {**parameters, "split": "train", "train_split": None}
-    assert run_workbook(given, tmp_path / "out", only="02").ok
+    run_well(given, tmp_path / "out", "02")
     recommended = yaml.safe_load((tmp_path / "out" / "recommended.yaml").read_text())
     assert recommended["train_split"] is None
     check(given | recommended)
@@ -414,9 +395,7 @@ def test_without_a_trained_head_the_evaluation_is_refused_before_anything_is_wri
 def test_a_named_head_is_evaluated_where_nothing_is_trained(folder, given, tmp_path):
     given |= {"train_split": None, "num_images": 1, "prompts": ["ensemble"], "classes_evaluated": "seen"}
     head = {"localizer": str(folder / "localizer.safetensors")}
-    result = run_workbook(given | head, tmp_path / "out", only="03,04")
-    assert result.ok, result.notebooks
-    assert [notebook.name for notebook in result.notebooks] == ["04_gt_class_evaluation"]
+    assert run_well(given | head, tmp_path / "out", "03,04") == ["04_gt_class_evaluation"]
     results = results_of(tmp_path / "out", "evaluation_results")
     assert results["verdict"]["outcome"] == "not decided"
     assert results["verdict"]["low"] is None
@@ -436,7 +415,7 @@ def test_the_per_class_analysis_needs_no_head_and_refuses_results_of_another_run
     stated = results_of(folder)
     for name in ("map_results.json", *stated["files"]):
         shutil.copy(folder / name, out)
-    assert run_workbook(given, out, only="05").ok
+    run_well(given, out, "05")
     page = (out / "05_per_class_analysis.html").read_text()
     assert "what a head finds when told the class is left out" in page
     results = results_of(out, "per_class_results")

@@ -8,8 +8,8 @@ import socket
 import numpy as np
 import pytest
 import yaml
-from dependency_rules import declared
 from refusals import refused
+from test_dependencies import declared
 from tiny_models import Touch
 
 from surgerylib.clip import load_clip

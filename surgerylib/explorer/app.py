@@ -27,12 +27,11 @@ from ..figures import figure_bytes
 from ..files import EMBEDDED, PROJECT_ROOT, atomic_write, checkpoint_file, dataset_folder, project_path
 from ..study import FEW_IMAGES, warnings_for
 from . import drawing as view
-from .album import Album
 from .controls import ANY_CLASS, Controls
 from .export import Origin, python_call, setting_yaml
 from .stage import Stage
-from .view_model import Exploration, Look, Shown, Subject, look
-from .widgets import box
+from .view_model import Album, Exploration, Look, Shown, Subject, look
+from .widgets import Panel, box
 from .work import Work
 
 _AT_ONCE = 3  # new phrases that are read where they are typed: 0.12 s with ViT-B/32 on two cores
@@ -68,9 +67,9 @@ class Explorer:
         self._picked: str | None = None  # of what is asked, what the reader last chose to see
         self._quiet = False  # while the explorer itself sets controls
         self.work = Work()
-        split, adapter = origin.get("split", self._origin.split), origin.get("adapter")
-        self.controls = Controls(dataset=self._values["dataset"], split=split, has_adapter=adapter is not None)
-        self.stage = Stage(self.controls.opacity, self._guarded(self._point, with_change=True))
+        split, has_adapter = origin.get("split", self._origin.split), origin.get("adapter") is not None
+        self.controls = Controls(dataset=self._values["dataset"], split=split, has_adapter=has_adapter)
+        self.stage = Stage(self.controls.opacity)
         self.note, self._code = widgets.HTML(), widgets.HTML()
         code = widgets.Accordion([self._code], titles=("Python",), selected_index=None)
         top = box(self.controls.keep, self.work.busy, kind=widgets.HBox, flex_flow="row wrap")
@@ -169,14 +168,16 @@ class Explorer:
         for button, by in ((own.previous, -1), (own.next, 1)):
             button.on_click(self._guarded(partial(self._go, to=by)))
         own.save.on_click(self._guarded(self._save))
+        for panel in self.stage.all:
+            panel.observe(self._guarded(partial(self._point, panel)), ["pointed", "pinned"])
 
-    def _guarded(self, react: Callable[..., None], *, with_change: bool = False) -> Callable[[Any], None]:
+    def _guarded(self, react: Callable[[], None]) -> Callable[[Any], None]:
         """A callback whose errors become a line, and that sleeps while the explorer itself sets controls."""
 
-        def call(change: Any) -> None:
+        def call(_: Any) -> None:
             with self.work.lock, self.work.errors():
                 if not self._quiet:
-                    react(change) if with_change else react()
+                    react()
 
         return call
 
@@ -359,8 +360,8 @@ class Explorer:
         self.controls.copy.text = code
         self._code.value = f'<pre class="explorer-code" tabindex="0">{escape(code)}</pre>'
 
-    def _point(self, change: dict) -> None:
-        if self.stage.point(change["owner"]):
+    def _point(self, panel: Panel) -> None:
+        if self.stage.point(panel):
             self.stage.show_patch(self._shown)
 
     def _save(self) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import cv2
 import ipywidgets as widgets
 
@@ -21,10 +19,10 @@ _HINT = (
 
 
 class Stage:
-    """Panels of the photograph, of each kind's map and of the last block's attention, and two tables."""
+    """Panels of the photograph, of each kind's map and of the last block's attention, `all` of them, and two tables."""
 
-    def __init__(self, opacity: widgets.FloatSlider, on_point: Callable[[dict], None]) -> None:
-        """`opacity` is of the overlays; `on_point` gets the change when a panel's patch is pointed at or pinned."""
+    def __init__(self, opacity: widgets.FloatSlider) -> None:
+        """`opacity` is of the overlays."""
         self.patch: Patch = None  # (row, column) pointed at
         self._grid = (0, 0)
         self.photo = Panel(title="image and ground truth")
@@ -33,9 +31,7 @@ class Stage:
         self._drawn: list[object] = [None] * len(self.maps)  # the map that each panel's overlay shows
         for panel in (self.photo, *self.maps):
             widgets.jslink((opacity, "value"), (panel, "opacity"))
-        self._all = (self.photo, *self.maps, *self.attention.values())
-        for panel in self._all:
-            panel.observe(on_point, ["pointed", "pinned"])
+        self.all = (self.photo, *self.maps, *self.attention.values())
         self.truths, self.patches, self._hint = widgets.HTML(), widgets.HTML(), widgets.HTML(_HINT)
         plain, looks = {"kind": widgets.Box}, "explorer-panels explorer-looks"
         self.panels = box(self.photo, self.maps[0], names="explorer-panels", **plain)
@@ -49,7 +45,7 @@ class Stage:
         self._grid = seen.grid
         self.patch = self.patch if self._has(self.patch) else None
         pointed = [] if self.patch is None else list(self.patch)
-        for panel in self._all:
+        for panel in self.all:
             with panel.hold_sync():
                 panel.photo, panel.overlay = photo, b""
                 panel.size, panel.grid = list(subject.size_wh), list(seen.grid)
@@ -110,7 +106,7 @@ class Stage:
         patch = tuple(source.pointed) or None
         if patch is not None and not self._has(patch):
             source.pinned, source.pointed, patch = False, [], None
-        for panel in self._all:
+        for panel in self.all:
             if panel is not source:
                 panel.pinned, panel.pointed = source.pinned, list(source.pointed)
         is_new, self.patch = patch != self.patch, patch

@@ -1,4 +1,4 @@
-"""One image at a time through a frozen CLIP: all that the explorer computes, without a widget.
+"""One image at a time of a data set through a frozen CLIP: all that the explorer computes, without a widget.
 
 What an answer costs decides where it is kept: a new image is one forward of both paths and all layers (`look`), a new
 phrase one pass of the text tower, another map a product of kept tokens, another threshold the boxes alone.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ..boxes import box_iou, extract_many, floored_level, resize_map, threshold_levels, threshold_mask
 from ..clip import ImageTokens, SurgeryCLIP
+from ..datasets import Dataset, read_image
 from ..engine import TrainedAdapter
 from ..errors import ParameterError, UnknownClassError, nearest
 from ..heatmaps import Setting, heatmaps
@@ -102,6 +104,60 @@ class Shown(NamedTuple):
     answers: list[Answer]  # of each kind
     own: pd.DataFrame  # the ground truth boxes that boxes are held against
     against: str  # in words, which these are
+
+
+class Album:
+    """A place among the images of a split, `dataset`, as one leafs through them."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self._order = np.arange(len(dataset.images))
+        self._place = 0
+
+    @property
+    def n_images(self) -> dict[str, int]:
+        """Class -> images that hold it."""
+        holding = self.dataset.boxes.groupby("label")["image_id"].nunique()
+        return holding.reindex(list(self.dataset.classes), fill_value=0).to_dict()
+
+    @property
+    def image_id(self) -> str:
+        """Of the image at this place."""
+        return self.dataset.images["image_id"].iloc[self._order[self._place]]
+
+    @property
+    def position(self) -> str:
+        """`3 of 17: 00324`."""
+        return f"{self._place + 1:,} of {len(self._order):,}: {self.image_id}"
+
+    def take(self, label: str | None) -> None:
+        """Only the images that hold a class, or all; the first of them."""
+        images, boxes = self.dataset.images["image_id"], self.dataset.boxes
+        holding = images if label is None else boxes.loc[boxes["label"] == label, "image_id"]
+        self._order, self._place = np.flatnonzero(images.isin(holding)), 0
+
+    def step(self, by: int) -> None:
+        """So many images on; behind the last comes the first."""
+        self._place = (self._place + by) % len(self._order)
+
+    def find(self, name: str) -> None:
+        """Among all images the one of this name, with or without its ending, or the first whose name holds it."""
+        names = self.dataset.images["image_id"]
+        for found in (names == name, names == Path(name).stem, names.str.contains(name, case=False, regex=False)):
+            if found.any():
+                self._order, self._place = np.arange(len(names)), int(np.argmax(found))
+                return
+        raise ParameterError(
+            f"no image {name!r} in split {self.dataset.split} of {self.dataset.name}, which holds {names.iloc[0]} to "
+            f"{names.iloc[-1]}; type a name, or a part of one"
+        )
+
+    def subject(self, image_id: str) -> Subject:
+        """An image, read from its file, with its ground truth."""
+        images, boxes = self.dataset.images, self.dataset.boxes
+        path = images.loc[images["image_id"] == image_id, "path"].iloc[0]
+        truth = boxes[boxes["image_id"] == image_id].drop(columns="image_id").reset_index(drop=True)
+        return Subject(image_id, path, read_image(path), truth)
 
 
 def look(clip: SurgeryCLIP, image: np.ndarray, image_size: int | None = None) -> Look:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -26,28 +26,14 @@ from ..study import (
     states_of,
 )
 from ..words import DIOR_CLASSES, check_kinds, check_prompts
-from .parameters import (
-    LEAVES_OUT,
-    NEEDS_HEAD,
-    STAGE,
-    TAKES_ADAPTER,
-    find_notebooks,
-    known_parameters,
-    load_config,
-    validate,
-    with_defaults,
-)
+from .parameters import find_notebooks, known_parameters, load_config, validate, with_defaults
 
-# parameters that count something -> the least they may be
-_WHOLE_NUMBERS = {
-    **dict.fromkeys(
-        ("image_size", "depth", "batch_size", "num_images", "num_choice_images",
-         "feature_layers", "grid_size", "epochs", "training_batch_size", "num_train_images", "patience", "num_failing",
-         "adapter_rank", "adapter_epochs"),
-        1,
-    ),
-    **dict.fromkeys(("num_examples", "ablation_epochs", "num_class_examples", "adapter_ablation_epochs"), 0),
-    "picture_size": 8,
+# parameters that count something, by the least they may be
+_AT_LEAST = {
+    0: ("num_examples", "ablation_epochs", "num_class_examples", "adapter_ablation_epochs"),
+    1: ("image_size", "depth", "batch_size", "num_images", "num_choice_images", "feature_layers", "grid_size", "epochs",
+        "training_batch_size", "num_train_images", "patience", "num_failing", "adapter_rank", "adapter_epochs"),
+    8: ("picture_size",),
 }  # fmt: skip
 
 
@@ -60,16 +46,8 @@ def check(
 ) -> str:
     """Read everything that a run with this configuration reads, run the model's self-check, change nothing.
 
-    Returns what was found, a line each.
-
-    Args:
-        config: As in `run_workbook`.
-        device: Where the self-check runs; the CPU leaves a GPU's memory to the notebooks.
-        only: Notebooks to check for, as in `run_workbook`.
-        notebooks_dir: As in `run_workbook`.
-
-    Raises:
-        SurgeryError: The first thing that would stop the run, as a typed error with one line.
+    Returns what was found, a line each; the first thing that would stop the run is a `SurgeryError`. Arguments as in
+    `run_workbook`, and where the self-check runs: the CPU leaves a GPU's memory to the notebooks.
     """
     known = known_parameters(find_notebooks(notebooks_dir))
     settings = with_defaults(validate(load_config(config), known), known)
@@ -81,17 +59,14 @@ def check_input(settings: Mapping[str, Any], notebooks: Sequence[Path], device: 
     own, root = known_parameters(notebooks), notebooks[0].resolve().parent.parent
     settings = {name: value for name, value in settings.items() if name in own}
     check_values(settings)
+    check_cache(settings, root)
     lines = _check_dataset(settings, root) if "dataset" in settings else []
     lines += _check_model(settings, root, device) if "model" in settings else []
     return "\n".join(lines)
 
 
 def check_values(settings: Mapping[str, Any]) -> None:
-    """The parameters whose values can be judged without reading a file.
-
-    Raises:
-        ParameterError: Names the parameter, the value seen and what it may be.
-    """
+    """A `ParameterError` for the first value that can be judged, and refused, without reading a file."""
     if "kinds" in settings:
         check_kinds(settings["kinds"])
         Setting.of(settings, kind=chosen_kind(settings.get("kind"), settings["kinds"]))
@@ -105,7 +80,7 @@ def check_values(settings: Mapping[str, Any]) -> None:
             raise ParameterError(f"adapter_{error}") from None
     if "on_bad_image" in settings:
         check_on_bad_image(settings["on_bad_image"])
-    for name, least in _WHOLE_NUMBERS.items():
+    for least, name in ((least, name) for least, names in _AT_LEAST.items() for name in names):
         if settings.get(name) is not None:
             whole_number(name, settings[name], least)
     if "percentiles" in settings:
@@ -119,10 +94,10 @@ def check_values(settings: Mapping[str, Any]) -> None:
             raise ParameterError(f"{name} is empty; name a split, such as train or val")
     if settings.get("train_split") is not None:
         TrainingPlan.from_parameters(settings)
-    if NEEDS_HEAD in settings:
+    if "localizer" in settings:
         check_evaluated(settings["classes_evaluated"])
         check_prompts(settings["prompts"])
-    for name in ("checkpoint", "cache_dir", NEEDS_HEAD, TAKES_ADAPTER):
+    for name in ("checkpoint", "cache_dir", "localizer", "adapter"):
         value = settings.get(name)
         if value is not None and (not isinstance(value, str) or not value):
             raise ParameterError(f"{name} must be text, or null, not {value!r}")
@@ -151,9 +126,9 @@ def check_writable(folder: Path, other: str) -> None:
 def check_head(chosen: Sequence[Path], settings: Mapping[str, Any], out_dir: Path, root: Path) -> None:
     """A `CheckpointError` unless notebooks that need a trained head will find one: named, trained before, or there."""
     accepted = known_parameters(chosen)
-    trained = LEAVES_OUT in accepted and settings.get(STAGE) != "heatmap"
-    if NEEDS_HEAD in accepted and (settings.get(NEEDS_HEAD) or not trained):
-        find_head(out_dir, settings.get(NEEDS_HEAD), root)
+    trained = "train_split" in accepted and settings.get("stage") != "heatmap"
+    if "localizer" in accepted and (settings.get("localizer") or not trained):
+        find_head(out_dir, settings.get("localizer"), root)
 
 
 def check_output(out_dir: Path) -> None:
@@ -195,14 +170,13 @@ def _check_to_learn_from(parts: Mapping[str, Dataset], settings: Mapping[str, An
     trained_on = [plan.adapter.seen(train.classes)] if "heatmap" in plan.stages else []
     if "localizer" in plan.stages:
         trained_on.append(train.classes if seen is None else check_have_boxes(train, seen))
-    for names in trained_on:
-        for parameter in ("train_split", "choose_split"):
-            part = parts[parameter]
-            if not part.boxes["label"].isin(names or part.classes).any():
-                raise TrainingError(
-                    f"{parameter} {part.split!r} has no box of the classes that are trained on; choose another split, "
-                    "or leave the training out with train_split=null"
-                )
+    for names, parameter in product(trained_on, ("train_split", "choose_split")):
+        part = parts[parameter]
+        if not part.boxes["label"].isin(names or part.classes).any():
+            raise TrainingError(
+                f"{parameter} {part.split!r} has no box of the classes that are trained on; choose another split, or "
+                "leave the training out with train_split=null"
+            )
 
 
 def _check_model(settings: Mapping[str, Any], root: Path, device: str) -> list[str]:
@@ -211,23 +185,23 @@ def _check_model(settings: Mapping[str, Any], root: Path, device: str) -> list[s
     clip = load_clip(settings["model"], checkpoint, device=device, **options)
     if "device" in settings:
         pick_device(settings["device"])  # where the notebooks will run
-    for name, counts in (
-        ("last_layers", [settings.get("last_layers", 1)]),
-        ("layer_counts", settings.get("layer_counts", [])),
-        ("feature_layers", [settings["feature_layers"]] if settings.get("train_split") else []),
-    ):
-        if max(counts, default=1) > clip.depth:
+    most = {
+        "last_layers": settings.get("last_layers", 1),
+        "layer_counts": max(settings.get("layer_counts", []), default=1),
+        "feature_layers": settings["feature_layers"] if settings.get("train_split") else 1,
+    }
+    for name, layers in most.items():
+        if layers > clip.depth:
             raise ParameterError(
                 f"{name} must be at most {clip.depth}, the blocks of {clip.name} in which the value-value path runs, "
-                f"not {max(counts)}"
+                f"not {layers}"
             )
-    if settings.get(NEEDS_HEAD):
-        load_head(find_head(root, settings[NEEDS_HEAD], root), clip, DIOR_CLASSES)
-    if settings.get(TAKES_ADAPTER):
-        states_of({kind: Setting(kind) for kind in settings["kinds"]}, load_adapters(settings[TAKES_ADAPTER], clip))
-    rows, columns = clip.grid
+    if settings.get("localizer"):
+        load_head(find_head(root, settings["localizer"], root), clip, DIOR_CLASSES)
+    if settings.get("adapter"):
+        states_of({kind: Setting(kind) for kind in settings["kinds"]}, load_adapters(settings["adapter"], clip))
     return [
         f"model: {clip.name}, weights from {clip.weights.source} (sha256 {clip.weights.sha256[:12]}), "
-        f"{clip.image_size} pixels, {rows} x {columns} patches",
+        f"{clip.image_size} pixels, {clip.grid[0]} x {clip.grid[1]} patches",
         f"self-check: the QK path equals stock open_clip to {clip.self_check_error:.1e} (relative)",
     ]

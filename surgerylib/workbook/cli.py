@@ -24,11 +24,7 @@ _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Returns:
-        0 when all went well, 1 when a notebook failed, 2 for bad input, 130 after Ctrl-C.
-    """
+    """Run the command line: 0 when all went well, 1 when a notebook failed, 2 for bad input, 130 after Ctrl-C."""
     arguments = _parser().parse_args(argv)
     with _ctrl_c_once():
         try:
@@ -125,9 +121,8 @@ def _compare(arguments: argparse.Namespace) -> None:
 def _scenes(arguments: argparse.Namespace) -> None:
     from ..embedded import write_scenes
 
-    names = ("num_train", "num_val", "num_test", "size", "seed")
-    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    print(write_scenes(arguments.out, **given))
+    given = {name: value for name, value in vars(arguments).items() if name not in ("command", "out")}
+    print(write_scenes(arguments.out, **{name: value for name, value in given.items() if value is not None}))
 
 
 def _work(arguments: argparse.Namespace) -> tuple[dict, Path]:
@@ -137,11 +132,10 @@ def _work(arguments: argparse.Namespace) -> tuple[dict, Path]:
 
     path = arguments.config or PROJECT_ROOT / "notebooks" / "configs" / "embedded.yaml"
     known = known_parameters(find_notebooks())
-    config = load_config(path)
-    shorthands = {name: getattr(arguments, name, None) for name in SHORTHANDS}
-    overrides = [f"{name}={value}" for name, value in shorthands.items() if value is not None]
-    out = getattr(arguments, "out", None) or PROJECT_ROOT / "reports" / path.stem
-    return apply_overrides(config, overrides + arguments.parameters, known), out.expanduser().resolve()
+    given = vars(arguments)
+    shorthands = [f"{name}={given[name]}" for name in SHORTHANDS if given.get(name) is not None]
+    out = given.get("out") or PROJECT_ROOT / "reports" / path.stem
+    return apply_overrides(load_config(path), shorthands + arguments.parameters, known), out.expanduser().resolve()
 
 
 def _minutes(text: str) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +25,13 @@ from ..engine import (
 from ..errors import OutputError, ParameterError
 from ..files import RUN_LOCK, differences, only_process, remove_parts
 from ..study import TrainingPlan, adapted_kinds, publish, publish_adapters
-from .check import check, check_cache, check_output
-from .parameters import LEAVES_OUT, find_notebooks, known_parameters, notebook_parameters, validate, with_defaults
+from .check import check, check_output
+from .parameters import find_notebooks, known_parameters, notebook_parameters, validate
 from .session import Session, open_session
 
 NOTEBOOK = "03"
 _REPORTS = {"heatmap": "adapter_results.json", "localizer": "training_results.json"}
-
-
-@dataclass(frozen=True)
-class _Work:
-    """One training to do."""
-
-    name: str
-    task: Task
-    schedule: Schedule
-    keep_epochs: tuple[int, ...] = ()
+_Work = tuple[Task, Schedule, Sequence[int]]  # one training to do, with the epochs that are kept
 
 
 def features(config: Mapping[str, Any], out_dir: Path, *, predict_only: bool = False) -> None:
@@ -78,34 +68,29 @@ def train(config: Mapping[str, Any], out_dir: Path, *, resume: bool = False) -> 
         remove_parts(session.out_dir)
         for stage in plan.stages:
             _check_report(session.out_dir / _REPORTS[stage], plan.parameters(stage))
-        # the head needs no features of the images that are reported on
-        needed = [*tokens.values(), *(cache for role, cache in of_head.items() if role != "report")]
-        _compute(needed, plan.batch_size)
-        works = []
-        for kind in adapted_kinds() if tokens else ():
-            task = AdapterTask(tokens["train"], tokens["choose"], plan.adapter, kind=kind)
-            works.append(_Work(f"adapter of {kind}", task, plan.adapter_schedule))
+        of_head.pop("report", None)  # the head needs no features of the images that are reported on
+        _compute([*tokens.values(), *of_head.values()], plan.batch_size)
+        works: dict[str, _Work] = {}
+        kinds = adapted_kinds() if tokens else []
+        for kind in kinds:
+            task = AdapterTask(*tokens.values(), plan.adapter, kind=kind)
+            works[f"adapter of {kind}"] = task, plan.adapter_schedule, ()
         if of_head:
-            task = LocalizerTask(of_head["train"], of_head["choose"], plan.head)
-            works.append(_Work("localiser", task, plan.schedule, kept_epochs(plan.schedule)))
+            task = LocalizerTask(*of_head.values(), plan.head)
+            works["localiser"] = task, plan.schedule, kept_epochs(plan.schedule)
         _check_progress(works, session.cache_dir, resume=resume)
-        trained = {work.name: _fit(work, session.cache_dir, plan.choose_split) for work in works}
-        published: list[Path] = []
-        if tokens:
-            adapters = {kind: trained[f"adapter of {kind}"] for kind in adapted_kinds()}
-            published += publish_adapters(adapters, session.out_dir).values()
-        if of_head:
-            published.append(publish(trained["localiser"], session.out_dir))
-        return published
+        trained = {name: _fit(name, work, session.cache_dir, plan.choose_split) for name, work in works.items()}
+        adapters = publish_adapters({kind: trained[f"adapter of {kind}"] for kind in kinds}, session.out_dir)
+        heads = [publish(trained["localiser"], session.out_dir)] if of_head else []
+        return [*adapters.values(), *heads]
 
 
-def _fit(work: _Work, trainings_dir: Path, choose_split: str) -> Training:
-    training = fit(
-        work.task, work.schedule, trainings_dir, keep_epochs=work.keep_epochs, description=f"training the {work.name}"
-    )
+def _fit(name: str, work: _Work, trainings_dir: Path, choose_split: str) -> Training:
+    task, schedule, kept = work
+    training = fit(task, schedule, trainings_dir, keep_epochs=kept, description=f"training the {name}")
     row = training.history.set_index("epoch").loc[training.best_epoch]
-    figures = ", ".join(f"{name} {row[name]:.3f}" for name in row.index if name.startswith("val_"))
-    print(f"{work.name}: best epoch {training.best_epoch} on {choose_split}: {figures}; {training.seconds:.0f} s here")
+    figures = ", ".join(f"{figure} {row[figure]:.3f}" for figure in row.index if figure.startswith("val_"))
+    print(f"{name}: best epoch {training.best_epoch} on {choose_split}: {figures}; {training.seconds:.0f} s here")
     return training
 
 
@@ -128,21 +113,18 @@ def _check_report(path: Path, plan: Mapping[str, Any]) -> None:
         )
 
 
-def _check_progress(works: Sequence[_Work], trainings_dir: Path, *, resume: bool) -> None:
-    begun = []
-    for work in works:
-        folder = folder_of(work.task, work.schedule, trainings_dir)
-        if progress := progress_of(folder):
-            begun.append((work, folder, *progress))
+def _check_progress(works: Mapping[str, _Work], trainings_dir: Path, *, resume: bool) -> None:
+    folders = {name: folder_of(task, schedule, trainings_dir) for name, (task, schedule, _) in works.items()}
+    begun = {name: progress for name, folder in folders.items() if (progress := progress_of(folder))}
     if resume and not begun:
         raise ParameterError(f"--resume: there is no training of these settings in {trainings_dir}; leave it out")
-    for work, folder, epochs, finished in begun:
+    for name, (epochs, finished) in begun.items():
         if finished:
-            print(f"the training of the {work.name} is at its end already; another seed or setting makes another")
+            print(f"the training of the {name} is at its end already; another seed or setting makes another")
         elif not resume:
             raise ParameterError(
-                f"a training of these settings ({work.name}) stopped behind epoch {epochs} of "
-                f"{work.schedule.epochs} in {folder}: go on with --resume, or delete the folder to begin anew"
+                f"a training of these settings ({name}) stopped behind epoch {epochs} of {works[name][1].epochs} in "
+                f"{folders[name]}: go on with --resume, or delete the folder to begin anew"
             )
 
 
@@ -150,21 +132,17 @@ def _open(
     config: Mapping[str, Any], out_dir: Path
 ) -> tuple[Session, TrainingPlan, dict[str, TokenCache], dict[str, FeatureCache]]:
     """Session, plan, and by role the caches of adapters and head, empty where none is trained; nothing is computed."""
-    notebooks = find_notebooks()
-    root = notebooks[0].resolve().parent.parent
-    given = validate(config, known_parameters(notebooks))
-    if given.get(LEAVES_OUT, "") is None:
-        raise ParameterError(f"{LEAVES_OUT} is null, so there is nothing to train; name a split, such as train")
+    given = validate(config, known_parameters(find_notebooks()))
+    if given.get("train_split", "") is None:
+        raise ParameterError("train_split is null, so there is nothing to train; name a split, such as train")
     check_output(out_dir)
-    check_cache(given, root)
     check(given, only=NOTEBOOK)
     (notebook,) = find_notebooks(only=NOTEBOOK)
     own = notebook_parameters(notebook)
-    parameters = with_defaults({name: value for name, value in given.items() if name in own}, own)
+    parameters = {name: given.get(name, parameter.default) for name, parameter in own.items()}
     plan = TrainingPlan.from_parameters(parameters)
     session = open_session(notebook.stem, parameters | {"out_dir": str(out_dir)})
-    datasets = session.training_datasets(plan)
-    made_of = (session.clip, datasets, session.cache_dir)
+    made_of = (session.clip, session.training_datasets(plan), session.cache_dir)
     tokens = plan.token_caches(*made_of) if "heatmap" in plan.stages else {}
     of_head = plan.feature_caches(*made_of) if "localizer" in plan.stages else {}
     return session, plan, tokens, of_head

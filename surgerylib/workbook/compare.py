@@ -12,7 +12,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,10 +24,10 @@ from ..files import PROJECT_ROOT, atomic_write, file_sha256
 from ..heatmaps import HEATMAP_KINDS
 from ..matching import BOX_COLUMNS
 from ..metrics import BootstrapResult, bootstrap_map, paired_difference
-from ..study import FIGURES, INTERVAL_NOTE, SHARE, average_precision_text, plain, present_only
+from ..study import FIGURES, SHARE, average_precision_text, plain, present_only
 from ..words import METHOD_NAMES, PROTOCOLS
 from .check import check_writable
-from .page import by_threshold, content_security_policy, page_environment, read_json, shown_value
+from .page import by_threshold, iou_columns, read_json, rendered, shown_value
 from .parameters import find_notebooks, known_parameters, with_defaults
 from .run_files import RUN_FORMAT, read_results, valid_files
 
@@ -53,9 +52,8 @@ class NotPaired(Exception):
     """Why no paired difference of two runs is taken, in one line."""
 
 
-@dataclass(frozen=True)
 class Run:
-    """A finished run.
+    """A finished run, with what its valid notebooks left.
 
     Attributes:
         folder: of the run.
@@ -68,15 +66,38 @@ class Run:
         frames, evaluated: what was read and computed of it so far.
     """
 
-    folder: Path
-    label: str
-    record: Mapping[str, Any]
-    results: Mapping[str, Mapping[str, Any]]
-    outdated: set[str]
-    maps: Mapping[tuple[str, str], Mapping[float, Mapping[str, float | None]]]
-    methods: Mapping[str, Mapping[str, Mapping[str, float | None]]]
-    frames: dict[str, pd.DataFrame] = field(default_factory=dict)
-    evaluated: list[tuple[pd.DataFrame, BootstrapResult]] = field(default_factory=list)
+    def __init__(self, folder: Path, label: str, record: Mapping[str, Any]) -> None:
+        """Read what is there; a `ResultsError` where it is damaged, or of another run."""
+        owners = valid_files(record["notebooks"])
+        self.folder, self.label, self.record = folder, label, record
+        self.results = results = {name: read_results(folder / name) for name in RESULTS if name in owners}
+        if not results:
+            raise ResultsError(f"{folder} holds no result of any notebook; run the workbook into it again")
+        self.outdated = {name for name in results if owners[name]["status"] == "outdated"}
+        self.frames: dict[str, pd.DataFrame] = {}
+        self.evaluated: list[tuple[pd.DataFrame, BootstrapResult]] = []
+        try:
+            self._check_files()
+            self.maps = {
+                (protocol, kind): {float(e["iou_threshold"]): _numbers(e, "map") for e in entries}
+                for protocol, by_kind in (results[MAPS]["protocols"] if MAPS in results else {}).items()
+                for kind, entries in by_kind.items()
+            }
+            self.methods = {
+                method: {figure: _numbers(entry, "value") for figure, entry in figures.items()}
+                for method, figures in (results[EVALUATION]["methods"] if EVALUATION in results else {}).items()
+            }
+        except (AttributeError, KeyError, TypeError, ValueError):  # JSON, but of another shape
+            raise ResultsError(f"{MAPS} or {EVALUATION} in {folder} is damaged; run its notebook again") from None
+
+    def _check_files(self) -> None:
+        for name, content in self.results.items():
+            for file, sha256 in (content.get("files") or {}).items():
+                path = self.folder / file
+                if file in COLUMNS and path.is_file() and file_sha256(path) != sha256:
+                    raise ResultsError(
+                        f"{self.folder} holds files of another run: {file} is not that of {name}; run it again"
+                    )
 
     @property
     def thresholds(self) -> list[float]:
@@ -92,11 +113,7 @@ class Run:
         return [self.provenance(name).get(key) for key in ("annotations_sha256", "images_sha256")]
 
     def frame(self, name: str) -> pd.DataFrame:
-        """A parquet file of the run, read once.
-
-        Raises:
-            NotPaired: it is not there, or no results answer for it.
-        """
+        """A parquet file of the run, read once; `NotPaired` where it is not there, or no results answer for it."""
         stated = self.results[EVALUATION if name == IOUS else MAPS].get("files") or {}
         path = self.folder / name
         if name not in stated or not path.is_file():
@@ -126,19 +143,14 @@ class Run:
 
 
 def compare_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
-    """Write one self-contained page that puts finished runs side by side.
+    """Write one self-contained page that puts finished runs side by side, and return its path.
 
     Args:
         runs: folders of two or more runs, or the `index.html` or `run.json` in them; differences are to the first.
         out: the page, in the place of an earlier one; by default `reports/compare-NAME-NAME.html` in the project.
 
-    Returns:
-        The page's path.
-
     Raises:
-        ParameterError: fewer than two runs, or one twice.
-        ResultsError: a folder is no run's, its run is not finished, or what it holds is damaged or of another run.
-        OutputError: the page cannot be written, or `out` is a file of something else.
+        SurgeryError: fewer than two runs, or one that is not finished, or damaged; a page that cannot be written.
     """
     paths = [Path(run).expanduser() for run in runs]
     folders = [(path.parent if path.name in ("index.html", "run.json") else path).resolve() for path in paths]
@@ -150,10 +162,11 @@ def compare_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> P
     labels = _labels(records, folders)
     page = _default_output(labels, folders) if out is None else Path(out).expanduser().resolve()
     _check_output(page)
-    opened = [_open(*each) for each in zip(folders, labels, records, strict=True)]
+    opened = [Run(*each) for each in zip(folders, labels, records, strict=True)]
     notebooks = find_notebooks()
-    template = page_environment().get_template("compare.html.j2")
-    html = template.render(
+    html = rendered(
+        "compare.html.j2",
+        mark=MARK,
         runs=opened,
         links=[_link(folder / "index.html", page.parent) for folder in folders],
         known=known_parameters(notebooks),
@@ -161,7 +174,6 @@ def compare_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> P
         made_of=_differing([_made_of(run) for run in opened]),
         tables=_headline_tables(opened),
         pairs=[_pair(opened[0], run) for run in opened[1:]],
-        page={"mark": MARK, "csp": content_security_policy(), "interval_note": INTERVAL_NOTE},
     )
     return atomic_write(page, html)
 
@@ -180,32 +192,6 @@ def _record(folder: Path) -> dict[str, Any]:
     if record["status"] == "running":
         raise ResultsError(f"the run in {folder} is running, or was killed: wait for it, or give its command again")
     return record
-
-
-def _open(folder: Path, label: str, record: Mapping[str, Any]) -> Run:
-    """A run with what its valid notebooks left, after every check on it."""
-    owners = valid_files(record["notebooks"])
-    results = {name: read_results(folder / name) for name in RESULTS if name in owners}
-    if not results:
-        raise ResultsError(f"{folder} holds no result of any notebook; run the workbook into it again")
-    try:
-        stated = [(name, *item) for name, content in results.items() for item in (content.get("files") or {}).items()]
-        for name, file, sha256 in stated:
-            if file in COLUMNS and (folder / file).is_file() and file_sha256(folder / file) != sha256:
-                raise ResultsError(f"{folder} holds files of another run: {file} is not that of {name}; run it again")
-        maps = {
-            (protocol, kind): {float(e["iou_threshold"]): _numbers(e, "map") for e in entries}
-            for protocol, by_kind in (results[MAPS]["protocols"] if MAPS in results else {}).items()
-            for kind, entries in by_kind.items()
-        }
-        methods = {
-            method: {figure: _numbers(entry, "value") for figure, entry in figures.items()}
-            for method, figures in (results[EVALUATION]["methods"] if EVALUATION in results else {}).items()
-        }
-    except (AttributeError, KeyError, TypeError, ValueError):  # JSON, but of another shape
-        raise ResultsError(f"{MAPS} or {EVALUATION} in {folder} is damaged; run its notebook again") from None
-    outdated = {name for name in results if owners[name]["status"] == "outdated"}
-    return Run(folder, label, record, results, outdated, maps, methods)
 
 
 def _numbers(entry: Mapping[str, Any], value: str) -> dict[str, float | None]:
@@ -273,7 +259,7 @@ def _made_of(run: Run) -> dict[str, Any]:
 
 def _headline_tables(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
     """The figures of every run, a row a run: mAP by kind, GT-class localisation by method."""
-    columns = _columns(threshold for run in runs for threshold in run.thresholds)
+    columns = iou_columns(sorted({threshold for run in runs for threshold in run.thresholds}))
     tables: dict[str, list] = {"maps": [], "localization": []}
     for protocol, caption in PROTOCOLS.items():
         groups = {kind: {run.label: run.maps.get((protocol, kind)) for run in runs} for kind in HEATMAP_KINDS}
@@ -281,10 +267,6 @@ def _headline_tables(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
     groups = {name: {run.label: run.methods.get(method) for run in runs} for method, name in METHOD_NAMES.items()}
     tables["localization"].append(_table("IoU of ground truth boxes, their class given", "run", SHOWN_FIGURES, groups))
     return tables
-
-
-def _columns(thresholds: Iterable[float]) -> dict[float, str]:
-    return {threshold: f"IoU {threshold:.2f}" for threshold in sorted(set(thresholds))}
 
 
 def _definition(runs: Sequence[Run]) -> str:
@@ -331,7 +313,7 @@ def _map_differences(first: Run, run: Run) -> list[dict[str, Any]]:
             difference = paired_difference(*(of.bootstrap(protocol, kind, seed) for of in (run, first)))
             rows[kind] = by_threshold(plain(difference.summary()))
         caption = f"{caption}{_definition([first])}; {n_images}"
-        tables.append(_table(caption, "kind", _columns(first.thresholds), {"": rows}))
+        tables.append(_table(caption, "kind", iou_columns(first.thresholds), {"": rows}))
     return tables
 
 

@@ -112,13 +112,10 @@ def package_imports(notebook: Path) -> str:
 def execute_notebook(
     notebook: Path, output: Path, parameters: Mapping[str, Any], root: Path, time_limit: float, kernels: Kernels | None
 ) -> None:
-    """Run a notebook, with `parameters` behind its cell of them, by papermill in a kernel of this interpreter.
+    """Run a notebook, with `parameters` behind its cell of them, by papermill in a kernel of `kernels`, or a new one.
 
-    `output` is the executed one, also when it stops before its end; the kernel comes from `kernels`, its working
-    directory is `root`, and `time_limit` is seconds for the whole of it.
-
-    Raises:
-        NotebookFailure: it did not reach its end.
+    `output` is the executed one, also when it stops before its end, a `NotebookFailure`; `root` is the working
+    directory, and `time_limit` is seconds for the whole of it.
     """
     deadline = time.monotonic() + time_limit
     # papermill and nbclient log what is said here in one line

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import EMBEDDED, adapter_files, checkpoint_file, dataset_folder, file_sha256, library_sha256, versions
-from .parameters import NEEDS_HEAD, SET_BY_RUNNER, TAKES_ADAPTER, notebook_parameters
+from .parameters import notebook_parameters
 
 
 def notebook_keys(notebooks: Iterable[Path], settings: Mapping[str, Any], root: Path) -> dict[Path, str]:
@@ -29,10 +29,10 @@ def notebook_keys(notebooks: Iterable[Path], settings: Mapping[str, Any], root: 
     keys: dict[Path, str] = {}
     chain = json.dumps(shared, sort_keys=True)
     for path in notebooks:
-        own = {name: settings[name] for name in sorted(notebook_parameters(path)) if name != SET_BY_RUNNER}
-        if head := checkpoint_file(own.get(NEEDS_HEAD), root):
+        own = {name: settings[name] for name in sorted(notebook_parameters(path)) if name != "out_dir"}
+        if head := checkpoint_file(own.get("localizer"), root):
             own["localizer_sha256"] = file_sha256(head)
-        if adapter := own.get(TAKES_ADAPTER):
+        if adapter := own.get("adapter"):
             own["adapter_sha256"] = [file_sha256(file) for file in adapter_files(adapter, root)]
         text = f"{chain}\n{file_sha256(path)}\n{json.dumps(own, sort_keys=True, default=repr)}"
         chain = keys[path] = hashlib.sha256(text.encode()).hexdigest()

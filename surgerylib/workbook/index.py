@@ -12,8 +12,9 @@ from typing import Any
 
 from PIL import Image
 
-from ..study import INTERVAL_NOTE, average_precision_text
-from .page import by_threshold, content_security_policy, held_together, image_size, page_environment, read_json
+from ..engine import BASELINES
+from ..study import average_precision_text
+from . import page
 from .run_files import valid_files
 
 MAX_KEY_FIGURES = 14
@@ -28,28 +29,21 @@ _RESULTS = {
 
 def index_html(run_dir: Path) -> str:
     """The first page of a run's folder, from its `run.json` and from what the notebooks left there."""
-    run = read_json(run_dir / "run.json")
+    run = page.read_json(run_dir / "run.json")
     owners = valid_files(run.get("notebooks", []))
-    contents = {what: read_json(run_dir / name) if name in owners else {} for what, name in _RESULTS.items()}
+    contents = {what: page.read_json(run_dir / name) if name in owners else {} for what, name in _RESULTS.items()}
     methods = contents["evaluation"].get("methods") or {}
-    shares = {
-        name: methods.get(name, {}).get("share>0.50", {}).get("value")
-        for name in ("whole_image", "centre_box", "class_mean")
-    }
-    known = {name: share for name, share in shares.items() if share is not None}
-    template = page_environment().get_template("run_index.html.j2")
-    return template.render(
+    guesses = {name: methods.get(name, {}).get("share>0.50", {}).get("value") for name in BASELINES}
+    return page.rendered(
+        "run_index.html.j2",
         run=run,
         **contents,
         owners=owners,
-        average_precision_text=average_precision_text,
-        best_guess=max(known, key=known.get, default=""),
+        best_guess=max((name for name in guesses if guesses[name] is not None), key=guesses.get, default=""),
         tables=_map_tables(contents["results"]),
         recommendation=_recommendation(contents["sweep"]),
         figures=_key_figures(run_dir, sorted(owners)),
         files=_file_groups(run_dir, run),
-        interval_note=INTERVAL_NOTE,
-        csp=content_security_policy(),
     )
 
 
@@ -63,10 +57,10 @@ def _map_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     thresholds, paired = results.get("iou_thresholds") or [], results.get("paired_difference") or {}
     tables = []
     for protocol, by_kind in (results.get("protocols") or {}).items():
-        rows = {kind: by_threshold(by_kind.get(kind, [])) for kind in results.get("kinds") or by_kind}
+        rows = {kind: page.by_threshold(by_kind.get(kind, [])) for kind in results.get("kinds") or by_kind}
         best = {at: max((row[at]["map"] or 0 for row in rows.values() if at in row), default=0) for at in thresholds}
         if differences := (paired.get("protocols") or {}).get(protocol):
-            rows[f"{paired['a']} − {paired['b']}"] = by_threshold(differences)
+            rows[f"{paired['a']} − {paired['b']}"] = page.by_threshold(differences)
         caption = captions.get(protocol, protocol) + _definition(results.get("interpolation"))
         tables.append(_table(caption, "kind", thresholds, rows) | {"best": best})
     return tables
@@ -82,18 +76,15 @@ def _recommendation(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not (found.get("choice") or {}).get("default_stays"):
             rows["recommended"] = report["recommended"]["protocols"][protocol]
             rows["recommended − default"] = report["difference"][protocol]
-        rows = {name: by_threshold(entries) for name, entries in rows.items()}
+        rows = {name: page.by_threshold(entries) for name, entries in rows.items()}
         caption = f"On {report.get('split')} (protocol “{protocol}”){_definition(interpolation)}"
         tables.append(_table(caption, "setting", [*(report.get("iou_thresholds") or []), None], rows))
     return tables
 
 
-def _table(
-    caption: str, corner: str, thresholds: Iterable[float | None], rows: Mapping[str, Mapping]
-) -> dict[str, Any]:
+def _table(caption: str, corner: str, thresholds: Iterable[float | None], rows: Mapping) -> dict[str, Any]:
     """For the macro `numbers`."""
-    columns = {at: "mean" if at is None else f"IoU {at:.2f}" for at in thresholds}
-    return {"caption": caption, "corner": corner, "columns": columns, "groups": {"": rows}}
+    return {"caption": caption, "corner": corner, "columns": page.iou_columns(thresholds), "groups": {"": rows}}
 
 
 def _definition(interpolation: str | None) -> str:
@@ -108,10 +99,10 @@ def _key_figures(run_dir: Path, names: Iterable[str]) -> list[dict[str, Any]]:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
             title, caption = (image.info.get(name) or "" for name in ("Title", "Description"))
-        caption = held_together(caption or re.sub(r"[_-]+", " ", path.stem))
+        caption = page.held_together(caption or re.sub(r"[_-]+", " ", path.stem))
         alt = f"{title}. {caption}" if title else caption  # who sees the picture sees its title
         src = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-        figures.append({"alt": alt, "caption": caption, "src": src, "size": image_size(data)})
+        figures.append({"alt": alt, "caption": caption, "src": src, "size": page.image_size(data)})
     return figures
 
 

@@ -28,7 +28,8 @@ from PIL import Image
 from traitlets.config import Config
 
 from ..intervals import interval_text, number
-from .parameters import SET_BY_RUNNER, parse_assignments, tagged_source
+from ..study import INTERVAL_NOTE, average_precision_text
+from .parameters import parse_assignments, tagged_source
 
 TEMPLATES = Path(__file__).parent / "templates"
 # what a page may hold of the types a notebook offers; widgets, scripts and LaTeX need JavaScript from elsewhere
@@ -54,15 +55,9 @@ def notebook_html(
     failure: str = "",
     folder: Path | None = None,
 ) -> str:
-    """An executed notebook as one self-contained HTML page.
+    """A notebook, executed at an ISO `date` in so many `seconds`, as one self-contained HTML page.
 
-    Args:
-        notebook: Executed, perhaps only in part.
-        run_name: Shown above the title.
-        date: ISO date and time of the run.
-        seconds: What the execution took.
-        failure: Why the notebook stopped before its end, in one line; empty when it did not.
-        folder: Where images that the notebook's text refers to are looked for.
+    `failure` is why it stopped before its end, in one line; images that its text refers to are looked for in `folder`.
     """
     exporter = HTMLExporter(
         config=Config({"NbConvertBase": {"display_data_priority": DISPLAYED_TYPES}}),
@@ -96,18 +91,21 @@ def title(notebook: nbformat.NotebookNode) -> str:
     return re.sub(r"[*_`]", "", match[1]) if match else ""
 
 
-def page_environment() -> jinja2.Environment:
-    """Templates of the pages that are not a notebook's: every value is escaped, what is missing is left out."""
+def rendered(template: str, **content: Any) -> str:
+    """A page that is not a notebook's: every value is escaped, what is missing is left out."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([TEMPLATES, TEMPLATES / "report"]), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.ChainableUndefined,
     )  # fmt: skip
-    environment.globals["figure_cell"] = figure_cell
+    environment.globals |= {
+        "figure_cell": figure_cell, "average_precision_text": average_precision_text, "interval_note": INTERVAL_NOTE,
+        "csp": content_security_policy(),
+    }  # fmt: skip
     environment.filters |= {
         "url": quote, "duration": readable_seconds, "date": readable_date, "anchor": anchor_of, "shown": shown_value,
         "held": held_together,
     }  # fmt: skip
-    return environment
+    return environment.get_template(template).render(content)
 
 
 def held_together(text: str) -> str:
@@ -199,8 +197,7 @@ def _balanced(html: str) -> str:
 def _finished(html: str) -> dict[str, Any]:
     """The HTML of all cells with anchors and nothing that would be fetched, each table in a box of its own.
 
-    Returns:
-        the HTML, the headings for a table of contents, and the scripts that it needs.
+    With it go the headings for a table of contents, the scripts that it needs, and the policy that allows them.
     """
     soup = BeautifulSoup(html, "html.parser")
     headings: dict[str, dict[str, Any]] = {}
@@ -208,8 +205,8 @@ def _finished(html: str) -> dict[str, Any]:
         title.decompose()  # the page's header shows it
     for tag in soup.select(",".join(f".prose h{level}" for level in range(1, 7))):
         text = tag.get_text().strip()
-        names = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
-        anchor = next(name for end in names if (name := anchor_of(text) + end) not in headings)
+        ends = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        anchor = next(name for end in ends if (name := anchor_of(text) + end) not in headings)
         headings[anchor] = {"level": int(tag.name[1]), "anchor": anchor, "text": text}
         tag["id"] = anchor
         attributes = {"class": "anchor", "aria-label": "link to here"}
@@ -242,12 +239,8 @@ def _finished(html: str) -> dict[str, Any]:
         if row is not None and len(row.find_all(["th", "td"])) > WIDE_TABLE:
             table["class"] = [*table.get("class", []), "wide"]
     scripts = _scripts(sortable=bool(soup.select("table.sortable")))
-    return {
-        "html": str(soup),
-        "headings": list(headings.values()),
-        "scripts": scripts,
-        "csp": content_security_policy(scripts),
-    }
+    found = {"html": str(soup), "headings": list(headings.values())}
+    return found | {"scripts": scripts, "csp": content_security_policy(scripts)}
 
 
 def _join_header_rows(table: Tag) -> None:
@@ -274,14 +267,12 @@ def _join_header_rows(table: Tag) -> None:
 
 def _mark_numbers(table: Tag) -> None:
     """Columns of numbers are set flush right, header and all; pandas sets everything so, text too."""
-    columns: dict[int, list[Tag]] = {}
-    for row in table.find_all("tr"):
-        del row["style"]
-        # counted from the right, where a cell that spans rows takes no other's place
-        for index, cell in enumerate(reversed(row.find_all(["th", "td"], recursive=False))):
-            del cell["style"]
-            columns.setdefault(index, []).append(cell)
-    for cells in columns.values():
+    for tag in table.find_all(["tr", "th", "td"]):
+        del tag["style"]
+    # counted from the right, where a cell that spans rows takes no other's place
+    rows = [row.find_all(["th", "td"], recursive=False)[::-1] for row in table.find_all("tr")]
+    for column in itertools.zip_longest(*rows):
+        cells = [cell for cell in column if cell is not None]
         values = [cell for cell in cells if cell.name == "td"]
         texts = [cell.get_text(strip=True) for cell in values]
         if any(texts) and all(_NUMBER.match(text) for text in texts):
@@ -309,7 +300,7 @@ def _parameter_rows(notebook: nbformat.NotebookNode) -> list[dict[str, Any]]:
             "name": name,
             "value": shown_value(parameter.default),
             "comment": defaults[name].comment if name in defaults else "",
-            "changed": name != SET_BY_RUNNER and (name not in defaults or parameter.default != defaults[name].default),
+            "changed": name != "out_dir" and (name not in defaults or parameter.default != defaults[name].default),
         }
         for name, parameter in {**defaults, **given}.items()
     ]
@@ -318,6 +309,11 @@ def _parameter_rows(notebook: nbformat.NotebookNode) -> list[dict[str, Any]]:
 def by_threshold(entries: Iterable[Mapping[str, Any]]) -> dict[float | None, Mapping[str, Any]]:
     """Figures by their IoU threshold, None for the mean over all."""
     return {entry["iou_threshold"]: entry for entry in entries}
+
+
+def iou_columns(thresholds: Iterable[float | None]) -> dict[float | None, str]:
+    """Their headings, in a table of such figures."""
+    return {at: "mean" if at is None else f"IoU {at:.2f}" for at in thresholds}
 
 
 def figure_cell(entry: Mapping[str, Any] | None, best: float | None = None) -> dict[str, Any]:

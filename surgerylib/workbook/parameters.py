@@ -22,45 +22,36 @@ from ..errors import ParameterError, nearest
 from ..files import EMBEDDED, PROJECT_ROOT
 
 PATH_PARAMETERS = ("dataset", "checkpoint", "cache_dir", "localizer", "adapter")
-SET_BY_RUNNER = "out_dir"
 OF_SEVERAL_TYPES = ("percentile",)  # a number, a list or a word: `check_values` alone judges them
 NUMBERS_OR_NULL = ("floor", "adapter_floor", "nms_iou")  # null by default, which tells no type
-LEAVES_OUT = "train_split"  # null leaves out every notebook that has it
-# names the trained head that a notebook needs; null takes the one of the notebooks that `LEAVES_OUT` leaves out
-NEEDS_HEAD = "localizer"
-TAKES_ADAPTER = "adapter"  # names the trained heatmap adapters that a notebook shows beside the maps as they are
-STAGE = "stage"  # which of the things to train is trained
 _PLAIN = (str, int, float, bool, list, dict, type(None))  # other values of YAML stay the text that they were
 _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
 
 
-class _Anything:
-    """The default of a parameter whose type cannot be read from the notebook: every value fits."""
+class _Loader(yaml.SafeLoader):
+    """Refuses whole numbers of more digits than Python shows: every message shows the values it is about."""
 
-    def __repr__(self) -> str:
-        return "…"
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value = super().construct_yaml_int(node)
+        str(value)  # a ValueError
+        return value
 
 
-ANYTHING = _Anything()
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One assignment of a notebook's `parameters` cell."""
+    """One assignment of a notebook's `parameters` cell; a `default` that is no literal is `...`: every value fits."""
 
     default: Any
     comment: str = ""
 
 
 def find_notebooks(notebooks_dir: str | Path | None = None, only: str | None = None) -> list[Path]:
-    """The numbered notebooks in the order of their execution.
+    """The numbered notebooks, by default beside the package, in their order; an error if there are none.
 
-    Args:
-        notebooks_dir: Where they lie; by default `notebooks/` beside the package.
-        only: Numbers or names, separated by commas (`"01"`, `"01,03"`, `"01_heatmap_generation"`).
-
-    Raises:
-        ParameterError: There are no notebooks there, or `only` names one that is not there.
+    `only` names some of them: numbers or names, separated by commas (`"01"`, `"01,03"`, `"01_heatmap_generation"`).
     """
     folder = Path(notebooks_dir) if notebooks_dir is not None else PROJECT_ROOT / "notebooks"
     notebooks = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
@@ -83,13 +74,9 @@ def find_notebooks(notebooks_dir: str | Path | None = None, only: str | None = N
 
 
 def parse_assignments(source: str) -> dict[str, Parameter]:
-    """The assignments of a parameters cell, with their trailing comments.
+    """The assignments of a parameters cell, with their trailing comments; a `ParameterError` if it is not Python.
 
-    Python's own parser reads the cell: papermill's reader goes line by line and loses a parameter whose
-    comment holds an equals sign.
-
-    Raises:
-        ParameterError: The cell is not Python.
+    papermill's own reader goes line by line and loses a parameter whose comment holds an equals sign.
     """
     try:
         comments = {
@@ -108,7 +95,7 @@ def parse_assignments(source: str) -> dict[str, Parameter]:
         try:
             default = ast.literal_eval(node.value)
         except (ValueError, TypeError, RecursionError, MemoryError):
-            default = ANYTHING
+            default = ...
         parameters[targets[0].id] = Parameter(default, comments.get(node.end_lineno, ""))
     return parameters
 
@@ -148,11 +135,7 @@ def with_defaults(given: Mapping[str, Any], known: Mapping[str, Parameter]) -> d
 
 
 def load_config(config: Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
-    """Parameters from a YAML file (papermill's `-f`: a flat mapping), from a mapping, or none at all.
-
-    Raises:
-        ParameterError: The file is missing, does not parse, or is not a flat mapping of names to values.
-    """
+    """Parameters from a YAML file of a flat mapping (papermill's `-f`), from a mapping, or none at all."""
     if config is None:
         return {}
     if isinstance(config, Mapping):
@@ -178,26 +161,11 @@ def load_config(config: Mapping[str, Any] | str | Path | None) -> dict[str, Any]
 def _read_yaml(text: str) -> Any:
     """The value of a YAML text; whatever is wrong with it is a `yaml.YAMLError`."""
     try:
-        value = yaml.safe_load(text)
-        _check_shown(value, set())
+        return yaml.load(text, _Loader)
     except yaml.YAMLError:
         raise
     except Exception as error:  # 2001-99-99 is a ValueError, !!timestamp x an AttributeError, [[[... a RecursionError
         raise yaml.YAMLError(str(error)) from error
-    return value
-
-
-def _check_shown(value: Any, seen: set[int]) -> None:
-    """A ValueError for whole numbers of more digits than Python shows: every message shows the values it is about.
-
-    Lists that YAML's aliases put in many places are looked at once.
-    """
-    if isinstance(value, int):
-        str(value)
-    elif isinstance(value, list | tuple | set | dict) and id(value) not in seen:
-        seen.add(id(value))
-        for item in value.items() if isinstance(value, dict) else value:
-            _check_shown(item, seen)
 
 
 def apply_overrides(
@@ -218,14 +186,13 @@ def apply_overrides(
             value = _read_yaml(raw)
         except yaml.YAMLError:
             value = raw
-        expects_text = (
-            name in known and isinstance(known[name].default, str) and (name != LEAVES_OUT or value is not None)
-        )
-        if expects_text or (name in PATH_PARAMETERS and value is not None) or not isinstance(value, _PLAIN):
+        is_text = name in known and isinstance(known[name].default, str)
+        is_null = value is None and (name == "train_split" or not is_text)
+        if ((is_text or name in PATH_PARAMETERS) and not is_null) or not isinstance(value, _PLAIN):
             value = raw
         if name in PATH_PARAMETERS and isinstance(value, str) and value != EMBEDDED:
-            # what is no path from where the user stands may be a tag, or relative to the project
-            # too long, the home of nobody, or a null in it
+            # what is no path from where the user stands may be a tag, or relative to the project; it may be too long,
+            # the home of nobody, or have a null in it
             with contextlib.suppress(OSError, RuntimeError, ValueError):
                 path = Path(value).expanduser()
                 if path.exists() or name == "cache_dir":  # which need not be there yet
@@ -242,8 +209,8 @@ def validate(config: Mapping[str, Any], known: Mapping[str, Parameter]) -> dict[
     """
     validated = {}
     for name, value in config.items():
-        if name == SET_BY_RUNNER:
-            raise ParameterError(f"{SET_BY_RUNNER} is the run's folder; set it with --out")
+        if name == "out_dir":
+            raise ParameterError("out_dir is the run's folder; set it with --out")
         if name not in known:
             raise ParameterError(f"no notebook has a parameter {name!r}; nearest: {nearest(name, known)}")
         validated[name] = _fitted(name, value, known[name].default)
@@ -256,14 +223,12 @@ def _fitted(name: str, value: Any, default: Any) -> Any:
     if (expected is float or name in NUMBERS_OR_NULL) and isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = float(value)  # YAML takes 1e-3 for text
-    if default is None or default is ANYTHING or (name in NUMBERS_OR_NULL and value is None):
+    if default is None or default is ... or (value is None and name in (*NUMBERS_OR_NULL, "train_split")):
         return value
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+    if expected is float and type(value) is int:
         with contextlib.suppress(OverflowError):
             return float(value)
-    if name in OF_SEVERAL_TYPES or (name == LEAVES_OUT and value is None):
-        return value
-    if isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
+    if name in OF_SEVERAL_TYPES or (isinstance(value, expected) and not (expected is int and isinstance(value, bool))):
         return value
     seen = "nothing (null)" if value is None else f"{value!r}"
     raise ParameterError(

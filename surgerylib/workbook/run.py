@@ -31,17 +31,13 @@ from ..files import (
     only_process,
     remove_parts,
     versions,
-)
-from . import page as report
+)  # fmt: skip
 from .check import check_cache, check_head, check_input, check_output, check_values
 from .execution import Kernels, NotebookFailure, execute_notebook
 from .fingerprints import notebook_keys
 from .index import index_html
+from .page import notebook_html, read_json, title
 from .parameters import (
-    LEAVES_OUT,
-    NEEDS_HEAD,
-    SET_BY_RUNNER,
-    STAGE,
     find_notebooks,
     known_parameters,
     load_config,
@@ -49,10 +45,9 @@ from .parameters import (
     notebook_reads,
     validate,
     with_defaults,
-)
+)  # fmt: skip
 from .run_files import RUN_FORMAT
 
-DEFAULT_TIME_LIMIT = 24 * 3600.0  # against what hangs: the longest notebook takes a night, see docs/scale.md
 _PARTIAL = ".partial.ipynb"
 _STOPPED = "stopped by the user"
 
@@ -82,7 +77,7 @@ def run_workbook(
     out_dir: str | Path,
     *,
     only: str | None = None,
-    time_limit: float = DEFAULT_TIME_LIMIT,
+    time_limit: float = 24 * 3600.0,
     force: bool = False,
     notebooks_dir: str | Path | None = None,
 ) -> RunResult:
@@ -95,7 +90,7 @@ def run_workbook(
         config: Notebook parameters: a flat mapping, a YAML file of one, or None for the notebooks' defaults.
         out_dir: The run's folder, made when missing.
         only: Which notebooks: numbers or names, separated by commas; all by default.
-        time_limit: Seconds that one notebook may take as a whole.
+        time_limit: Seconds that one notebook may take as a whole; the longest takes a night, see docs/scale.md.
         force: Execute even what is up to date.
         notebooks_dir: Where the notebooks lie; its parent is their working directory. By default the project's own.
 
@@ -122,16 +117,15 @@ def run_workbook(
             pass
 
     before = _previous_run(out)
-    entries = _entries(before)
     with contextlib.ExitStack() as stack:
         # torch is imported here and there at once
         kernels = stack.enter_context(Kernels(chosen, root)) if force or not before else None
         check_values(settings)
         check_cache(settings, root)
         check_head(chosen, settings, out, root)
-        keys = notebook_keys(notebooks, settings, root)
+        run = _Run(out, root, given, notebook_keys(notebooks, settings, root), before)
         # the look at the input comes second: it takes longer than to see that nothing has changed
-        if outdated := [p for p in chosen if force or not _up_to_date(entries.get(p.stem), p, keys[p], out)]:
+        if outdated := [path for path in chosen if force or not run.is_up_to_date(path)]:
             kernels = kernels or stack.enter_context(Kernels(outdated, root))
             check_input(settings, chosen)
             scenes, embedded = dataset_folder(settings.get("dataset", ""), root)
@@ -139,12 +133,12 @@ def run_workbook(
                 if not scenes.exists():
                     print(f"drawing the embedded scenes into {scenes} (once)", flush=True)
                 write_scenes(scenes)
-                keys = notebook_keys(notebooks, settings, root)
+                run = _Run(out, root, given, notebook_keys(notebooks, settings, root), before)
         stack.enter_context(only_process(out, "writes", lock_name=RUN_LOCK))
         remove_parts(out)  # of a run that was killed
         for partial in out.glob(f".*{_PARTIAL}"):
             partial.unlink(missing_ok=True)
-        return _Run(out, root, given, keys, kernels, before).execute(chosen, time_limit, force)
+        return run.execute(chosen, time_limit, force, kernels)
 
 
 def _without_left_out(chosen: list[Path], settings: Mapping[str, Any]) -> list[Path]:
@@ -152,18 +146,18 @@ def _without_left_out(chosen: list[Path], settings: Mapping[str, Any]) -> list[P
 
     `train_split: null` leaves out the training and what needs its head, `stage: heatmap` only the latter.
     """
-    lacking, reason = set(), ""
-    if settings.get(LEAVES_OUT, "") is None:
-        lacking, reason = {LEAVES_OUT, NEEDS_HEAD}, f"{LEAVES_OUT} is null"
-    elif settings.get(STAGE) == "heatmap" and any(LEAVES_OUT in notebook_parameters(path) for path in chosen):
-        lacking, reason = {NEEDS_HEAD}, f"{STAGE} is heatmap, which trains no head"
-    if settings.get(NEEDS_HEAD):
-        lacking -= {NEEDS_HEAD}
+    lacking = set() if settings.get("localizer") else {"localizer"}
+    if settings.get("train_split", "") is None:
+        lacking, reason = lacking | {"train_split"}, "train_split is null"
+    elif settings.get("stage") == "heatmap" and any("train_split" in notebook_parameters(path) for path in chosen):
+        reason = "stage is heatmap, which trains no head"
+    else:
+        return chosen
     left_out = [path for path in chosen if lacking & set(notebook_parameters(path))]
-    if left_out and left_out == chosen:
+    if left_out == chosen:
         raise ParameterError(
             f"{reason}, so there is nothing to run of {left_out[0].stem}; name a split to train on, or a "
-            f"trained head with {NEEDS_HEAD}"
+            f"trained head with localizer"
         )
     for path in left_out:
         print(f"{path.stem}: left out, {reason}", flush=True)
@@ -178,19 +172,26 @@ class _Run:
     root: Path
     given: Mapping[str, Any]
     keys: Mapping[Path, str]
-    kernels: Kernels | None
     previous: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        entries = _entries(self.previous)
-        self.entries = {path: _entry(path, entries.get(path.stem), key) for path, key in self.keys.items()}
+        before = {entry["name"]: entry for entry in self.previous.get("notebooks", [])}
+        self.entries = {path: _entry(path, before.get(path.stem), key) for path, key in self.keys.items()}
         self.record: dict[str, Any] = {
             "format": RUN_FORMAT, "name": self.out.name, "status": "running", "pid": os.getpid(), "started": _now(),
             "parameters": dict(self.given), "versions": versions(), "platform": platform.platform(),
             "library_sha256": library_sha256(),
         }  # fmt: skip
 
-    def execute(self, chosen: list[Path], time_limit: float, force: bool) -> RunResult:
+    def is_up_to_date(self, path: Path) -> bool:
+        """Whether a good run with this key left everything that it wrote and read, and it is all still there."""
+        entry = self.entries[path]
+        files = [f"{path.stem}.html", f"{path.stem}.ipynb", *entry["files"]]
+        good = entry["status"] == "ok" and all((self.out / name).exists() for name in files)
+        # what it read of earlier notebooks may be another's by now
+        return good and _hashes(self.out, notebook_reads(path)) == entry.get("read", {})
+
+    def execute(self, chosen: list[Path], time_limit: float, force: bool, kernels: Kernels | None) -> RunResult:
         started = time.monotonic()
         results: list[NotebookResult] = []
         try:
@@ -198,11 +199,11 @@ class _Run:
                 entry, up_to_date = self.entries[path], False
                 if failed := [result.name for result in results if result.status == "failed"]:
                     entry.update(status="not run", message=f"{failed[0]} failed before it")
-                elif not force and _up_to_date(entry, path, self.keys[path], self.out):
+                elif not force and self.is_up_to_date(path):
                     print(f"{path.stem}: up to date", flush=True)
                     up_to_date = True
                 else:
-                    self._one(path, entry, time_limit)
+                    self._one(path, entry, time_limit, kernels)
                 seconds = 0.0 if failed else entry["seconds"]
                 results.append(NotebookResult(path.stem, entry["status"], seconds, up_to_date, entry["message"]))
         except KeyboardInterrupt:
@@ -220,13 +221,13 @@ class _Run:
             self._finish("ok" if ok else "failed", started)
         return RunResult(self.out / "index.html", ok, tuple(results))
 
-    def _one(self, path: Path, entry: dict[str, Any], time_limit: float) -> None:
+    def _one(self, path: Path, entry: dict[str, Any], time_limit: float, kernels: Kernels | None) -> None:
         """Execute and render one notebook; its entry says how it went."""
         accepted = notebook_parameters(path)
         parameters = {name: value for name, value in self.given.items() if name in accepted}
-        if SET_BY_RUNNER in accepted:
+        if "out_dir" in accepted:
             inside = self.out.is_relative_to(self.root)
-            parameters[SET_BY_RUNNER] = str(self.out.relative_to(self.root) if inside else self.out)
+            parameters["out_dir"] = str(self.out.relative_to(self.root) if inside else self.out)
         before = _files(self.out)
         kept = set(entry["files"]) if entry.get("key") == self.keys[path] else set()
         entry.update(status="running", seconds=0.0, message="", files=[], finding="", parameters=parameters)
@@ -238,7 +239,7 @@ class _Run:
         partial = self.out / f".{path.stem}{_PARTIAL}"
         status, message = "ok", ""
         try:
-            execute_notebook(path, partial, parameters, self.root, time_limit, self.kernels)
+            execute_notebook(path, partial, parameters, self.root, time_limit, kernels)
         except NotebookFailure as failure:
             status, message = "failed", str(failure)
         except KeyboardInterrupt:
@@ -273,24 +274,21 @@ class _Run:
             raise OutputError(f"{partial} cannot be read ({error}); run it again") from error
         atomic_write(self.out / f"{path.stem}.ipynb", content)
         partial.unlink()
-        html = report.notebook_html(
+        html = notebook_html(
             notebook, run_name=self.record["name"], date=date, seconds=seconds, failure=failure, folder=self.out
         )
         atomic_write(self.out / f"{path.stem}.html", html)
 
     def _mark_outdated(self) -> None:
         """A notebook made of another's files is no newer than they are, and no longer valid when they have changed."""
+        owners = {name: entry for entry in self.entries.values() for name in entry["files"]}
         for path, entry in self.entries.items():
-            if entry["status"] != "ok":
-                continue
-            read = entry.get("read", {})
-            now = _hashes(self.out, read)
-            owners = {name: other for other in self.entries.values() for name in other["files"]}
-            for name in read:
+            read = entry.get("read", {}) if entry["status"] == "ok" else {}
+            for name, digest in _hashes(self.out, read).items():
                 # a head may come from the command `train`, results come from a notebook
                 owner = owners.get(name)
                 stale = owner["status"] != "ok" if owner else name.endswith(".json")
-                if now[name] != read[name] or (stale and now[name] is not None):
+                if digest != read[name] or (stale and digest is not None):
                     of = f"{name} of {owner['name']}" if owner else name
                     entry.update(
                         status="outdated", message=f"made of {of}, which is from an earlier run or has changed"
@@ -312,7 +310,7 @@ class _Run:
 
     def _save(self) -> None:
         names = sorted(name for entry in self.entries.values() for name in entry["files"] if name.endswith(".json"))
-        contents = {name: report.read_json(self.out / name) for name in names}
+        contents = {name: read_json(self.out / name) for name in names}
         results = {name: content["provenance"] for name, content in contents.items() if "provenance" in content}
         record = self.record | {"notebooks": list(self.entries.values()), "results": results}
         atomic_write(self.out / "run.json", json.dumps(record, indent=2, ensure_ascii=False, default=str))
@@ -322,7 +320,7 @@ def _entry(path: Path, previous: dict[str, Any] | None, key: str) -> dict[str, A
     """The record of a notebook at the start of a run: what an earlier run left, marked when it no longer holds."""
     if previous is None:
         fresh = {"name": path.stem, "status": "not run", "seconds": 0.0, "message": "", "files": [], "finding": ""}
-        return fresh | {"title": report.title(nbformat.read(path, as_version=4)) or path.stem}
+        return fresh | {"title": title(nbformat.read(path, as_version=4)) or path.stem}
     entry = dict(previous)
     if entry["status"] == "outdated" and entry.get("key") == key:  # back to what it was executed with
         entry.update(status="ok", message="")
@@ -333,15 +331,6 @@ def _entry(path: Path, previous: dict[str, Any] | None, key: str) -> dict[str, A
     return entry
 
 
-def _up_to_date(entry: Mapping[str, Any] | None, path: Path, key: str, out: Path) -> bool:
-    """Whether a good run with this key left everything that it wrote and read, and it is all still there."""
-    if entry is None or entry["status"] not in ("ok", "outdated") or entry.get("key") != key:
-        return False
-    there = all((out / name).exists() for name in [f"{path.stem}.html", f"{path.stem}.ipynb", *entry["files"]])
-    # what it read of earlier notebooks may be another's by now
-    return there and _hashes(out, notebook_reads(path)) == entry.get("read", {})
-
-
 def _hashes(out: Path, names: Iterable[str]) -> dict[str, str | None]:
     """sha256 of some files of the run's folder, None for one that is not there."""
     return {name: file_sha256(out / name) if (out / name).is_file() else None for name in names}
@@ -349,17 +338,12 @@ def _hashes(out: Path, names: Iterable[str]) -> dict[str, str | None]:
 
 def _previous_run(out: Path) -> dict[str, Any]:
     """`run.json` of an earlier run; empty where there is none, or none of ours: then everything is executed."""
-    run = report.read_json(out / "run.json")
+    run = read_json(out / "run.json")
     if run and run.get("format") != RUN_FORMAT:
         print(f"{out} was written by another version of this workbook: everything in it is made again", flush=True)
     elif run and all({"name", "status", "files"} <= entry.keys() for entry in run.get("notebooks", [])):
         return run
     return {}
-
-
-def _entries(run: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The notebooks in `run.json`, by name."""
-    return {entry["name"]: entry for entry in run.get("notebooks", [])}
 
 
 def _files(out: Path) -> dict[str, tuple[int, int]]:
@@ -375,7 +359,7 @@ def _files(out: Path) -> dict[str, tuple[int, int]]:
 
 def _finding(out: Path, files: Iterable[str]) -> str:
     """What a notebook found, in a sentence for each of its JSON files that has one."""
-    contents = (report.read_json(out / name) for name in files if name.endswith(".json"))
+    contents = (read_json(out / name) for name in files if name.endswith(".json"))
     return " ".join(dict.fromkeys(str(content["finding"]) for content in contents if content.get("finding")))
 
 

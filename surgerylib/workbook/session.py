@@ -25,28 +25,17 @@ from .run_files import data_provenance
 
 @dataclass(frozen=True)
 class Session:
-    """What a notebook works on.
+    """What a notebook works on."""
 
-    Attributes:
-        dataset: the images that are reported on, every one of them known to decode.
-        clip: the frozen model.
-        out_dir, cache_dir: folders, made.
-        parameters: of the notebook, with the values that it was run with.
-        started: clock at the start, in seconds.
-        source: the dataset's folder.
-        whole_split: all images of the split that `dataset` is a sample of.
-        opened: every data set that was opened, the first is `dataset`.
-    """
-
-    dataset: Dataset
-    clip: SurgeryCLIP
-    out_dir: Path
+    dataset: Dataset  # the images that are reported on, every one of them known to decode
+    clip: SurgeryCLIP  # the frozen model
+    out_dir: Path  # made, as is `cache_dir`
     cache_dir: Path
-    parameters: Mapping[str, Any]
-    started: float
-    source: Path
-    whole_split: Dataset
-    opened: list[Dataset] = field(default_factory=list)
+    parameters: Mapping[str, Any]  # of the notebook, with the values that it was run with
+    started: float  # clock at the start, in seconds
+    source: Path  # the dataset's folder
+    whole_split: Dataset  # all images of the split that `dataset` is a sample of
+    opened: list[Dataset] = field(default_factory=list)  # every data set that was opened, the first is `dataset`
 
     def other_split(self, split: str, num_images: int | None = None, *, purpose: str = "to choose on") -> Dataset:
         """Another split of the same dataset, which must not share an image with the session's own.

@@ -23,12 +23,7 @@ _SORTABLE = Template(
 
 @dataclass(repr=False, eq=False)
 class CaptionedTable:
-    """A table as a notebook shows it, with a caption above it.
-
-    Attributes:
-        frame: the table.
-        caption: plain text.
-    """
+    """A table as a notebook shows it, with a caption of plain text above it."""
 
     frame: pd.DataFrame
     caption: str
@@ -93,10 +88,6 @@ def sortable_table(
             raise ParameterError(
                 f"sort_values[{column!r}] has {len(values)} numbers for {len(frame)} rows; give one for each row"
             )
-    orders = {column: [_order(value) for value in values] for column, values in numbers.items()}
+    # as JavaScript reads numbers; nothing for NaN, which `tables.js` puts last
+    orders = {name: ["" if pd.isna(n) else json.dumps(float(n)) for n in values] for name, values in numbers.items()}
     return _SORTABLE.render(frame=frame, caption=caption, label=label, orders=orders)
-
-
-def _order(value: float) -> str:
-    """A number as JavaScript reads it; nothing for NaN, which `tables.js` puts last."""
-    return "" if pd.isna(value) else json.dumps(float(value))
