@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 from graphlib import TopologicalSorter
 from importlib import import_module
@@ -25,6 +26,7 @@ MAY_IMPORT = {
 }
 
 
+@functools.cache
 def imported(path: Path) -> list[tuple[str, ...]]:
     """Modules of the package that a module names in imports, those for types too: their parts below the package."""
     folder = path.relative_to(PACKAGE).parts[:-1]

@@ -8,6 +8,7 @@ request, so that not even a notebook's own output can make one.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import io
 import itertools
@@ -59,15 +60,6 @@ def notebook_html(
 
     `failure` is why it stopped before its end, in one line; images that its text refers to are looked for in `folder`.
     """
-    exporter = HTMLExporter(
-        config=Config({"NbConvertBase": {"display_data_priority": DISPLAYED_TYPES}}),
-        template_name="report",
-        extra_template_basedirs=[str(TEMPLATES)],
-        preprocessors=[CoalesceStreamsPreprocessor, _tidy],
-        filters={"held": held_together, "balanced": _balanced, "finished": _finished},
-        embed_images=True,
-        exclude_anchor_links=True,
-    )
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     page = {
         "title": title(notebook) or "Notebook",
@@ -80,8 +72,21 @@ def notebook_html(
         "notes": dict.fromkeys(note for output in outputs for note in output.get("metadata", {}).get("notes", [])),
     }
     resources = {"metadata": {"path": str(folder) if folder else "", "name": ""}, "page": page}
-    html, _ = exporter.from_notebook_node(notebook, resources)
+    html, _ = _exporter().from_notebook_node(notebook, resources)
     return html
+
+
+@functools.cache  # compiling templates takes most of a small page's time
+def _exporter() -> HTMLExporter:
+    return HTMLExporter(
+        config=Config({"NbConvertBase": {"display_data_priority": DISPLAYED_TYPES}}),
+        template_name="report",
+        extra_template_basedirs=[str(TEMPLATES)],
+        preprocessors=[CoalesceStreamsPreprocessor, _tidy],
+        filters={"held": held_together, "balanced": _balanced, "finished": _finished},
+        embed_images=True,
+        exclude_anchor_links=True,
+    )
 
 
 def title(notebook: nbformat.NotebookNode) -> str:
@@ -93,6 +98,11 @@ def title(notebook: nbformat.NotebookNode) -> str:
 
 def rendered(template: str, **content: Any) -> str:
     """A page that is not a notebook's: every value is escaped, what is missing is left out."""
+    return _environment().get_template(template).render(content)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([TEMPLATES, TEMPLATES / "report"]), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.ChainableUndefined,
@@ -105,7 +115,7 @@ def rendered(template: str, **content: Any) -> str:
         "url": quote, "duration": readable_seconds, "date": readable_date, "anchor": anchor_of, "shown": shown_value,
         "held": held_together,
     }  # fmt: skip
-    return environment.get_template(template).render(content)
+    return environment
 
 
 def held_together(text: str) -> str:
