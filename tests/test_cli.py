@@ -129,10 +129,7 @@ SPOILT: dict[str, tuple[Callable[[Project], object], str]] = {
     "XML that does not parse": (spoilt(annotation, lambda _: b"<annotation><object>"), r"11726\.xml"),
     "entity bomb": (spoilt(annotation, lambda _: BOMB), r"11726\.xml"),
     "xmax below xmin": (spoilt(annotation, lambda xml: xml.replace(b"<xmin>2<", b"<xmin>30<", 1)), r"11726\.xml"),
-    "class nobody knows": (
-        spoilt(annotation, lambda xml: xml.replace(b"vehicle", b"vehicel", 1)),
-        "vehicel.*vehicle",
-    ),
+    "class nobody knows": (spoilt(annotation, lambda xml: xml.replace(b"vehicle", b"vehicel", 1)), "vehicel.*vehicle"),
     "checkpoint missing": (lambda p: p.checkpoint.unlink(), r"weights\.safetensors"),
     "checkpoint truncated": (spoilt(lambda p: p.checkpoint, lambda data: data[:5000]), r"weights\.safetensors"),
     "checkpoint with code": (

@@ -261,18 +261,12 @@ def holding(name: str, text: str) -> Callable[[Path], object]:
 BAD_RUNS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no run.json": (lambda folder: (folder / "run.json").unlink(), "holds no run.json"),
     "run.json is no JSON": (holding("run.json", "{"), r"run\.json is damaged"),
-    "run.json without notebooks": (
-        edited("run.json", lambda run: run.update(notebooks=[1])),
-        r"run\.json is damaged",
-    ),
+    "run.json without notebooks": (edited("run.json", lambda run: run.update(notebooks=[1])), r"run\.json is damaged"),
     "of another version": (
         edited("run.json", lambda run: run.pop("format")),
         "written by another version of this workbook; give its command again",
     ),
-    "still running": (
-        edited("run.json", lambda run: run.update(status="running", pid=1)),
-        "is running, or was killed",
-    ),
+    "still running": (edited("run.json", lambda run: run.update(status="running", pid=1)), "is running, or was killed"),
     "no results": (
         edited("run.json", lambda run: [entry.update(files=[]) for entry in run["notebooks"]]),
         "holds no result of any notebook",

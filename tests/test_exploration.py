@@ -108,17 +108,14 @@ def test_boxes_are_held_against_the_class_that_a_phrase_names(subject, shown, wa
     assert (list(own["label"]), said) == (rows, words)
 
 
-@pytest.mark.parametrize(
-    ("question", "message"),
-    [
+def test_a_question_that_cannot_be_answered_says_why(exploration):
+    for question, message in (
         (Question(("ship",), "dam"), "'dam' is not asked for"),
         (Question(("ship",), "ship", setting=Setting(layers=9)), "layers is 9"),
         (Question(("ship",), "ship", adapted=True), "no trained adapter for vv_mixed"),
         (Question(("red roof",), "red roof", setting=Setting(similarity="surgery")), "is alone: add another"),
-    ],
-)
-def test_a_question_that_cannot_be_answered_says_why(exploration, question, message):
-    refused(lambda: exploration.ask(question), ParameterError, message)
+    ):
+        refused(exploration.ask, ParameterError, message, question)
 
 
 def test_an_image_without_ground_truth_and_a_map_without_boxes(tiny, subject):

@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 from html import unescape
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import yaml
 from adapted_scenes import write_adapters
 from PIL import Image
+from refusals import refused
 
 from surgerylib.errors import ParameterError
 from surgerylib.explorer import Explorer, view_model
@@ -59,8 +59,8 @@ def line(explorer: Explorer) -> str:
     return unescape(explorer.work.line.value).split(">", 1)[-1].removesuffix("</div>")
 
 
-def shapes(explorer: Explorer, place: int = 0) -> list[dict]:
-    return [shape for shape in explorer.stage.maps[place].shapes if shape["style"] == "found"]
+def shapes(explorer: Explorer) -> list[dict]:
+    return [shape for shape in explorer.stage.maps[0].shapes if shape["style"] == "found"]
 
 
 def test_it_opens_on_the_first_image_and_a_class_that_it_holds(explorer):
@@ -177,11 +177,10 @@ def test_the_pointed_patch_shows_in_every_panel(explorer):
 
 def test_any_image_file_and_an_upload(explorer, tmp_path):
     file = tmp_path / "field 7.png"
-    cv2.imwrite(str(file), np.random.default_rng(0).integers(0, 255, (40, 70, 3), dtype=np.uint8))
+    Image.effect_noise((70, 40), 50).save(file)
     data = file.read_bytes()
     put(explorer, path=str(file))
-    assert explorer.shown.subject.name == "field 7.png"
-    assert explorer.controls.position.value == "field 7.png"
+    assert explorer.shown.subject.name == explorer.controls.position.value == "field 7.png"
     assert explorer.stage.photo.size == [70, 40]
     assert "No ground truth box" in explorer.stage.truths.value
     sent = {"name": "sent.png", "type": "image/png", "size": len(data), "content": memoryview(data)}
@@ -191,24 +190,20 @@ def test_any_image_file_and_an_upload(explorer, tmp_path):
     assert explorer.controls.position.value.startswith("2 of 4")
 
 
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
+def test_what_cannot_be_opened_is_one_line_and_the_view_stays(explorer):
+    for path, message in (
         ("/nowhere/at/all.jpg", "no image file /nowhere/at/all.jpg"),
+        ("/nowhere/at/all.jpg", "no image file /nowhere/at/all.jpg"),  # the same name can be given again
         (__file__, "is not an image that can be read"),
         ("x" * 300, "cannot be read"),
-    ],
-)
-def test_what_cannot_be_opened_is_one_line_and_the_view_stays(explorer, path, message):
-    before = explorer.shown.subject
-    for _ in range(2):  # the same name can be given again
+    ):
+        before = explorer.shown.subject
         put(explorer, path=path)
         assert message in line(explorer)
         assert "\n" not in explorer.work.line.value
         assert explorer.shown.subject is before
         click(explorer, "next")
         assert line(explorer) == explorer.work.traceback == ""
-        before = explorer.shown.subject
 
 
 def test_damaged_images_are_left_out_or_one_line(options, training_root, tmp_path):
@@ -234,10 +229,7 @@ def test_damaged_images_are_left_out_or_one_line(options, training_root, tmp_pat
         ({"adapter": "/nowhere"}, "no file or folder /nowhere"),
         ({"image_size": 33}, "multiple of the patch"),
         ({"model": None}, "model must be"),
-        ({"checkpoint": 5}, "checkpoint must be"),
-        ({"image_size": "48"}, "image_size must be"),
         ({"image_size": 0}, "image_size must be"),
-        ({"split": None}, "split must be"),
         ({"depth": 0}, "depth"),
         ({"device": "nosuch"}, "nosuch"),
         ({"dataset": "~nobody-of-that-name/x"}, "dataset folder"),
@@ -258,9 +250,8 @@ def test_a_wrong_data_set_can_be_mended_in_the_widget(options, training_root, tm
     explorer = opened(options | {"dataset": "/nowhere"})
     assert "no dataset folder /nowhere" in line(explorer)
     for ask in (explorer.save, explorer.python_call, explorer.setting_yaml, lambda: explorer.shown):
-        with pytest.raises(ParameterError, match="nothing is shown"):
-            ask()
-    cv2.imwrite(str(tmp_path / "alone.png"), np.zeros((40, 40, 3), np.uint8))
+        refused(ask, ParameterError, "nothing is shown")
+    Image.new("L", (40, 40)).save(tmp_path / "alone.png")
     put(explorer, path=str(tmp_path / "alone.png"))
     assert (line(explorer), explorer.shown.subject.name) == ("", "alone.png")
     put(explorer, dataset="x" * 300)

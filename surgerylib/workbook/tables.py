@@ -57,11 +57,7 @@ def ap_table(frame: pd.DataFrame, interpolation: str, protocols: Iterable[str] =
 
 
 def sortable_table(
-    frame: pd.DataFrame,
-    *,
-    caption: str,
-    sort_values: Mapping[str, Sequence[float]] | None = None,
-    label: str = "class",
+    frame: pd.DataFrame, *, caption: str, sort_values: Mapping[str, Sequence[float]] | None = None, label: str = "class"
 ) -> str:
     """The frame as an HTML table of class `sortable`, which `page` gives what it needs to be sorted.
 
