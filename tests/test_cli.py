@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dior_folders import annotation_dir, image_file, split_file, write_dataset
+from dior_folders import write_dataset
 from refusals import command_refused, refused
 from safetensors.torch import load_file
 from tiny_models import Touch
@@ -45,11 +45,8 @@ class Project:
     """A project of its own: one tiny notebook, a dataset, a model."""
 
     def __init__(self, root: Path, model: Path) -> None:
-        self.root = root
-        self.data = write_dataset(root / "dior")
-        self.out = root / "reports" / "run"
-        self.model = f"local-dir:{model}"
-        self.checkpoint = root / "weights.safetensors"
+        self.root, self.data, self.out = root, write_dataset(root / "dior"), root / "reports" / "run"
+        self.model, self.checkpoint = f"local-dir:{model}", root / "weights.safetensors"
         self.checkpoint.write_bytes((model / "model.safetensors").read_bytes())
         body = "import pathlib; pathlib.Path(out_dir, 'done.txt').write_text(f'{split} {percentile}')"
         write_notebook(root / "notebooks" / "01_a.ipynb", body, parameters=PARAMETERS)
@@ -94,16 +91,12 @@ def test_check_does_not_draw_the_embedded_scenes(project: Project, capsys: pytes
     assert not (project.root / "data").exists()
 
 
-def spoilt(path_of: Callable[[Project], Path], edit: Callable[[bytes], bytes]) -> Callable[[Project], object]:
-    return lambda project: path_of(project).write_bytes(edit(path_of(project).read_bytes()))
+def spoilt(name: str, edit: Callable[[bytes], bytes]) -> Callable[[Project], object]:
+    def spoil(project: Project) -> None:
+        (path,) = project.root.rglob(name)
+        path.write_bytes(edit(path.read_bytes()))
 
-
-def annotation(project: Project) -> Path:
-    return annotation_dir(project.data) / "11726.xml"
-
-
-def jpeg(project: Project) -> Path:
-    return image_file(project.data, "test", "11726")
+    return spoil
 
 
 def another_architecture(project: Project) -> None:
@@ -121,17 +114,14 @@ BOMB = b"""<!DOCTYPE a [<!ENTITY a "xxxxxxxxxx"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a
 <annotation><filename>&b;</filename></annotation>"""
 SPOILT: dict[str, tuple[Callable[[Project], object], str]] = {
     "dataset folder missing": (lambda p: setattr(p, "data", p.root / "none"), "no dataset folder .*none"),
-    "split names a missing image": (
-        spoilt(lambda p: split_file(p.data, "test"), lambda text: text + b"99999\n"),
-        "99999",
-    ),
-    "truncated JPEG": (spoilt(jpeg, lambda data: data[:-40]), r"11726\.jpg"),
-    "XML that does not parse": (spoilt(annotation, lambda _: b"<annotation><object>"), r"11726\.xml"),
-    "entity bomb": (spoilt(annotation, lambda _: BOMB), r"11726\.xml"),
-    "xmax below xmin": (spoilt(annotation, lambda xml: xml.replace(b"<xmin>2<", b"<xmin>30<", 1)), r"11726\.xml"),
-    "class nobody knows": (spoilt(annotation, lambda xml: xml.replace(b"vehicle", b"vehicel", 1)), "vehicel.*vehicle"),
+    "split names a missing image": (spoilt("test.txt", lambda text: text + b"99999\n"), "99999"),
+    "truncated JPEG": (spoilt("11726.jpg", lambda data: data[:-40]), r"11726\.jpg"),
+    "XML that does not parse": (spoilt("11726.xml", lambda _: b"<annotation><object>"), r"11726\.xml"),
+    "entity bomb": (spoilt("11726.xml", lambda _: BOMB), r"11726\.xml"),
+    "xmax below xmin": (spoilt("11726.xml", lambda xml: xml.replace(b"<xmin>2<", b"<xmin>30<", 1)), r"11726\.xml"),
+    "class nobody knows": (spoilt("11726.xml", lambda xml: xml.replace(b"vehicle", b"vehicel", 1)), "vehicel.*vehicle"),
     "checkpoint missing": (lambda p: p.checkpoint.unlink(), r"weights\.safetensors"),
-    "checkpoint truncated": (spoilt(lambda p: p.checkpoint, lambda data: data[:5000]), r"weights\.safetensors"),
+    "checkpoint truncated": (spoilt("weights.safetensors", lambda data: data[:5000]), r"weights\.safetensors"),
     "checkpoint with code": (
         lambda p: p.checkpoint.write_bytes(pickle.dumps({"state_dict": Touch(p.root / "code of it was run")})),
         r"weights\.safetensors",
@@ -197,7 +187,7 @@ def test_main_leaves_ctrl_c_as_it_was(monkeypatch, capsys) -> None:
 def test_a_cache_folder_that_cannot_be_is_found_before_the_run(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in ("file", "file/below"):
-        refused(lambda folder=folder: check_cache({"cache_dir": folder}, tmp_path), OutputError, "is a file")
+        refused(check_cache, OutputError, "is a file", {"cache_dir": folder}, tmp_path)
     for folder in ("not/there/yet", None):
         check_cache({"cache_dir": folder}, tmp_path)
     assert not (tmp_path / "not").exists()
