@@ -63,33 +63,16 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def parameters(tmp_path_factory: pytest.TempPathFactory, hostile: Path, tiny_folder: Path) -> dict:
     """A configuration of all notebooks that takes little time, leaves the damaged images out, and has weights whose
     name says what they have seen."""
-    weights = shutil.copy(
-        tiny_folder / "model.safetensors", tmp_path_factory.mktemp("weights") / "RemoteCLIP-ViT-tiny.safetensors"
-    )
+    weights = tmp_path_factory.mktemp("weights") / "RemoteCLIP-ViT-tiny.safetensors"
+    shutil.copy(tiny_folder / "model.safetensors", weights)
     return {
-        "dataset": str(hostile),
-        "on_bad_image": "skip",
-        "model": f"local-dir:{tiny_folder}",
-        "checkpoint": str(weights),
-        "depth": 4,
-        "num_examples": 2,
-        "device": "cpu",
-        "percentiles": [60, 75, 90],
-        "unions": [[60, 90]],
-        "nms_ious": [0.5],
-        "min_sides": [10],
-        "max_sides": [112],
-        "box_scores": ["max"],
-        "floor_percentiles": [90],
-        "iou_thresholds": [0.05, 0.3, 0.5],
-        "epochs": 2,
-        "ablation_epochs": 1,
-        "warmup_epochs": 0.5,
-        "picture_size": 32,
-        "training_batch_size": 4,
-        "adapter_epochs": 3,
+        "dataset": str(hostile), "on_bad_image": "skip", "model": f"local-dir:{tiny_folder}",
+        "checkpoint": str(weights), "depth": 4, "num_examples": 2, "device": "cpu", "percentiles": [60, 75, 90],
+        "unions": [[60, 90]], "nms_ious": [0.5], "min_sides": [10], "max_sides": [112], "box_scores": ["max"],
+        "floor_percentiles": [90], "iou_thresholds": [0.05, 0.3, 0.5], "epochs": 2, "ablation_epochs": 1,
+        "warmup_epochs": 0.5, "picture_size": 32, "training_batch_size": 4, "adapter_epochs": 3,
         "adapter_ablation_epochs": 1,
-    }
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="session")

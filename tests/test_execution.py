@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import nbformat
 import psutil
 import pytest
@@ -22,17 +20,13 @@ files.left = 1
 """
 
 
-def written(folder: Path, *sources: str) -> Path:
-    return write_notebook(folder / "01_made.ipynb", *sources)
-
-
 def is_gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.slow
 def test_each_notebook_has_a_kernel_of_its_own_that_has_imported_already(tmp_path):
-    path = written(tmp_path, SOURCE)
+    path = write_notebook(tmp_path / "01_made.ipynb", SOURCE)
     pids = []
     with Kernels([path, path], tmp_path) as kernels:
         for round_ in ("ahead", "killed", "new"):
@@ -61,7 +55,7 @@ def test_each_notebook_has_a_kernel_of_its_own_that_has_imported_already(tmp_pat
     ],
 )
 def test_a_failure_is_one_line_and_leaves_no_kernel(tmp_path, source, limit, said):
-    path = written(tmp_path, "import os\nopen('pid', 'w').write(str(os.getpid()))", source)
+    path = write_notebook(tmp_path / "01_made.ipynb", "import os\nopen('pid', 'w').write(str(os.getpid()))", source)
     with Kernels([path], tmp_path) as kernels, pytest.raises(NotebookFailure, match=said):
         execute_notebook(path, tmp_path / "done.ipynb", {}, tmp_path, limit, kernels)
     assert is_gone(int((tmp_path / "pid").read_text()))
@@ -70,6 +64,6 @@ def test_a_failure_is_one_line_and_leaves_no_kernel(tmp_path, source, limit, sai
 def test_only_this_packages_modules_are_imported_ahead(tmp_path):
     others = "import numpy\nfrom .. import x\nfrom pandas import DataFrame"
     expected = "from surgerylib import files\nfrom surgerylib.errors import SurgeryError"
-    assert package_imports(written(tmp_path, SOURCE, others)) == expected
-    assert package_imports(written(tmp_path, "%magic or worse")) == ""
+    assert package_imports(write_notebook(tmp_path / "01_made.ipynb", SOURCE, others)) == expected
+    assert package_imports(write_notebook(tmp_path / "01_made.ipynb", "%magic or worse")) == ""
     assert all("surgerylib.workbook" in package_imports(path) for path in find_notebooks())

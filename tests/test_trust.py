@@ -37,8 +37,7 @@ def test_damaged_images_are_left_out_of_every_number_and_listed_with_their_reaso
     assert sum(row["n_boxes"] for row in skipped) == len(whole.boxes) - n_boxes
     truth = pd.read_parquet(folder / "ground_truth.parquet")
     assert len(truth) == n_boxes
-    assert not gone & set(truth["image_id"])
-    assert not gone & set(pd.read_parquet(folder / "images.parquet")["image_id"])
+    assert not gone & {*truth["image_id"], *pd.read_parquet(folder / "images.parquet")["image_id"]}
     for name, page in pages(run).items():
         head = page.select_one("header.masthead").get_text(" ", strip=True)
         assert "2 damaged images (and" in head, name
@@ -79,13 +78,9 @@ def test_every_table_of_average_precision_says_protocol_and_definition(run):
 
 def test_the_provenance_holds_what_is_needed_to_repeat(run, parameters):
     folder = run.index.parent
-    of = {
-        "01_heatmap_generation": "map_results.json", "02_threshold_sweep": "multi_iou_results.json",
-        "03_training": "training_results.json", "04_gt_class_evaluation": "evaluation_results.json",
-        "05_per_class_analysis": "per_class_results.json",
-    }  # fmt: skip
-    for path in find_notebooks():
-        provenance = json.loads((folder / of[path.stem]).read_text())["provenance"]
+    files = ("map_results", "multi_iou_results", "training_results", "evaluation_results", "per_class_results")
+    for path, name in zip(find_notebooks(), files, strict=True):
+        provenance = json.loads((folder / f"{name}.json").read_text())["provenance"]
         values = provenance["parameters"]
         assert set(values) == set(notebook_parameters(path))
         assert all(values[name] == value for name, value in parameters.items() if name in values)
