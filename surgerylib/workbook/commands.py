@@ -7,21 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..engine import (
-    AdapterTask,
-    FeatureCache,
-    LocalizerTask,
-    Schedule,
-    Store,
-    Task,
-    TokenCache,
-    Training,
-    check_disk,
-    fit,
-    folder_of,
-    kept_epochs,
-    progress_of,
-)
+from ..engine import AdapterTask, LocalizerTask, Store, check_disk, fit, folder_of, kept_epochs, progress_of
 from ..errors import OutputError, ParameterError
 from ..files import RUN_LOCK, differences, only_process, remove_parts
 from ..study import TrainingPlan, adapted_kinds, publish, publish_adapters
@@ -31,7 +17,6 @@ from .session import Session, open_session
 
 NOTEBOOK = "03"
 _REPORTS = {"heatmap": "adapter_results.json", "localizer": "training_results.json"}
-_Work = tuple[Task, Schedule, Sequence[int]]  # one training to do, with the epochs that are kept
 
 
 def features(config: Mapping[str, Any], out_dir: Path, *, predict_only: bool = False) -> None:
@@ -70,7 +55,7 @@ def train(config: Mapping[str, Any], out_dir: Path, *, resume: bool = False) -> 
             _check_report(session.out_dir / _REPORTS[stage], plan.parameters(stage))
         of_head.pop("report", None)  # the head needs no features of the images that are reported on
         _compute([*tokens.values(), *of_head.values()], plan.batch_size)
-        works: dict[str, _Work] = {}
+        works = {}  # what to train -> task, schedule, and which epochs to keep
         kinds = adapted_kinds() if tokens else []
         for kind in kinds:
             task = AdapterTask(*tokens.values(), plan.adapter, kind=kind)
@@ -79,19 +64,17 @@ def train(config: Mapping[str, Any], out_dir: Path, *, resume: bool = False) -> 
             task = LocalizerTask(*of_head.values(), plan.head)
             works["localiser"] = task, plan.schedule, kept_epochs(plan.schedule)
         _check_progress(works, session.cache_dir, resume=resume)
-        trained = {name: _fit(name, work, session.cache_dir, plan.choose_split) for name, work in works.items()}
+        trained = {}
+        for name, (task, schedule, kept) in works.items():
+            doing = f"training the {name}"
+            training = trained[name] = fit(task, schedule, session.cache_dir, keep_epochs=kept, description=doing)
+            row = training.history.set_index("epoch").loc[training.best_epoch]
+            figures = ", ".join(f"{figure} {row[figure]:.3f}" for figure in row.index if figure.startswith("val_"))
+            best = f"best epoch {training.best_epoch} on {plan.choose_split}: {figures}"
+            print(f"{name}: {best}; {training.seconds:.0f} s here")
         adapters = publish_adapters({kind: trained[f"adapter of {kind}"] for kind in kinds}, session.out_dir)
         heads = [publish(trained["localiser"], session.out_dir)] if of_head else []
         return [*adapters.values(), *heads]
-
-
-def _fit(name: str, work: _Work, trainings_dir: Path, choose_split: str) -> Training:
-    task, schedule, kept = work
-    training = fit(task, schedule, trainings_dir, keep_epochs=kept, description=f"training the {name}")
-    row = training.history.set_index("epoch").loc[training.best_epoch]
-    figures = ", ".join(f"{figure} {row[figure]:.3f}" for figure in row.index if figure.startswith("val_"))
-    print(f"{name}: best epoch {training.best_epoch} on {choose_split}: {figures}; {training.seconds:.0f} s here")
-    return training
 
 
 def _compute(caches: Sequence[Store], batch_size: int) -> None:
@@ -113,7 +96,7 @@ def _check_report(path: Path, plan: Mapping[str, Any]) -> None:
         )
 
 
-def _check_progress(works: Mapping[str, _Work], trainings_dir: Path, *, resume: bool) -> None:
+def _check_progress(works: Mapping[str, tuple], trainings_dir: Path, *, resume: bool) -> None:
     folders = {name: folder_of(task, schedule, trainings_dir) for name, (task, schedule, _) in works.items()}
     begun = {name: progress for name, folder in folders.items() if (progress := progress_of(folder))}
     if resume and not begun:
@@ -128,9 +111,7 @@ def _check_progress(works: Mapping[str, _Work], trainings_dir: Path, *, resume: 
             )
 
 
-def _open(
-    config: Mapping[str, Any], out_dir: Path
-) -> tuple[Session, TrainingPlan, dict[str, TokenCache], dict[str, FeatureCache]]:
+def _open(config: Mapping[str, Any], out_dir: Path) -> tuple[Session, TrainingPlan, dict[str, Store], dict[str, Store]]:
     """Session, plan, and by role the caches of adapters and head, empty where none is trained; nothing is computed."""
     given = validate(config, known_parameters(find_notebooks()))
     if given.get("train_split", "") is None:

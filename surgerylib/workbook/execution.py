@@ -47,13 +47,14 @@ class _Kernel(AsyncKernelManager):
     def _encrypt(self) -> str:
         return "auto"  # otherwise ipykernel prints a warning into the middle of the progress lines
 
-    async def begin(self, root: Path, imports: str) -> None:
+    async def begin(self, root: Path, imports: str) -> _Kernel:
         # how a cell ended that Ctrl-C had stopped is nobody's to hear, and else nothing is said there
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
         self.opened: list[Any] = []
         ahead = f"--IPKernelApp.exec_lines={[f'exec({imports!r}, dict())']}"
         # without the kernel process's own messages; what cells print comes through the notebook
         await self.start_kernel(cwd=str(root), stderr=subprocess.DEVNULL, extra_arguments=[ahead] if imports else [])
+        return self
 
     def client(self, **kwargs: Any) -> Any:
         self.opened.append(super().client(**kwargs))
@@ -84,11 +85,8 @@ class Kernels(contextlib.AbstractContextManager):
         if kernel is not None and not run_sync(kernel.is_alive)():
             run_sync(kernel.end)()
             kernel = None
-        if kernel is None:
-            kernel = _Kernel()
-            run_sync(kernel.begin)(self._root, "")
         self._start_next()
-        return kernel
+        return kernel or run_sync(_Kernel().begin)(self._root, "")
 
     def __exit__(self, *_: object) -> None:
         if self._next is not None:
@@ -96,8 +94,7 @@ class Kernels(contextlib.AbstractContextManager):
 
     def _start_next(self) -> None:
         if self._left:
-            self._next = _Kernel()
-            run_sync(self._next.begin)(self._root, package_imports(self._left.pop(0)))
+            self._next = run_sync(_Kernel().begin)(self._root, package_imports(self._left.pop(0)))
 
 
 def package_imports(notebook: Path) -> str:
@@ -124,17 +121,11 @@ def execute_notebook(
         kernel = (kernels or Kernels([], root)).take()
         try:
             papermill.execute_notebook(
-                _literal(notebook),
-                _literal(output),
-                parameters=dict(parameters),
-                kernel_name="python3",
-                language="python",
-                cwd=str(root),
-                progress_bar={"desc": notebook.stem, "disable": None, "leave": False},
-                km=kernel,
-                start_timeout=_IMPORTS_MAY_TAKE,
+                *map(_literal, (notebook, output)), parameters=dict(parameters), kernel_name="python3",
+                language="python", cwd=str(root), progress_bar={"desc": notebook.stem, "disable": None, "leave": False},
+                km=kernel, start_timeout=_IMPORTS_MAY_TAKE,
                 timeout_func=lambda cell: max(0.1, deadline - time.monotonic()),
-            )
+            )  # fmt: skip
         finally:
             run_sync(kernel.end)()
     except papermill.PapermillExecutionError as error:

@@ -31,21 +31,13 @@ from ..files import (
     only_process,
     remove_parts,
     versions,
-)  # fmt: skip
+)
 from .check import check_cache, check_head, check_input, check_output, check_values
 from .execution import Kernels, NotebookFailure, execute_notebook
 from .fingerprints import notebook_keys
 from .index import index_html
 from .page import notebook_html, read_json, title
-from .parameters import (
-    find_notebooks,
-    known_parameters,
-    load_config,
-    notebook_parameters,
-    notebook_reads,
-    validate,
-    with_defaults,
-)  # fmt: skip
+from .parameters import find_notebooks, known_parameters, load_config, notebook_parameters, notebook_reads, validate
 from .run_files import RUN_FORMAT
 
 _PARTIAL = ".partial.ipynb"
@@ -105,7 +97,7 @@ def run_workbook(
     chosen = find_notebooks(notebooks_dir, only)
     known = known_parameters(notebooks)
     given = validate(load_config(config), known)
-    settings = with_defaults(given, known)
+    settings = {name: given.get(name, parameter.default) for name, parameter in known.items()}
     chosen = _without_left_out(chosen, settings)
     if not time_limit > 0:
         raise ParameterError(f"the time limit must be more than 0, not {time_limit!r}")
@@ -156,8 +148,8 @@ def _without_left_out(chosen: list[Path], settings: Mapping[str, Any]) -> list[P
     left_out = [path for path in chosen if lacking & set(notebook_parameters(path))]
     if left_out == chosen:
         raise ParameterError(
-            f"{reason}, so there is nothing to run of {left_out[0].stem}; name a split to train on, or a "
-            f"trained head with localizer"
+            f"{reason}, so there is nothing to run of {left_out[0].stem}; name a split to train on, or a trained head "
+            "with localizer"
         )
     for path in left_out:
         print(f"{path.stem}: left out, {reason}", flush=True)
@@ -275,7 +267,7 @@ class _Run:
         atomic_write(self.out / f"{path.stem}.ipynb", content)
         partial.unlink()
         html = notebook_html(
-            notebook, run_name=self.record["name"], date=date, seconds=seconds, failure=failure, folder=self.out
+            notebook, run_name=self.out.name, date=date, seconds=seconds, failure=failure, folder=self.out
         )
         atomic_write(self.out / f"{path.stem}.html", html)
 
