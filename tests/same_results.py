@@ -85,13 +85,12 @@ def _page(path: Path, folder: Path) -> str:
 
 def _not_taken_up(text: str) -> str:
     """Without the lines that say what was there already; the markup around them stays."""
-    lines = []
-    for line in text.split("\n"):
+
+    def kept(line: str) -> str:
         # asked first: an image is a line of a million letters, in which the pattern would begin anew at each
-        kept = re.sub(f"[^>]*(?:{_TAKEN_UP.pattern})[^<]*", "", line) if _TAKEN_UP.search(line) else line
-        if kept or not line:
-            lines.append(kept)
-    return "\n".join(lines)
+        return re.sub(f"[^>]*(?:{_TAKEN_UP.pattern})[^<]*", "", line) if _TAKEN_UP.search(line) else line
+
+    return "\n".join(kept(line) for line in text.split("\n") if kept(line) or not line)
 
 
 def _without_bars(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:

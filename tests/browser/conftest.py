@@ -21,25 +21,20 @@ _ARGUMENTS = [
 ]  # fmt: skip
 
 
-def browser_path() -> str | None:
-    """Chromium on this machine; `CHROMIUM` in the environment names another."""
-    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
-
-
 @pytest.fixture(scope="session", autouse=True)
-def _has_browser() -> None:
-    if browser_path() is None:
-        message = f"no browser found ({', '.join(_NAMES)}): install Debian's package chromium, or set CHROMIUM to one"
-        if os.environ.get("BROWSER_TESTS") == "required":
-            pytest.fail(message)
-        pytest.skip(message)
+def chromium() -> str:
+    """Chromium on this machine; `CHROMIUM` in the environment names another."""
+    if path := os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None):
+        return path
+    message = f"no browser found ({', '.join(_NAMES)}): install Debian's package chromium, or set CHROMIUM to one"
+    (pytest.fail if os.environ.get("BROWSER_TESTS") == "required" else pytest.skip)(message)
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser(chromium: str) -> Iterator[Browser]:
     # ended with the module: while it runs, no other test could run an event loop
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=browser_path(), args=_ARGUMENTS)
+        started = playwright.chromium.launch(executable_path=chromium, args=_ARGUMENTS)
         yield started
         started.close()
 
