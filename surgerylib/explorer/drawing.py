@@ -91,11 +91,6 @@ def headline(answer: Answer, against: str) -> str:
     return f"{boxes}; best IoU {ious.max():.2f}{mean}; {(ious >= 0.5).sum()} of {len(ious)} met at IoU ≥ 0.5"
 
 
-def span(answer: Answer) -> str:
-    """The raw values that the colours of the overlay span, and the threshold."""
-    return f"{number(answer.shown.min())} to {number(answer.shown.max())}, threshold {number(answer.threshold)}"
-
-
 def truth_table(answers: Sequence[Answer], truth: pd.DataFrame, against: str) -> str:
     """HTML: each ground truth box held against, with the IoU of the box that fits it best, a column a kind."""
     if truth.empty:

@@ -7,6 +7,7 @@ import ipywidgets as widgets
 
 from ..figures import kind_looks
 from ..heatmaps import HEATMAP_KINDS
+from ..intervals import number
 from . import drawing as view
 from .view_model import Look, Shown, Subject
 from .widgets import Panel, box
@@ -73,7 +74,8 @@ class Stage:
                 panel.title, panel.colour = title, kind_looks([answer.kind])[answer.kind].colour
                 panel.shapes = quiet + view.found_shapes(answer)
                 panel.outline = view.outline_points(answer) if outline else []
-                panel.caption = f"{view.headline(answer, shown.against)}. Map {view.span(answer)}."
+                low, high, level = map(number, (answer.shown.min(), answer.shown.max(), answer.threshold))
+                panel.caption = f"{view.headline(answer, shown.against)}. Map {low} to {high}, threshold {level}."
         self.truths.value = view.truth_table(answers, shown.own, shown.against)
 
     def show_patch(self, shown: Shown | None) -> None:

@@ -241,20 +241,17 @@ class Exploration:
                     f"surgery similarity compares phrases, and {question.asked[0]!r} is alone: add another, ask for "
                     "the classes too, or choose cosine"
                 )
-            adapter = self.adapters[kind].model if question.adapted else None
+            how = {"similarity": setting.similarity, "adapter": self.adapters[kind].model if question.adapted else None}
             with torch.no_grad():
-                found = heatmaps(
-                    tokens.last(layers), self.text(question.asked), kind, similarity=setting.similarity, adapter=adapter
-                )
+                found = heatmaps(tokens.last(layers), self.text(question.asked), kind, **how)
             self._maps[key] = found[0].float().cpu().numpy()
         return self._maps[key]
 
     def ask(self, question: Question) -> Shown:
         """An answer of each kind to a question about the present image; an error where there cannot be one."""
         if question.shown not in question.asked:
-            raise ParameterError(
-                f"{question.shown!r} is not asked for; nearest: {nearest(question.shown, question.asked)}"
-            )
+            close = nearest(question.shown, question.asked)
+            raise ParameterError(f"{question.shown!r} is not asked for; nearest: {close}")
         own, against = held_against(question, self.subject.truth, self.classes)
         own_xyxy = own[BOX_COLUMNS].to_numpy(np.float64)
         place, found = question.asked.index(question.shown), []

@@ -159,9 +159,8 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--checkpoint", help="weights: a file, an open_clip tag, or hf:owner/repo/file")
 
     placed = argparse.ArgumentParser(add_help=False)
-    placed.add_argument(
-        "--out", type=Path, metavar="DIR", help="the run's folder (default: reports/NAME of the config)"
-    )
+    folder = "the run's folder (default: reports/NAME of the config)"
+    placed.add_argument("--out", type=Path, metavar="DIR", help=folder)
 
     def command(name: str, work: Callable, help_: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         parser = commands.add_parser(name, parents=parents, help=help_)
@@ -187,10 +186,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="go on with a training of these settings that was stopped")
 
     compare = command("compare", _compare, "put finished runs side by side on one page")
-    # none at all is an error with the other bad input, in one line
-    compare.add_argument(
-        "runs", nargs="*", type=Path, metavar="RUN", help="a run's folder; differences are to the first"
-    )
+    folder = "a run's folder; differences are to the first"  # none at all is an error with the other bad input
+    compare.add_argument("runs", nargs="*", type=Path, metavar="RUN", help=folder)
     compare.add_argument("--out", type=Path, metavar="FILE", help="the page (default: reports/compare-NAME-NAME.html)")
 
     scenes = command("scenes", _scenes, "draw aerial scenes in DIOR's layout")

@@ -306,13 +306,11 @@ def _map_differences(first: Run, run: Run) -> list[dict[str, Any]]:
     if not kinds:
         raise NotPaired("Not measured: the two runs have no kind in common.")
     seed = first.provenance(MAPS).get("seed", 0)
-    tables, n_images = [], f"{len(first.frame(IMAGES)):,} images"
+    tables = []
     for protocol, caption in PROTOCOLS.items():
-        rows = {}
-        for kind in kinds:
-            difference = paired_difference(*(of.bootstrap(protocol, kind, seed) for of in (run, first)))
-            rows[kind] = by_threshold(plain(difference.summary()))
-        caption = f"{caption}{_definition([first])}; {n_images}"
+        pairs = {kind: [of.bootstrap(protocol, kind, seed) for of in (run, first)] for kind in kinds}
+        rows = {kind: by_threshold(plain(paired_difference(*pair).summary())) for kind, pair in pairs.items()}
+        caption = f"{caption}{_definition([first])}; {len(first.frame(IMAGES)):,} images"
         tables.append(_table(caption, "kind", iou_columns(first.thresholds), {"": rows}))
     return tables
 

@@ -182,8 +182,7 @@ def _is_shown(output: nbformat.NotebookNode) -> bool:
 
 def _mark_setup(cells: list[nbformat.NotebookNode]) -> None:
     """Marks the code that runs before the first section: folded into one, it doesn't part a question and its answer."""
-    first = next((at for at, cell in enumerate(cells) if re.search(r"^## ", cell.source, re.MULTILINE)), 0)
-    start = first
+    start = first = next((at for at, cell in enumerate(cells) if re.search(r"^## ", cell.source, re.MULTILINE)), 0)
     while start and cells[start - 1].cell_type == "code":
         if any(output.output_type != "stream" for output in cells[start - 1].outputs):
             break
@@ -230,10 +229,8 @@ def _finished(html: str) -> dict[str, Any]:
         del tag["style"]
     for tag in soup.find_all(src=True):
         if not tag["src"].startswith("data:"):
-            note = soup.new_tag(
-                "span", attrs={"class": "muted"}, string=f"[not in this file: {tag.get('alt') or tag['src']}]"
-            )
-            tag.replace_with(note)
+            missing = f"[not in this file: {tag.get('alt') or tag['src']}]"
+            tag.replace_with(soup.new_tag("span", attrs={"class": "muted"}, string=missing))
     for image in soup.find_all("img"):
         image["alt"] = image.get("alt") or "Image without a description"
     for table in soup.find_all("table"):
@@ -245,8 +242,7 @@ def _finished(html: str) -> dict[str, Any]:
             _mark_numbers(table)
         table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0"}))
         del table["border"]
-        row = table.find("tr")
-        if row is not None and len(row.find_all(["th", "td"])) > WIDE_TABLE:
+        if (row := table.find("tr")) and len(row.find_all(["th", "td"])) > WIDE_TABLE:
             table["class"] = [*table.get("class", []), "wide"]
     scripts = _scripts(sortable=bool(soup.select("table.sortable")))
     found = {"html": str(soup), "headings": list(headings.values())}

@@ -221,7 +221,7 @@ class _Run:
             inside = self.out.is_relative_to(self.root)
             parameters["out_dir"] = str(self.out.relative_to(self.root) if inside else self.out)
         before = _files(self.out)
-        kept = set(entry["files"]) if entry.get("key") == self.keys[path] else set()
+        kept = entry["files"] if entry.get("key") == self.keys[path] else []
         entry.update(status="running", seconds=0.0, message="", files=[], finding="", parameters=parameters)
         entry.update(key=self.keys[path], sha256=file_sha256(path), started=_now())
         self._save()
@@ -266,10 +266,8 @@ class _Run:
             raise OutputError(f"{partial} cannot be read ({error}); run it again") from error
         atomic_write(self.out / f"{path.stem}.ipynb", content)
         partial.unlink()
-        html = notebook_html(
-            notebook, run_name=self.out.name, date=date, seconds=seconds, failure=failure, folder=self.out
-        )
-        atomic_write(self.out / f"{path.stem}.html", html)
+        about = {"run_name": self.out.name, "date": date, "seconds": seconds, "failure": failure}
+        atomic_write(self.out / f"{path.stem}.html", notebook_html(notebook, **about, folder=self.out))
 
     def _mark_outdated(self) -> None:
         """A notebook made of another's files is no newer than they are, and no longer valid when they have changed."""
@@ -282,10 +280,9 @@ class _Run:
                 stale = owner["status"] != "ok" if owner else name.endswith(".json")
                 if digest != read[name] or (stale and digest is not None):
                     of = f"{name} of {owner['name']}" if owner else name
-                    entry.update(
-                        status="outdated", message=f"made of {of}, which is from an earlier run or has changed"
-                    )
-                    print(f"{path.stem}: outdated, {entry['message']}", flush=True)
+                    message = f"made of {of}, which is from an earlier run or has changed"
+                    entry.update(status="outdated", message=message)
+                    print(f"{path.stem}: outdated, {message}", flush=True)
                     break
 
     def _finish(self, status: str, started: float) -> None:

@@ -22,10 +22,8 @@ from ..files import atomic_write, differences, file_sha256
 # of run.json and of what a run's folder holds: another number where a folder of an earlier version no longer fits
 RUN_FORMAT = 2
 # of a provenance: what two notebooks of one run have in common
-_SHARED = (
-    "model", "weights_sha256", "depth", "image_size", "dataset", "split", "annotations_sha256", "images_sha256",
-    "classes",
-)  # fmt: skip
+_SHARED = ("model", "weights_sha256", "depth", "image_size", "dataset", "split", "annotations_sha256", "images_sha256",
+           "classes")  # fmt: skip
 _WRITTEN_BY = {"map_results.json": "01", "evaluation_results.json": "04"}
 
 
@@ -60,17 +58,14 @@ def read_results(path: Path, provenance: Mapping[str, Any] | None = None) -> dic
         writer = f"notebook {number}" if number else "the notebook that writes it"
         raise ResultsError(f"{path} is not there; run {writer} into this folder first") from None
     except (OSError, ValueError) as error:
-        raise ResultsError(
-            f"{path} cannot be read ({' '.join(str(error).split())[:80]}); run its notebook again"
-        ) from None
+        said = " ".join(str(error).split())[:80]
+        raise ResultsError(f"{path} cannot be read ({said}); run its notebook again") from None
     if not isinstance(results, dict) or not isinstance(results.get("provenance"), dict):
         raise ResultsError(f"{path} does not say what it was made of; run its notebook again")
     if provenance is not None:
         theirs, own = ({name: of.get(name) for name in _SHARED} for of in (results["provenance"], provenance))
-        if different := differences(theirs, own):
-            raise ResultsError(
-                f"{path} is of another run ({different}): run its notebook again, or choose another folder"
-            )
+        if other := differences(theirs, own):
+            raise ResultsError(f"{path} is of another run ({other}): run its notebook again, or choose another folder")
     return results
 
 

@@ -72,9 +72,8 @@ class Session:
     def warnings(self) -> list[str]:
         """What a reader must know before believing a number."""
         weights = self.clip.weights
-        notes = warnings_for(
-            n_images=len(self.dataset.images), saw_dior=weights.saw_dior, random_weights=weights.random
-        )
+        n_images = len(self.dataset.images)
+        notes = warnings_for(n_images=n_images, saw_dior=weights.saw_dior, random_weights=weights.random)
         return notes + [skipped_note(data.split, data.count_skipped()) for data in self.opened if len(data.skipped)]
 
     def show_notes(self, notes: Sequence[str] | None = None) -> None:

@@ -77,13 +77,11 @@ def sortable_table(
     numbers = {column: list(values) for column, values in (sort_values or {}).items()}
     for column, values in numbers.items():
         if column not in frame.columns:
-            raise ParameterError(
-                f"sort_values has {column!r}, which is no column of the table; name one of {list(frame.columns)}"
-            )
+            there = list(frame.columns)
+            raise ParameterError(f"sort_values has {column!r}, which is no column of the table; name one of {there}")
         if len(values) != len(frame):
-            raise ParameterError(
-                f"sort_values[{column!r}] has {len(values)} numbers for {len(frame)} rows; give one for each row"
-            )
+            counts = f"{len(values)} numbers for {len(frame)} rows"
+            raise ParameterError(f"sort_values[{column!r}] has {counts}; give one for each row")
     # as JavaScript reads numbers; nothing for NaN, which `tables.js` puts last
     orders = {name: ["" if pd.isna(n) else json.dumps(float(n)) for n in values] for name, values in numbers.items()}
     return _SORTABLE.render(frame=frame, caption=caption, label=label, orders=orders)
