@@ -71,11 +71,7 @@ class HeatmapAdapter(nn.Module):
         return torch.exp(_GAIN * self.log_scale)
 
     def tokens(self, patches: Tensor) -> Tensor:
-        """Adapted patch tokens, each layer with its weight: [L, B, N, D] unit rows -> the same, not of unit length.
-
-        Raises:
-            ParameterError: another number of layers or another width.
-        """
+        """Adapted patch tokens, each layer with its weight: [L, B, N, D] unit rows -> the same, not of unit length."""
         self._check(patches)
         return (patches + self.up(F.gelu(self.down(patches)))) * (1 + self.layer_offsets)[:, None, None, None]
 
@@ -97,20 +93,15 @@ class HeatmapAdapter(nn.Module):
         Raises:
             ParameterError: a shape that does not fit.
         """
-        self._check(patches, text)
-        adapted = self.tokens(patches)
-        return self._on_grid(adapted.mean(dim=0) @ text.to(adapted.dtype).T, grid)
+        return self.maps_and_drift(patches, text, grid)[0]
 
     def maps_and_drift(
         self, patches: Tensor, text: Tensor, grid: tuple[int, int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """`forward`, and the residual's mean squared length, at a part of the cost: no adapted token is formed.
+        """`forward`, and the residual's mean squared length: [B, C, h, w] logits and one number.
 
-        (x + U h)·t = x·t + h·(Uᵀt) and |U h|² = h·(UᵀU)h, with the `rank` channels h = gelu(V x + v): all that is as
-        wide as a token is x itself, which needs no gradient. Equal up to rounding; arguments and errors as there.
-
-        Returns:
-            [B, C, h, w] logits, and one number.
+        No adapted token is formed: (x + U h)·t = x·t + h·(Uᵀt) and |U h|² = h·(UᵀU)h, with the `rank` channels
+        h = gelu(V x + v). All that is as wide as a token is x itself, which needs no gradient.
         """
         self._check(patches, text)
         text = text.to(patches.dtype)
@@ -118,16 +109,11 @@ class HeatmapAdapter(nn.Module):
         similarities = F.linear(patches, text) + F.linear(hidden, text @ self.up.weight)  # [L, B, N, C]
         mean = torch.tensordot((1 + self.layer_offsets).to(similarities.dtype), similarities, dims=1) / self.num_layers
         drift = (F.linear(hidden, self.up.weight.T @ self.up.weight) * hidden).sum(dim=-1).float().mean()
-        return self._on_grid(mean, grid), drift
-
-    def _on_grid(self, similarities: Tensor, grid: tuple[int, int] | None) -> Tensor:
-        """Mean similarities [B, N, C] -> logits [B, C, h, w]."""
-        n_images, n_patches, n_texts = similarities.shape
-        side = math.isqrt(n_patches)
-        rows, columns = (side, side) if grid is None else grid
+        n_patches = patches.shape[2]
+        rows, columns = (math.isqrt(n_patches),) * 2 if grid is None else grid
         if rows * columns != n_patches:
             raise ParameterError(f"{n_patches} patches are not a grid of {rows} x {columns}; give grid=(rows, columns)")
-        return self.logits(similarities).transpose(1, 2).reshape(n_images, n_texts, rows, columns)
+        return self.logits(mean).transpose(1, 2).unflatten(2, (rows, columns)), drift
 
     def _check(self, patches: Tensor, text: Tensor | None = None) -> None:
         if patches.ndim != 4 or patches.shape[0] != self.num_layers or patches.shape[-1] != self.embed_dim:
@@ -139,18 +125,10 @@ class HeatmapAdapter(nn.Module):
             raise ParameterError(f"text must be [C, {self.embed_dim}] for this adapter, got {list(text.shape)}")
 
 
-def untrained_adapter(config: Mapping[str, int], seed: int) -> HeatmapAdapter:
-    """The adapter that a training with this seed starts from, in eval mode; torch's generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return HeatmapAdapter(**config).eval()
-
-
 def clip_and_tokens(clip: SurgeryCLIP, kind: str, layers: int) -> dict[str, Any]:
     """What a trained adapter belongs to: the CLIP, but not the device that it runs on, and the tokens of a kind.
 
-    Kinds that take their patches from the same path (`standard` and `vv_qk`, `vv_vv` and `vv_mixed`) have the same
-    tokens, and share an adapter.
+    Kinds that take their patches from the same path have the same tokens, and share an adapter.
     """
     check_kinds([kind])
     own = {name: value for name, value in clip.identity.items() if name != "device"}

@@ -26,17 +26,11 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention `softmax(s * q k^T) v` with `s = head_dim ** -0.5`.
+    """Scaled dot-product attention `softmax(s * q k^T) v` with `s = head_dim ** -0.5`, all [B, heads, T, d].
 
     `attend(q, k, v)` is the stock attention; `attend(v, v, v)` is the value-value attention of CLIP Surgery
     (Li et al. 2023, arXiv:2304.05653, section 3.2). V enters as it is: normalising it and then scaling would flatten
     the softmax to almost uniform weights.
-
-    Args:
-        q: [B, heads, T, d]; k and v likewise.
-
-    Returns:
-        [B, heads, T, d]
     """
     return F.scaled_dot_product_attention(q, k, v)
 

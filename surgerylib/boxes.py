@@ -61,8 +61,6 @@ def box_giou(boxes_a: Array, boxes_b: Array) -> Array:
 def patch_coverage(boxes_xyxy: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """The share of each patch that some box covers: exact, boxes that overlap count once.
 
-    The edges of boxes and patches together cut the image into cells that are wholly inside or outside of each.
-
     Args:
         boxes_xyxy: [G, 4] in [0, 1] of the image.
         grid: (rows h, columns w) of patches.
@@ -70,6 +68,7 @@ def patch_coverage(boxes_xyxy: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     Returns:
         float64 [h, w] in [0, 1].
     """
+    # the edges of boxes and patches together cut the image into cells that are wholly inside or outside of each
     boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4).clip(0, 1)
     inside, shares = [], []
     for low, high, n_patches in ((1, 3, grid[0]), (0, 2, grid[1])):  # rows, then columns

@@ -63,11 +63,7 @@ class ImageTokens:
         return replace(self, **{path: torch.cat([getattr(self, path)[:, :, :1], patches], dim=2)})
 
     def similarities(self, text: Tensor) -> Tensor:
-        """Similarity of every token, CLS first, to C texts [C, D] of unit rows: [B, L, 2, C, 1+N], paths as in `PATHS`.
-
-        Raises:
-            ParameterError: text of another width.
-        """
+        """Similarity of every token, CLS first, to texts [C, D] of unit rows: [B, L, 2, C, 1+N], paths as `PATHS`."""
         if text.ndim != 2 or text.shape[1] != self.qk.shape[-1]:
             raise ParameterError(f"text must be [C, {self.qk.shape[-1]}] for these tokens, got {list(text.shape)}")
         both = torch.stack([getattr(self, path) for path in PATHS])  # [2, L, B, 1+N, D]
@@ -101,7 +97,7 @@ class SurgeryCLIP:
         self.num_layers = len(visual.transformer.resblocks)
         self.depth = min(whole_number("depth", depth), self.num_layers)
         self._tokenizer = tokenizer
-        self._text_cache: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
+        self._text_cache: dict[tuple, Tensor] = {}  # by names and templates
         config = open_clip.get_model_preprocess_cfg(model)
         self._mean = _pixel_statistics("mean", config.get("mean") or open_clip.OPENAI_DATASET_MEAN)
         self._std = _pixel_statistics("std", config.get("std") or open_clip.OPENAI_DATASET_STD)
@@ -241,8 +237,7 @@ class SurgeryCLIP:
         return visual.ln_pre(torch.cat([cls, patches], dim=1) + positions.to(patches.dtype))
 
     def _project(self, x: Tensor) -> Tensor:
-        visual = self.model.visual
-        return visual.ln_post(x) @ visual.proj
+        return self.model.visual.ln_post(x) @ self.model.visual.proj
 
     def _encode_prompts(self, prompts: list[str]) -> Tensor:
         model, tokens = self.model, self._tokenizer(prompts).to(self.device)
@@ -303,15 +298,9 @@ class SurgeryCLIP:
 
 
 def interpolate_positions(positions: Tensor, grid_from: tuple[int, int], grid_to: tuple[int, int]) -> Tensor:
-    """Position embedding for another patch grid, bicubic with antialiasing in float32; the input is not changed.
+    """Position embedding [1 + h*w, W], CLS first, for another grid [1 + h'*w', W]; itself when the grids agree.
 
-    Args:
-        positions: [1 + h*w, W], CLS first.
-        grid_from: its (h, w).
-        grid_to: the (h, w) wanted.
-
-    Returns:
-        [1 + h'*w', W]; `positions` itself when the grids agree.
+    Bicubic with antialiasing in float32; the input is not changed.
     """
     if tuple(grid_from) == tuple(grid_to):
         return positions
@@ -378,8 +367,7 @@ def pick_device(device: str) -> torch.device:
 def _pixel_statistics(name: str, values: Sequence[float]) -> Tensor:
     """Mean or standard deviation of the pixels a model was trained with, [3, 1, 1]."""
     numbers = isinstance(values, list | tuple) and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
-    if not numbers or len(values) != 3:
-        raise UnsupportedModelError(f"the model's configuration has the {name} {values!r}; three numbers are needed")
-    if name == "std" and min(values) <= 0:
-        raise UnsupportedModelError(f"the model's configuration has the std {values!r}; each must be above 0")
+    if not numbers or len(values) != 3 or (name == "std" and min(values) <= 0):
+        needed = "three numbers above 0" if name == "std" else "three numbers"
+        raise UnsupportedModelError(f"the model's configuration has the {name} {values!r}; {needed} are needed")
     return torch.tensor([float(value) for value in values]).view(3, 1, 1)

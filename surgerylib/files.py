@@ -110,16 +110,14 @@ def is_abandoned(path: Path) -> bool:
 def only_process(folder: Path, work: str, *, lock_name: str = ".lock") -> Iterator[None]:
     """One process at a time does this work in a folder, which is made; the lock of a process that died is no lock.
 
-    Args:
-        folder: of the work.
-        work: what is done there, for the error: `trains`.
-        lock_name: of the lock file; beside it lies the number of the last process that had it.
+    `work` is what is done there, for the error: `trains`.
 
     Raises:
         OutputError: another process holds it, the message says which; or the folder cannot be written.
     """
     lock = FileLock(folder / lock_name, timeout=0)
-    # a file of its own: the lock's may be locked against its own process too, or mean something to the lock itself
+    # the number of the last process that had the lock. In a file of its own: the lock's may be locked against its own
+    # process too, or mean something to the lock itself
     holder = folder / f"{lock_name.removesuffix('.lock')}.holder.lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)

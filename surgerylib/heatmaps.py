@@ -80,18 +80,14 @@ def maps_of(similarities: Tensor, grid: tuple[int, int], kind: str, *, similarit
 
     `cosine`: that of the patches. The CLS token plays no part, so `vv_vv` and `vv_mixed` agree.
     `surgery` (Li et al. 2023, arXiv:2304.05653, section 3.3): with S = patches·textᵀ, p = softmax(2·cls·textᵀ) over
-    the classes and w = p / mean(p): `w·S - mean over classes of w·S`, for each image and layer.
+    the classes and w = p / mean(p): `w·S - mean over classes of w·S`, for each image and layer; not of one class alone.
 
     Args:
         similarities: [B, L, 2, C, 1+N] of `ImageTokens.similarities`, or of a `HeatmapStore`.
         grid: (h, w) with h * w = N.
-        kind, similarity: known ones.
 
     Returns:
         [B, C, h, w], the mean over layers.
-
-    Raises:
-        ParameterError: `surgery` with one class.
     """
     cls_path, patch_path = (PATHS.index(path) for path in KIND_PATHS[kind])
     patches = similarities[:, :, patch_path, :, 1:]  # [B, L, C, N]
@@ -120,21 +116,12 @@ def check_classes_suffice(similarities: Iterable[str], n_classes: int) -> None:
 
 
 def chosen_kind(kind: str | None, kinds: Sequence[str]) -> str:
-    """The kind that a notebook shows in detail: the one named, or the last of those compared.
-
-    Raises:
-        ParameterError: it is not one of those compared, or they are none.
-    """
+    """The kind that a notebook shows in detail: the one named, which must be among those compared, or their last."""
     if not kinds or len(set(kinds)) < len(kinds):
         raise ParameterError(f"kinds is {kinds!r}; name one or more, each once")
     if kind is not None and kind not in kinds:
         raise ParameterError(f"kind is {kind!r}, which is not among kinds ({', '.join(kinds)}); add it there")
     return kinds[-1] if kind is None else kind
-
-
-def _known_kind(kind: Any) -> str:
-    check_kinds([kind])
-    return kind
 
 
 def _threshold(percentile: Any) -> float | tuple[float, ...] | str:
@@ -174,7 +161,7 @@ class Setting:
         adapter: key of the heatmap adapter that the maps went through (`engine.TrainedAdapter`); None for none.
     """
 
-    kind: Annotated[str, BeforeValidator(_known_kind)] = "vv_mixed"
+    kind: Annotated[str, BeforeValidator(lambda kind: check_kinds([kind]) or kind)] = "vv_mixed"
     similarity: Literal["cosine", "surgery"] = "cosine"
     layers: Annotated[int, Field(ge=1)] = 1
     percentile: Annotated[float | tuple[float, ...] | str, BeforeValidator(_threshold)] = 75.0
@@ -194,17 +181,15 @@ class Setting:
                 raise ParameterError(f"floor must be a finite number (float32, as the maps are), got {self.floor!r}")
             object.__setattr__(self, "floor", self.floor + 0.0)  # of the two zeros the positive one
         if self.adapter is not None and self.similarity != "cosine":
-            raise ParameterError(
-                f"an adapter is trained on cosine maps, similarity is {self.similarity!r}; leave the adapter out or "
-                "take cosine"
-            )
+            seen = f"an adapter is trained on cosine maps, similarity is {self.similarity!r}"
+            raise ParameterError(f"{seen}; leave the adapter out or take cosine")
 
     @property
     def maps_key(self) -> tuple:
         """Equal for settings with the same maps."""
-        cls, patches = KIND_PATHS[self.kind]
-        own = (patches, self.similarity) if self.similarity == "cosine" else (cls, patches, self.similarity)
-        return (*own, self.layers) if self.adapter is None else (*own, self.layers, self.adapter)
+        paths = KIND_PATHS[self.kind]
+        paths = paths[1:] if self.similarity == "cosine" else paths  # then CLS plays no part
+        return (*paths, self.similarity, self.layers) + (() if self.adapter is None else (self.adapter,))
 
     @property
     def key(self) -> tuple:
@@ -225,19 +210,15 @@ class Setting:
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any], **others: Any) -> Setting:
-        """The setting in a notebook's parameters, other parameters left alone.
-
-        Args:
-            parameters: by name; `last_layers` is `layers`.
-            **others: fields that differ from them.
+        """The setting in a notebook's parameters, of which `last_layers` is `layers`; `others` are fields that differ.
 
         Raises:
             ParameterError: a value that cannot be, by its parameter's name.
         """
-        names = {name: "last_layers" if name == "layers" else name for name in cls.__dataclass_fields__}
-        names.pop("adapter")  # the parameter names a file or folder
-        given = {field: parameters[name] for field, name in names.items() if name in parameters}
-        if "kind" in given and given["kind"] is None:  # of a notebook that compares several: the caller chooses
+        fields = {"last_layers" if name == "layers" else name: name for name in cls.__dataclass_fields__}
+        del fields["adapter"]  # the parameter names a file or folder
+        given = {fields[name]: value for name, value in parameters.items() if name in fields}
+        if given.get("kind", "") is None:  # of a notebook that compares several: the caller chooses
             del given["kind"]
         try:
             return cls(**(given | others))

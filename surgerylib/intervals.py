@@ -36,19 +36,13 @@ def half_samples(n_images: int, n_halves: int, seed: int) -> np.ndarray:
 
 
 def degrees_of_freedom(class_images: np.ndarray) -> float:
-    """Satterthwaite's (1946) degrees of freedom of the spread of a mean over classes.
+    """Satterthwaite's (1946) degrees of freedom of the spread of a mean over C classes, in `class_images` [C] images.
 
     A class with boxes in m images tells its own spread with m - 1 degrees of freedom, and its variance is taken to go
-    as 1 / m: a few rare classes that make up most of the variance leave few degrees for the mean.
-
-    Args:
-        class_images: [C] images with ground truth of the class; those without any are left out.
-
-    Returns:
-        0 where no class is in two images: nothing tells how much the next image would differ.
+    as 1 / m: a few rare classes that make up most of the variance leave few degrees for the mean. Where no class is in
+    two images there are 0: nothing tells how much the next image would differ. Classes in none are left out.
     """
-    known = np.asarray(class_images, dtype=np.float64)
-    known = known[known > 0]
+    known = class_images[class_images > 0].astype(np.float64)
     if not (known > 1).any():
         return 0.0
     return float((1 / known).sum() ** 2 / (1 / (known**2 * np.maximum(known - 1, 1))).sum())
@@ -61,12 +55,8 @@ def jackknife_interval(
 
     Given the whole set, the variance over half-samples without replacement is that of a mean over the whole set
     (delete-half jackknife: Shao and Wu 1989, A General Theory for Jackknife Variance Estimation). Copies of an image,
-    as the bootstrap draws them, would rank side by side and distort a ranking.
-
-    Args:
-        value, samples: see above, of half-samples.
-        degrees: [...] or one number, of freedom of their spread; without one there is no interval.
-        least: 0 for average precision, -1 for differences of it.
+    as the bootstrap draws them, would rank side by side and distort a ranking. `degrees` of freedom of their spread are
+    one number or [...], and without one there is no interval; `least` is 0, or -1 for differences.
     """
     nothing = np.isnan(samples).all(axis=0) | (np.asarray(degrees) == 0)
     half_width = student(degrees) * np.nanstd(np.where(nothing, 0.0, samples), axis=0)
@@ -131,13 +121,9 @@ def resampled_means(
     Args:
         values: [G, F], F numbers of each row.
         images: [G] which image each row is in.
-        n_resamples, seed: of the resamples.
 
     Returns:
         means [F], those of the resamples [R, F], and the number of images; NaN without a row.
-
-    Raises:
-        ParameterError: not one image for each row.
     """
     image, known = pd.factorize(np.asarray(images), sort=True)
     if len(image) != len(values):

@@ -118,16 +118,7 @@ class GTClassLocalizer(nn.Module):
         return self.channels(images, cam, features, image, label).unflatten(0, (batch, classes))
 
     def channels(self, images: Tensor, cam: Tensor, features: Tensor, image: Tensor, label: Tensor) -> Tensor:
-        """The channels of some (image, class) pairs alone: `forward(...)[image, label]`, at a part of its cost.
-
-        Args:
-            images, cam, features: as in `forward`.
-            image: [K] whole numbers, each pair's place in B.
-            label: [K], its place in C.
-
-        Returns:
-            [K, H, W, 4], xyxy in [0, 1].
-        """
+        """`forward(...)[image, label]`, [K, H, W, 4]: of some pairs alone, by their places [K] in B and C."""
         self._check(images, cam, features)
         parts = []
         if "image" in self.inputs:
@@ -205,13 +196,6 @@ def load_localizer(
     )  # fmt: skip
 
 
-def untrained_localizer(config: Mapping[str, Any], seed: int) -> GTClassLocalizer:
-    """The head that a training with this seed starts from, in eval mode; torch's generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return GTClassLocalizer(**config).eval()
-
-
 def clip_and_maps(clip: SurgeryCLIP, classes: Sequence[str], **maps: Any) -> dict[str, Any]:
     """What a trained head belongs to: the CLIP, but not the device that it runs on, the class list, and the maps.
 
@@ -222,10 +206,7 @@ def clip_and_maps(clip: SurgeryCLIP, classes: Sequence[str], **maps: Any) -> dic
 
 
 def to_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Maps [B, C, h, w] brought to [B, C, H, W]: means over areas where the grid is coarser, bilinear where finer.
-
-    The means are those of adaptive average pooling, as two matrix products: some devices pool only sizes that divide.
-    """
+    """Maps [B, C, h, w] brought to [B, C, H, W]: means over areas where the grid is coarser, bilinear where finer."""
     if tuple(maps.shape[-2:]) == tuple(grid):
         return maps
     if maps.shape[-2] >= grid[0] and maps.shape[-1] >= grid[1]:
@@ -235,7 +216,10 @@ def to_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _means(n_from: int, n_to: int, like: Tensor) -> Tensor:
-    """[n_to, n_from]: row k takes the mean of floor(k n / m) to ceil((k + 1) n / m)."""
+    """[n_to, n_from]: row k takes the mean of floor(k n / m) to ceil((k + 1) n / m), as adaptive average pooling does.
+
+    That itself is refused by some devices where the sizes don't divide.
+    """
     place, k = torch.arange(n_from, device=like.device), torch.arange(n_to, device=like.device)[:, None]
     inside = (place >= k * n_from // n_to) & (place < ((k + 1) * n_from + n_to - 1) // n_to)
     return (inside / inside.sum(dim=1, keepdim=True)).to(like.dtype)

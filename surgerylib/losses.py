@@ -78,7 +78,7 @@ def gt_class_localization_loss(
     target = target.to(pred_boxes.dtype)
     # index_select, not [...]: of two boxes of a class, the gradient of indexing adds up as the threads come
     candidates = pred_boxes.flatten(0, 1).index_select(0, image * n_classes + label)  # [G, H, W, 4]
-    positive = assign_cells(candidates.detach(), target, radius=radius, iou_threshold=iou_threshold, assign=assign)
+    positive = assign_cells(candidates.detach(), target, radius, iou_threshold, assign)
     of_box, row, column = positive.nonzero(as_tuple=True)
     chosen = candidates.flatten(0, 2).index_select(0, (of_box * height + row) * width + column)  # [P, 4]
     wanted = target[of_box]
@@ -91,14 +91,10 @@ def gt_class_localization_loss(
 
 
 @torch.no_grad()
-def assign_cells(
-    candidates: Tensor, target: Tensor, *, radius: float = 1.5, iou_threshold: float = 0.3, assign: str = "best_iou"
-) -> Tensor:
-    """Which cells are positive for which box: bool [G, H, W]. Rule and other arguments: `gt_class_localization_loss`.
+def assign_cells(candidates: Tensor, target: Tensor, radius: float, iou_threshold: float, assign: str) -> Tensor:
+    """Which cells are positive for which of the boxes [G, 4]: bool [G, H, W], by the rule of the loss.
 
-    Args:
-        candidates: [G, H, W, 4] the predictions in the channel of each box's class.
-        target: [G, 4] the boxes.
+    `candidates` [G, H, W, 4] are the predictions in the channel of each box's class.
     """
     height, width = candidates.shape[1:3]
     best_iou, best = box_iou(candidates, target[:, None, None]).flatten(1).max(dim=1)
@@ -130,19 +126,19 @@ def flat_targets(
             f"boxes and labels hold {len(boxes)} and {len(labels)} images, {n_images} were predicted; give one "
             "tensor an image, [0, 4] and [0] where there is no box"
         )
-    of_images = [torch.as_tensor(part).reshape(-1, 4) if len(part) == 0 else torch.as_tensor(part) for part in boxes]
-    names = [torch.as_tensor(part).reshape(-1) for part in labels]
-    names = [name if len(name) else name.long() for name in names]  # an empty list is taken for floats
-    for index, (part, name) in enumerate(zip(of_images, names, strict=True)):
-        if part.shape != (len(name), 4):
+    pairs = [
+        (torch.as_tensor(own), torch.as_tensor(names).reshape(-1)) for own, names in zip(boxes, labels, strict=True)
+    ]
+    for index, (own, names) in enumerate(pairs):
+        if len(own) + len(names) and own.shape != (len(names), 4):
             raise ParameterError(
-                f"image {index} has boxes {list(part.shape)} and {len(name)} labels; give [G, 4] and [G]"
+                f"image {index} has boxes {list(own.shape)} and {len(names)} labels; give [G, 4] and [G]"
             )
-    counts = torch.tensor([len(part) for part in of_images], dtype=torch.long)
-    image = torch.repeat_interleave(torch.arange(n_images), counts)
+    image = torch.repeat_interleave(torch.tensor([len(own) for own, _ in pairs], dtype=torch.long))
     if not len(image):
         return image, image.clone(), torch.empty(0, 4)
-    label, target = torch.cat(names).cpu(), torch.cat(of_images).cpu()
+    # of an image without boxes an empty list would be taken for floats
+    target, label = (torch.cat([pair[k] for pair in pairs if len(pair[0])]).cpu() for k in (0, 1))
     if label.is_floating_point() or label.dtype == torch.bool or label.min() < 0 or label.max() >= n_classes:
         raise ParameterError(f"labels are {label.tolist()[:8]}; give whole numbers from 0 to {n_classes - 1}")
     usable = target.isfinite().all(dim=1) & (target[:, 2:] > target[:, :2]).all(dim=1)
@@ -174,10 +170,10 @@ class HeatmapLoss(_Terms):
     """The terms of `heatmap_loss`, by attribute or by name: `terms["bce"]`."""
 
     total: Tensor  # the weighted sum, with gradient
-    classification: Tensor  # this and the next two: of the functions of that name
-    localization: Tensor
+    classification: Tensor
+    localization: Tensor  # bce + dice
     sparsity: Tensor
-    bce: Tensor  # a part of `localization`, and the other
+    bce: Tensor
     dice: Tensor
 
 
@@ -191,101 +187,70 @@ def heatmap_loss(
     positive_weight: float = 1.0,
     focal_gamma: float = 0.0,
 ) -> HeatmapLoss:
-    """What a map should say (`heatmap_classification_loss`), where (`heatmap_localization_loss`), and nothing else
-    (`heatmap_sparsity_loss`).
+    """What a map should say, where, and nothing else.
+
+    For the logits z of the N patches of a map, p = sigmoid(z), and the shares y of them that boxes of its class cover:
 
         total = classification_weight · classification + localization_weight · (bce + dice) + sparsity_weight · sparsity
+
+        classification = mean over images and classes of BCE(log(1/N sum exp(z)), 1 where a box of the class is there)
+        bce = sum m BCE(z, y) / sum m   with m = 1 + (positive_weight - 1) y, over all images, classes and patches
+        dice = mean over the maps with boxes of 1 - (2 sum p y + 1) / (sum p + sum y + 1); 0 where there is no such map
+        sparsity = mean of p over the patches that no box of the class touches; 0 where every patch is touched
+
+    Whether a class is there is read from a soft maximum of its map (log-sum-exp: Pinheiro and Collobert 2015,
+    arXiv:1411.6228). Dice: Milletari et al. 2016, arXiv:1606.04797. With `focal_gamma` above 0, bce is the focal loss
+    for soft targets instead (Li et al. 2020, arXiv:2006.04388): sum m |p - y|^gamma BCE(z, y) / sum y.
 
     Args:
         logits: [B, C, h, w] of C classes, each asked for on each image.
         coverage: [B, C, h, w] in [0, 1], the share of each patch that the class's boxes cover (`boxes.patch_coverage`).
         classification_weight, localization_weight, sparsity_weight: 0 switches a term off: it is still measured, but
             has no gradient.
-        positive_weight, focal_gamma: of `heatmap_localization_loss`.
+        positive_weight: what a wholly covered patch counts against an empty one: few are covered.
+        focal_gamma: how much patches that are nearly right are discounted; 0 not at all.
 
     Raises:
         ParameterError: shapes that differ.
     """
+    if logits.ndim != 4 or logits.shape != coverage.shape:
+        raise ParameterError(
+            f"logits and coverage must both be [B, C, h, w], got {list(logits.shape)} and {list(coverage.shape)}"
+        )
+    coverage = coverage.to(logits.dtype)
     weights = classification_weight, localization_weight, sparsity_weight
     for_classification, for_localization, for_sparsity = (logits if weight else logits.detach() for weight in weights)
-    classification = heatmap_classification_loss(for_classification, coverage)
-    bce, dice = heatmap_localization_loss(
-        for_localization, coverage, positive_weight=positive_weight, focal_gamma=focal_gamma
-    )
-    sparsity = heatmap_sparsity_loss(for_sparsity, coverage)
+    classification = _classification(for_classification, coverage)
+    bce, dice = _localization(for_localization, coverage, positive_weight, focal_gamma)
+    outside = (coverage == 0).to(logits.dtype)
+    sparsity = (for_sparsity.sigmoid() * outside).sum() / outside.sum().clamp(min=1)
     localization = bce + dice
     total = classification_weight * classification + localization_weight * localization + sparsity_weight * sparsity
     return HeatmapLoss(total, classification, localization, sparsity, bce, dice)
 
 
-def heatmap_classification_loss(logits: Tensor, coverage: Tensor) -> Tensor:
-    """Whether the class is in the image, from its whole map: multi-label, every class of the list on every image.
-
-    The map z of N patches is pooled by log-sum-exp, a soft maximum (Pinheiro and Collobert 2015, arXiv:1411.6228); y is
-    1 where a box of the class is in the image:
-
-        mean over images and classes of BCE(log(1/N sum exp(z)), y)
-
-    Arguments as of `heatmap_loss`.
-    """
-    _check_maps(logits, coverage)
+def _classification(logits: Tensor, coverage: Tensor) -> Tensor:
     flat = logits.flatten(2)
     pooled = flat.logsumexp(dim=-1) - torch.log(flat.new_tensor(float(flat.shape[-1])))
     present = (coverage.flatten(2).amax(dim=-1) > 0).to(pooled.dtype)
     return F.binary_cross_entropy_with_logits(pooled, present, reduction="sum") / max(pooled.numel(), 1)
 
 
-def heatmap_localization_loss(
-    logits: Tensor, coverage: Tensor, *, positive_weight: float = 1.0, focal_gamma: float = 0.0
+def _localization(
+    logits: Tensor, coverage: Tensor, positive_weight: float, focal_gamma: float
 ) -> tuple[Tensor, Tensor]:
-    """How far each patch's probability p = sigmoid(z) is from the share y of it that boxes of the class cover.
-
-    Cross-entropy over all images, classes and patches, and Dice (Milletari et al. 2016, arXiv:1606.04797) of each map
-    whose class is in the image:
-
-        bce = sum m BCE(z, y) / sum m   with m = 1 + (positive_weight - 1) y
-        dice = mean over the maps with boxes of 1 - (2 sum p y + 1) / (sum p + sum y + 1)
-
-    With `focal_gamma` above 0, bce is the focal loss for soft targets instead (Li et al. 2020, arXiv:2006.04388):
-    sum m |p - y|^gamma BCE(z, y) / sum y.
-
-    Args:
-        logits, coverage: as for `heatmap_loss`.
-        positive_weight: what a wholly covered patch counts against an empty one: few are covered.
-        focal_gamma: how much patches that are nearly right are discounted; 0 not at all.
-
-    Returns:
-        bce, dice; dice is 0 where no class is in any image.
-    """
-    _check_maps(logits, coverage)
-    coverage = coverage.to(logits.dtype)
+    """bce and dice."""
+    tiny = torch.finfo(logits.dtype).tiny
     probability = logits.sigmoid()
     weight = 1 + (positive_weight - 1) * coverage
     entropy = weight * F.binary_cross_entropy_with_logits(logits, coverage, reduction="none")
     if focal_gamma:
         # below gamma 1 a power has no gradient at 0; a clamped value has none either, but a finite one
-        off = (probability - coverage).abs().clamp(min=torch.finfo(logits.dtype).tiny)
+        off = (probability - coverage).abs().clamp(min=tiny)
         bce = (off**focal_gamma * entropy).sum() / coverage.sum().clamp(min=1)
     else:
-        bce = entropy.sum() / weight.sum().clamp(min=torch.finfo(logits.dtype).tiny)  # of no image 0
+        bce = entropy.sum() / weight.sum().clamp(min=tiny)  # of no image 0
     both, p, y = (part.flatten(2).sum(dim=-1) for part in (probability * coverage, probability, coverage))
     present = (y > 0).to(logits.dtype)
     dice = ((1 - (2 * both + 1) / (p + y + 1)) * present).sum() / present.sum().clamp(min=1)
     return bce, dice
-
-
-def heatmap_sparsity_loss(logits: Tensor, coverage: Tensor) -> Tensor:
-    """How much a map says where no box of its class is: mean of sigmoid(z) over the patches that none touches.
-
-    In [0, 1]; 0 where every patch is touched. Arguments as of `heatmap_loss`.
-    """
-    _check_maps(logits, coverage)
-    outside = (coverage == 0).to(logits.dtype)
-    return (logits.sigmoid() * outside).sum() / outside.sum().clamp(min=1)
-
-
-def _check_maps(logits: Tensor, coverage: Tensor) -> None:
-    if logits.ndim != 4 or logits.shape != coverage.shape:
-        raise ParameterError(
-            f"logits and coverage must both be [B, C, h, w], got {list(logits.shape)} and {list(coverage.shape)}"
-        )

@@ -183,14 +183,9 @@ def _common_codes(
 def overlapping_pairs(
     boxes_xyxy: np.ndarray, groups: np.ndarray, truth_xyxy: np.ndarray, truth_groups: np.ndarray
 ) -> Pairs:
-    """All pairs (detection, ground-truth box) of the same group that overlap, in chunks of bounded size.
+    """All pairs of a detection [N, 4] and a ground-truth box [G, 4] of the same group that overlap, in bounded chunks.
 
-    Args:
-        boxes_xyxy: [N, 4] detections, `groups`: [N] int.
-        truth_xyxy: [G, 4] ground truth, `truth_groups`: [G] int.
-
-    Yields:
-        `Pairs`; all those of one detection are in the same chunk, next to each other.
+    All those of one detection are in the same chunk, next to each other.
     """
     if not len(boxes_xyxy):
         return

@@ -71,10 +71,9 @@ def build_model(name: str) -> tuple[nn.Module, object]:
     identifier = name
     if name == EMBEDDED:
         identifier = f"local-dir:{EMBEDDED_MODEL}"
-        if not (EMBEDDED_MODEL / "open_clip_config.json").is_file():
-            raise CheckpointError(
-                f"the embedded model is not in {EMBEDDED_MODEL}: install from a clone with pip install -e ."
-            )
+        if not all((EMBEDDED_MODEL / file).is_file() for file in ("open_clip_config.json", "model.safetensors")):
+            missing = f"the embedded model is not in {EMBEDDED_MODEL}"
+            raise CheckpointError(f"{missing}: install from a clone with pip install -e .")
     elif ":" not in name and open_clip.get_model_config(name) is None:
         raise ParameterError(f"open_clip knows no model {name!r}; near names: {nearest(name, open_clip.list_models())}")
     with torch.random.fork_rng(devices=[]), _quiet_logging():
@@ -92,10 +91,8 @@ def build_model(name: str) -> tuple[nn.Module, object]:
 
 
 def _check_configuration(name: str) -> None:
-    """Refuse a folder or repository that could run code.
-
-    open_clip passes `tokenizer_kwargs` of its `open_clip_config.json` on to transformers' `AutoTokenizer`, where one
-    `trust_remote_code` runs Python files that lie beside it.
+    """Refuse a folder or repository that could run code: open_clip passes `tokenizer_kwargs` of its configuration on to
+    transformers' `AutoTokenizer`, where one `trust_remote_code` runs Python files that lie beside it.
     """
     configuration = open_clip.get_model_config(name)
     if configuration is None:
@@ -108,25 +105,26 @@ def _check_configuration(name: str) -> None:
 
 
 def load_weights(model: nn.Module, name: str, checkpoint: str | os.PathLike[str] | None) -> tuple[Weights, nn.Module]:
-    """Fill `model` from a checkpoint; see `surgerylib.clip.load_clip` for the forms that `checkpoint` takes.
+    """Fill `model` from a checkpoint in one of the forms that `clip.load_clip` takes.
 
-    Returns:
-        the description of the weights, and the model that holds them (a pretrained tag may bring its own).
+    Gives what the weights are, and the model that holds them (a pretrained tag may bring its own).
     """
-    checkpoint = None if checkpoint is None else os.fspath(checkpoint)
+    path = None
     if checkpoint is None and name != EMBEDDED:
         said = f"no checkpoint given for {name}: its weights are random, its heatmaps mean nothing"
         warnings.warn(said, SurgeryWarning, stacklevel=3)
-    if name == EMBEDDED and checkpoint is None:
+        checkpoint = "random"
+    checkpoint = None if checkpoint is None else os.fspath(checkpoint)
+    if checkpoint is None:
         source, path = "embedded, shipped with the project", EMBEDDED_MODEL / "model.safetensors"
-    elif checkpoint is None or checkpoint == "random":
-        source, path = _RANDOM, None
+    elif checkpoint == "random":
+        source = _RANDOM
     elif checkpoint.startswith("hf:"):
         source, path = checkpoint, _download(checkpoint)
     elif path := checkpoint_file(checkpoint, Path()):
         source = path.name
     elif ":" not in name and open_clip.pretrained.is_pretrained_cfg(name, checkpoint):
-        source, path = f"open_clip tag {checkpoint}", None
+        source = f"open_clip tag {checkpoint}"
         fetching = _fetching(f"the weights of {name} tag {checkpoint!r}", "check the network, or give a local file")
         with fetching, _quiet_logging(logging.ERROR), _safe_reading():
             model = open_clip.create_model(name, pretrained=checkpoint, weights_only=True)
@@ -152,10 +150,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     pickle read with `weights_only=True`.
 
     Raises:
-        CheckpointError: missing, truncated, with code in it, or not a state dict.
+        CheckpointError: truncated, with code in it, or not a state dict.
     """
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint file not found: {path}")
     try:
         # not by open_clip's own function: after a TypeError that calls torch.load again without weights_only
         if path.suffix == ".safetensors":
@@ -191,8 +187,7 @@ def fill_model(model: nn.Module, state: dict[str, Tensor], name: str, path: Path
     """Copy `state` into `model`, every parameter or none.
 
     Raises:
-        CheckpointError: keys or shapes differ (names the first three, and the architecture that would fit), or a
-            value is not finite.
+        CheckpointError: keys or shapes differ (which, and the architecture that would fit), or a value is not finite.
     """
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = open_clip.model.convert_to_custom_text_state_dict(state)
@@ -215,6 +210,13 @@ def fill_model(model: nn.Module, state: dict[str, Tensor], name: str, path: Path
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise CheckpointError(f"{path} holds NaN or infinite values, first in {key}: download or save it again")
     model.load_state_dict(state)
+
+
+def untrained_model(make: Callable[..., Module], config: Mapping[str, Any], seed: int = 0) -> Module:
+    """The module that a training with this seed starts from, in eval mode; torch's generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return make(**config).eval()
 
 
 def save_trained(
@@ -241,11 +243,8 @@ def load_trained(
 ) -> tuple[Module, dict[str, Any]]:
     """A module from a file that `save_trained` wrote, in eval mode on the CPU, and what was written about it.
 
-    Args:
-        path, what: as in `save_trained`.
-        make: the module of a config.
-        belongs_to: what it will be used with; None compares nothing.
-        name, command: of the module, and to train one; for messages.
+    `make` gives the module of a config; `belongs_to` is what it will be used with, None compares nothing; `name` of the
+    module and `command` to train one are for messages.
 
     Raises:
         CheckpointError: no such file, a damaged one, weights that are not finite, or one that belongs elsewhere.
@@ -258,8 +257,7 @@ def load_trained(
             metadata = json.loads((file.metadata() or {})[what])
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
         config, about = metadata["config"], metadata["about"]
-        with torch.random.fork_rng(devices=[]):  # the random weights are thrown away, and nobody's draws are used up
-            model = make(**config)
+        model = untrained_model(make, config)
         model.load_state_dict(weights)
         if not all(value.isfinite().all() for value in weights.values()):
             raise ValueError("it holds NaN or infinite weights")
@@ -271,7 +269,7 @@ def load_trained(
             f"the {name} {path} belongs to something else ({different}); use it with what it was trained on, or "
             "train another"
         )
-    return model.eval(), about
+    return model, about
 
 
 def _download(checkpoint: str) -> Path:
@@ -292,13 +290,10 @@ def _fitting_models(state: Mapping[str, Tensor]) -> list[str]:
         return []
     blocks = {key.split(".")[3] for key in state if key.startswith("visual.transformer.resblocks.")}
     layers = 1 + max((int(block) for block in blocks if block.isdecimal()), default=-1)
-    wanted = {"layers": layers, "width": conv.shape[0], "patch_size": conv.shape[-1]}
+    vision = {"layers": layers, "width": conv.shape[0], "patch_size": conv.shape[-1]}.items()
     configs = {name: open_clip.get_model_config(name) for name in open_clip.list_models()}
-    found = [
-        name
-        for name, config in configs.items()
-        if config["embed_dim"] == projection.shape[1] and wanted.items() <= config["vision_cfg"].items()
-    ]
+    found = [name for name, of in configs.items()
+             if of["embed_dim"] == projection.shape[1] and vision <= of["vision_cfg"].items()]  # fmt: skip
     return sorted(found, key=len)[:3]
 
 

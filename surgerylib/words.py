@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -90,11 +91,7 @@ def check_classes(classes: Sequence[str]) -> None:
 
 
 def canonical_class(name: str, classes: Sequence[str] = DIOR_CLASSES) -> str:
-    """The spelling of a class name in `classes`, whatever its case, spaces, hyphens, underscores or known alias.
-
-    Args:
-        name: as somebody wrote it: 'Golf Course', 'golf_field', 'harbour'.
-        classes: the class list in force.
+    """The spelling in `classes` of a class name as somebody wrote it: 'Golf Course', 'golf_field', 'harbour'.
 
     Raises:
         UnknownClassError: neither in `classes` nor an alias of one of them; the message lists the nearest names.
@@ -115,10 +112,7 @@ def prompt_names(classes: Iterable[str]) -> list[str]:
 
     A class outside DIOR is asked under its own name, with hyphens and underscores as spaces.
     """
-    return [
-        _FOLDED_PROMPTS.get(_fold(name)) or " ".join(name.replace("-", " ").replace("_", " ").split())
-        for name in classes
-    ]
+    return [_FOLDED_PROMPTS.get(_fold(name)) or " ".join(re.split(r"[-_\s]+", name)).strip() for name in classes]
 
 
 DEFAULT_PROMPTS = "ensemble"

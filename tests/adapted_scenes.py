@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from surgerylib.adapter import clip_and_tokens, untrained_adapter
+from surgerylib.adapter import HeatmapAdapter, clip_and_tokens
 from surgerylib.clip import SurgeryCLIP
 from surgerylib.datasets import Dataset
 from surgerylib.engine.adapters import TrainedAdapter, distinct_adapters, load_adapters
 from surgerylib.engine.store import HeatmapStore
-from surgerylib.weights import save_trained
+from surgerylib.weights import save_trained, untrained_model
 
 LAYERS = 3
 SEEN = ("airplane", "airport", "ship", "vehicle")
@@ -23,7 +23,7 @@ def write_adapter(
 ) -> Path:
     """An adapter as a training leaves it; the greater the strength, the further from CLIP, and with 0 untrained."""
     config = {"embed_dim": clip.embed_dim, "num_layers": LAYERS, "rank": 4}
-    model = untrained_adapter(config, seed=1)
+    model = untrained_model(HeatmapAdapter, config, seed=1)
     drawn = torch.randn(model.up.weight.shape, generator=torch.Generator().manual_seed(len(kind)))
     if strength:
         with torch.no_grad():

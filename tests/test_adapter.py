@@ -10,12 +10,12 @@ import torch
 from refusals import refused
 from tiny_models import load_tiny, random, unit, write_model
 
-from surgerylib.adapter import HeatmapAdapter, clip_and_tokens, load_adapter, untrained_adapter
+from surgerylib.adapter import HeatmapAdapter, clip_and_tokens, load_adapter
 from surgerylib.clip import ImageTokens
 from surgerylib.errors import CheckpointError, ParameterError
 from surgerylib.heatmaps import HEATMAP_KINDS, KIND_PATHS, heatmaps
 from surgerylib.localizer import GTClassLocalizer
-from surgerylib.weights import save_trained
+from surgerylib.weights import save_trained, untrained_model
 
 NAMES = ["ship", "harbor", "airplane", "storage tank", "golf course"]
 
@@ -58,7 +58,7 @@ def test_an_untrained_adapter_changes_nothing_bit_for_bit(tiny, tokens, text, ki
 def test_the_seed_decides_where_it_starts_and_the_callers_generator_is_left_alone():
     config = {"embed_dim": 24, "num_layers": 3, "rank": 8}
     state = torch.get_rng_state()
-    one, same, other = (untrained_adapter(config, seed) for seed in (1, 1, 2))
+    one, same, other = (untrained_model(HeatmapAdapter, config, seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(one.down.weight, same.down.weight)
     assert not torch.equal(one.down.weight, other.down.weight)

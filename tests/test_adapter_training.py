@@ -14,7 +14,7 @@ from refusals import each_refused
 from tiny_models import one_thread, shards_of
 from torchmetrics.functional.classification import binary_average_precision
 
-from surgerylib.adapter import HeatmapAdapter, clip_and_tokens, load_adapter, untrained_adapter
+from surgerylib.adapter import HeatmapAdapter, clip_and_tokens, load_adapter
 from surgerylib.boxes import patch_coverage
 from surgerylib.clip import ImageTokens
 from surgerylib.datasets import Dataset, load_dataset, read_image
@@ -29,6 +29,7 @@ from surgerylib.engine.caches import CoverageTargets, TokenCache
 from surgerylib.engine.training import TRAINING_VERSION, Schedule, folder_of
 from surgerylib.errors import CacheError, ParameterError, TrainingError, UnknownClassError
 from surgerylib.heatmaps import HEATMAP_KINDS, heatmaps
+from surgerylib.weights import untrained_model
 from surgerylib.words import prompt_names
 
 N_TRAIN, N_VAL = 12, 5
@@ -183,7 +184,9 @@ def test_the_same_seed_gives_the_same_file_and_another_does_not(undisturbed, cac
     assert torch.equal(torch.get_rng_state(), state)  # the caller's generator is left alone
     assert again.last.read_bytes() == run.last.read_bytes()
     other = AdapterTask(*caches, replace(SETTINGS, seed=1)).model.down.weight
-    assert not torch.equal(other, untrained_adapter(load_adapter(run.last)[0].config, SETTINGS.seed).down.weight)
+    assert not torch.equal(
+        other, untrained_model(HeatmapAdapter, load_adapter(run.last)[0].config, SETTINGS.seed).down.weight
+    )
 
 
 def same_weights(a: Path, b: Path) -> bool:

@@ -20,13 +20,13 @@ from surgerylib.errors import CheckpointError, ParameterError
 from surgerylib.figures import evaluation as evaluation_plots
 from surgerylib.files import file_sha256
 from surgerylib.heatmaps import Setting
-from surgerylib.localizer import load_localizer, untrained_localizer
+from surgerylib.localizer import GTClassLocalizer, load_localizer
 from surgerylib.study import evaluation_tables, head_evaluation, localizer_tables
 from surgerylib.study.classification import classify
 from surgerylib.study.tables import plain
 from surgerylib.study.training import PUBLISHED, TrainingPlan, publish
 from surgerylib.study.verdicts import verdict
-from surgerylib.weights import save_trained
+from surgerylib.weights import save_trained, untrained_model
 from surgerylib.workbook.session import Session, open_session
 
 SOURCES = {kind: Setting(kind) for kind in ("standard", "vv_qk", "vv_mixed")}
@@ -88,7 +88,7 @@ def test_the_head_of_the_run_is_taken_with_its_own_maps(session, head, cache):
     assert head.sha256 == file_sha256(head.path)
     assert cache.setting.layers == head.about["belongs_to"]["layers"] == 3
     assert cache.picture_size == 32
-    start = untrained_localizer(head.model.config, 0).state_dict()
+    start = untrained_model(GTClassLocalizer, head.model.config, 0).state_dict()
     assert all(torch.equal(value.cpu(), start[name]) for name, value in head.untrained.state_dict().items())
 
 

@@ -15,9 +15,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..adapter import HeatmapAdapter, clip_and_tokens, untrained_adapter
+from ..adapter import HeatmapAdapter, clip_and_tokens
 from ..errors import ParameterError, UnknownClassError, checked
 from ..losses import heatmap_loss, total_of
+from ..weights import untrained_model
 from ..words import KIND_PATHS, PROMPT_TEMPLATES, canonical_class, kinds_on, prompt_names
 from .caches import CoverageTargets, TokenCache
 from .parallel import read_ahead
@@ -125,7 +126,7 @@ class AdapterTask(Task):
             self.check_has_boxes(cache, len(coverage))
         self._text = clip.encode_text(prompt_names(self.seen), templates)
         config = {"embed_dim": clip.embed_dim, "num_layers": train.layers, "rank": settings.rank}
-        self.model = untrained_adapter(config, settings.seed).to(clip.device)
+        self.model = untrained_model(HeatmapAdapter, config, settings.seed).to(clip.device)
         self.steps = -(-len(train.dataset.images) // settings.training_batch_size)
         # which classes are left out, and by which names, decides no weight beside those that are not
         plain = self.plain_settings

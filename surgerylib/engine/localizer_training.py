@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from ..datasets import check_have_boxes
 from ..errors import ParameterError, checked
-from ..localizer import LOCALIZER_INPUTS, GTClassLocalizer, to_grid, untrained_localizer
+from ..localizer import LOCALIZER_INPUTS, GTClassLocalizer, to_grid
 from ..losses import ASSIGNERS, gt_class_localization_loss, total_of
+from ..weights import untrained_model
 from .caches import FeatureCache
 from .feature_batches import Batch, BatchReader
 from .localization import (
@@ -108,7 +109,7 @@ class LocalizerTask(Task):
             "grid": clip.grid if settings.grid_size is None else [settings.grid_size] * 2,
             "inputs": settings.inputs,
         }
-        self.model = untrained_localizer(config, settings.seed).to(clip.device)
+        self.model = untrained_model(GTClassLocalizer, config, settings.seed).to(clip.device)
         self.class_means = class_mean_boxes(targets.boxes_xyxy, targets.label, len(classes))
         self.ever_positive = torch.zeros(len(targets.label), dtype=torch.bool)
         self.is_trained_on = np.isin(targets.label, self.seen)

@@ -18,7 +18,8 @@ from ..engine import METHODS, BatchReader, FeatureCache, localize, predict, summ
 from ..errors import CheckpointError, ParameterError
 from ..files import PROJECT_ROOT, checkpoint_file, file_sha256
 from ..heatmaps import Setting
-from ..localizer import GTClassLocalizer, clip_and_maps, load_localizer, to_grid, untrained_localizer
+from ..localizer import GTClassLocalizer, clip_and_maps, load_localizer, to_grid
+from ..weights import untrained_model
 from .box_groups import GROUPINGS, box_groups
 from .tables import joined
 from .training import PUBLISHED
@@ -77,7 +78,7 @@ def open_head(out_dir: Path, localizer: str | None, clip: SurgeryCLIP, classes: 
     """
     path = find_head(out_dir, localizer)
     model, about = load_head(path, clip, classes)
-    untrained = untrained_localizer(model.config, about["settings"]["seed"])
+    untrained = untrained_model(GTClassLocalizer, model.config, about["settings"]["seed"])
     return Head(model.to(clip.device), untrained.to(clip.device), about, path, file_sha256(path))
 
 
