@@ -201,12 +201,15 @@ def nms(boxes: np.ndarray, iou_threshold: float) -> np.ndarray:
         raise ParameterError(f"the NMS threshold must lie in (0, 1], got {iou_threshold!r}")
     if len(boxes) == 0:
         return np.empty((0, 5))
-    order = np.argsort(-boxes[:, 4], kind="stable")
-    xywh = np.column_stack([boxes[order, :2], boxes[order, 2:4] - boxes[order, :2]])
+    boxes = boxes[np.argsort(-boxes[:, 4], kind="stable")]
+    xywh = np.column_stack([boxes[:, :2], boxes[:, 2:4] - boxes[:, :2]])
+    has_area = (xywh[:, 2:] > 0).all(axis=1)  # boxes without area overlap with none, but for OpenCV they are all alike
     # ranks in place of scores: OpenCV drops scores below a threshold, ours may be negative, and ties stay stable
-    ranks = np.arange(len(order), 0, -1, dtype=np.float32)
-    keep = cv2.dnn.NMSBoxes(xywh.tolist(), ranks.tolist(), score_threshold=0.0, nms_threshold=float(iou_threshold))
-    return boxes[order[np.sort(np.asarray(keep, dtype=np.int64).ravel())]]
+    ranks = np.arange(len(boxes), 0, -1, dtype=np.float32)[has_area]
+    keep = cv2.dnn.NMSBoxes(xywh[has_area].tolist(), ranks.tolist(), 0.0, float(iou_threshold))
+    kept = ~has_area
+    kept[np.flatnonzero(has_area)[np.asarray(keep, dtype=np.int64)]] = True
+    return boxes[kept]
 
 
 def _cut(resized: np.ndarray, image_size_wh: tuple[int, int], settings: Sequence[Setting]) -> list[FoundBoxes]:
