@@ -32,7 +32,7 @@ def changed(model: HeatmapAdapter) -> HeatmapAdapter:
 def tokens(tiny) -> dict[int, ImageTokens]:
     """last_layers -> the tokens of two images."""
     pixels = torch.stack([tiny.preprocess((255 * random(40, 50, 3, seed=k).sigmoid()).byte().numpy()) for k in (1, 2)])
-    return {layers: tiny.encode_image(pixels, layers) for layers in (1, 2, 3)}
+    return {layers: tiny.encode_image(pixels, layers) for layers in (1, 3)}
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +66,6 @@ def test_the_seed_decides_where_it_starts_and_the_callers_generator_is_left_alon
     assert one.config == config
 
 
-def test_any_text_and_any_number_of_classes(tiny, tokens):
-    model = changed(HeatmapAdapter(tiny.embed_dim, 3))
-    for names in (["a red zeppelin over a swamp"], ["ship", "where the river ends"], [f"w{k}" for k in range(40)]):
-        maps = heatmaps(tokens[3], tiny.encode_text(names, ["{}"]), adapter=model)
-        assert maps.shape == (2, len(names), *tiny.grid)
-        assert maps.dtype == torch.float32
-        assert maps.isfinite().all()
-        assert (maps.amax(dim=(2, 3)) - maps.amin(dim=(2, 3))).min() > 1e-3  # maps, not constants
-
-
 def slow_logits(model: HeatmapAdapter, patches: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
     """The docstring's formula, term by term: [L, B, N, D] and [C, D] -> [B, C, N]."""
     w = model.state_dict()
@@ -92,8 +82,7 @@ def test_the_logits_are_those_of_the_formula(layers):
     patches, text = unit(random(layers, 2, 6, 7).double()), unit(random(3, 7, seed=1).double())
     expected = slow_logits(model, patches, text).view(2, 3, 2, 3)
     torch.testing.assert_close(model(patches, text, (2, 3)), expected, rtol=0, atol=1e-12)
-    cls = torch.zeros(layers, 2, 1, 7, dtype=torch.float64)
-    path = torch.cat([cls, patches], dim=2)
+    path = torch.cat([torch.zeros(layers, 2, 1, 7), patches], dim=2)
     of_tokens = ImageTokens(torch.zeros_like(path), path, torch.zeros(layers, 2, 6, 3), (2, 3))
     torch.testing.assert_close(heatmaps(of_tokens, text, adapter=model), expected, rtol=0, atol=1e-12)
 
@@ -105,15 +94,11 @@ def test_after_one_step_the_gradient_reaches_every_parameter():
     patches, text = unit(random(3, 2, 16, 24)), unit(random(5, 24, seed=1))
     wanted = random(2, 5, 4, 4, seed=2)
 
-    def gradients() -> dict[str, float]:
+    for without in ({"down.weight", "down.bias"}, set()):
         model.zero_grad()
         (model(patches, text) - wanted).square().mean().backward()
-        return {name: float(value.grad.abs().max()) for name, value in model.named_parameters()}
-
-    first = gradients()
-    assert {name for name, size in first.items() if size == 0} == {"down.weight", "down.bias"}
-    torch.optim.SGD(model.parameters(), lr=0.1).step()
-    assert min(gradients().values()) > 0
+        assert {name for name, value in model.named_parameters() if not value.grad.any()} == without
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
 
 
 # ------------------------------------------------------------------------------------------- what does not fit
@@ -132,23 +117,12 @@ def test_shapes_that_do_not_fit(patches, text, grid, message):
     refused(HeatmapAdapter(24, 3), ParameterError, message, torch.zeros(patches), torch.zeros(text), grid)
 
 
-@pytest.mark.parametrize(("layers", "sizes", "cut", "similarity", "message"), [
-    (2, (24, 3), (5, 24), "cosine", r"\[3, B, N, 24\], got \[2, 2, 16, 24\]"),
-    (3, (32, 3), (5, 24), "cosine", r"\[3, B, N, 32\], got \[3, 2, 16, 24\]"),
-    (3, (24, 1), (5, 24), "cosine", r"\[1, B, N, 24\], got \[3, 2, 16, 24\]"),
-    (3, (24, 3), (5, 16), "cosine", r"\[C, 24\] for these tokens, got \[5, 16\]"),
-    (3, (24, 3), (1, 24), "surgery", "at least two classes, got 1"),
-])  # fmt: skip
-def test_tokens_and_text_of_another_model_are_refused_by_heatmaps_too(
-    tokens, text, layers, sizes, cut, similarity, message
-):
-    options = {"similarity": similarity, "adapter": HeatmapAdapter(*sizes)}
-    refused(heatmaps, ParameterError, message, tokens[layers], text[: cut[0], : cut[1]], **options)
+@pytest.mark.parametrize("sizes", [(24, 1), (32, 3)])
+def test_tokens_of_another_model_are_refused_by_heatmaps_too(tokens, text, sizes):
+    refused(heatmaps, ParameterError, r"got \[3, 2, 16, 24\]", tokens[3], text, adapter=HeatmapAdapter(*sizes))
 
 
-@pytest.mark.parametrize(("name", "size"), [
-    ("embed_dim", 0), ("num_layers", 0), ("rank", 0), ("rank", 2.0), ("rank", True)
-])  # fmt: skip
+@pytest.mark.parametrize(("name", "size"), [("embed_dim", 0), ("num_layers", 0), ("rank", 2.0), ("rank", True)])
 def test_sizes_that_cannot_be(name, size):
     refused(HeatmapAdapter, ParameterError, name, **{"embed_dim": 24, "num_layers": 3, name: size})
 
@@ -222,9 +196,7 @@ def test_files_that_are_no_adapter(save, tiny_folder, tmp_path):
         not_loaded(path, "is not a trained adapter")
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("name", ["up.weight", "bias"])
+@pytest.mark.parametrize(("name", "value"), [("up.weight", math.nan), ("bias", math.inf)])
 def test_weights_that_are_no_numbers(save, name, value):
-    weights = {key: weight.clone() for key, weight in MODEL.state_dict().items()}
-    weights[name].view(-1)[0] = value
+    weights = MODEL.state_dict() | {name: torch.full_like(MODEL.state_dict()[name], value)}
     not_loaded(save(weights=weights), "NaN or infinite")

@@ -12,18 +12,9 @@ from surgerylib.errors import ParameterError
 from surgerylib.heatmaps import HEATMAP_KINDS, Setting, heatmaps, joint_names, upsample
 from surgerylib.words import check_kinds
 
-
-@pytest.fixture
-def tokens() -> ImageTokens:
-    """Two layers, three images, a grid of 4 x 5 patches, 16 dimensions."""
-    return ImageTokens(
-        qk=unit(random(2, 3, 21, 16)), vv=unit(random(2, 3, 21, 16, seed=1)), features=random(2, 3, 20, 8), grid=(4, 5)
-    )
-
-
-@pytest.fixture
-def text() -> torch.Tensor:
-    return unit(random(6, 16, seed=2))
+# two layers, three images, a grid of 4 x 5 patches, 16 dimensions
+TOKENS = ImageTokens(unit(random(2, 3, 21, 16)), unit(random(2, 3, 21, 16, seed=1)), random(2, 3, 20, 8), (4, 5))
+TEXT = unit(random(6, 16, seed=2))
 
 
 def published_surgery(patches: torch.Tensor, cls: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
@@ -37,20 +28,19 @@ def published_surgery(patches: torch.Tensor, cls: torch.Tensor, text: torch.Tens
 @pytest.mark.parametrize(("kind", "cls_path", "patch_path"), [
     ("standard", "qk", "qk"), ("vv_qk", "qk", "qk"), ("vv_vv", "vv", "vv"), ("vv_mixed", "qk", "vv")
 ])  # fmt: skip
-def test_maps_are_the_published_ones_of_each_image_and_their_mean_over_layers(tokens, text, kind, cls_path, patch_path):
-    cosine, surgery = (heatmaps(tokens, text, kind, similarity=similarity) for similarity in ("cosine", "surgery"))
-    cls, patches = getattr(tokens, cls_path)[:, :, 0], getattr(tokens, patch_path)[:, :, 1:]
-    for image in range(3):
-        expected = (patches[:, image] @ text.T).mean(dim=0).T.view(6, 4, 5)
-        torch.testing.assert_close(cosine[image], expected, atol=1e-6, rtol=1e-5)
-        layers = [published_surgery(patches[layer, image], cls[layer, image], text) for layer in range(2)]
-        expected = torch.stack(layers).mean(dim=0).T.reshape(6, 4, 5)
-        torch.testing.assert_close(surgery[image], expected, atol=1e-6, rtol=1e-5)
+def test_maps_are_the_published_ones_of_each_image_and_their_mean_over_layers(kind, cls_path, patch_path):
+    cls, patches = getattr(TOKENS, cls_path)[:, :, 0], getattr(TOKENS, patch_path)[:, :, 1:]
+    for similarity, published in (("cosine", lambda p, _, t: p @ t.T), ("surgery", published_surgery)):
+        maps = heatmaps(TOKENS, TEXT, kind, similarity=similarity)
+        for image in range(3):
+            layers = torch.stack([published(patches[layer, image], cls[layer, image], TEXT) for layer in range(2)])
+            expected = layers.mean(dim=0).T.reshape(6, 4, 5)
+            torch.testing.assert_close(maps[image], expected, atol=1e-6, rtol=1e-5)
 
 
-def test_known_error_03_kind_silently_ignored(tokens, text):
-    cosine = {kind: heatmaps(tokens, text, kind) for kind in HEATMAP_KINDS}
-    surgery = {kind: heatmaps(tokens, text, kind, similarity="surgery") for kind in HEATMAP_KINDS}
+def test_known_error_03_kind_silently_ignored():
+    cosine = {kind: heatmaps(TOKENS, TEXT, kind) for kind in HEATMAP_KINDS}
+    surgery = {kind: heatmaps(TOKENS, TEXT, kind, similarity="surgery") for kind in HEATMAP_KINDS}
     for maps in (cosine, surgery):
         assert torch.equal(maps["standard"], maps["vv_qk"])
         assert (maps["standard"] - maps["vv_vv"]).abs().max() > 0.1
@@ -58,23 +48,23 @@ def test_known_error_03_kind_silently_ignored(tokens, text):
     assert (surgery["vv_vv"] - surgery["vv_mixed"]).abs().max() > 0.01
 
 
-def test_redundant_feature_is_subtracted(tokens, text):
+def test_redundant_feature_is_subtracted():
     redundant = unit(random(16, seed=3))
-    maps = heatmaps(tokens, text[:1], "vv_vv", similarity="surgery", redundant=redundant)
-    expected = (tokens.vv[:, :, 1:] @ (text[0] - redundant)).mean(dim=0).view(3, 1, 4, 5)
+    maps = heatmaps(TOKENS, TEXT[:1], "vv_vv", similarity="surgery", redundant=redundant)
+    expected = (TOKENS.vv[:, :, 1:] @ (TEXT[0] - redundant)).mean(dim=0).view(3, 1, 4, 5)
     torch.testing.assert_close(maps, expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("cut", "options", "message"), [
-    ((6, 16), {"kind": "vv"}, "standard, vv_qk, vv_vv, vv_mixed"),
-    ((6, 16), {"similarity": "dot"}, "cosine, surgery"),
-    ((6, 8), {}, r"\[C, 16\]"),
-    ((1, 16), {"similarity": "surgery"}, "redundant="),  # would be zero everywhere: what to pass
-    ((6, 16), {"similarity": "surgery", "redundant": torch.ones(3, 16)}, "one feature"),
-    ((6, 16), {"redundant": torch.ones(16)}, "surgery"),
+    (..., {"kind": "vv"}, "standard, vv_qk, vv_vv, vv_mixed"),
+    (..., {"similarity": "dot"}, "cosine, surgery"),
+    ((..., slice(8)), {}, r"\[C, 16\]"),
+    (slice(1), {"similarity": "surgery"}, "redundant="),  # would be zero everywhere: what to pass
+    (..., {"similarity": "surgery", "redundant": torch.ones(3, 16)}, "one feature"),
+    (..., {"redundant": torch.ones(16)}, "surgery"),
 ])  # fmt: skip
-def test_bad_arguments(tokens, text, cut, options, message):
-    refused(heatmaps, ParameterError, message, tokens, text[: cut[0], : cut[1]], **options)
+def test_bad_arguments(cut, options, message):
+    refused(heatmaps, ParameterError, message, TOKENS, TEXT[cut], **options)
 
 
 @pytest.mark.parametrize("kinds", [["vv_vv", "vv_vv"], [], "vv_vv", None])
@@ -82,15 +72,15 @@ def test_lists_of_kinds_that_cannot_be(kinds):
     refused(check_kinds, ParameterError, r"kinds is .*name one or more of .*, each once", kinds)
 
 
-def test_no_images_one_class_and_other_numbers(tokens, text):
-    none = ImageTokens(tokens.qk[:, :0], tokens.vv[:, :0], tokens.features[:, :0], tokens.grid)
-    assert heatmaps(none, text).shape == heatmaps(none, text, similarity="surgery").shape == (0, 6, 4, 5)
-    assert heatmaps(tokens, text[:1]).shape == (3, 1, 4, 5)
-    assert heatmaps(tokens, text.double()).dtype == torch.float32
+def test_no_images_one_class_and_other_numbers():
+    none = ImageTokens(TOKENS.qk[:, :0], TOKENS.vv[:, :0], TOKENS.features[:, :0], TOKENS.grid)
+    assert heatmaps(none, TEXT).shape == heatmaps(none, TEXT, similarity="surgery").shape == (0, 6, 4, 5)
+    assert heatmaps(TOKENS, TEXT[:1]).shape == (3, 1, 4, 5)
+    assert heatmaps(TOKENS, TEXT.double()).dtype == torch.float32
 
 
-def test_upsampling_is_the_one_that_boxes_are_found_on(tokens, text):
-    maps = heatmaps(tokens, text)
+def test_upsampling_is_the_one_that_boxes_are_found_on():
+    maps = heatmaps(TOKENS, TEXT)
     large = upsample(maps, (224, 224))
     np.testing.assert_allclose(large[1, 2].numpy(), resize_map(maps[1, 2], 224), atol=1e-6)
 

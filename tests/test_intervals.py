@@ -19,7 +19,7 @@ from surgerylib.intervals import (
     resampled_means,
     share_interval,
     with_interval,
-)
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("n_images", [0, 1, 2, 7])
@@ -93,11 +93,9 @@ def test_an_interval_of_a_share_at_its_ends(end):
 
 def test_means_of_nothing_and_of_one_image_have_no_interval():
     for n_images in (0, 1):
-        point, samples, n = resampled_means(np.ones((n_images, 2)), np.arange(n_images), 50, 0)
-        assert n == n_images
-        assert np.isnan(basic_interval(point, samples, n)).all()
-    many = np.ones((3, 1))
-    refused(resampled_means, ParameterError, "images names 2 rows, 3 have values", many, [0, 1], 50, 0)
+        assert np.isnan(basic_interval(*resampled_means(np.ones((n_images, 2)), np.arange(n_images), 50, 0))).all()
+    message = "images names 2 rows, 3 have values"
+    refused(resampled_means, ParameterError, message, np.ones((3, 1)), [0, 1], 50, 0)
 
 
 def test_how_a_number_and_an_interval_are_written():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import pytest
 import torch
 from refusals import refused
 from safetensors import safe_open
@@ -24,12 +23,8 @@ SHIP, DAM = DIOR_CLASSES.index("ship"), DIOR_CLASSES.index("dam")
 TINY = Settings(steps=3, scenes=12, batch=4, warmup=1)
 
 
-@pytest.fixture(scope="module")
-def pool():
-    return render_pool(12, seed=3, workers=1)
-
-
-def test_training_is_deterministic_and_the_file_is_plain_open_clip(pool, tmp_path):
+def test_training_is_deterministic_and_the_file_is_plain_open_clip(tmp_path):
+    pool = render_pool(12, seed=3, workers=1)
     first, second = train(TINY, pool).state_dict(), train(TINY, pool).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -89,9 +84,8 @@ def test_prompts_hold_the_defaults():
     prompts = pretrain.training_prompts()
     assert [names[0] for names in prompts] == prompt_names(DIOR_CLASSES)
     assert min(map(len, prompts)) >= 2
-    tokens = open_clip.SimpleTokenizer(context_length=64)(
-        [t.format(n) for t in TEMPLATES for ns in prompts for n in ns]
-    )
+    spoken = [template.format(name) for template in TEMPLATES for names in prompts for name in names]
+    tokens = open_clip.SimpleTokenizer(context_length=64)(spoken)
     assert (tokens > 0).sum(dim=1).max() <= 16, "a prompt is cut off by the context length"
 
 
