@@ -9,19 +9,19 @@ import shutil
 import subprocess
 import sys
 
-import cv2
 import numpy as np
 import pytest
 from defusedxml.ElementTree import parse
 from refusals import each_refused, refused
 
-from surgerylib.datasets import load_dataset
+from surgerylib.datasets import load_dataset, read_image
 from surgerylib.embedded import scenes
 from surgerylib.embedded.canvas import Canvas, Frame
 from surgerylib.embedded.rules import CLASSES, RULES
 from surgerylib.embedded.scenes import render_scene, scene_rng, write_scenes
 from surgerylib.errors import OutputError, ParameterError
 from surgerylib.files import aside_prefix
+from surgerylib.matching import BOX_COLUMNS
 from surgerylib.words import DIOR_CLASSES
 
 SMALL = {"num_train": 3, "num_val": 1, "num_test": 2, "size": 128}
@@ -76,14 +76,13 @@ def test_layout_is_dior(folder):
     assert sorted(path.name for path in (folder / "JPEGImages-test").iterdir()) == ["00005.jpg", "00006.jpg"]
     assert len(list((folder / "JPEGImages-trainval").iterdir())) == 4
     root = parse(folder / "Annotations/Horizontal Bounding Boxes/00005.xml").getroot()
-    scene = render_scene(scene_rng(0, "test", 0), 128)
-    assert root.findtext("filename") == "00005.jpg"
-    assert [root.findtext(f"size/{tag}") for tag in ("width", "height", "depth")] == ["128", "128", "3"]
-    assert [o.findtext("name") for o in root.iter("object")] == list(scene.labels)
-    boxes = [[float(b.findtext(side)) for side in ("xmin", "ymin", "xmax", "ymax")] for b in root.iter("bndbox")]
-    assert np.array_equal(np.array(boxes).reshape(-1, 4), scene.boxes_xyxy)
-    assert load_dataset(folder, "test").n_clipped == load_dataset(folder, "test").n_dropped == 0
-    image = cv2.imread(str(folder / "JPEGImages-test/00005.jpg"))[..., ::-1]
+    assert [root.findtext(tag) for tag in ("filename", "size/width", "size/depth")] == ["00005.jpg", "128", "3"]
+    data, scene = load_dataset(folder, "test"), render_scene(scene_rng(0, "test", 0), 128)
+    assert data.n_clipped == data.n_dropped == 0
+    own = data.boxes[data.boxes["image_id"] == "00005"]
+    assert own["label"].tolist() == list(scene.labels)
+    assert np.array_equal(own[BOX_COLUMNS], scene.boxes_xyxy)
+    image = read_image(data.images["path"][0])
     assert np.abs(image.astype(int) - scene.image).mean() < 6  # RGB was not mixed up on the way
 
 

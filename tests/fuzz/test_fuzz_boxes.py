@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,12 +91,12 @@ SETTINGS = st.builds(
         st.just("otsu"),
         st.lists(st.floats(1, 99), min_size=1, max_size=3, unique=True),
     ),
-    working_size=st.integers(1, 96),
+    working_size=st.one_of(st.just(64), st.integers(1, 96)),
     min_side=st.integers(0, 10),
     max_side=st.one_of(st.none(), st.integers(11, 96)),
     box_score=st.sampled_from(list(SCORE_NAMES)),
     nms_iou=st.one_of(st.none(), st.floats(0.01, 1)),
-    floor=st.one_of(st.none(), st.floats(-2, 2), st.sampled_from([3e38, -3e38, 1e-45])),
+    floor=st.one_of(st.none(), st.floats(-2, 2), st.sampled_from([0.25, 3e38, -3e38, 1e-45])),
 )
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=9)
 # as a model could give them, with ties, and as large and small as float32 goes
@@ -109,33 +110,36 @@ SIZES = st.tuples(st.integers(1, 3000), st.integers(1, 3000))
 
 
 @fuzz(240)
-@given(MAPS, SIZES, SETTINGS)
-@example(np.array([[-3.4e38, 3.4e38]], np.float32), (8, 8), Setting(percentile="otsu", min_side=0))
-@example(np.array([[0, 1e-45]], np.float32), (8, 8), Setting(percentile="otsu", min_side=0))
-def test_boxes_of_any_map_under_any_setting(heatmap, size_wh, setting):
+@given(MAPS, SIZES, st.lists(SETTINGS, min_size=1, max_size=4))
+@example(np.array([[-3.4e38, 3.4e38]], np.float32), (8, 8), [Setting(percentile="otsu", min_side=0)])
+@example(np.array([[0, 1e-45]], np.float32), (8, 8), [Setting(percentile="otsu", min_side=0)])
+def test_boxes_of_any_map_under_any_settings(heatmap, size_wh, asked):
     if float(heatmap.max()) - float(heatmap.min()) > float(np.finfo(np.float32).max):
-        refused(extract_many, ParameterError, "too far apart", heatmap, size_wh, [setting])
+        refused(extract_many, ParameterError, "too far apart", heatmap, size_wh, asked)
         return
-    (found,) = extract_many(heatmap, size_wh, [setting])
-    assert found.boxes.shape[1:] == (5,)
-    assert 0 <= found.activated <= 1
-    x1, y1, x2, y2, scores = found.boxes.T
-    assert (found.boxes[:, :2] >= 0).all()
-    assert (found.boxes[:, 2:4] <= size_wh).all()
-    sides = np.column_stack([x2 - x1, y2 - y1]) * setting.working_size / np.array(size_wh)
-    assert (sides > setting.min_side + 1e-6).all()
-    assert setting.max_side is None or (sides <= setting.max_side + 1e-6).all()
-    assert np.isfinite(scores).all()
-    assert (np.diff(scores) <= 0).all()
-    if setting.box_score != "mean_sqrt_area":
-        # means come from sums over the whole map
-        rounding = 1e-6 * float(np.abs(heatmap.astype(np.float64)).max())
-        assert (scores >= heatmap.min() - rounding).all()
-        assert (scores <= heatmap.max() + rounding).all()
-    if heatmap.min() == heatmap.max():
-        assert len(found.boxes) == 0
-    again = extract_many(heatmap, size_wh, [Setting(), setting])[1]
-    assert again.boxes.tolist() == found.boxes.tolist()
+    for setting, found in zip(asked, extract_many(heatmap, size_wh, asked), strict=True):
+        assert found.boxes.shape[1:] == (5,)
+        assert found.boxes.dtype == np.float64
+        assert 0 <= found.activated <= 1
+        x1, y1, x2, y2, scores = found.boxes.T
+        assert (found.boxes[:, :2] >= 0).all()
+        assert (found.boxes[:, 2:4] <= size_wh).all()
+        sides = np.column_stack([x2 - x1, y2 - y1]) * setting.working_size / np.array(size_wh)
+        assert (sides > setting.min_side + 1e-6).all()
+        assert setting.max_side is None or (sides <= setting.max_side + 1e-6).all()
+        assert np.isfinite(scores).all()
+        assert (np.diff(scores) <= 0).all()
+        if setting.box_score != "mean_sqrt_area":
+            # means come from sums over the whole map
+            rounding = 1e-6 * float(np.abs(heatmap.astype(np.float64)).max())
+            assert (scores >= heatmap.min() - rounding).all()
+            assert (scores <= heatmap.max() + rounding).all()
+        assert len(found.boxes) == 0 or heatmap.min() < heatmap.max()
+        (alone,) = extract_many(heatmap, size_wh, [setting])
+        assert (found.boxes.tolist(), found.activated) == (alone.boxes.tolist(), alone.activated)
+        if setting.nms_iou is not None:
+            (all_boxes,) = extract_many(heatmap, size_wh, [replace(setting, nms_iou=None)])
+            assert found.boxes.tolist() == nms(all_boxes.boxes, setting.nms_iou).tolist()
 
 
 @fuzz(120)
