@@ -33,9 +33,6 @@ class HeatmapAdapter(nn.Module):
         logit = exp(10 s) · mean over l of x'·t + 10 b
 
     d, U, s and b begin at zero. The residual has `rank` channels; it sees one patch at a time and no class.
-
-    Attributes:
-        embed_dim, num_layers, rank: as given.
     """
 
     def __init__(self, embed_dim: int, num_layers: int = 3, rank: int = 32) -> None:
@@ -140,9 +137,7 @@ def load_adapter(
 ) -> tuple[HeatmapAdapter, dict[str, Any]]:
     """A trained adapter out of `weights.save_trained`'s file, in eval mode on the CPU, and what was written about it.
 
-    Args:
-        path: the file.
-        belongs_to: the CLIP and tokens that it will be used with (`clip_and_tokens`); None compares nothing.
+    `belongs_to` is the CLIP and tokens that it will be used with (`clip_and_tokens`); None compares nothing.
 
     Raises:
         CheckpointError: no such file, a damaged one, or one that belongs to another CLIP, kind or number of layers.

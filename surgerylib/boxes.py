@@ -53,8 +53,7 @@ def box_giou(boxes_a: Array, boxes_b: Array) -> Array:
     """
     a, b = _floating(boxes_a), _floating(boxes_b)
     iou, union = _iou_and_union(a, b)
-    library = _library(a)
-    hull = _area(library.minimum(a[..., :2], b[..., :2]), library.maximum(a[..., 2:], b[..., 2:]))
+    hull = _area(_library(a).minimum(a[..., :2], b[..., :2]), _library(a).maximum(a[..., 2:], b[..., 2:]))
     return iou - (hull - union) / _not_zero(hull)
 
 
@@ -292,8 +291,7 @@ def _otsu_level(resized: np.ndarray) -> float:
 
 
 def _iou_and_union(a: Array, b: Array) -> tuple[Array, Array]:
-    library = _library(a)
-    intersection = _area(library.maximum(a[..., :2], b[..., :2]), library.minimum(a[..., 2:], b[..., 2:]))
+    intersection = _area(_library(a).maximum(a[..., :2], b[..., :2]), _library(a).minimum(a[..., 2:], b[..., 2:]))
     union = _area(a[..., :2], a[..., 2:]) + _area(b[..., :2], b[..., 2:]) - intersection
     return intersection / _not_zero(union), union
 

@@ -30,9 +30,6 @@ class GTClassLocalizer(nn.Module):
     What the image shows is computed once for all classes; what a class adds is its own CAM and an offset of its own
     that starts at zero. The last convolutions are the same for all classes, so that a class without a single box in
     training still gets boxes, from its CAM.
-
-    Attributes:
-        num_classes, feature_dim, num_layers, grid, inputs: as given.
     """
 
     def __init__(
@@ -183,9 +180,7 @@ def load_localizer(
 ) -> tuple[GTClassLocalizer, dict[str, Any]]:
     """A trained head out of `weights.save_trained`'s file, in eval mode on the CPU, and what was written about it.
 
-    Args:
-        path: the file.
-        belongs_to: the CLIP, class list and maps that it will be used with (`clip_and_maps`); None compares nothing.
+    `belongs_to` is the CLIP, class list and maps that it will be used with (`clip_and_maps`); None compares nothing.
 
     Raises:
         CheckpointError: no such file, a damaged one, or one that belongs to another CLIP, class list or kind of map.

@@ -155,12 +155,9 @@ class BootstrapResult:
 
     def _with_rows(self, rows: list[int]) -> BootstrapResult:
         """The figures of these classes, in copies; those of all together stay."""
+        classes, images = tuple(self.classes[row] for row in rows), self.class_images[rows]
         return replace(
-            self,
-            classes=tuple(self.classes[row] for row in rows),
-            class_images=self.class_images[rows],
-            ap=self.ap[rows],
-            ap_samples=self.ap_samples[:, rows],
+            self, classes=classes, class_images=images, ap=self.ap[rows], ap_samples=self.ap_samples[:, rows]
         )
 
     def _columns(

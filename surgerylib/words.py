@@ -115,9 +115,6 @@ def prompt_names(classes: Iterable[str]) -> list[str]:
     return [_FOLDED_PROMPTS.get(_fold(name)) or " ".join(re.split(r"[-_\s]+", name)).strip() for name in classes]
 
 
-DEFAULT_PROMPTS = "ensemble"
-
-
 @dataclass(frozen=True)
 class Prompts:
     """How a class is put into words."""
@@ -139,13 +136,13 @@ class Prompts:
         return {"templates": list(self.templates), "synonyms": words}
 
 
+DEFAULT_PROMPTS = "ensemble"
 PROMPT_SETS = {
     "name": Prompts(("{}",)),
     "single": Prompts(("a satellite photo of a {}.",)),
     "ensemble": Prompts(),
     "synonyms": Prompts(synonyms=True),
 }
-
 
 PATHS = ("qk", "vv")
 # kind of heatmap -> path that the CLS token comes from, path that the patch tokens come from. `standard` is the stock

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 import torch
 from refusals import refused
 from safetensors import safe_open
@@ -64,19 +65,18 @@ def test_truth_of_crops(monkeypatch):
     assert (truth[:, DIOR_CLASSES.index("bridge")] == 0).all()
 
 
-def test_erased_objects_are_gone_and_pasted_ones_count(monkeypatch):
+@pytest.mark.parametrize("erased", [0, 1])
+def test_erased_objects_are_gone_and_pasted_ones_count(monkeypatch, erased):
     pool = _one_scene([[100, 100, 124, 124], [10, 60, 40, 90]], [SHIP, DAM])
-    monkeypatch.setattr(scene_crops, "AIMED", 1)
-    for erased, pasted in ((1, 0), (0, 1)):
-        monkeypatch.setattr(scene_crops, "ERASED", erased)
-        monkeypatch.setattr(scene_crops, "PASTED", pasted)
-        crops, truth = sample_crops(pool, 100, CROP, torch.Generator().manual_seed(1))
-        for label, side in ((SHIP, 24), (DAM, 30)):
-            area = (crops[..., 0] == 200 + label).float().sum((1, 2))
-            assert (truth[:, label][area == 0] == 0).all()
-            assert (area[truth[:, label] == 1] >= 0.5 * side**2).all()
-            assert (truth[:, label] == 1).any()
-            assert (truth[:, label] == 0).any() or not erased
+    for name, share in {"AIMED": 1, "ERASED": erased, "PASTED": 1 - erased}.items():
+        monkeypatch.setattr(scene_crops, name, share)
+    crops, truth = sample_crops(pool, 100, CROP, torch.Generator().manual_seed(1))
+    for label, side in ((SHIP, 24), (DAM, 30)):
+        area = (crops[..., 0] == 200 + label).float().sum((1, 2))
+        assert (truth[:, label][area == 0] == 0).all()
+        assert (area[truth[:, label] == 1] >= 0.5 * side**2).all()
+        assert (truth[:, label] == 1).any()
+        assert (truth[:, label] == 0).any() or not erased
 
 
 def test_prompts_hold_the_defaults():
