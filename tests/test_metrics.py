@@ -74,32 +74,25 @@ def slow_iou(a, b) -> float:
     return intersection / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - intersection)
 
 
-def slow_voc(detections, truth, label, threshold, interpolation) -> float:
+def slow_voc(detections, truth, label, threshold) -> dict[str, float]:
     """VOC average precision of one class, one detection at a time, in exact fractions."""
     boxes = [row for row in truth.itertuples(index=False) if row.label == label]
     if not boxes:
-        return float("nan")
+        return {"11point": np.nan, "area": np.nan}
     ranked = sorted((row for row in detections.itertuples(index=False) if row.label == label), key=lambda r: -r.score)
-    taken, hits, points = set(), 0, []
+    taken, points = set(), []
     for rank, detection in enumerate(ranked, start=1):
         best, best_iou = None, 0.0
         for i, box in enumerate(boxes):
-            if box.image_id == detection.image_id:
-                iou = slow_iou(detection[2:6], box[2:6])
-                if iou > best_iou:
-                    best, best_iou = i, iou
-        if best is not None and best_iou >= threshold and best not in taken:
+            if box.image_id == detection.image_id and (iou := slow_iou(detection[2:6], box[2:6])) > best_iou:
+                best, best_iou = i, iou
+        if best is not None and best_iou >= threshold:
             taken.add(best)
-            hits += 1
-        points.append((Fraction(hits, len(boxes)), Fraction(hits, rank)))
-    if interpolation == "11point":
-        levels = [max((p for r, p in points if r >= Fraction(k, 10)), default=Fraction(0)) for k in range(11)]
-        return float(sum(levels) / 11)
-    area, reached = Fraction(0), Fraction(0)
-    for i, (recall, _) in enumerate(points):
-        area += (recall - reached) * max(p for _, p in points[i:])
-        reached = recall
-    return float(area)
+        points.append((Fraction(len(taken), len(boxes)), Fraction(len(taken), rank)))
+    levels = [max((p for r, p in points if r >= Fraction(k, 10)), default=Fraction(0)) for k in range(11)]
+    steps = np.diff([0, *(recall for recall, _ in points)])
+    area = sum(step * max(p for _, p in points[i:]) for i, step in enumerate(steps) if step)
+    return {"11point": float(sum(levels) / 11), "area": float(area)}
 
 
 def coco(detections, truth, thresholds) -> dict[tuple[str, float], float]:
@@ -148,11 +141,11 @@ def assert_equals_coco(detections, truth, thresholds=(*IOU_THRESHOLDS, 0.75, 1.0
 
 
 def assert_equals_slow_voc(detections, truth):
-    for interpolation in ("11point", "area"):
-        ours = average_precision(detections, truth, interpolation=interpolation)
-        keys = zip(ours["label"], ours["iou_threshold"], strict=True)
-        expected = [slow_voc(detections, truth, *key, interpolation) for key in keys]
-        np.testing.assert_allclose(ours["ap"], expected, rtol=0, atol=1e-13)
+    ours = {how: average_precision(detections, truth, interpolation=how) for how in ("11point", "area")}
+    keys = zip(ours["area"]["label"], ours["area"]["iou_threshold"], strict=True)
+    expected = pd.DataFrame([slow_voc(detections, truth, *key) for key in keys], columns=list(ours), dtype=float)
+    for how, frame in ours.items():
+        np.testing.assert_allclose(frame["ap"], expected[how], rtol=0, atol=1e-13)
 
 
 # empty input first
