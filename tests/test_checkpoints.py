@@ -32,7 +32,8 @@ def not_taken(match: str, tiny: SurgeryCLIP, checkpoint: Path | str, name: str =
     return refused(checkpoints.load_weights, CheckpointError, match, tiny.model, name, checkpoint)
 
 
-def test_known_error_14_weights_that_saw_dior_are_marked_and_every_form_is_one(tiny_folder, tiny, state, tmp_path):
+def test_known_error_14_weights_that_saw_dior_are_marked(tiny_folder, tiny, state, tmp_path):
+    """By the name of their file; and every form of one checkpoint gives the same model."""
     prefixed = {f"module.{key}": value for key, value in state.items()}
     torch.save(state, tmp_path / "plain.pt")
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "wrapped.pt")
@@ -41,7 +42,7 @@ def test_known_error_14_weights_that_saw_dior_are_marked_and_every_form_is_one(t
     for name in ("plain.pt", "wrapped.pt", "parallel.pt", "RemoteCLIP-parallel.safetensors"):
         weights = load_tiny(tiny_folder, checkpoint=tmp_path / name).weights
         assert weights.sha256 == tiny.weights.sha256
-        assert weights.saw_dior == name.startswith("RemoteCLIP")  # a result would be called zero-shot
+        assert weights.saw_dior == name.startswith("RemoteCLIP")
 
 
 @pytest.mark.parametrize(("checkpoint", "match"), [

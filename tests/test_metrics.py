@@ -434,6 +434,7 @@ def test_pairing_is_refused_where_images_seed_or_settings_differ(change, message
     ({"ground_truth": truth_frame(HIT, ("1", "ship", 9, 0, 1, 1))}, "ground_truth row 1 .*xmin <= xmax and"),
     ({"detections": ranked(("1", "ship", 0, 9, 1, 1))}, "detections row 0 .*ymin <= ymax"),
     ({"ground_truth": truth_frame(("1", None, 0, 0, 1, 1))}, "no label in row 0"),
+    ({"ground_truth": truth_frame(HIT).assign(label=[["ship"]])}, "label holds values that cannot be compared"),
     ({"detections": ranked(("elsewhere", *HIT[1:]))}, "not in image_ids"),
     ({"image_ids": ["im0", "im0"]}, "names 'im0' twice"),
     ({"iou_thresholds": [0.5, 0.0]}, "iou_thresholds"),
