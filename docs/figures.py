@@ -22,9 +22,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from surgerylib import load_clip, load_dataset, read_image
 from surgerylib.boxes import box_iou
 from surgerylib.embedded.scenes import write_scenes
-from surgerylib.engine.caches import FeatureCache
-from surgerylib.engine.feature_batches import BatchReader
-from surgerylib.engine.localizer_training import boxes_on_image
+from surgerylib.engine import BatchReader, FeatureCache, boxes_on_image
 from surgerylib.errors import SurgeryError
 from surgerylib.figures import figure_bytes
 from surgerylib.figures.maps import extraction_steps

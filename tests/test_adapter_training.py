@@ -21,15 +21,16 @@ from surgerylib.datasets import Dataset, load_dataset, read_image
 from surgerylib.engine.adapter_training import (
     AdapterSettings,
     AdapterTask,
+    CoverageTargets,
+    TokenCache,
     logits_in_order,
     patch_average_precision,
     train_adapter,
 )
-from surgerylib.engine.caches import CoverageTargets, TokenCache
-from surgerylib.engine.training import TRAINING_VERSION, Schedule, folder_of
+from surgerylib.engine.tasks import Schedule
+from surgerylib.engine.training import TRAINING_VERSION, folder_of
 from surgerylib.errors import CacheError, ParameterError, TrainingError, UnknownClassError
 from surgerylib.heatmaps import HEATMAP_KINDS, heatmaps
-from surgerylib.weights import untrained_model
 from surgerylib.words import prompt_names
 
 N_TRAIN, N_VAL = 12, 5
@@ -82,7 +83,6 @@ def test_the_tokens_are_those_of_the_model_but_for_16_bits(caches, tiny):
         torch.testing.assert_close(stored, patches, rtol=2**-11, atol=2e-6)
         assert ((stored - patches) @ text.T).abs().max() < 1e-3
         assert torch.equal(cache.tokens([3, 0, 2], path), stored[:, [3, 0, 2]])  # over the border of shards, any order
-        assert torch.equal(torch.cat(list(cache.in_order(path)), dim=1), stored)
         assert cache.tokens([], path).shape == (3, 0, 16, 24)
 
 
@@ -348,7 +348,7 @@ def toy_cache(split: str, n_images: int, seed: int) -> SimpleNamespace:
     data = Dataset("toy", Path(), split, "DIOR", images, boxes, tuple(TEXTS), boxes.iloc[:0])
     return SimpleNamespace(
         what="tokens", clip=ToyClip(), dataset=data, layers=1, key=split,
-        tokens=lambda positions, path: tokens[:, list(positions)], in_order=lambda path: iter([tokens]),
+        tokens=lambda positions, path: tokens[:, list(positions)],
     )  # fmt: skip
 
 

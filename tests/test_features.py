@@ -12,9 +12,9 @@ from refusals import each_refused
 from tiny_models import shards_of
 
 from surgerylib.datasets import Dataset, load_dataset, read_image
-from surgerylib.engine.caches import FeatureCache
-from surgerylib.engine.feature_batches import N_SYMMETRIES, BatchReader, turn, turn_boxes
+from surgerylib.engine.features import BatchReader, FeatureCache, turn, turn_boxes
 from surgerylib.engine.recipes import features
+from surgerylib.engine.tasks import N_SYMMETRIES
 from surgerylib.errors import CacheError, CheckpointError, ParameterError
 from surgerylib.heatmaps import Setting, heatmaps
 from surgerylib.words import DIOR_CLASSES, PROMPT_TEMPLATES, prompt_names
@@ -47,14 +47,13 @@ def test_a_record_is_what_the_model_says_of_the_image(cache, tiny, data):
 
 
 def test_the_targets_are_the_boxes_of_the_frame(cache, data):
-    targets, boxes = cache.targets, data.boxes
-    assert data.images["image_id"].iloc[targets.image].tolist() == boxes["image_id"].tolist()
-    assert [data.classes[label] for label in targets.label] == boxes["label"].tolist()
+    reader, boxes = BatchReader(cache), data.boxes
+    assert data.images["image_id"].iloc[reader.image].tolist() == boxes["image_id"].tolist()
+    assert [data.classes[label] for label in reader.label] == boxes["label"].tolist()
     corners = boxes[["xmin", "ymin", "xmax", "ymax"]].to_numpy()
-    np.testing.assert_allclose(targets.boxes_xyxy * 96, corners, atol=1e-4)
-    rows = BatchReader(cache).rows
-    assert len(rows) == N_IMAGES
-    assert np.concatenate(rows).tolist() == list(range(len(boxes)))
+    np.testing.assert_allclose(reader.boxes_xyxy * 96, corners, atol=1e-4)
+    assert len(reader.rows) == N_IMAGES
+    assert np.concatenate(reader.rows).tolist() == list(range(len(boxes)))
 
 
 def test_its_size_is_known_before_it_is_written(cache):
@@ -97,8 +96,7 @@ def test_no_images_and_no_boxes(tiny, data, tmp_path):
     assert FeatureCache(tiny, none, tmp_path).compute().nbytes == 0
     without = FeatureCache(tiny, replace(data, boxes=data.boxes.iloc[:0]), tmp_path, picture_size=PICTURE).compute()
     reader = BatchReader(without)
-    assert len(reader.usable) == reader.steps(4) == 0
-    assert list(reader.epoch(1, batch_size=4, seed=0, augment=True)) == list(reader.in_order(4)) == []
+    assert len(reader.usable) == 0
     assert reader.batch([0, 1]).boxes[0].shape == (0, 4)
 
 
@@ -128,20 +126,6 @@ def test_picture_maps_features_and_boxes_turn_alike(cache, symmetry):
     for k in range(2):
         np.testing.assert_allclose(turned.boxes[k], turn_boxes(plain.boxes[k].numpy(), symmetry), atol=1e-7)
         assert torch.equal(turned.labels[k], plain.labels[k])
-
-
-def test_an_epoch_shows_each_image_once_and_can_be_taken_up_anywhere(cache):
-    reader, options = BatchReader(cache), {"batch_size": 2, "seed": 5, "augment": True}
-    whole = list(reader.epoch(3, **options))
-    assert reader.steps(2) == len(whole) == 4
-    order = np.concatenate([batch.positions for batch in whole]).tolist()
-    assert sorted(order) == reader.usable.tolist()
-    for first in range(5):
-        for mine, theirs in zip(reader.epoch(3, first=first, **options), whole[first:], strict=True):
-            for name in ("pictures", "features"):
-                assert torch.equal(getattr(mine, name), getattr(theirs, name))
-            assert all(torch.equal(a, b) for a, b in zip(mine.boxes, theirs.boxes, strict=True))
-    assert np.concatenate([batch.positions for batch in reader.epoch(4, **options)]).tolist() != order
 
 
 def test_records_are_views_that_do_not_pile_up(cache):

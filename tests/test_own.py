@@ -16,7 +16,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from surgerylib.boxes import box_iou
 from surgerylib.engine import own
 from surgerylib.engine.own import key_of
-from surgerylib.engine.training import Schedule
+from surgerylib.engine.tasks import Schedule
 
 TEXT = """
 import math

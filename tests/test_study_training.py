@@ -23,8 +23,8 @@ from surgerylib.engine import localizer_training as heads
 from surgerylib.engine import training as training_module
 from surgerylib.engine.adapter_training import train_adapter
 from surgerylib.engine.adapters import distinct_adapters, find_adapters, load_adapters
-from surgerylib.engine.feature_batches import BatchReader
-from surgerylib.engine.schedule import Schedule
+from surgerylib.engine.features import BatchReader
+from surgerylib.engine.tasks import Schedule
 from surgerylib.engine.training import progress_of
 from surgerylib.errors import CheckpointError, ParameterError, SurgeryError
 from surgerylib.figures import training as training_plots
@@ -489,7 +489,7 @@ def test_results_are_plain_values_and_hold_the_history(ious, trained):
 
 def test_the_boxes_on_an_image_are_those_of_a_class_and_bars_draw_without_a_box(ious, trained):
     caches, task, _ = trained
-    targets = caches["choose"].targets
+    targets = BatchReader(caches["choose"])
     position, label = int(targets.image[0]), int(targets.label[0])
     best, _, iou, peak_iou = heads.boxes_on_image(task.model.eval(), BatchReader(caches["choose"]), position, label)
     assert best.shape == (((targets.image == position) & (targets.label == label)).sum(), 4)

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from surgerylib.engine.training import Schedule
+from surgerylib.engine.tasks import Schedule
 from surgerylib.figures import evaluation, maps, per_class, style, sweep, training
 from surgerylib.files import PROJECT_ROOT
 from surgerylib.study.example_images import Example

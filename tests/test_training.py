@@ -7,10 +7,10 @@ import os
 import pickle
 import shutil
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -22,8 +22,7 @@ from tiny_models import Touch, load_tiny, one_thread, write_model
 
 from surgerylib.datasets import load_dataset
 from surgerylib.engine.adapter_training import AdapterSettings
-from surgerylib.engine.caches import FeatureCache
-from surgerylib.engine.feature_batches import BatchReader
+from surgerylib.engine.features import BatchReader, FeatureCache
 from surgerylib.engine.localizer_training import (
     LocalizerSettings,
     LocalizerTask,
@@ -32,8 +31,8 @@ from surgerylib.engine.localizer_training import (
     summarise,
     train_localizer,
 )
-from surgerylib.engine.tasks import Task
-from surgerylib.engine.training import TRAINING_VERSION, Schedule, Training, backward, fit, folder_of, progress_of
+from surgerylib.engine.tasks import Schedule, Task
+from surgerylib.engine.training import TRAINING_VERSION, Training, backward, fit, folder_of, progress_of
 from surgerylib.errors import CacheError, CheckpointError, OutputError, ParameterError, TrainingError, UnknownClassError
 from surgerylib.files import atomic_write, only_process
 from surgerylib.localizer import load_localizer
@@ -47,16 +46,18 @@ SCHEDULE = Schedule(epochs=3, warmup_epochs=0.5)
 class Line(Task):
     """A task with one weight: the loop on its own."""
 
-    name, criterion, steps = "line", "val", 4
+    name, criterion, places = "line", "val", np.arange(16)
+    settings = SimpleNamespace(training_batch_size=4, seed=0)
 
     def __init__(self, loss: str | None = "square") -> None:
+        self.kept = {}
         self.model = torch.nn.Linear(1, 1, bias=False)
         torch.nn.init.zeros_(self.model.weight)
         self.identity = {"trained": "line", "loss": loss}
         self.calls = 0
 
-    def batches(self, epoch: int, first: int) -> Iterator[torch.Tensor]:
-        yield from torch.linspace(0.5, float(epoch), self.steps * 4).reshape(self.steps, 4, 1)[first:]
+    def batch(self, places: np.ndarray, symmetries: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(places / 10 + 0.5).float()[:, None]
 
     def loss(self, batch):
         self.calls += 1
@@ -97,8 +98,8 @@ def stop(monkeypatch: pytest.MonkeyPatch, target: object, name: str, number: int
     """Ctrl-C at the end of the `number`-th call of a function; gives what grows with each call."""
     method, calls = getattr(target, name), []
 
-    def stopped(*args):
-        found = method(*args)
+    def stopped(*args, **options):
+        found = method(*args, **options)
         calls.append(1)
         if len(calls) == number:
             raise KeyboardInterrupt
@@ -233,7 +234,7 @@ def test_killed_and_gone_on_with_it_ends_with_the_same_weights(whole, tmp_path, 
     assert process.exitcode == -signal.SIGKILL
     assert progress_of(tmp_path / whole.folder.name) == (epoch, False)
     run = fit(Line(), SCHEDULE, tmp_path)
-    assert run.resumed_at == epoch * Line.steps  # no more than the epoch was lost
+    assert run.resumed_at == epoch * 4  # no more than the epoch was lost
     assert_same(run, whole)
 
 

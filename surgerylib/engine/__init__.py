@@ -3,11 +3,10 @@
 from .. import lazy
 
 _HOMES = {
-    "adapter_training": ("LOSSES", "AdapterSettings", "AdapterTask", "train_adapter"),
+    "adapter_training": ("LOSSES", "AdapterSettings", "AdapterTask", "TokenCache", "train_adapter"),
     "adapters": ("TrainedAdapter", "distinct_adapters", "flattered_adapters", "load_adapters"),
-    "caches": ("FeatureCache", "TokenCache"),
     "evaluation": ("Evaluation", "Options", "evaluate"),
-    "feature_batches": ("BatchReader",),
+    "features": ("BatchReader", "FeatureCache"),
     "finding": ("NO_BOXES", "Boxes", "find_boxes"),
     "localization": ("BASELINES", "gt_class_localization", "localization_difference", "peak_localization"),
     "localizer_training": (
@@ -17,9 +16,9 @@ _HOMES = {
     "measures": ("best_overlaps", "present_pairs", "truth_codes"),
     "parallel": ("in_processes",),
     "recipes": ("prompted",),
-    "schedule": ("Count", "Schedule", "from_parameters"),
     "store": ("HeatmapStore", "Store", "check_disk"),
-    "training": ("Task", "Training", "fit", "folder_of", "progress_of"),
+    "tasks": ("Count", "Schedule", "Task", "from_parameters"),
+    "training": ("Training", "fit", "folder_of", "progress_of"),
 }  # fmt: skip
 __all__ = [name for own in _HOMES.values() for name in own]
 __getattr__ = lazy(__name__, _HOMES)

@@ -6,28 +6,34 @@ image would change nothing, so there is no augmentation.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from ..adapter import HeatmapAdapter, clip_and_tokens
+from ..boxes import patch_coverage
+from ..clip import SurgeryCLIP
+from ..datasets import Dataset
 from ..errors import ParameterError, UnknownClassError, checked
 from ..losses import heatmap_loss, total_of
 from ..weights import untrained_model
-from ..words import KIND_PATHS, PROMPT_TEMPLATES, canonical_class, kinds_on, prompt_names
-from .caches import CoverageTargets, TokenCache
-from .parallel import read_ahead
-from .schedule import Count, NotNegative, Positive, Schedule
-from .tasks import Task
+from ..words import KIND_PATHS, PATHS, PROMPT_TEMPLATES, canonical_class, kinds_on, prompt_names
+from .measures import truth_codes, unit_boxes
+from .recipes import patch_tokens
+from .store import Store
+from .tasks import Count, NotNegative, Positive, Schedule, Task
 from .training import Training, fit
 
 LOSSES = ("classification", "localization", "sparsity")
 _TERMS = (*LOSSES, "bce", "dice")
+_READ_IMAGES = 64  # images whose tokens are in memory at a time where all are gone through
 
 
 @checked
@@ -68,6 +74,54 @@ class AdapterSettings:
         if unseen.issuperset(classes):
             raise ParameterError("unseen_classes names all classes; leave one or more to train on")
         return [name for name in classes if name not in unseen]
+
+
+class TokenCache(Store):
+    """What a heatmap adapter is trained on, see `recipes.patch_tokens`. Attributes as in `Store`."""
+
+    def __init__(self, clip: SurgeryCLIP, dataset: Dataset, cache_dir: str | Path, *, layers: int = 3) -> None:
+        """Find or prepare the cache; nothing is computed yet. Arguments and errors as of `FeatureCache`."""
+        super().__init__(clip, dataset, cache_dir, patch_tokens(clip, layers))
+
+    def tokens(self, positions: Sequence[int] | np.ndarray, path: str) -> Tensor:
+        """Tokens of some images by their places in the data set, of one path (`qk` or `vv`): float32 [L, B, N, D]."""
+        tokens = np.empty((self.layers, len(positions), *self.record.shape[2:]), dtype=np.float32)
+        for place, record in enumerate(self.read(positions)):
+            tokens[:, place] = record[PATHS.index(path)]
+        return torch.from_numpy(tokens)
+
+
+class CoverageTargets:
+    """How much of each patch the boxes of each class cover, on every image of a data set."""
+
+    def __init__(self, dataset: Dataset, classes: Sequence[str], grid: tuple[int, int]) -> None:
+        """Args:
+        dataset: with the ground truth.
+        classes: C names, in the order of the maps; boxes of others are not looked at.
+        grid: (rows h, columns w) of patches.
+        """
+        self._shape = (len(classes), *grid)
+        image, label = truth_codes(dataset)
+        boxes = unit_boxes(dataset)
+        groups = pd.DataFrame({"image": image, "label": np.array(dataset.classes, dtype=object)[label]})
+        # by image: (place of the class, [h, w]); most pairs of image and class hold no box
+        self._by_image: dict[int, list[tuple[int, np.ndarray]]] = defaultdict(list)
+        for (of_image, name), rows in groups.groupby(["image", "label"]).indices.items():
+            if name in classes:
+                covered = patch_coverage(boxes[rows], grid).astype(np.float32)
+                self._by_image[of_image].append((classes.index(name), covered))
+
+    def read(self, positions: Sequence[int] | np.ndarray) -> Tensor:
+        """Of some images by their places in the data set: float32 [B, C, h, w] in [0, 1]."""
+        coverage = torch.zeros(len(positions), *self._shape)
+        for place, position in enumerate(positions):
+            for label, covered in self._by_image.get(int(position), ()):
+                coverage[place, label] = torch.from_numpy(covered)
+        return coverage
+
+    def __len__(self) -> int:
+        """Pairs of an image and a class with boxes."""
+        return sum(map(len, self._by_image.values()))
 
 
 class TokenBatch(NamedTuple):
@@ -127,7 +181,7 @@ class AdapterTask(Task):
         self._text = clip.encode_text(prompt_names(self.seen), templates)
         config = {"embed_dim": clip.embed_dim, "num_layers": train.layers, "rank": settings.rank}
         self.model = untrained_model(HeatmapAdapter, config, settings.seed).to(clip.device)
-        self.steps = -(-len(train.dataset.images) // settings.training_batch_size)
+        self.places = np.arange(len(train.dataset.images))  # those without a box too: they say what is not there
         # which classes are left out, and by which names, decides no weight beside those that are not
         plain = self.plain_settings
         of_weights = {name: value for name, value in plain.items() if name != "unseen_classes"}
@@ -140,12 +194,9 @@ class AdapterTask(Task):
             "templates": asked["templates"],
         }
 
-    def batches(self, epoch: int, first: int) -> Iterator[TokenBatch]:
-        """Images without a box are gone through too: they say what is not there."""
-        size = self.settings.training_batch_size
-        order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.train.dataset.images))
-        parts = [order[start : start + size] for start in range(first * size, len(order), size)]
-        return read_ahead(self._batch, parts)
+    def batch(self, places: np.ndarray, symmetries: np.ndarray) -> TokenBatch:
+        """As they are: to turn an image would change nothing."""
+        return TokenBatch(places, self.train.tokens(places, self._path), self._coverage.read(places))
 
     def loss(self, batch: TokenBatch) -> tuple[Tensor, dict[str, tuple[float, float]]]:
         """Figures: loss, its terms, how far the tokens moved, and the scale of the logits."""
@@ -174,9 +225,6 @@ class AdapterTask(Task):
         coverage = self._validation_coverage.read(range(len(logits)))
         return {"val_patch_ap": float(np.nanmean(patch_average_precision(logits, coverage)))}
 
-    def _batch(self, positions: np.ndarray) -> TokenBatch:
-        return TokenBatch(positions, self.train.tokens(positions, self._path), self._coverage.read(positions))
-
 
 def train_adapter(
     train: TokenCache,
@@ -200,7 +248,9 @@ def train_adapter(
 @torch.no_grad()
 def logits_in_order(model: HeatmapAdapter, cache: TokenCache, kind: str, text: Tensor) -> Iterator[Tensor]:
     """The adapter's maps of all images of a cache in order, some at a time: float32 [B, C, h, w] on the CPU."""
-    for tokens in cache.in_order(KIND_PATHS[kind][1]):
+    n_images = len(cache.dataset.images)
+    for first in range(0, n_images, _READ_IMAGES):
+        tokens = cache.tokens(range(first, min(first + _READ_IMAGES, n_images)), KIND_PATHS[kind][1])
         yield model.maps_and_drift(tokens.to(text.device), text, cache.clip.grid)[0].float().cpu()
 
 

@@ -27,7 +27,7 @@ from ..heatmaps import Setting, check_classes_suffice
 from ..matching import BOX_COLUMNS, check_interpolation, checked_thresholds
 from ..metrics import IOU_THRESHOLDS, BootstrapResult, bootstrap_map, paired_difference
 from ..words import KIND_PREFERENCE, PROTOCOLS
-from .finding import NO_BOXES, Boxes, Cut, find_boxes, maps_from
+from .finding import NO_BOXES, Boxes, Cut, find_boxes
 from .measures import MEASURES, measure_boxes, present_pairs, truth_codes
 from .own import key_of
 from .parallel import in_processes
@@ -238,8 +238,7 @@ def evaluate(
     settings = {name: Setting()} if settings is None else dict(settings)
     if not settings:
         raise ParameterError("there are no settings to evaluate; give one or more")
-    similarities = [setting.similarity for setting in settings.values() if heatmap is None]
-    check_classes_suffice(similarities, len(store.dataset.classes))
+    check_classes_suffice([] if heatmap else [of.similarity for of in settings.values()], len(store.dataset.classes))
     groups: dict[tuple, dict[tuple, Setting]] = defaultdict(dict)  # settings with the same maps
     for setting in settings.values():
         groups[() if heatmap else setting.maps_key].setdefault(setting.key, setting)
@@ -247,19 +246,20 @@ def evaluate(
     judge, folder = _Judge(data, chosen, details), None if details else _folder(store, chosen, heatmap, boxes)
     found, tables, n_kept = {}, {}, 0
     bar = tqdm(total=2 * n_distinct * n_images, desc=f"boxes of {len(settings)} settings", **_BAR)  # found, measured
-    with ExitStack() as stack, bar as progress:
+    with ExitStack() as stack, bar:
+        work = {"workers": chosen.workers, "progress": bar.update}
         for members in groups.values():
-            maps = maps_from(store, next(iter(members.values())), heatmap, stack)
+            maps = store.own_maps(heatmap, stack) if heatmap else None
             for start in range(0, len(members), _AT_ONCE):
                 part = dict(list(members.items())[start : start + _AT_ONCE])
-                path = folder and folder / f"{short_hash(*map(repr, part))}.npz"
-                if path and path.is_file():
+                if (path := folder and folder / f"{short_hash(*map(repr, part))}.npz") and path.is_file():
                     found |= _load(path, part, judge)
                     n_kept += len(part)
-                    progress.update(2 * len(part) * n_images)
+                    bar.update(2 * len(part) * n_images)
                     continue
-                of_part = find_boxes(store, list(part.values()), maps, boxes, chosen.workers, progress.update)
-                found |= zip(part, judge.all(of_part, chosen.workers, progress.update), strict=True)
+                of_part, sizes = find_boxes(store, list(part.values()), maps, boxes, **work), [n_images] * len(part)
+                figures = in_processes(judge.figures, of_part, sizes=sizes, description="evaluation", **work)
+                found |= zip(part, figures, strict=True)
                 if path:
                     _save(path, {key: found[key] for key in part})
                 tables |= zip(part, of_part, strict=True) if details else ()
@@ -299,15 +299,6 @@ class _Judge:
         classes = range(len(dataset.classes))
         self.options = {"image_ids": range(len(ids)), "classes": classes, **options.of_figures}
 
-    def all(
-        self, tables: Sequence[Boxes], workers: int | None, progress: Callable[[int], object]
-    ) -> Iterable[dict[str, Figures]]:
-        """The figures of each, by worker processes."""
-        sizes = [len(self.dataset.images)] * len(tables)
-        return in_processes(
-            self.figures, tables, sizes=sizes, workers=workers, description="evaluation", progress=progress
-        )
-
     def figures(self, table: Boxes) -> dict[str, Figures]:
         """By protocol."""
         found = {}
@@ -338,15 +329,14 @@ def _folder(store: HeatmapStore, options: Options, *functions: Callable[..., Any
 
 def _save(path: Path, found: Mapping[tuple, Mapping[str, Figures]]) -> None:
     """The figures of settings that were judged together: S settings x P protocols as arrays [S, P, ...]."""
-    rows = [[of[protocol] for protocol in PROTOCOLS] for of in found.values()]
-    arrays = {
-        "map": [[of.ap.map for of in row] for row in rows],
-        "map_samples": [[of.ap.map_samples for of in row] for row in rows],
-        "measures": [[[of.measures[name] for name in MEASURES] for of in row] for row in rows],
-        "n_detections": [[of.n_detections for of in row] for row in rows],
-    }
-    buffer = io.BytesIO()
-    np.savez(buffer, **{name: np.array(values) for name, values in arrays.items()})
+    rows, buffer = [[of[protocol] for protocol in PROTOCOLS] for of in found.values()], io.BytesIO()
+    np.savez(
+        buffer,
+        map=[[of.ap.map for of in row] for row in rows],
+        map_samples=[[of.ap.map_samples for of in row] for row in rows],
+        measures=[[[of.measures[name] for name in MEASURES] for of in row] for row in rows],
+        n_detections=[[of.n_detections for of in row] for row in rows],
+    )
     atomic_write(path, buffer.getvalue())
 
 

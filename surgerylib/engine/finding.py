@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ..boxes import FoundBoxes, extract_many
 from ..errors import ParameterError
 from ..heatmaps import Setting
-from .own import key_of, own_map
 from .parallel import in_processes
 
 if TYPE_CHECKING:
@@ -76,9 +72,15 @@ def _cut_images(
             return extract_many(heatmap, size_wh, settings)
         return [_own_boxes(boxes, heatmap, size_wh)] * len(settings)
 
-    pairs = zip(maps, sizes_wh, strict=True)
-    found = [[cut(heatmap, size_wh) for heatmap in of_image] for of_image, size_wh in pairs]  # [n][C][settings]
-    return [_table(first, [[of_class[s] for of_class in image] for image in found]) for s in range(len(settings))]
+    found = [cut(heatmap, size_wh) for of_image, size_wh in zip(maps, sizes_wh, strict=True) for heatmap in of_image]
+    tables = []
+    for of_setting in zip(*found, strict=True):  # by image and class
+        counts = [len(of_class.boxes) for of_class in of_setting]
+        image, label = np.divmod(np.repeat(np.arange(len(counts)), counts), maps.shape[1])
+        rows = np.concatenate([of_class.boxes for of_class in of_setting])
+        activated = np.array([of_class.activated for of_class in of_setting], np.float32).reshape(maps.shape[:2])
+        tables.append(Boxes((image + first).astype(np.int32), label.astype(np.int16), rows, activated))
+    return tables
 
 
 def _own_boxes(boxes: Cut, heatmap: np.ndarray, size_wh: tuple[int, int]) -> FoundBoxes:
@@ -93,44 +95,3 @@ def _own_boxes(boxes: Cut, heatmap: np.ndarray, size_wh: tuple[int, int]) -> Fou
             f"boxes= must give finite [K, 5] (xyxy in pixels, score), got {list(found.shape)}; one row a box"
         )
     return FoundBoxes(found[np.argsort(-found[:, 4], kind="stable")], float("nan"))
-
-
-def _table(first: int, found: list[list[FoundBoxes]]) -> Boxes:
-    """`found`: [n][C]."""
-    counts = np.array([[len(of_class.boxes) for of_class in image] for image in found], dtype=np.int64)
-    image, label = np.divmod(np.repeat(np.arange(counts.size), counts.ravel()), max(counts.shape[-1], 1))
-    return Boxes(
-        (image + first).astype(np.int32),
-        label.astype(np.int16),
-        np.concatenate([np.empty((0, 5)), *(of_class.boxes for image in found for of_class in image)]),
-        np.array([[of_class.activated for of_class in image] for image in found], dtype=np.float32),
-    )
-
-
-def maps_from(store: HeatmapStore, setting: Setting, heatmap: Callable[..., Any] | None, stack: ExitStack) -> Maps:
-    """Where the maps come from: the store, or an own function of its similarities or of the images' tokens."""
-    if heatmap is None:
-        return partial(store.maps, setting)
-    import torch
-
-    classes, grid = store.dataset.classes, store.clip.grid
-    first = next(iter(inspect.signature(heatmap).parameters), "")
-    if first == "tokens":
-        from .recipes import own_maps
-        from .store import Store
-
-        key, folder = key_of(heatmap), store.folder.parent
-        if key is None:  # what it depends on cannot be told: nothing of it is kept
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-        templates = store.recipe.made_of["templates"]
-        recipe = own_maps(store.clip, classes, store.layers, templates, heatmap, key or "not kept")
-        own = Store(store.clip, store.dataset, folder, recipe).compute()
-        if own.found:
-            print(own.describe())
-        return lambda start, stop: np.array(own.block(start, stop)).reshape(-1, len(classes), *grid)
-
-    def maps(start: int, stop: int) -> np.ndarray:
-        similarities = torch.from_numpy(np.array(store.block(start, stop)))
-        return np.stack([own_map(heatmap(of_image), len(classes), grid) for of_image in similarities])
-
-    return maps

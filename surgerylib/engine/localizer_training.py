@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,8 +18,7 @@ from ..errors import ParameterError, checked
 from ..localizer import LOCALIZER_INPUTS, GTClassLocalizer, to_grid
 from ..losses import ASSIGNERS, gt_class_localization_loss, total_of
 from ..weights import untrained_model
-from .caches import FeatureCache
-from .feature_batches import Batch, BatchReader
+from .features import Batch, BatchReader, FeatureCache
 from .localization import (
     BASELINES,
     baseline_ious,
@@ -28,8 +27,8 @@ from .localization import (
     localization_summary,
     peak_localization,
 )
-from .schedule import Count, NotNegative, Schedule
-from .tasks import Task
+from .parallel import read_ahead
+from .tasks import Count, NotNegative, Schedule, Task
 from .training import Training, fit
 
 UNTRAINED = {"oracle": "untrained_oracle", "cam_peak": "untrained_peak"}
@@ -67,8 +66,7 @@ class LocalizerTask(Task):
         model: on the CLIP's device.
         seen: places of the classes that are trained on.
         class_means: [C, 4] mean box of each class in the training images, those not trained on too.
-        ever_positive: bool [G], which boxes of the training targets have had a positive cell.
-        is_trained_on: bool [G], which of them are of classes that are trained on.
+        is_trained_on: bool [G], which boxes of the training images are of classes that are trained on.
     """
 
     name, criterion, module = "training", "val_iou", "localizer"
@@ -97,7 +95,7 @@ class LocalizerTask(Task):
             TrainingError: no box to validate on.
         """
         super().__init__(train, validation, settings, lambda cache: cache.belongs_to)
-        clip, classes, targets = train.clip, train.dataset.classes, train.targets
+        clip, classes = train.clip, train.dataset.classes
         names = classes if settings.seen_classes is None else check_have_boxes(train.dataset, settings.seen_classes)
         self.seen, self._loss = [classes.index(name) for name in names], loss
         self.reader, self.validation_reader = (BatchReader(cache, self.seen) for cache in (train, validation))
@@ -110,20 +108,22 @@ class LocalizerTask(Task):
             "inputs": settings.inputs,
         }
         self.model = untrained_model(GTClassLocalizer, config, settings.seed).to(clip.device)
-        self.class_means = class_mean_boxes(targets.boxes_xyxy, targets.label, len(classes))
-        self.ever_positive = torch.zeros(len(targets.label), dtype=torch.bool)
-        self.is_trained_on = np.isin(targets.label, self.seen)
-        self.steps = self.reader.steps(settings.training_batch_size)
+        self.class_means = class_mean_boxes(self.reader.boxes_xyxy, self.reader.label, len(classes))
+        self.is_trained_on = np.isin(self.reader.label, self.seen)
+        self.kept["ever_positive"] = torch.zeros(len(self.is_trained_on), dtype=torch.bool)
+        self.places = self.reader.usable
         plain = self.plain_settings
         self.identity = self.made_of(loss, gt_class_localization_loss, plain)
         self.about = {"settings": plain, "seen_classes": list(names), "class_means": self.class_means.tolist()}
 
-    def batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        """Shuffled, flipped and turned."""
-        chosen = self.settings
-        return self.reader.epoch(
-            epoch, batch_size=chosen.training_batch_size, seed=chosen.seed, augment=chosen.augment, first=first
-        )
+    @property
+    def ever_positive(self) -> Tensor:
+        """Which boxes of the training images have had a positive cell: bool [G]."""
+        return self.kept["ever_positive"]
+
+    def batch(self, places: np.ndarray, symmetries: np.ndarray) -> Batch:
+        """Flipped and turned."""
+        return self.reader.batch(places, symmetries)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, tuple[float, float]]]:
         """Figures: loss, l1, giou, positives a box, share of boxes without a positive; of an own loss, that alone."""
@@ -154,14 +154,6 @@ class LocalizerTask(Task):
             "val_share_50": float((ious["oracle"] > 0.5).mean()),
             "val_peak_iou": float(ious["cam_peak"].mean()),
         }
-
-    def state(self) -> dict[str, Tensor]:
-        """Which boxes have had a positive."""
-        return {"ever_positive": self.ever_positive}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """As in `Task`."""
-        self.ever_positive = state["ever_positive"]
 
 
 def train_localizer(
@@ -214,14 +206,14 @@ def localize(model: GTClassLocalizer, reader: BatchReader, class_means: np.ndarr
         class_means: [C, 4] mean boxes of training images; None leaves the baselines out.
 
     Returns:
-        Frame image_id, label (name), box_row (of the cache's targets), row, column (of the best cell), oracle,
+        Frame image_id, label (name), box_row (of the data set's boxes), row, column (of the best cell), oracle,
         cam_peak, and a column each of `BASELINES`: IoUs.
     """
-    frames = []
-    dataset = reader.cache.dataset
+    frames, dataset, places = [], reader.cache.dataset, reader.usable
     ids, names = dataset.images["image_id"].to_numpy(object), np.array(dataset.classes, dtype=object)
-    batches = reader.in_order(_EVALUATION_BATCH)
-    for batch in tqdm(batches, total=reader.steps(_EVALUATION_BATCH), desc="the head's boxes", delay=2, leave=False):
+    parts = [places[start : start + _EVALUATION_BATCH] for start in range(0, len(places), _EVALUATION_BATCH)]
+    batches = read_ahead(reader.batch, parts)
+    for batch in tqdm(batches, total=len(parts), desc="the head's boxes", delay=2, leave=False):
         boxes = predict(model, batch).float().cpu()
         cam = to_grid(batch.cam, model.grid)
         oracle = gt_class_localization(boxes, batch.boxes, batch.labels)
@@ -262,15 +254,12 @@ def boxes_on_image(
     """
     batch = reader.batch([position])
     own = batch.labels[0] == label
-    boxes, labels = [batch.boxes[0][own]], [batch.labels[0][own]]
+    truth = [batch.boxes[0][own]], [batch.labels[0][own]]
     pred = predict(model, batch).float().cpu()
-    cam = to_grid(batch.cam, model.grid)
-    best, peak = gt_class_localization(pred, boxes, labels), peak_localization(pred, cam, boxes, labels)
-    drawn = best.nlargest(8, "iou")
-    rows, columns = (torch.tensor(drawn[name].tolist(), dtype=torch.long) for name in ("row", "column"))
-    chosen = pred[0, label, rows, columns].numpy()
-    row, column = divmod(int(cam[0, label].argmax()), model.grid[1])
-    return chosen, pred[0, label, row, column].numpy(), float(best["iou"].mean()), float(peak["iou"].mean())
+    best, peak = gt_class_localization(pred, *truth), peak_localization(pred, to_grid(batch.cam, model.grid), *truth)
+    cells = pd.concat([best.nlargest(8, "iou"), peak[:1]])
+    drawn = pred.numpy()[0, label, cells["row"], cells["column"]]
+    return drawn[:-1], drawn[-1], float(best["iou"].mean()), float(peak["iou"].mean())
 
 
 def summarise(ious: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:

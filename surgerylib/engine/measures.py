@@ -87,5 +87,11 @@ def truth_codes(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
+def unit_boxes(dataset: Dataset) -> np.ndarray:
+    """The ground truth boxes in [0, 1] of their images: float64 [G, 4] xyxy."""
+    sides = dataset.images[["width", "height", "width", "height"]].to_numpy(np.float64)
+    return dataset.boxes[BOX_COLUMNS].to_numpy(np.float64) / sides[truth_codes(dataset)[0]]
+
+
 def _mean(values: np.ndarray) -> float:
     return float(np.mean(values)) if len(values) else np.nan

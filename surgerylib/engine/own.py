@@ -1,4 +1,4 @@
-"""Functions from outside of the package: a key of what one does, so that its results serve no other; its maps."""
+"""Functions from outside of the package: a key of what one does, so that its results serve no other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import dis
 import functools
 import hashlib
 import importlib
-import math
 import operator
 import platform
 import sys
@@ -17,20 +16,20 @@ import sysconfig
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ..errors import ParameterError
 from ..files import library_sha256
-
-if TYPE_CHECKING:  # a worker process has no need of torch
-    from torch import Tensor
 
 _PACKAGE = __name__.partition(".")[0]
 _PLAIN = {type(None), bool, int, float, complex, str, bytes, type(...), range, slice}
 # through these a function sees what nothing in its code says
 _UNSEEN = {"open", "eval", "exec", "compile", "globals", "locals", "vars", "input", "__import__"}
+_PARTS = {
+    functools.partial: ("func", "args", "keywords"), types.MethodType: ("__func__", "__self__"),
+    staticmethod: ("__func__",), classmethod: ("__func__",), property: ("fget", "fset", "fdel"),
+}  # fmt: skip
 # of a class; what dataclasses keep there shows in the methods that they write
 _NOT_BEHAVIOUR = {
     "__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__", "__firstlineno__",
@@ -64,27 +63,6 @@ def key_of(function: Callable[..., Any]) -> str | None:
         return None
 
 
-def own_map(found: Any, n_classes: int, grid: tuple[int, int]) -> Tensor:
-    """What such a function gave for one image, as float32 [C, h, w] on the CPU.
-
-    Raises:
-        ParameterError: neither [C, h, w] nor [C, N] (a batch of 1 is taken too), or not finite.
-    """
-    import torch
-
-    try:
-        maps = torch.as_tensor(found).detach().float().cpu()
-        shape = list(maps.shape)
-    except (TypeError, ValueError, RuntimeError):
-        shape = type(found).__name__
-    allowed = [[n_classes, *grid], [n_classes, math.prod(grid)]]
-    if shape not in [*allowed, *([1, *one] for one in allowed)]:
-        raise ParameterError(f"heatmap= must give [C, h, w], here {allowed[0]}, or [C, N], {allowed[1]}; got {shape}")
-    if not maps.isfinite().all():
-        raise ParameterError("heatmap= gave NaN or infinite values; give finite ones")
-    return maps.reshape(n_classes, *grid)
-
-
 class _Unknown(Exception):
     """Something whose value or behaviour cannot be told."""
 
@@ -108,14 +86,9 @@ class _Walk:
             return name
         if isinstance(value, types.FunctionType):
             return self._once(value, self._function)
-        if isinstance(value, functools.partial):
-            return "partial", self.value(value.func), self.value(value.args), self.value(value.keywords)
-        if isinstance(value, types.MethodType):
-            return "method", self.value(value.__func__), self.value(value.__self__)
-        if isinstance(value, staticmethod | classmethod):
-            return type(value).__name__, self.value(value.__func__)
-        if isinstance(value, property):
-            return "property", *map(self.value, (value.fget, value.fset, value.fdel))
+        for kind, parts in _PARTS.items():
+            if isinstance(value, kind):
+                return kind.__name__, *(self.value(getattr(value, part)) for part in parts)
         if isinstance(value, type):
             return self._once(value, self._class)
         return self._instance(value)
@@ -151,7 +124,10 @@ class _Walk:
             if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
                 used[name] = self._global(name, function.__globals__, names)
             elif instruction.opname == "IMPORT_NAME":
-                used[f"import {name}"] = self._module(_imported(name), names)
+                try:
+                    used[f"import {name}"] = self._module(importlib.import_module(name), names)
+                except ImportError:  # a relative one among them
+                    raise _Unknown(name) from None
         return "function", _code(code), *bound, sorted(used.items())
 
     def _cell(self, cell: types.CellType) -> tuple:
@@ -236,13 +212,6 @@ def _constant(const: Any) -> Any:
     if isinstance(const, frozenset):
         return "frozenset", sorted(map(repr, const))
     return repr(const)
-
-
-def _imported(name: str) -> types.ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError:  # a relative one among them
-        raise _Unknown(name) from None
 
 
 def _installed_name(value: Any) -> tuple | None:

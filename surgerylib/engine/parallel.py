@@ -14,8 +14,6 @@ from tqdm import tqdm
 
 from ..errors import OutputError, worker_count
 
-_IDLE_SECONDS = 60
-_PARENT_SECONDS = 1.0
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -51,7 +49,7 @@ def in_processes(
     # one number for all work: ending some of the processes and starting them again takes longer than a short task
     n_jobs = worker_count(workers) if len(sizes) > 1 else 1
     pool = Parallel(
-        n_jobs=n_jobs, backend="loky", return_as="generator", idle_worker_timeout=_IDLE_SECONDS,
+        n_jobs=n_jobs, backend="loky", return_as="generator", idle_worker_timeout=60,
         initializer=_end_with_parent, initargs=(os.getpid(),),
     )  # fmt: skip
     with tqdm(
@@ -73,7 +71,7 @@ def _end_with_parent(parent: int) -> None:
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(_PARENT_SECONDS)
+            time.sleep(1)
         os._exit(1)
 
     if os.name == "posix":  # elsewhere a process keeps the number of a parent that is gone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..clip import ImageTokens, SurgeryCLIP
+from ..errors import ParameterError
 from ..heatmaps import Setting, check_classes_suffice, heatmaps
 from ..words import PATHS, PROMPT_SETS, Prompts, check_prompts, prompt_names
 from .adapters import TrainedAdapter
-from .own import own_map
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,25 @@ def own_maps(
 
     made_of = {"function": key, **_asked(classes, templates)}
     return Recipe("own-maps", layers, _floats(len(classes), _n_patches(clip)), made_of, records)
+
+
+def own_map(found: Any, n_classes: int, grid: tuple[int, int]) -> Tensor:
+    """What a function from outside of the package gave for one image, as float32 [C, h, w] on the CPU.
+
+    Raises:
+        ParameterError: neither [C, h, w] nor [C, N] (a batch of 1 is taken too), or not finite.
+    """
+    try:
+        maps = torch.as_tensor(found).detach().float().cpu()
+        shape = list(maps.shape)
+    except (TypeError, ValueError, RuntimeError):
+        shape = type(found).__name__
+    allowed = [[n_classes, *grid], [n_classes, math.prod(grid)]]
+    if shape not in [*allowed, *([1, *one] for one in allowed)]:
+        raise ParameterError(f"heatmap= must give [C, h, w], here {allowed[0]}, or [C, N], {allowed[1]}; got {shape}")
+    if not maps.isfinite().all():
+        raise ParameterError("heatmap= gave NaN or infinite values; give finite ones")
+    return maps.reshape(n_classes, *grid)
 
 
 def features(

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import io
 import json
 import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -28,8 +30,9 @@ from ..files import atomic_write, file_sha256, only_process, remove_parts, versi
 from ..heatmaps import Setting, maps_of
 from ..words import PROMPT_TEMPLATES
 from .adapters import TrainedAdapter
+from .own import key_of
 from .parallel import read_ahead
-from .recipes import Recipe, adapted_maps, similarities
+from .recipes import Recipe, adapted_maps, own_map, own_maps, similarities
 
 # how the stored numbers are made: to be raised with them. Stores of another number are left alone and made anew.
 STORE_VERSION = 2
@@ -328,6 +331,27 @@ class HeatmapStore(Store):
             )
         logits = self.adapted.block(start, stop)[:, keys.index(setting.maps_key)]  # [n, C, N]
         return np.ascontiguousarray(logits).reshape(*logits.shape[:2], *self.clip.grid)
+
+    def own_maps(self, heatmap: Callable[..., Any], stack: contextlib.ExitStack) -> Callable[[int, int], np.ndarray]:
+        """Maps of consecutive images (start, stop) by an own function of similarities or tokens, see `evaluate`.
+
+        Those of tokens are kept beside the store, or, where what the function does cannot be told, until `stack` ends.
+        """
+        classes, grid = self.dataset.classes, self.clip.grid
+        if next(iter(inspect.signature(heatmap).parameters), "") != "tokens":
+            return lambda start, stop: np.stack([
+                own_map(heatmap(torch.from_numpy(np.array(of_image))), len(classes), grid)
+                for of_image in self.block(start, stop)
+            ])  # fmt: skip
+        key, folder = key_of(heatmap), self.folder.parent
+        if key is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+        templates = self.recipe.made_of["templates"]
+        recipe = own_maps(self.clip, classes, self.layers, templates, heatmap, key or "not kept")
+        own = Store(self.clip, self.dataset, folder, recipe).compute()
+        if own.found:
+            print(own.describe())
+        return lambda start, stop: np.array(own.block(start, stop)).reshape(-1, len(classes), *grid)
 
 
 def check_disk(stores: Sequence[Store]) -> None:

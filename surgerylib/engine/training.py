@@ -12,7 +12,6 @@ renamed.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
 import pickle
@@ -30,12 +29,12 @@ from tqdm import tqdm
 
 from ..errors import CheckpointError, TrainingError
 from ..files import atomic_write, differences, only_process, remove_parts, short_hash
-from .schedule import Schedule
-from .tasks import Task
+from .tasks import Schedule, Task
 
 # counted up when the same data and settings give other weights than before; a golden test says when
 TRAINING_VERSION = 1
 RESUME = "resume.pt"
+_EPOCH = "epoch-{:03d}.safetensors"
 _KEPT = ("best", "epoch", "done", "sums", "history", "finished", "stopped_early")  # of a loop, in a checkpoint
 
 
@@ -65,7 +64,7 @@ class Training:
 
     def kept(self, epoch: int) -> Path:
         """Weights of an epoch that was asked for with `keep_epochs`."""
-        return _epoch_path(self.folder, epoch)
+        return self.folder / _EPOCH.format(epoch)
 
 
 def fit(
@@ -125,7 +124,7 @@ class _Loop:
     """The state of a training between two steps."""
 
     def __init__(self, task: Task, schedule: Schedule, folder: Path, keep_epochs: Sequence[int]) -> None:
-        self.task, self.schedule, self.folder, self.keep_epochs = task, schedule, folder, set(keep_epochs)
+        self.task, self.schedule, self.folder, self.keep_epochs = task, schedule, folder, keep_epochs
         self.identity = _identity(task, schedule)
         self.optimizer = _optimizer(task.model, schedule)
         self.epoch, self.done = 0, 0  # epochs finished (0: not even the untrained model measured), steps of this epoch
@@ -142,12 +141,9 @@ class _Loop:
             self._train(description)
         elif not all((self.folder / name).is_file() for name in ("last.safetensors", "best.safetensors")):
             self._write_for_use()  # somebody has deleted them
-        reached = {epoch for epoch in self.keep_epochs if epoch <= self.history[-1]["epoch"]}
-        gone = sorted(epoch for epoch in reached if not _epoch_path(self.folder, epoch).is_file())
-        if gone:
-            raise CheckpointError(
-                f"{_epoch_path(self.folder, gone[0]).name} is gone from {self.folder}; delete the folder to train anew"
-            )
+        for name in [_EPOCH.format(epoch) for epoch in self.keep_epochs if epoch <= self.history[-1]["epoch"]]:
+            if not (self.folder / name).is_file():
+                raise CheckpointError(f"{name} is gone from {self.folder}; delete the folder to train anew")
         seconds = time.monotonic() - started
         return Training(
             self.folder, pd.DataFrame(self.history), self.best["epoch"], seconds, self.resumed_at, self.stopped_early
@@ -216,7 +212,7 @@ class _Loop:
         elif self.schedule.patience is not None and epoch - self.best["epoch"] >= self.schedule.patience:
             self.stopped_early = True
         if epoch in self.keep_epochs:
-            task.save(_epoch_path(self.folder, epoch), _copied(task.model), self._about(epoch))
+            task.save(self.folder / _EPOCH.format(epoch), _copied(task.model), self._about(epoch))
         self._checkpoint()
 
     def _about(self, epoch: int) -> dict[str, Any]:
@@ -236,7 +232,7 @@ class _Loop:
             "identity": self.identity,
             "model": self.task.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "task": self.task.state(),
+            "task": self.task.kept,
             **{name: getattr(self, name) for name in _KEPT},
         }
         buffer = io.BytesIO()
@@ -254,7 +250,7 @@ class _Loop:
             )
         self.task.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.task.restore(state["task"])
+        self.task.kept.update(state["task"])
         for name in _KEPT:
             setattr(self, name, state[name])
         return self.epoch * self.task.steps + self.done
@@ -269,7 +265,9 @@ def backward(task: Task, batch: Any, *, clip: float) -> dict[str, tuple[float, f
     task.model.train()
     task.model.zero_grad()
     parameters = list(task.model.parameters())
-    with _mixed_precision(parameters[0].device):
+    # bfloat16 has float32's range: no loss scaling whose state a checkpoint would have to carry
+    mixed = parameters[0].is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=mixed):
         loss, figures = task.loss(batch)
     loss.backward()
     value, norm = float(loss.detach()), float(nn.utils.clip_grad_norm_(parameters, clip))
@@ -297,16 +295,5 @@ def _optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=schedule.learning_rate, fused=True)
 
 
-def _mixed_precision(device: torch.device) -> contextlib.AbstractContextManager:
-    # bfloat16 has float32's range: no loss scaling whose state a checkpoint would have to carry
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.autocast("cuda", dtype=torch.bfloat16)
-    return contextlib.nullcontext()
-
-
 def _copied(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-
-
-def _epoch_path(folder: Path, epoch: int) -> Path:
-    return folder / f"epoch-{epoch:03d}.safetensors"
