@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
 
 import nbformat
@@ -121,6 +124,43 @@ class Command:
             time.sleep(0.05 if number else 0)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGINT)
+
+
+def stop(
+    monkeypatch: pytest.MonkeyPatch, target: object, name: str, number: int, error: BaseException | None = None
+) -> list[int]:
+    """Ctrl-C, or an error, at the end of the `number`-th call of a function; gives what grows with each call."""
+    method, calls = getattr(target, name), []
+
+    def stopped(*args, **options):
+        found = method(*args, **options)
+        calls.append(1)
+        if len(calls) == number:
+            raise error or KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(target, name, stopped)
+    return calls
+
+
+def killed_at(place: str, number: int, work: Callable, *arguments: object) -> None:
+    """Some work in a process of its own, killed as it calls a function (`module:name`) for the `number`-th time."""
+    process = get_context("spawn").Process(target=_until_killed, args=(place, number, work, arguments))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def _until_killed(place: str, number: int, work: Callable, arguments: tuple) -> None:
+    function, calls = pkgutil.resolve_name(place), count(1)
+
+    def reached(*args, **options):
+        if next(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **options)
+
+    pytest.MonkeyPatch().setattr(place.replace(":", "."), reached)
+    work(*arguments)
 
 
 class Project:

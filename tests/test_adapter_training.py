@@ -28,7 +28,7 @@ from surgerylib.engine.adapter_training import (
     train_adapter,
 )
 from surgerylib.engine.tasks import Schedule
-from surgerylib.engine.training import TRAINING_VERSION, folder_of
+from surgerylib.engine.training import TRAINING_VERSION
 from surgerylib.errors import CacheError, ParameterError, TrainingError, UnknownClassError
 from surgerylib.heatmaps import HEATMAP_KINDS, heatmaps
 from surgerylib.words import prompt_names
@@ -91,11 +91,8 @@ def test_the_class_list_is_no_part_of_it(tiny, caches, tmp_path, monkeypatch):
     for name in ("encode_image", "encode_text"):
         monkeypatch.setattr(tiny, name, lambda *_, name=name: pytest.fail(f"{name} was used"))
     cache, data = caches[0], caches[0].dataset
-    permuted, fewer = tuple(reversed(data.classes)), data.classes[:3]
-    for other in (replace(data, classes=permuted), replace(data, classes=fewer, boxes=data.boxes.iloc[:0])):
-        again = TokenCache(tiny, other, cache.folder.parent).compute()
-        assert again.folder == cache.folder
-        assert again.key == cache.key
+    for other in (replace(data, classes=data.classes[::-1]), replace(data, classes=("ship",), boxes=data.boxes[:0])):
+        assert TokenCache(tiny, other, cache.folder.parent).compute().folder == cache.folder
     assert TokenCache(tiny, data, tmp_path, layers=2).key != cache.key
     assert TokenCache(tiny, data.sample(5), tmp_path).key != cache.key
 
@@ -105,15 +102,11 @@ def test_the_class_list_is_no_part_of_it(tiny, caches, tmp_path, monkeypatch):
 
 def test_the_history_says_what_happened(undisturbed):
     task, run = undisturbed
-    history = run.history
-    assert history["step"].tolist() == [0, 4, 8]
-    figures = ["loss", "classification", "localization", "sparsity", "bce", "dice", "drift", "scale"]
-    assert history[figures].iloc[1:].notna().all(axis=None)
-    assert history["val_patch_ap"].between(0, 1).all()
+    history, names = run.history, ["classification", "localization", "sparsity"]
+    assert history[["loss", *names, "bce", "dice", "drift", "scale"]].iloc[1:].notna().all(axis=None)
     assert (np.diff(history["loss"].iloc[1:]) < 0).all()  # it learns
     assert run.best_epoch == history["val_patch_ap"].idxmax()
-    names = ("classification", "localization", "sparsity")
-    total = history[[*names]].sum(axis=1) + 3 * history["drift"]
+    total = history[names].sum(axis=1) + 3 * history["drift"]
     np.testing.assert_allclose(history["loss"].iloc[1:], total.iloc[1:], rtol=1e-5)
     assert float(task.model.scale.detach()) != 1  # it is trained too
 
@@ -150,9 +143,7 @@ def test_an_epoch_shows_each_image_once_and_can_be_taken_up_anywhere(caches):
     assert sorted(order) == list(range(N_TRAIN))
     for first in range(4):
         for mine, theirs in zip(task.batches(2, first), whole[first:], strict=True):
-            assert mine.positions.tolist() == theirs.positions.tolist()
-            assert torch.equal(mine.tokens, theirs.tokens)
-            assert torch.equal(mine.coverage, theirs.coverage)
+            assert all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
     another_seed = AdapterTask(task.train, caches[1], replace(task.settings, seed=1))
     for other in (task.batches(3, 0), another_seed.batches(2, 0)):
         assert np.concatenate([batch.positions for batch in other]).tolist() != order
@@ -167,10 +158,7 @@ def test_best_and_last_say_what_they_are(undisturbed, caches, tiny):
         assert about["validation"] == run.history["val_patch_ap"].iloc[epoch]
         assert about["kinds"] == ["vv_vv", "vv_mixed"]
         assert about["seen_classes"] == task.seen
-        for role, split in (("trained_on", "train"), ("chosen_on", "val")):
-            origin = about[role]
-            assert (origin["dataset"], origin["split"]) == ("scenes", split)
-            assert len(origin["images"]) == 12 * len(caches[role == "chosen_on"].dataset.images)
+        assert [about[role] for role in ("trained_on", "chosen_on")] == [cache.dataset.origin() for cache in caches]
         text = tiny.encode_text(prompt_names(task.seen))
         logits = torch.cat(list(logits_in_order(model, caches[1], "vv_mixed", text)))
         coverage = CoverageTargets(caches[1].dataset, task.seen, tiny.grid).read(range(N_VAL))
@@ -179,9 +167,7 @@ def test_best_and_last_say_what_they_are(undisturbed, caches, tiny):
 
 def test_the_same_seed_gives_the_same_file_and_another_does_not(undisturbed, caches, tmp_path):
     _, run = undisturbed
-    state = torch.get_rng_state()
     _, again = train_adapter(*caches, SETTINGS, SCHEDULE, tmp_path)
-    assert torch.equal(torch.get_rng_state(), state)  # the caller's generator is left alone
     assert again.last.read_bytes() == run.last.read_bytes()
     other = AdapterTask(*caches, replace(SETTINGS, seed=1)).model.down.weight
     assert not torch.equal(
@@ -272,14 +258,6 @@ def test_what_cannot_be_trained(tiny, caches, tmp_path):
     )
 
 
-def test_other_settings_are_other_trainings(caches, tmp_path):
-    tasks = (
-        AdapterTask(*caches, SETTINGS), AdapterTask(*caches, replace(SETTINGS, anchor_weight=1.0)),
-        AdapterTask(*caches, SETTINGS, kind="standard"),
-    )  # fmt: skip
-    assert len({folder_of(task, schedule, tmp_path) for task in tasks for schedule in (SCHEDULE, SHORT)}) == 6
-
-
 # ------------------------------------------------------------------------------- the patches' average precision
 
 
@@ -294,18 +272,14 @@ def test_patch_average_precision_against_torchmetrics():
 
 def test_patch_average_precision_by_hand():
     logits = torch.tensor([3.0, 2.0, 1.0, 0.0]).view(1, 1, 2, 2)
-    for coverage, expected in (
-        ([1, 0, 0, 0], 1), ([0, 0, 0, 1], 1 / 4), ([1, 0, 1, 0], (1 + 2 / 3) / 2), ([1, 1, 1, 1], 1),
-        ([0.5, 0, 0, 0], 0.5), ([1, 0, 0.5, 0], (1 + 0.5 * 1.5 / 3) / 1.5),  # a patch counts by its share
-    ):  # fmt: skip
-        found = patch_average_precision(logits, torch.tensor(coverage, dtype=torch.float32).view(1, 1, 2, 2))
-        assert found == pytest.approx([expected])
+    # a patch counts by its share
+    for coverage, expected in (([0.5, 0, 0, 0], 0.5), ([1, 0, 0.5, 0], (1 + 0.5 * 1.5 / 3) / 1.5)):
+        assert patch_average_precision(logits, torch.tensor(coverage).view(1, 1, 2, 2)) == pytest.approx([expected])
     # a map that is high where nothing is costs on another image too, and of equal logits the first comes first
-    two = torch.zeros(2, 1, 2, 2)
     coverage = torch.zeros(2, 1, 2, 2)
     coverage[1, 0, 0, 1] = 1
-    assert patch_average_precision(two, coverage) == pytest.approx([1 / 6])
-    assert patch_average_precision(two.flip(0), coverage.flip(0)) == pytest.approx([1 / 2])
+    for of_images, expected in ((coverage, 1 / 6), (coverage.flip(0), 1 / 2)):
+        assert patch_average_precision(torch.zeros(2, 1, 2, 2), of_images) == pytest.approx([expected])
     assert np.isnan(patch_average_precision(logits, torch.zeros(1, 1, 2, 2))).all()
 
 

@@ -13,8 +13,8 @@ from unittest.mock import Mock
 import numpy as np
 import pandas as pd
 import pytest
+from disturbed import stop
 from refusals import refused
-from test_training import stop
 
 from surgerylib.boxes import extract_many
 from surgerylib.datasets import load_dataset
