@@ -53,13 +53,10 @@ def test_the_same_text_has_the_same_key_here_and_in_another_process(tmp_path):
     key = key_of(of_text(TEXT))
     assert len(key) == 64
     assert key_of(of_text("\n\n# a comment\n" + TEXT)) == key
-    script = f"{TEXT}\nfrom surgerylib.engine.own import key_of\nprint(key_of(loss))"
-    (tmp_path / "script.py").write_text(script)
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, check=True,
-        env={"PYTHONPATH": ":".join(filter(None, sys.path)), "PYTHONHASHSEED": "7"},
-    )  # fmt: skip
-    assert done.stdout.strip() == key
+    (tmp_path / "script.py").write_text(f"{TEXT}\nfrom surgerylib.engine.own import key_of\nprint(key_of(loss))")
+    environment = {"PYTHONPATH": ":".join(filter(None, sys.path)), "PYTHONHASHSEED": "7"}
+    said = subprocess.check_output([sys.executable, tmp_path / "script.py"], text=True, env=environment)
+    assert said.strip() == key
 
 
 def test_whatever_decides_the_result_changes_the_key():
@@ -88,6 +85,7 @@ MUTUAL = "def loss(n):\n    return n == 0 or odd(n - 1)\ndef odd(n):\n    return
     "make",
     [
         weighted,
+        lambda n: of_text(f"def loss(x, y={n}):\n    return x"),
         lambda n: weighted((1, 1.0)[n - 1]),
         lambda n: weighted(Schedule(epochs=n + 5)),  # settings of the package
         lambda n: functools.partial(of_text(TEXT), radius=n),

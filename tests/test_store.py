@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import tracemalloc
 from collections import namedtuple
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -18,11 +15,11 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from disturbed import killed_at, stop
 from filelock import FileLock
 from refusals import each_refused, refused
-from tiny_models import load_tiny, shards_of, write_model
+from tiny_models import TINY_CONFIG, TINY_VISION, load_tiny, shards_of, write_config, write_model
 
-from surgerylib import files
 from surgerylib.clip import SurgeryCLIP
 from surgerylib.datasets import Dataset, load_dataset, read_image
 from surgerylib.engine.evaluation import EVALUATION_VERSION, evaluate
@@ -89,16 +86,13 @@ def test_no_images(tiny, data, tmp_path):
     assert not list(tmp_path.rglob("*.npy"))
 
 
-def test_a_store_holds_a_file_for_each_shard(store, tiny, data):
-    names = [*(f"heatmaps-0000{k}.npy" for k in range(3)), "identity.json", "hashes.json"]
-    assert sorted(contents(store.folder)) == sorted(names)
+def test_a_store_holds_a_file_for_each_shard(store, data):
+    names = ["hashes.json", *(f"heatmaps-0000{k}.npy" for k in range(3)), "identity.json"]
+    assert sorted(contents(store.folder)) == names
     arrays = [np.load(store.path(first)) for first in (0, 2, 4)]
     assert np.concatenate(arrays).shape == (N_IMAGES, 3, 2, len(data.classes), 17)
-    assert all(array.dtype == np.float32 for array in arrays)
     assert store.nbytes == sum(array.nbytes for array in arrays)
     assert json.loads((store.folder / "identity.json").read_text()) == store.identity
-    assert store.identity["weights_sha256"] == tiny.weights.sha256
-    assert store.identity["store_version"] == STORE_VERSION
     assert store.blocks(4) == [(0, 2), (2, 4), (4, 5)]
     assert store.blocks(1) == [(k, k + 1) for k in range(N_IMAGES)]
 
@@ -208,14 +202,10 @@ def test_golden_numbers_of_a_store_change_with_its_version(tiny, drawn, tmp_path
 
 def test_golden_figures_of_an_evaluation_change_with_its_version(tiny, drawn, tmp_path):
     store = HeatmapStore(tiny, drawn, tmp_path / "cache").compute()
-    run = evaluate(store, {"one": Setting(percentile=60), "other": Setting("standard", "surgery", 3)},
-                   n_resamples=5, workers=1)  # fmt: skip
-    found = {}
-    for name in ("one", "other"):
-        of = run.figures[name, "all"]
-        found[name] = [
-            *of.ap.map.tolist(), float(of.ap.map_samples.sum()), *of.n_detections.tolist(), *of.measures.values()
-        ]  # fmt: skip
+    settings, found = {"one": Setting(percentile=60), "other": Setting("standard", "surgery", 3)}, {}
+    for (name, protocol), of in evaluate(store, settings, n_resamples=5, workers=1).figures.items():
+        if protocol == "all":
+            found[name] = [*of.ap.map, of.ap.map_samples.sum(), *of.n_detections, *of.measures.values()]
     assert EVALUATION_VERSION == 1
     assert_golden(found, GOLDEN_FIGURES)
 
@@ -230,49 +220,36 @@ def test_a_rerun_computes_nothing(store, forwards):
     assert forwards == []
 
 
-def compute_disturbed(clip: SurgeryCLIP | Path, data: Dataset, cache: Path, place: str, kind: signal.Signals) -> None:
-    """In a forward in the middle of the second shard, or when that is written aside but does not have its name yet."""
-    clip = clip if isinstance(clip, SurgeryCLIP) else load_tiny(clip)
-    target, name, at = {"forward": (clip, "encode_image", 4), "write": (files.os, "fsync", 5)}[place]
-    function, calls = getattr(target, name), []
-
-    def disturbed(*args):
-        calls.append(1)
-        if len(calls) == at:
-            os.kill(os.getpid(), kind)
-        return function(*args)
-
-    with shards_of(SHARD_IMAGES), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(target, name, disturbed)
+def compute(clip: SurgeryCLIP | Path, data: Dataset, cache: Path) -> None:
+    clip = load_tiny(clip) if isinstance(clip, Path) else clip
+    with shards_of(SHARD_IMAGES):
         HeatmapStore(clip, data, cache).compute(batch_size=1)
 
 
 @pytest.mark.parametrize(
-    ("place", "kind"),
+    ("place", "number"),  # in the middle of the second shard; when that is written but has no name yet
     [
-        ("forward", signal.SIGINT),
-        pytest.param("forward", signal.SIGKILL, marks=pytest.mark.slow),
-        pytest.param("write", signal.SIGKILL, marks=pytest.mark.slow),
+        ("Ctrl-C", 4),
+        pytest.param("surgerylib.clip:SurgeryCLIP.encode_image", 4, marks=pytest.mark.slow),
+        pytest.param("os:fsync", 5, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_was_interrupted_or_killed_goes_on_behind_the_last_whole_shard(
-    store, tiny_folder, tmp_path, forwards, place, kind
+    store, tiny_folder, tmp_path, forwards, place, number
 ):
-    if kind == signal.SIGINT:
-        with pytest.raises(KeyboardInterrupt):
-            compute_disturbed(store.clip, store.dataset, tmp_path, place, kind)
+    if place == "Ctrl-C":
+        with pytest.MonkeyPatch.context() as patch:
+            stop(patch, store.clip, "encode_image", number)
+            with pytest.raises(KeyboardInterrupt):
+                compute(store.clip, store.dataset, tmp_path)
         forwards.clear()
     else:
-        of = (tiny_folder, store.dataset, tmp_path, place, kind)
-        process = get_context("spawn").Process(target=compute_disturbed, args=of)
-        process.start()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
+        killed_at(place, number, compute, tiny_folder, store.dataset, tmp_path)
     (folder,) = tmp_path.iterdir()
     (whole,) = folder.glob("heatmaps-*.npy")
     before = whole.stat().st_mtime_ns
     assert whole.name == "heatmaps-00000.npy"
-    assert len(list(folder.glob(".heatmaps-*.part"))) == (kind == signal.SIGKILL)
+    assert len(list(folder.glob(".heatmaps-*.part"))) == (place != "Ctrl-C")
     again = HeatmapStore(store.clip, store.dataset, tmp_path).compute(batch_size=1)
     assert again.folder == folder
     assert sum(forwards) == N_IMAGES - SHARD_IMAGES
@@ -306,9 +283,7 @@ def test_a_damaged_image_leaves_the_shards_before_it_and_a_missing_one_is_named_
     ("damage", "match"),
     [
         (lambda path, whole: path.write_bytes(path.read_bytes()[:-100]), "is not a shard"),
-        (lambda path, whole: path.write_bytes(path.read_bytes()[:50]), "is not a shard"),
         (lambda path, whole: path.write_bytes(b""), "is not a shard"),
-        (lambda path, whole: path.write_bytes(b"\x80\x04 something else"), "is not a shard"),
         (lambda path, whole: np.save(path, np.array([{}, {}], dtype=object), allow_pickle=True), "is not a shard"),
         (lambda path, whole: np.save(path, whole[:1]), r"holds float32 \[1, 3, 2, 20, 17\], float32 \[2, 3, 2, 20, 17"),
         (lambda path, whole: np.save(path, whole.astype(np.float64)), "holds float64"),
@@ -356,15 +331,13 @@ def test_a_disk_that_fills_up_leaves_no_shard_and_a_file_is_no_folder(tiny, data
 
 def test_another_model_image_class_or_prompt_is_another_store(store, tiny, tiny_folder, data, tmp_path):
     make = partial(HeatmapStore, cache_dir=store.folder.parent)
-    first = Path(data.images["path"].iloc[0]).read_bytes()
     others = [
         make(load_tiny(write_model(tmp_path / "other", seed=8)), data),
         make(load_tiny(tiny_folder, depth=2), data),
         make(load_tiny(tiny_folder, image_size=48), data),
-        make(tiny, replace(data, classes=data.classes[:2])),
         make(tiny, replace(data, classes=data.classes[::-1])),
         make(tiny, data.sample(3)),
-        make(tiny, with_image(data, 0, tmp_path / "image.jpg", first + b"0")),
+        make(tiny, with_image(data, 0, tmp_path / "image.jpg", b"another")),
         make(tiny, data, templates=("{}",)),
     ]
     assert len({other.folder for other in [*others, store]}) == len(others) + 1
@@ -374,21 +347,14 @@ def test_another_model_image_class_or_prompt_is_another_store(store, tiny, tiny_
 
 
 def test_bug_a_model_of_another_configuration_took_the_maps_of_one_with_the_same_weights(data, tmp_path):
-    path = write_model(tmp_path / "model") / "open_clip_config.json"
-    plain = path.read_text()
-    head = '"head_width": 16'
-    assert head in plain
-    changes = [
-        (head, head),
-        (head, '"head_width": 32'),
-        ('"preprocess_cfg": {', '"preprocess_cfg": {"mean": [0.5, 0.5, 0.5]'),
-        ('"model_cfg": {', '"model_cfg": {"quick_gelu": true, '),
-    ]
-    folders = set()
-    for old, new in changes:
-        path.write_text(plain.replace(old, new))
-        folders.add(HeatmapStore(load_tiny(path.parent), data, tmp_path / "cache").folder)
-    assert len(folders) == len(changes)
+    folder, folders = write_model(tmp_path / "model"), set()
+    for change, preprocessing in (
+        ({}, {}), ({"vision_cfg": {**TINY_VISION, "head_width": 32}}, {}), ({}, {"mean": [0.5] * 3}),
+        ({"quick_gelu": True}, {}),
+    ):  # fmt: skip
+        write_config(folder, TINY_CONFIG | change, preprocessing)
+        folders.add(HeatmapStore(load_tiny(folder), data, tmp_path / "cache").folder)
+    assert len(folders) == 4
 
 
 def test_layers_that_are_stored(tiny_folder, data, tmp_path):
@@ -407,10 +373,8 @@ def test_what_cannot_be_asked_of_a_store(store, tiny, data, tmp_path, monkeypatc
         (lambda: store.maps(Setting(layers=4), 0), ParameterError, "at most 3, which are stored, got 4"),
         (lambda: HeatmapStore(tiny, data, tmp_path, layers=4), ParameterError, r"must lie in 1\.\.3"),
     )
-    for bad in (0, -1, True, 2.5, "4", float("nan")):
-        for name in ("batch_size", "workers"):
-            match = f"{name} must be a whole number of at least 1"
-            refused(partial(store.compute, **{name: bad}), ParameterError, match)
+    for name in ("batch_size", "workers"):
+        refused(partial(store.compute, **{name: 0}), ParameterError, f"{name} must be a whole number of at least 1")
     encode = tiny.encode_image
     monkeypatch.setattr(tiny, "encode_image", lambda *a: replace(encode(*a), qk=encode(*a).qk * float("nan")))
     refused(HeatmapStore(tiny, data, tmp_path / "nan").compute, CheckpointError, "NaN or infinite values")
