@@ -17,9 +17,9 @@ def judged(found: pd.DataFrame, truth: pd.DataFrame, *, image_ids, classes, kind
     figures = {}
     for kind in kinds:
         own = found[found["kind"] == kind]
-        counts = own["label"].value_counts().reindex(list(classes), fill_value=0).to_numpy()
         for protocol in PROTOCOLS:
             asked = present_only(own, truth) if protocol == "present" else own
+            counts = asked["label"].value_counts().reindex(list(classes), fill_value=0).to_numpy()
             ap = bootstrap_map(asked, truth, image_ids=image_ids, classes=classes, **options)
             figures[kind, protocol] = Figures(ap, {}, counts)
     settings = {kind: Setting(kind) if kind in HEATMAP_KINDS else Setting() for kind in kinds}

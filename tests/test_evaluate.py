@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from disturbed import stop
+from judged_frames import judged
 from refusals import refused
 
 from surgerylib.boxes import extract_many
@@ -22,13 +23,11 @@ from surgerylib.engine import evaluation as module
 from surgerylib.engine import finding
 from surgerylib.engine.evaluation import evaluate
 from surgerylib.engine.finding import Boxes, find_boxes
-from surgerylib.engine.measures import best_overlaps, measure_boxes, present_pairs
+from surgerylib.engine.measures import MEASURES, best_overlaps, measure_boxes, present_pairs
 from surgerylib.engine.parallel import in_processes
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import CacheError, OutputError, ParameterError, UnknownClassError
 from surgerylib.heatmaps import HEATMAP_KINDS, Setting
-from surgerylib.metrics import average_precision, bootstrap_map, paired_difference
-from surgerylib.study.summary import present_only
 
 FAST = {"n_resamples": 30, "workers": 1}
 KINDS = {kind: Setting(kind, percentile=60) for kind in HEATMAP_KINDS}
@@ -96,30 +95,19 @@ def test_no_images_and_no_ground_truth(store):
 # -------------------------------------------------------------------------------------------------- their figures
 
 
-def test_detections_and_their_map_are_average_precision_with_its_bootstrap(store, found):
-    data, detections = store.dataset, found.detections
-    ids, rows = data.images["image_id"], found.summary().set_index(["protocol", "kind"])
-    results = {}
-    for protocol in ("present", "all"):
-        for kind in ("standard", "vv_mixed"):
-            own = detections[detections["kind"] == kind].drop(columns="kind").reset_index(drop=True)
-            own = present_only(own, data.boxes) if protocol == "present" else own
-            ap = average_precision(own, data.boxes)
-            np.testing.assert_allclose(rows.loc[(protocol, kind), "map"], ap.groupby("iou_threshold")["ap"].mean())
-            judge = bootstrap_map(own, data.boxes, image_ids=ids, classes=data.classes, n_resamples=30)
-            columns = ["iou_threshold", "map", "low", "high"]
-            np.testing.assert_array_equal(rows.loc[(protocol, kind), columns], judge.summary()[columns])
-            assert found.value(kind, protocol) == judge.mean_over_thresholds()
-            results[kind] = judge
-            of_class = found.by_class().query("protocol == @protocol and kind == @kind")
-            known = of_class.drop_duplicates("label").set_index("label")
-            for column, labels in (("n_detections", own["label"]), ("n_ground_truth", data.boxes["label"])):
-                np.testing.assert_array_equal(known[column], labels.value_counts().reindex(known.index, fill_value=0))
-        paired = paired_difference(results["vv_mixed"], results["standard"])
-        columns = ["difference", "low", "high"]
-        mine = found.differences("vv_mixed", "standard").query("protocol == @protocol")
-        np.testing.assert_array_equal(mine[columns], paired.summary()[columns])
-        assert found.difference("vv_mixed", "standard", protocol) == paired.mean_over_thresholds()
+def test_figures_are_those_of_the_boxes_as_frames_with_their_bootstrap(store, found):
+    data, kinds = store.dataset, ("vv_mixed", "standard")
+    judge = judged(
+        found.detections, data.boxes, image_ids=data.images["image_id"], classes=data.classes, kinds=kinds,
+        n_resamples=30,
+    )  # fmt: skip
+    mine = found.of(kinds)
+    for own, expected in (
+        (mine.summary(), judge.summary()), (mine.by_class(), judge.by_class()),
+        (mine.differences(*kinds), judge.differences(*kinds)),
+    ):  # fmt: skip
+        assert len(own)
+        pd.testing.assert_frame_equal(own, expected, check_exact=True)
 
 
 def test_kinds_with_equal_maps_are_found_and_judged_once_and_differ_by_exactly_nothing(store, found, monkeypatch):
@@ -155,7 +143,6 @@ def test_the_best_has_the_highest_map_and_a_selection_keeps_its_figures(found):
     few = found.of(["vv_vv", "vv_mixed", "gone"])
     assert list(few.settings) == ["vv_vv", "vv_mixed"]
     assert few.best("all") == "vv_mixed"
-    assert few.value("vv_vv", "all") == found.value("vv_vv", "all")
     assert set(few.detections["kind"]) == {"vv_vv", "vv_mixed"}
     both = few.joined(found.of(["standard", "vv_vv"]))
     assert list(both.settings) == ["vv_vv", "vv_mixed", "standard"]
@@ -256,24 +243,16 @@ def test_measures_and_overlaps_by_hand(store):
         ],
         (2, len(names)),
     )
-    of_box, of_truth = best_overlaps(table, few, np.ones(7, bool))
-    assert (of_box.tolist(), of_truth.tolist()) == ([1, 0.5, 0, 0, 0.5, 0, 0], [0.5, 0.5, 1])
-    of_box, of_truth = best_overlaps(table, few, np.zeros(7, bool))
-    assert (of_box.tolist(), of_truth.tolist()) == ([], [0, 0, 0])
+    for kept, expected in ((True, ([1, 0.5, 0, 0, 0.5, 0, 0], [0.5, 0.5, 1])), (False, ([], [0, 0, 0]))):
+        assert tuple(of.tolist() for of in best_overlaps(table, few, np.full(7, kept))) == expected
     present = present_pairs(few)
-    own, every = measure_boxes(table, few, present), measure_boxes(table, few)
-    assert (own["boxes_per_image"], every["boxes_per_image"]) == (2, 3.5)
-    assert own["mean_iou"] == pytest.approx((1 + 0.5 + 0 + 0.5) / 4)
-    assert every["mean_iou"] == pytest.approx(2 / 7)
-    assert (own["max_iou"], own["mean_best_iou"]) == (1, pytest.approx(2 / 3))
-    assert own["activated_share"] == pytest.approx(table.activated[present].mean())
-    assert np.isnan(own["false_box_rate"])
-    absent = 2 * len(names) - 2
-    assert every["false_box_rate"] == pytest.approx(2 / absent)
-    assert every["boxes_per_absent_class"] == pytest.approx(3 / absent)
-    nothing = measure_boxes(box_table([], (2, len(names))), few)
-    assert (nothing["boxes_per_image"], nothing["mean_best_iou"]) == (0, 0)
-    assert np.isnan(nothing["mean_iou"])
+    absent, nan, activated = 2 * len(names) - 2, np.nan, table.activated
+    for found, expected in (  # in the order of `MEASURES`
+        (measure_boxes(table, few, present), (2, 2 / 4, 1, 2 / 3, activated[present].mean(), nan, nan)),
+        (measure_boxes(table, few), (3.5, 2 / 7, 1, 2 / 3, activated.mean(), 2 / absent, 3 / absent)),
+        (measure_boxes(box_table([], (2, len(names))), few), (0, nan, nan, 0, activated.mean(), 0, 0)),
+    ):
+        assert [found[name] for name in MEASURES] == pytest.approx(list(expected), nan_ok=True)
 
 
 # ----------------------------------------------------------------------------------------------------- processes

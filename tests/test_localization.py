@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from refusals import each_refused
+from refusals import refused
 from torchmetrics.functional.detection import intersection_over_union
 
 from surgerylib.engine.localization import (
@@ -29,9 +29,7 @@ def case():
     rng = np.random.default_rng(0)
     pred = torch.from_numpy(some_boxes(rng, 3, 4, 5, 6))
     boxes = [torch.from_numpy(some_boxes(rng, n)) for n in (2, 0, 3)]
-    labels = [torch.tensor(part) for part in ([1, 3], [], [0, 0, 2])]
-    labels[1] = labels[1].long()
-    return pred, boxes, labels
+    return pred, boxes, [torch.tensor(part, dtype=torch.long) for part in ([1, 3], [], [0, 0, 2])]
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +85,9 @@ def test_no_boxes_and_no_images(case):
 def test_what_does_not_go_together(case, ious):
     pred, boxes, labels = case
     frame, images = ious
-    other_grid = torch.rand(3, 4, 7, 7)
-    each_refused(
-        (lambda: peak_localization(pred, other_grid, boxes, labels), ParameterError, r"\[3, 4, 5, 6\]"),
-        (lambda: localization_difference(frame, frame[1:], images), ParameterError, "not a paired comparison"),
-    )
+    cam, message = torch.rand(3, 4, 7, 7), r"cam must be \[3, 4, 5, 6\]"
+    refused(lambda: peak_localization(pred, cam, boxes, labels), ParameterError, message)
+    refused(lambda: localization_difference(frame, frame[1:], images), ParameterError, "not a paired comparison")
 
 
 def test_the_mean_box_of_a_class_and_of_one_without():
