@@ -41,9 +41,7 @@ def gt_class_localization(
     Raises:
         ParameterError: shapes that do not fit, a label without a channel, a box that cannot be one.
     """
-    image, label, iou = _cell_ious(pred_boxes, boxes, labels)
-    best = iou.flatten(1).argmax(dim=1) if len(iou) else image
-    return _frame(image, label, iou, best)
+    return _at_cells(pred_boxes, boxes, labels)
 
 
 @torch.no_grad()
@@ -68,12 +66,7 @@ def peak_localization(
     Raises:
         ParameterError: as in `gt_class_localization`, or a `cam` of another grid.
     """
-    image, label, iou = _cell_ious(pred_boxes, boxes, labels)
-    cam = torch.as_tensor(cam)
-    if tuple(cam.shape) != tuple(pred_boxes.shape[:4]):
-        raise ParameterError(f"cam must be {list(pred_boxes.shape[:4])}, as the cells are, got {list(cam.shape)}")
-    peak = cam.cpu()[image, label].flatten(1).argmax(dim=1) if len(iou) else image
-    return _frame(image, label, iou, peak)
+    return _at_cells(pred_boxes, boxes, labels, torch.as_tensor(cam).cpu())
 
 
 def class_mean_boxes(boxes_xyxy: np.ndarray, labels: np.ndarray, n_classes: int) -> np.ndarray:
@@ -185,19 +178,21 @@ def localization_difference(
     return frame.assign(excludes_zero=(low > 0) | (high < 0))
 
 
-def _cell_ious(
-    pred_boxes: Tensor | np.ndarray, boxes: Sequence[Tensor | np.ndarray], labels: Sequence[Tensor | np.ndarray]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """image [G], label [G], IoU with every cell of the class's channel [G, H, W]."""
+def _at_cells(
+    pred_boxes: Tensor | np.ndarray,
+    boxes: Sequence[Tensor | np.ndarray],
+    labels: Sequence[Tensor | np.ndarray],
+    cam: Tensor | None = None,
+) -> pd.DataFrame:
+    """The frame of both: IoU in the cell of the class's channel where `cam`, or else the IoU itself, is highest."""
     pred_boxes = torch.as_tensor(pred_boxes).cpu()
     image, label, target = flat_targets(pred_boxes, boxes, labels)
-    return image, label, box_iou(pred_boxes[image, label].double(), target.double()[:, None, None])
-
-
-def _frame(image: Tensor, label: Tensor, iou: Tensor, cell: Tensor) -> pd.DataFrame:
-    width = max(iou.shape[-1], 1)
-    chosen = iou.flatten(1).gather(1, cell[:, None])[:, 0] if len(iou) else torch.empty(0, dtype=torch.float64)
-    columns = {"image_index": image, "label": label, "iou": chosen, "row": cell // width, "column": cell % width}
+    if cam is not None and cam.shape != pred_boxes.shape[:4]:
+        raise ParameterError(f"cam must be {list(pred_boxes.shape[:4])}, as the cells are, got {list(cam.shape)}")
+    iou = box_iou(pred_boxes[image, label].double(), target.double()[:, None, None])  # [G, H, W]
+    cell = (iou if cam is None else cam[image, label]).flatten(1).argmax(dim=1)
+    found, width = iou.flatten(1).gather(1, cell[:, None])[:, 0], pred_boxes.shape[3]
+    columns = {"image_index": image, "label": label, "iou": found, "row": cell // width, "column": cell % width}
     return pd.DataFrame({name: values.numpy() for name, values in columns.items()})
 
 

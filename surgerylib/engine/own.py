@@ -59,7 +59,7 @@ def key_of(function: Callable[..., Any]) -> str | None:
     """
     try:
         return hashlib.sha256(repr(_Walk().value(function)).encode()).hexdigest()
-    except (_Unknown, RecursionError):
+    except (_Unknown, RecursionError, ValueError):  # the last: a variable of the closure has no value
         return None
 
 
@@ -100,17 +100,15 @@ class _Walk:
         return describe(value)
 
     def _container(self, value: Any) -> tuple:
-        if isinstance(value, dict):
-            items = [(self.value(key), self.value(item)) for key, item in value.items()]
-        else:
-            items = [self.value(item) for item in value]
+        is_dict = isinstance(value, dict)
+        items = [(self.value(key), self.value(value[key])) if is_dict else self.value(key) for key in value]
         return type(value).__name__, *(sorted(items) if isinstance(value, set | frozenset) else items)
 
     def _function(self, function: types.FunctionType) -> tuple:
         code = function.__code__
         cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
         bound = (
-            [(name, self._cell(cell)) for name, cell in cells],
+            [(name, self.value(cell.cell_contents)) for name, cell in cells],
             self.value(function.__defaults__),
             self.value(function.__kwdefaults__),
         )
@@ -129,13 +127,6 @@ class _Walk:
                 except ImportError:  # a relative one among them
                     raise _Unknown(name) from None
         return "function", _code(code), *bound, sorted(used.items())
-
-    def _cell(self, cell: types.CellType) -> tuple:
-        try:
-            content = cell.cell_contents
-        except ValueError:
-            return ("empty",)
-        return self.value(content)
 
     def _global(self, name: str, scope: dict[str, Any], names: frozenset[str]) -> tuple:
         if name in scope:
