@@ -145,14 +145,6 @@ def test_what_adapted_maps_are_made_of_is_part_of_their_name(store, tiny, data, 
     assert len({*others, store.adapted.key}) == 6
 
 
-def test_boxes_after_the_adapter_are_cut_in_worker_processes_too(store, adapters):
-    settings = {"after": adapters["vv_mixed"].setting("vv_mixed", floor=0.0), "before": Setting(layers=3)}
-    found = [evaluate(store, settings, n_resamples=5, workers=workers) for workers in (1, 2)]
-    assert found[0].detections.equals(found[1].detections)
-    assert len(found[0].of(["after"]).detections) > 0
-    assert found[0].value("after", "all") != found[0].value("before", "all")
-
-
 def test_maps_of_an_adapter_that_was_not_opened(store, tiny, data, adapters):
     unknown = Setting("vv_mixed", layers=3, adapter="0123456789ab")
     known = [adapter.key for adapter in distinct_adapters(adapters)]

@@ -153,26 +153,12 @@ def test_an_epoch_shows_each_image_once_and_can_be_taken_up_anywhere(caches):
 def test_best_and_last_say_what_they_are(undisturbed, caches, tiny):
     task, run = undisturbed
     for path, epoch in ((run.best, run.best_epoch), (run.last, 2)):
-        model, about = load_adapter(path, belongs_to=clip_and_tokens(tiny, "vv_vv", 3))
+        _, about = load_adapter(path, belongs_to=clip_and_tokens(tiny, "vv_vv", 3))
         assert about["epoch"] == epoch
         assert about["validation"] == run.history["val_patch_ap"].iloc[epoch]
         assert about["kinds"] == ["vv_vv", "vv_mixed"]
         assert about["seen_classes"] == task.seen
         assert [about[role] for role in ("trained_on", "chosen_on")] == [cache.dataset.origin() for cache in caches]
-        text = tiny.encode_text(prompt_names(task.seen))
-        logits = torch.cat(list(logits_in_order(model, caches[1], "vv_mixed", text)))
-        coverage = CoverageTargets(caches[1].dataset, task.seen, tiny.grid).read(range(N_VAL))
-        assert np.nanmean(patch_average_precision(logits, coverage)) == pytest.approx(about["validation"], abs=1e-12)
-
-
-def test_the_same_seed_gives_the_same_file_and_another_does_not(undisturbed, caches, tmp_path):
-    _, run = undisturbed
-    _, again = train_adapter(*caches, SETTINGS, SCHEDULE, tmp_path)
-    assert again.last.read_bytes() == run.last.read_bytes()
-    other = AdapterTask(*caches, replace(SETTINGS, seed=1)).model.down.weight
-    assert not torch.equal(
-        other, untrained_model(HeatmapAdapter, load_adapter(run.last)[0].config, SETTINGS.seed).down.weight
-    )
 
 
 def same_weights(a: Path, b: Path) -> bool:

@@ -185,14 +185,6 @@ def test_a_rerun_takes_finished_figures_from_the_folder_and_says_so(store, tmp_p
     refused(lambda: evaluate(store, settings, **options), CacheError, r"\.npz cannot be read .*; delete it")
 
 
-def test_maps_of_ones_own_that_were_there_already_say_so(store, capsys):
-    found = [evaluate(store, heatmap=lambda tokens, text: text @ tokens.vv[-1, 0, 1:].T * 2, **FAST) for _ in "ab"]
-    pd.testing.assert_frame_equal(found[0].summary(), found[1].summary())
-    (said,) = capsys.readouterr().out.splitlines()
-    assert "own-maps of 6 of 6 images" in said
-    assert "1 of 1 files were there already, made of" in said
-
-
 def test_other_annotations_are_not_served_the_figures_of_these(store, tmp_path):
     options = {"details": False, "cache_dir": tmp_path, **FAST}
     moved = store.dataset.boxes.assign(xmin=lambda frame: frame["xmin"] * 0.5)

@@ -117,12 +117,6 @@ def test_the_summary_is_of_boxes_and_its_interval_of_images(ious, summary):
     assert set(summary["n_images"]) == {40}
 
 
-def test_one_image_has_no_interval():
-    summary = localization_summary(pd.DataFrame({"oracle": [0.2, 0.4]}), pd.Series(["x", "x"]))
-    assert summary["value"].iloc[0] == pytest.approx(0.3)
-    assert summary[["low", "high"]].isna().all(axis=None)
-
-
 def test_a_paired_difference_is_narrower_than_two_intervals_apart(ious, summary):
     frame, images = ious
     a, b = (frame[[name]].set_axis(["iou"], axis=1) for name in ("a", "b"))

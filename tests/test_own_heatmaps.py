@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -148,8 +150,10 @@ def test_nothing_of_a_function_that_cannot_be_told_stays_on_disk(store, tmp_path
     pd.testing.assert_frame_equal(own.drop(columns="kind"), evaluate(store, **FAST).summary().drop(columns="kind"))
 
 
-def test_maps_of_tokens_are_computed_once(store, tiny, monkeypatch):
+def test_maps_of_tokens_are_computed_once_and_a_rerun_says_so(store, tiny, monkeypatch, capsys):
     f = cell(TOKENS.replace("tokens.vv", "2 * tokens.vv"))
     first = evaluate(store, heatmap=f, **FAST)
+    assert capsys.readouterr().out == ""
     monkeypatch.setattr(tiny, "encode_image", lambda *_: pytest.fail("the model was used"))
     pd.testing.assert_frame_equal(evaluate(store, heatmap=f, **FAST).summary(), first.summary())
+    assert re.search("own-maps of 4 of 4 .* 1 of 1 files were there already, made of", capsys.readouterr().out)

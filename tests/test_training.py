@@ -147,14 +147,6 @@ def whole(tmp_path_factory) -> Training:
     return fit(Line(), SCHEDULE, tmp_path_factory.mktemp("whole"))
 
 
-def test_any_task_can_be_trained(tmp_path):
-    task = Line()
-    run = fit(task, Schedule(epochs=60, learning_rate=0.3), tmp_path)
-    assert task.weight == pytest.approx(3, abs=0.05)
-    assert run.history["nothing"].isna().all()
-    assert float(weights_of(run.best)["weight"]) == pytest.approx(3, abs=0.05)
-
-
 @pytest.mark.parametrize(
     ("at", "number", "step"),
     [("loss", 1, 0), ("loss", 7, 6), ("validate", 1, None), ("validate", 3, 4),
