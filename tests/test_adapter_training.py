@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from refusals import each_refused
+from test_training import same_weights
 from tiny_models import one_thread, shards_of
 from torchmetrics.functional.classification import binary_average_precision
 
@@ -159,11 +160,6 @@ def test_best_and_last_say_what_they_are(undisturbed, caches, tiny):
         assert about["kinds"] == ["vv_vv", "vv_mixed"]
         assert about["seen_classes"] == task.seen
         assert [about[role] for role in ("trained_on", "chosen_on")] == [cache.dataset.origin() for cache in caches]
-
-
-def same_weights(a: Path, b: Path) -> bool:
-    mine, theirs = (load_adapter(path)[0].state_dict() for path in (a, b))
-    return all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def test_kinds_that_share_their_patches_give_the_same_adapter_and_others_do_not(caches, tmp_path):
