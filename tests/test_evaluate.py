@@ -238,11 +238,12 @@ def test_measures_and_overlaps_by_hand(store):
     for kept, expected in ((True, ([1, 0.5, 0, 0, 0.5, 0, 0], [0.5, 0.5, 1])), (False, ([], [0, 0, 0]))):
         assert tuple(of.tolist() for of in best_overlaps(table, few, np.full(7, kept))) == expected
     present = present_pairs(few)
+    every = np.ones_like(present)
     absent, nan, activated = 2 * len(names) - 2, np.nan, table.activated
     for found, expected in (  # in the order of `MEASURES`
         (measure_boxes(table, few, present), (2, 2 / 4, 1, 2 / 3, activated[present].mean(), nan, nan)),
-        (measure_boxes(table, few), (3.5, 2 / 7, 1, 2 / 3, activated.mean(), 2 / absent, 3 / absent)),
-        (measure_boxes(box_table([], (2, len(names))), few), (0, nan, nan, 0, activated.mean(), 0, 0)),
+        (measure_boxes(table, few, every), (3.5, 2 / 7, 1, 2 / 3, activated.mean(), 2 / absent, 3 / absent)),
+        (measure_boxes(box_table([], (2, len(names))), few, every), (0, nan, nan, 0, activated.mean(), 0, 0)),
     ):
         assert [found[name] for name in MEASURES] == pytest.approx(list(expected), nan_ok=True)
 

@@ -14,13 +14,13 @@ import pandas as pd
 import pytest
 import yaml
 from adapted_scenes import SEEN, write_adapter
+from disturbed import stop
 from refusals import refused
 from tiny_models import load_tiny, write_model
 
 from surgerylib import clip as clip_module
 from surgerylib.datasets import load_dataset
 from surgerylib.engine import localizer_training as heads
-from surgerylib.engine import training as training_module
 from surgerylib.engine.adapter_training import train_adapter
 from surgerylib.engine.adapters import distinct_adapters, find_adapters, load_adapters
 from surgerylib.engine.features import BatchReader
@@ -561,16 +561,8 @@ def test_resume_is_asked_for_and_only_where_there_is_something(command, tmp_path
     status, _, error = command("train", "--resume")
     assert status == 2
     assert "there is no training of these settings" in error
-    step, calls = training_module.backward, []
-
-    def interrupted(*args, **options):
-        calls.append(args)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return step(*args, **options)
-
     with monkeypatch.context() as patch:
-        patch.setattr(training_module, "backward", interrupted)
+        stop(patch, heads.LocalizerTask, "loss", 5)
         assert command("train")[0] == 130
     (folder,) = (tmp_path / "out" / "cache").glob("training-*")
     assert progress_of(folder) == (1, False)

@@ -150,7 +150,6 @@ class AdapterTask(Task):
         settings: AdapterSettings,
         *,
         kind: str = "vv_mixed",
-        templates: Sequence[str] = PROMPT_TEMPLATES,
         loss: Callable[..., Any] | None = None,
     ) -> None:
         """Both caches computed.
@@ -159,7 +158,6 @@ class AdapterTask(Task):
             train, validation: tokens to train on, and those of other images.
             settings: of the adapter and its losses.
             kind: heatmap kind whose patch tokens are adapted.
-            templates: prompts.
             loss: in place of `heatmap_loss`: called with `logits, coverage`, both [B, C, h, w], it gives a tensor of
                 one number with gradient, or an object with such a `total`. The anchor is added to it.
 
@@ -178,21 +176,17 @@ class AdapterTask(Task):
         self._validation_coverage = CoverageTargets(validation.dataset, self.seen, clip.grid)
         for cache, coverage in ((train, self._coverage), (validation, self._validation_coverage)):
             self.check_has_boxes(cache, len(coverage))
-        self._text = clip.encode_text(prompt_names(self.seen), templates)
+        self._text = clip.encode_text(prompt_names(self.seen), PROMPT_TEMPLATES)
         config = {"embed_dim": clip.embed_dim, "num_layers": train.layers, "rank": settings.rank}
         self.model = untrained_model(HeatmapAdapter, config, settings.seed).to(clip.device)
         self.places = np.arange(len(train.dataset.images))  # those without a box too: they say what is not there
         # which classes are left out, and by which names, decides no weight beside those that are not
         plain = self.plain_settings
         of_weights = {name: value for name, value in plain.items() if name != "unseen_classes"}
-        asked = {"classes": self.seen, "templates": list(templates)}
+        asked = {"classes": self.seen, "templates": list(PROMPT_TEMPLATES)}
         self.identity = self.made_of(loss, heatmap_loss, of_weights, patches=self._path, **asked)
-        self.about = {
-            "kinds": list(kinds_on(self._path)),
-            "settings": plain,
-            "seen_classes": self.seen,
-            "templates": asked["templates"],
-        }
+        of_text = {"seen_classes": self.seen, "templates": asked["templates"]}
+        self.about = {"kinds": list(kinds_on(self._path)), "settings": plain, **of_text}
 
     def batch(self, places: np.ndarray, symmetries: np.ndarray) -> TokenBatch:
         """As they are: to turn an image would change nothing."""

@@ -15,13 +15,13 @@ MEASURES = (
 )  # fmt: skip
 
 
-def measure_boxes(table: Boxes, dataset: Dataset, asked: np.ndarray | None = None) -> dict[str, float]:
+def measure_boxes(table: Boxes, dataset: Dataset, asked: np.ndarray) -> dict[str, float]:
     """What boxes are like, apart from their ranking.
 
     Args:
         table: boxes of every image and class.
         dataset: with the ground truth.
-        asked: bool [images, classes], the pairs asked for; None asks for all.
+        asked: bool [images, classes], the pairs asked for.
 
     Returns:
         - `boxes_per_image`.
@@ -34,7 +34,6 @@ def measure_boxes(table: Boxes, dataset: Dataset, asked: np.ndarray | None = Non
     """
     n_images, n_classes = len(dataset.images), len(dataset.classes)
     present = present_pairs(dataset)
-    asked = np.ones_like(present) if asked is None else asked
     keep = asked[table.image, table.label]
     of_box, of_truth = best_overlaps(table, dataset, keep)
     group = table.image[keep].astype(np.int64) * n_classes + table.label[keep]

@@ -179,16 +179,22 @@ class _Loop:
         rate = self.schedule.rate(self.epoch * self.task.steps + self.done, self.task.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        try:
-            figures = backward(self.task, batch, clip=self.schedule.gradient_clip)
-        except FloatingPointError as error:
+        model, parameters = self.task.model.train(), list(self.task.model.parameters())
+        model.zero_grad()
+        # bfloat16 has float32's range: no loss scaling whose state a checkpoint would have to carry
+        mixed = parameters[0].is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=mixed):
+            loss, figures = self.task.loss(batch)
+        loss.backward()
+        value, norm = float(loss.detach()), float(nn.utils.clip_grad_norm_(parameters, self.schedule.gradient_clip))
+        if not math.isfinite(norm) or not math.isfinite(value):
             self._write_for_use()
             self._checkpoint()  # of the weights before this step, which are good
             raise TrainingError(
-                f"{error} in epoch {self.epoch + 1}, batch {self.done + 1} of {self.task.steps} "
-                f"({self.task.describe(batch)}): the weights before it are in {self.folder}; lower the learning rate "
-                f"(now {rate:.2g}), or look at those images"
-            ) from None
+                f"the loss is {value:g} and its gradient {norm:g} in epoch {self.epoch + 1}, batch {self.done + 1} of "
+                f"{self.task.steps} ({self.task.describe(batch)}): the weights before it are in {self.folder}; lower "
+                f"the learning rate (now {rate:.2g}), or look at those images"
+            )
         self.whole = False
         self.optimizer.step()
         self.done += 1
@@ -254,26 +260,6 @@ class _Loop:
         for name in _KEPT:
             setattr(self, name, state[name])
         return self.epoch * self.task.steps + self.done
-
-
-def backward(task: Task, batch: Any, *, clip: float) -> dict[str, tuple[float, float]]:
-    """Give the model the gradient of a batch's loss, of norm `clip` at most; returns the figures of `Task.loss`.
-
-    Raises:
-        FloatingPointError: the loss or the gradient is not finite.
-    """
-    task.model.train()
-    task.model.zero_grad()
-    parameters = list(task.model.parameters())
-    # bfloat16 has float32's range: no loss scaling whose state a checkpoint would have to carry
-    mixed = parameters[0].is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=mixed):
-        loss, figures = task.loss(batch)
-    loss.backward()
-    value, norm = float(loss.detach()), float(nn.utils.clip_grad_norm_(parameters, clip))
-    if not math.isfinite(norm) or not math.isfinite(value):
-        raise FloatingPointError(f"the loss is {value:g} and its gradient {norm:g}")
-    return figures
 
 
 def _read_state(path: Path) -> dict[str, Any] | None:
