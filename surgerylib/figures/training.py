@@ -121,15 +121,15 @@ def before_after(maps: pd.DataFrame, groups: Mapping[str, Sequence[str]], kind: 
     """
     shown = [group for group in (SEEN, UNSEEN, ALL) if group in groups]
     fig, axes = style.new_figure(1, len(shown), size=(style.WIDTH * (0.25 + 0.25 * len(shown)), 3.6), sharey=True)
-    rows = maps[(maps["kind"] == kind) & (maps["protocol"] == "all")]
+    rows = maps[(maps["kind"] == kind) & (maps["protocol"] == "all") & (maps["reference"] == "")]
     looks = {state: {"color": style.STATE_COLOURS[state], "marker": _STATE_MARKERS[state]} for state in STATES}
     for axis, group in zip(axes[0], shown, strict=True):
         for state in STATES:
             own = rows[(rows["group"] == group) & (rows["state"] == state)]
             if len(own):
-                style.interval_curve(axis, own, "iou_threshold", "map", alpha=0.15, markersize=4, **looks[state])
+                style.interval_curve(axis, own, "iou_threshold", "value", alpha=0.15, markersize=4, **looks[state])
         n_classes = len(groups[group])
-        if own["map"].isna().all():
+        if own["value"].isna().all():
             axis.text(0.5, 0.5, "no boxes in this split", transform=axis.transAxes, ha="center", color=style.GREY)
         axis.set(title=f"{group} ({n_classes})", xlabel="IoU threshold")
     # shared, and so set when all panels are drawn: a band that is higher in the last would be cut off

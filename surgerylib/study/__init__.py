@@ -6,16 +6,17 @@ A topic is used by its module's name (`summary.warnings_for`), or by the names h
 from .. import lazy
 
 _HOMES = {
-    "adaptation": ("states_of",),
-    "adapter_variants": ("balance_variants", "compare_variants", "loss_variants"),
+    "adaptation": ("balance_variants", "compare_variants", "loss_variants", "states_of"),
     "classification": ("classify",),
-    "diagnosis": ("difference_column", "joint_pairs", "map_quality", "quality_by_kind", "quality_table"),
     "error_types": ("detection_errors", "error_decomposition", "mean_gains"),
     "example_images": ("example_pairs", "examples"),
-    "floors": ("check_floor_percentiles", "floor_values"),
     "head_evaluation": ("check_evaluated", "find_head", "load_head"),
     "localizer_tables": ("FIGURES",),
-    "settings": ("Criterion", "at_percentiles", "post_processing_variants", "setting_grid", "sweep"),
+    "quality": ("difference_column", "joint_pairs", "map_quality", "quality_by_kind", "quality_table"),
+    "settings": (
+        "Criterion", "at_percentiles", "check_floor_percentiles", "floor_values", "post_processing_variants",
+        "setting_grid", "sweep",
+    ),
     "summary": (
         "FEW_IMAGES", "INTERVAL_NOTE", "average_precision_text", "present_only", "skipped_note", "warnings_for",
     ),

@@ -1,5 +1,7 @@
 """Maps before and after a trained adapter, on the same images: how well they localise, and how often they invent.
 
+And short trainings side by side: which of its losses an adapter needs, and how to weigh few patches against many.
+
 Every figure comes for all classes and apart for those that were trained on and the others, with its 95 % interval over
 images, and every change with the interval of its paired difference: same images, same resamples of them.
 """
@@ -8,24 +10,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
-from typing import Any
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from ..datasets import Dataset
-from ..engine import Boxes, HeatmapStore, TrainedAdapter, best_overlaps, evaluate, present_pairs, truth_codes
+from ..engine import (
+    LOSSES,
+    AdapterSettings,
+    Boxes,
+    HeatmapStore,
+    Schedule,
+    TokenCache,
+    TrainedAdapter,
+    Training,
+    best_overlaps,
+    distinct_adapters,
+    evaluate,
+    load_adapters,
+    present_pairs,
+    train_adapter,
+    truth_codes,
+)
 from ..errors import ParameterError
 from ..heatmaps import Setting
 from ..intervals import basic_interval, bootstrap_weights, share_interval
 from ..metrics import paired_difference
 from ..words import ALL, PROTOCOLS, SEEN, UNSEEN
-from .diagnosis import map_quality
-from .floors import floor_values
-from .settings import Criterion, sweep
+from .quality import map_quality
+from .settings import Criterion, floor_values, sweep
 from .tables import joined
 
+KEYS = ("group", "kind", "state", "reference")
 EVEN_ODDS = 0.0  # as a logit: the floor that a trained adapter brings along
 FLOOR_PERCENTILES = (80, 85, 90, 93, 95, 96, 97, 98, 99)
 FIGURES = {
@@ -47,13 +66,14 @@ Counts = Mapping[str, tuple[np.ndarray, np.ndarray]]  # figure -> sums and count
 class Adaptation:
     """What `compare_adapted` measured.
 
+    A row of the frames says whose figure it is by `KEYS`: group, kind, state, and in `reference` what it is a paired
+    difference to, "" where it is the figure itself.
+
     Attributes:
         settings: kind -> state -> setting.
         groups: name of a group of classes -> its classes.
-        maps: group, kind, state, protocol, iou_threshold, map, low, high.
-        map_differences: group, kind, state, reference, protocol, iou_threshold, difference, low, high.
-        figures: group, kind, state, figure (of `FIGURES`), value, low, high.
-        figure_differences: group, kind, state, reference, figure, difference, low, high.
+        maps: frame of `KEYS`, protocol, iou_threshold, value, low, high.
+        figures: frame of `KEYS`, figure (of `FIGURES`), value, low, high.
         interpolation: of the average precision.
         n_images: evaluated.
     """
@@ -61,9 +81,7 @@ class Adaptation:
     settings: Mapping[str, Mapping[str, Setting]]
     groups: Mapping[str, tuple[str, ...]]
     maps: pd.DataFrame
-    map_differences: pd.DataFrame
     figures: pd.DataFrame
-    figure_differences: pd.DataFrame
     interpolation: str
     n_images: int
 
@@ -178,30 +196,99 @@ def compare_adapted(
     measure = _Measure(store.dataset, n_resamples, seed)
     quality = map_quality(store, named, cam_thresholds=1, workers=options.get("workers"))
     counts = {name: measure.counts(found.boxes[name], quality[name]) for name in named}
-    keys, maps, map_differences, figures, figure_differences = ("group", "kind", "state"), {}, {}, {}, {}
+    maps, figures = {}, {}
     for group, labels in groups.items():
         ap = {key: of.ap.of_classes(labels) for key, of in found.figures.items()}
         places = [store.dataset.classes.index(label) for label in labels]
         for kind, state in named:
-            at, own = (group, kind, state), counts[kind, state]
-            figures[at] = measure.figures(own, places)
-            for protocol in PROTOCOLS:
-                maps[*at, protocol] = ap[(kind, state), protocol].summary()
-            for reference in [of for of in _REFERENCES.get(state, ()) if of in settings[kind]]:
-                figure_differences[*at, reference] = measure.figures(own, places, minus=counts[kind, reference])
+            for reference in ["", *(of for of in _REFERENCES.get(state, ()) if of in settings[kind])]:
+                at, own = (group, kind, state, reference), counts[kind, state]
+                figures[at] = measure.figures(own, places, minus=counts.get((kind, reference)))
                 for protocol in PROTOCOLS:
-                    paired = paired_difference(ap[(kind, state), protocol], ap[(kind, reference), protocol])
-                    map_differences[*at, reference, protocol] = paired.summary().drop(columns="excludes_zero")
+                    of = ap[(kind, state), protocol]
+                    of = paired_difference(of, ap[(kind, reference), protocol]) if reference else of
+                    rows = of.summary().rename(columns={"map": "value", "difference": "value"})
+                    maps[*at, protocol] = rows[["iou_threshold", "value", "low", "high"]]
     return Adaptation(
         settings={kind: dict(states) for kind, states in settings.items()},
         groups={group: tuple(labels) for group, labels in groups.items()},
-        maps=joined(maps, *keys, "protocol"),
-        map_differences=joined(map_differences, *keys, "reference", "protocol"),
-        figures=joined(figures, *keys),
-        figure_differences=joined(figure_differences, *keys, "reference"),
+        maps=joined(maps, *KEYS, "protocol"),
+        figures=joined(figures, *KEYS),
         interpolation=found.interpolation,
         n_images=found.n_images,
     )
+
+
+class Variant(NamedTuple):
+    """One short training, measured on the split of the choice."""
+
+    patch_ap: float  # of the classes trained on, after the last epoch
+    found: Adaptation
+
+
+def loss_variants(settings: AdapterSettings) -> dict[str, AdapterSettings]:
+    """Each loss alone, each pair, and all: name -> settings. A loss that is switched off counts as of weight 1 here."""
+    weights = {name: getattr(settings, f"{name}_weight") or 1.0 for name in LOSSES}
+    variants = {}
+    for names in (names for size in (1, 2, 3) for names in combinations(LOSSES, size)):
+        title = {1: f"{names[0]} alone", 2: " + ".join(names), 3: "all three losses"}[len(names)]
+        chosen = {f"{name}_weight": weights[name] if name in names else 0.0 for name in LOSSES}
+        variants[title] = replace(settings, **chosen)
+    return variants
+
+
+def balance_variants(settings: AdapterSettings) -> dict[str, AdapterSettings]:
+    """Ways to weigh the few covered patches against the many empty ones: name -> settings."""
+    ways = {
+        "no balance": (1.0, 0.0),
+        "covered patches × 3": (3.0, 0.0),
+        "covered patches × 10": (10.0, 0.0),
+        "covered patches × 30": (30.0, 0.0),
+        "focal, γ = 2": (1.0, 2.0),
+    }
+    return {
+        name: replace(settings, positive_weight=weight, focal_gamma=gamma) for name, (weight, gamma) in ways.items()
+    }
+
+
+def compare_variants(
+    variants: Mapping[str, AdapterSettings],
+    schedule: Schedule,
+    caches: Mapping[str, TokenCache],
+    cache_dir: Path,
+    kind: str,
+    setting: Setting,
+    *,
+    batch_size: int = 16,
+    **options: Any,
+) -> dict[str, Variant]:
+    """Train each variant for the same time (`schedule`) and measure all on the same images.
+
+    Args:
+        variants: name -> settings; equal ones are trained once.
+        caches: of `TrainingPlan.token_caches`, computed.
+        cache_dir: folder of trainings and stores.
+        kind: whose patch tokens are adapted.
+        setting: of the maps without an adapter, and of the boxes with one: its floor is a logit.
+        **options: as for `compare_adapted`.
+    """
+    train, choose = caches["train"], caches["choose"]
+    clip, data = choose.clip, choose.dataset
+    trainings: dict[AdapterSettings, Training] = {}
+    for name, settings in variants.items():
+        if settings not in trainings:
+            _, trainings[settings] = train_adapter(
+                train, choose, settings, schedule, cache_dir, kind=kind, description=f"short run: {name}"
+            )
+    adapters = {settings: load_adapters(training.last, clip)[kind] for settings, training in trainings.items()}
+    store = HeatmapStore(clip, data, cache_dir, adapters=distinct_adapters(adapters)).compute(batch_size=batch_size)
+    results: dict[AdapterSettings, Variant] = {}
+    for settings, adapter in adapters.items():
+        after = states_of({kind: setting}, {kind: adapter}, adapter_floor=setting.floor)[kind]["after"]
+        groups = class_groups(data.classes, adapter.seen_classes)
+        found = compare_adapted(store, {kind: {"after": after}}, groups, **options)
+        results[settings] = Variant(float(trainings[settings].history["val_patch_ap"].iloc[-1]), found)
+    return {name: results[settings] for name, settings in variants.items()}
 
 
 class _Measure:
@@ -241,10 +328,7 @@ class _Measure:
         return sums.reshape(shape), counts.reshape(shape)
 
     def figures(self, counts: Counts, places: Sequence[int], *, minus: Counts | None = None) -> pd.DataFrame:
-        """Frame figure, value, low, high over some classes; with `minus` the difference in place of the value.
-
-        A difference is of the same resamples of the images.
-        """
+        """Frame figure, value, low, high over some classes; with `minus` the difference, of the same resamples."""
         rows = []
         for name in FIGURES:
             value, samples, n_rows, n_images = self._estimate(*counts[name], places, name)
@@ -257,7 +341,7 @@ class _Measure:
             else:
                 ends = np.clip(basic_interval(value, samples, n_images), 0, 1)
             rows.append((name, *map(float, (value, *ends))))
-        return pd.DataFrame(rows, columns=["figure", "value" if minus is None else "difference", "low", "high"])
+        return pd.DataFrame(rows, columns=["figure", "value", "low", "high"])
 
     def _estimate(
         self, sums: np.ndarray, counts: np.ndarray, places: Sequence[int], name: str

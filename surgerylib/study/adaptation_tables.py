@@ -11,8 +11,7 @@ import pandas as pd
 from ..engine import Training
 from ..intervals import number, with_interval
 from ..words import ALL, PROTOCOLS, SEEN, STATES, UNSEEN
-from .adaptation import FIGURES, Adaptation
-from .adapter_variants import Variant
+from .adaptation import FIGURES, KEYS, Adaptation, Variant
 from .summary import INTERVAL_NOTE, average_precision_text
 from .tables import plain, table
 
@@ -149,8 +148,8 @@ def variant_table(variants: Mapping[str, Variant], kind: str) -> pd.DataFrame:
 def variants_finding(variants: Mapping[str, Variant], kind: str) -> str:
     """Which of the short trainings come out best for the classes that are trained on: by mAP over all thresholds."""
     group = _judged(next(iter(variants.values())).found)
-    maps = {name: _rows(variant.found, group, kind)[0] for name, variant in variants.items()}
-    means = pd.Series({name: of.loc[of["protocol"] == "all", "map"].to_numpy().mean() for name, of in maps.items()})
+    maps = {name: _rows(variant.found, group, kind, "after")[0] for name, variant in variants.items()}
+    means = pd.Series({name: of.loc[of["protocol"] == "all", "value"].to_numpy().mean() for name, of in maps.items()})
     means = means.dropna().sort_values(ascending=False, kind="stable")
     if means.empty:
         return "No box to compare on."
@@ -209,21 +208,14 @@ def _shown(found: Adaptation) -> list[float]:
     return [value for value in _SHOWN if value in _thresholds(found)] or _thresholds(found)
 
 
-def _rows(
-    found: Adaptation, group: str, kind: str, state: str = "after", minus: str | None = None
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What a group has in a state, or the difference to a reference: mAP (protocol, iou_threshold, ...), and figures.
-
-    The last three columns are the value and the ends of its interval.
-    """
-    match = {"group": group, "kind": kind, "state": state} | ({"reference": minus} if minus else {})
-    frames = (found.map_differences, found.figure_differences) if minus else (found.maps, found.figures)
-    maps, figures = (of[(of[list(match)] == list(match.values())).all(axis=1)].drop(columns=match) for of in frames)
-    return maps, figures
+def _rows(found: Adaptation, group: str, kind: str, state: str, minus: str = "") -> list[pd.DataFrame]:
+    """What a group has in a state, or its difference to another one: the rows of `maps`, and of `figures`."""
+    keys, at = list(KEYS), [group, kind, state, minus]
+    return [of[(of[keys] == at).all(axis=1)].drop(columns=keys) for of in (found.maps, found.figures)]
 
 
 def _cells(
-    found: Adaptation, group: str, kind: str, state: str = "after", minus: str | None = None
+    found: Adaptation, group: str, kind: str, state: str = "after", minus: str = ""
 ) -> dict[str | tuple[str, float], Cell]:
     """`_rows` by figure, and by protocol and IoU threshold."""
     maps, figures = _rows(found, group, kind, state, minus)
@@ -258,11 +250,11 @@ def _before_and_after(
     rows = {}
     for part, (group, kind) in parts.items():
         states = found.settings[kind]
-        wanted = {title: (state, None) for state, title in STATES.items() if state in states}
+        wanted = {title: (state, "") for state, title in STATES.items() if state in states}
         wanted |= {_DIFFERENCES[of]: ("after", of) for of in references if of in states}
         for row, at in wanted.items():
             cells = _cells(found, group, kind, *at)
-            rows[part, row] = [_text(cells[key], key, sign=at[1] is not None) for key in columns.values()]
+            rows[part, row] = [_text(cells[key], key, sign=bool(at[1])) for key in columns.values()]
     return pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(rows), list(columns))
 
 
@@ -274,10 +266,12 @@ def _text(cell: Cell, key: str | tuple[str, float], *, sign: bool = False) -> st
     return with_interval(*cell, sign=sign)
 
 
-def _plain(found: Adaptation, group: str, kind: str, state: str = "after", minus: str | None = None) -> dict[str, Any]:
+def _plain(found: Adaptation, group: str, kind: str, state: str = "after", minus: str = "") -> dict[str, Any]:
     """`_rows` as plain values."""
     maps, figures = _rows(found, group, kind, state, minus)
+    maps = maps.rename(columns={"value": "difference" if minus else "map"}).set_index("protocol")
+    figures = figures.rename(columns={"value": "difference" if minus else "value"}).set_index("figure")
     return {
-        "protocols": {name: plain(of.drop(columns="protocol")) for name, of in maps.groupby("protocol", sort=False)},
-        "figures": plain(figures.set_index("figure").to_dict("index")),
+        "protocols": {protocol: plain(maps.loc[[protocol]]) for protocol in PROTOCOLS},
+        "figures": plain(figures.to_dict("index")),
     }

@@ -110,7 +110,7 @@ def gains_of(figures: pd.DataFrame) -> pd.DataFrame:
 def response_gaps(pairs: Mapping[str, pd.DataFrame], classes: Sequence[str], *, seed: int = 0) -> pd.DataFrame:
     """How much more a class's map responds inside its boxes than outside, by class and kind, with 95 % intervals.
 
-    `pairs`: kind -> frame of `diagnosis.map_quality`; `seed` of the resamples of the images.
+    `pairs`: kind -> frame of `quality.map_quality`; `seed` of the resamples of the images.
 
     Returns:
         Frame label, kind, gap, gap_low, gap_high (mean response inside minus outside), inverted, inverted_low,

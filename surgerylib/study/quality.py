@@ -8,21 +8,48 @@ takes the pixel that holds the box's middle (clipped into the image), so that no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
 import pandas as pd
 
 from ..boxes import resize_map
+from ..engine import in_processes, truth_codes
 from ..errors import ParameterError, whole_number
-from ..intervals import basic_interval, bootstrap_weights
+from ..heatmaps import Setting
+from ..intervals import basic_interval, bootstrap_weights, number
+from ..matching import BOX_COLUMNS
+from .box_groups import boxes_by_image
+from .tables import cells
+
+if TYPE_CHECKING:  # a worker process has no need of torch
+    from ..engine import HeatmapStore
 
 BOX_ACC_IOUS = (0.3, 0.5, 0.7)
 SHARES = ("inverted", "pointing", "energy", "area")
 FIGURES = ("inside_mean", "outside_mean", "inside_max", "map_min", "map_max", *SHARES)
 ACCURACIES = (*(f"max_box_acc@{iou:g}" for iou in BOX_ACC_IOUS), "max_box_acc_v2")
+
+# row of the quality table -> its figure
+_SPREADS = {
+    "mean inside (± sd)": "inside_mean",
+    "mean outside (± sd)": "outside_mean",
+    "maximum inside (± sd)": "inside_max",
+}
+_SHARES = {
+    "inverted": "inverted",
+    "pointing": "pointing",
+    "energy inside": "energy",
+    "area inside": "area",
+    "MaxBoxAccV2": "max_box_acc_v2",
+}
+_PIECE = 16  # images a worker takes at a time
+# what a worker takes at a time, some images: maps [n, C, h, w] of each setting; boxes [G, 4], labels [G], size of each
+_Task = tuple[list[np.ndarray], list[tuple[np.ndarray, np.ndarray, tuple[int, int]]]]
 
 
 class PairQuality(NamedTuple):
@@ -158,7 +185,7 @@ def quality_difference(
     """Figures of one kind minus another's on the same pairs and resamples: the images' own difficulty cancels out.
 
     Returns:
-        Frame figure, difference, low, high, excludes_zero (the interval does); figures as in `quality_summary`.
+        Frame figure, difference, low, high; figures as in `quality_summary`.
 
     Raises:
         ParameterError: the two do not hold the same pairs.
@@ -172,8 +199,68 @@ def quality_difference(
     (of_a, samples_a), (of_b, samples_b) = (_estimates(of, n_resamples, seed) for of in (a, b))
     difference, n_images = (of_a["value"] - of_b["value"]).to_numpy(), np.minimum(of_a["n_images"], of_b["n_images"])
     low, high = basic_interval(difference, samples_a - samples_b, n_images.to_numpy())
-    frame = pd.DataFrame({"figure": of_a.index, "difference": difference, "low": low, "high": high})
-    return frame.assign(excludes_zero=(low > 0) | (high < 0))
+    return pd.DataFrame({"figure": of_a.index, "difference": difference, "low": low, "high": high})
+
+
+def map_quality(
+    store: HeatmapStore, settings: Mapping[str, Setting], *, cam_thresholds: int = 100, workers: int | None = None
+) -> dict[str, pd.DataFrame]:
+    """Every annotated (image, class) pair of a computed store under each setting's maps, see `image_quality`.
+
+    Settings with the same maps are measured once. MaxBoxAccV2 is most of the work: `cam_thresholds` 1 where it is not
+    asked for. `workers`: processes; None takes the CPU's cores.
+
+    Returns:
+        name -> frame of `QUALITY_COLUMNS`, a row a pair; the same object for the same maps.
+    """
+    data = store.dataset
+    boxes, (_, label) = data.boxes[BOX_COLUMNS].to_numpy(np.float64), truth_codes(data)
+    sizes_wh = data.images[["width", "height"]].itertuples(index=False, name=None)
+    truth = [(boxes[rows], label[rows], wh) for rows, wh in zip(boxes_by_image(data), sizes_wh, strict=False)]
+    distinct = {setting.maps_key: setting for setting in settings.values()}
+    found: dict[tuple, list[list[PairQuality]]] = {key: [] for key in distinct}
+    blocks = store.blocks(_PIECE)
+    tasks = (([store.maps(s, *block) for s in distinct.values()], truth[slice(*block)]) for block in blocks)
+    for of_settings in in_processes(
+        partial(_quality_of_piece, cam_thresholds=cam_thresholds), tasks, workers=workers,
+        sizes=[stop - start for start, stop in blocks], description="heatmap quality",
+    ):  # fmt: skip
+        for key, of_images in zip(distinct, of_settings, strict=True):
+            found[key] += of_images
+    image_ids = data.images["image_id"].tolist()
+    frames = {key: quality_frame(image_ids, of_images, data.classes) for key, of_images in found.items()}
+    return {name: frames[setting.maps_key] for name, setting in settings.items()}
+
+
+def quality_by_kind(pairs: Mapping[str, pd.DataFrame], *, n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """`quality_summary` of each kind, with a column `kind`; kinds that share a frame are summarised once."""
+    summaries = {id(of): quality_summary(of, n_resamples=n_resamples, seed=seed) for of in joint_pairs(pairs).values()}
+    return pd.concat([summaries[id(of)].assign(kind=kind) for kind, of in pairs.items()], ignore_index=True)
+
+
+def joint_pairs(pairs: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Kinds that share a frame, because they have the same maps, under one name: `standard = vv_qk`."""
+    distinct = {id(frame): frame for frame in pairs.values()}
+    return {" = ".join(kind for kind, own in pairs.items() if own is of): of for of in distinct.values()}
+
+
+def quality_table(quality: pd.DataFrame) -> pd.DataFrame:
+    """`quality_by_kind` for a reader: a column a kind, a row a figure with what it needs (sd, interval, range).
+
+    Kinds with the same figures stand in one column.
+    """
+    of_kinds = quality.set_index("figure").groupby("kind", sort=False)
+    columns = pd.DataFrame({kind: _quality_column(of) for kind, of in of_kinds})
+    alike = columns.T.groupby(list(columns.index), sort=False).groups
+    return pd.DataFrame({" = ".join(kinds): columns[kinds[0]] for kinds in alike.values()})
+
+
+def difference_column(pairs_a: pd.DataFrame, pairs_b: pd.DataFrame, *, seed: int = 0) -> pd.Series:
+    """One kind's figures minus another's on the same images, for `quality_table`: `difference [low, high]` by row."""
+    of = quality_difference(pairs_a, pairs_b, seed=seed).set_index("figure")
+    figures = pd.Series(_SPREADS | _SHARES).drop("area inside")  # which is the boxes' alone
+    known = of.loc[figures].set_axis(figures.index).dropna(subset="difference")
+    return cells(known, "difference", sign=True)
 
 
 def pixel_spans(boxes: np.ndarray, working_size: int) -> np.ndarray:
@@ -193,8 +280,7 @@ def _pair(index: int, resized: np.ndarray, boxes: np.ndarray, cam_thresholds: in
         inside[y0:y1, x0:x1] = True
     values = resized.astype(np.float64)  # float32 sums of 50,000 pixels would lose digits
     responses, others = values[inside], values[~inside]
-    low, high = float(values.min()), float(values.max())
-    inside_mean = float(responses.mean())
+    low, high, inside_mean = float(values.min()), float(values.max()), float(responses.mean())
     outside_mean = float(others.mean()) if others.size else np.nan
     constant = low == high
     return PairQuality(
@@ -272,3 +358,23 @@ def _estimates(pairs: pd.DataFrame, n_resamples: int, seed: int) -> tuple[pd.Dat
     of = pd.DataFrame({"value": estimates[0]}, [*FIGURES, *ACCURACIES])
     of["cam_threshold"] = pd.Series(cam_thresholds, ACCURACIES[:-1])
     return of.assign(n_pairs=counts.sum(axis=0).astype(int), n_images=(counts > 0).sum(axis=0)), estimates[1:]
+
+
+def _quality_column(of: pd.DataFrame) -> dict[str, str]:
+    """`of`: one kind's figures by name."""
+    sds = of["sd"].map(lambda sd: "" if math.isnan(sd) else f" ± {number(sd)}")
+    spreads, shares = of["value"].map(number) + sds, cells(of).where(of["value"].notna(), "no such pair")
+    return {
+        "pairs": f"{of.loc['inside_mean', 'n_pairs']:,}",
+        **{row: spreads[figure] for row, figure in _SPREADS.items()},
+        "similarity range": f"{number(of.loc['map_min', 'minimum'])} to {number(of.loc['map_max', 'maximum'])}",
+        **{row: shares[figure] for row, figure in _SHARES.items()},
+        "area inside": f"{of.loc['area', 'value']:.3f}",
+    }
+
+
+def _quality_of_piece(task: _Task, cam_thresholds: int) -> list[list[list[PairQuality]]]:
+    """[setting][image][pair]."""
+    of_settings, truth = task
+    judged = partial(image_quality, cam_thresholds=cam_thresholds)
+    return [[judged(of_image, *own) for of_image, own in zip(maps, truth, strict=True)] for maps in of_settings]

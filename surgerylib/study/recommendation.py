@@ -146,7 +146,7 @@ def quality_results(
 ) -> dict[str, Any]:
     """What `heatmap_quality_analysis.json` holds: plain values, None where there is no number.
 
-    `quality` is of `diagnosis.quality_by_kind`, `by_percentile` the `sweep_tables.percentile_table` of the setting.
+    `quality` is of `quality.quality_by_kind`, `by_percentile` the `sweep_tables.percentile_table` of the setting.
     """
     of_kinds = quality.set_index("figure").groupby("kind", sort=False)
     kinds = {kind: plain(rows.drop(columns="kind").to_dict("index")) for kind, rows in of_kinds}

@@ -1,4 +1,4 @@
-"""Many settings judged on the same images: which are tried, what decides between them, and changes of one.
+"""Many settings judged on the same images: which are tried, floors too, what decides between them, and changes of one.
 
 A setting is chosen on one split and reported on another: the best of many on the very images it was chosen on flatters
 itself.
@@ -6,6 +6,7 @@ itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -19,6 +20,8 @@ from ..errors import ParameterError
 from ..heatmaps import OTSU, SCORE_NAMES, Setting, threshold_text
 from ..words import PROTOCOLS
 
+N_BINS = 2**16  # of the histogram of all values that floors are read off
+_BLOCK = 64  # images whose maps are in memory at a time
 _UNION_NMS_IOU = 0.5  # boxes of several thresholds lie in each other
 
 
@@ -117,15 +120,14 @@ def at_percentiles(setting: Setting, percentiles: Sequence[float]) -> list[Setti
 
 
 def post_processing_variants(
-    plain: Setting, tries: Mapping[str, Sequence[Any]], floors: Mapping[str, float] | None = None, *, otsu: bool = True
+    plain: Setting, tries: Mapping[str, Sequence[Any]], floors: Mapping[str, float] | None = None
 ) -> dict[str, Setting]:
-    """One change of the extraction of `plain` at a time: name of the change -> setting.
+    """One change of the extraction of `plain` at a time, Otsu's threshold among them: name of the change -> setting.
 
     Args:
         tries: values by the names of notebook 02's parameters: `nms_ious`, `min_sides`, `max_sides`, `box_scores`, and
             `unions`, lists of percentiles whose boxes are united and go through non-maximum suppression.
         floors: what a floor is, in words -> its value, such as `percentile 95 of all values` -> 0.25; None tries none.
-        otsu: also try Otsu's threshold in the percentile's place.
 
     Raises:
         ParameterError: a list, or a value in it, that cannot be.
@@ -149,13 +151,57 @@ def post_processing_variants(
             # a least side at or above the plain setting's greatest would leave no box
             most = plain.max_side if name == "min_sides" and isinstance(value, int) else None
             if most is None or value < most:
-                setting = _changed(plain, name, change)
-                variants[words(value)] = setting  # values that can't be have no words
+                setting = _changed(plain, name, change)  # first: values that can't be have no words
+                variants[words(value)] = setting
     for words, value in (floors or {}).items():
         variants[f"floor at {value:.3g} ({words})"] = replace(plain, floor=value)
-    if otsu:
-        variants["Otsu's threshold"] = replace(plain, percentile=OTSU)
+    variants["Otsu's threshold"] = replace(plain, percentile=OTSU)
     return {name: setting for name, setting in variants.items() if setting.key != plain.key}
+
+
+def floor_values(store: HeatmapStore, setting: Setting, percentiles: Sequence[float]) -> dict[float, float]:
+    """Percentiles (between 0 and 100) of the raw values of all maps: every image, class and patch counts alike.
+
+    A floor is the least raw value of a pixel in a box. Raw values differ from model to model, similarity to similarity
+    and training to training; percentiles are one way to ask everywhere. Of all values only a histogram is held.
+
+    Returns:
+        percentile -> raw value, within 1/131,072 (half a bin of the histogram) of the values' range of what
+        `np.percentile` gives; nothing where the store has no maps.
+
+    Raises:
+        ParameterError: percentiles that cannot be, or maps that the store cannot give.
+        CacheError: the store is not computed, or damaged.
+    """
+    check_floor_percentiles(percentiles)
+    blocks = store.blocks(_BLOCK)
+    if not percentiles or not blocks:
+        return {}
+    low, high = math.inf, -math.inf
+    for block in blocks:
+        maps = store.maps(setting, *block)
+        low, high = min(low, float(maps.min())), max(high, float(maps.max()))
+    if low == high:
+        return dict.fromkeys(percentiles, low)
+    counts = np.zeros(N_BINS, np.int64)
+    for block in blocks:
+        # in float64: where the range is small beside the values, float32 has too few numbers for the edges
+        counts += np.histogram(store.maps(setting, *block).astype(np.float64), N_BINS, (low, high))[0]
+    up_to, width = np.cumsum(counts), (high - low) / N_BINS
+    # as `np.percentile`: between the values at the two places around (n - 1) * p / 100; a bin stands for its middle
+    places = (up_to[-1] - 1) * np.array(percentiles, np.float64) / 100
+    first, last = np.floor(places), np.ceil(places)
+    below, above = (low + (np.searchsorted(up_to, at, side="right") + 0.5) * width for at in (first, last))
+    return dict(zip(percentiles, (below + (places - first) * (above - below)).tolist(), strict=True))
+
+
+def check_floor_percentiles(percentiles: Sequence[float]) -> None:
+    """Raise a `ParameterError` unless this is a list of different percentiles, each in (0, 100), or an empty one."""
+    if not isinstance(percentiles, list | tuple):
+        raise ParameterError(f"floor_percentiles is {percentiles!r}; give a list, an empty one to try no floor")
+    if OTSU in percentiles:
+        raise ParameterError(f"floor_percentiles holds {OTSU!r}; each must be a number between 0 and 100")
+    _changed(Setting(), "floor_percentiles", {"percentile": percentiles or 75.0})
 
 
 def _changed(plain: Setting, name: str, change: Mapping[str, Any]) -> Setting:
