@@ -32,8 +32,8 @@ from surgerylib.heatmaps import heatmaps
 from surgerylib.losses import assign_cells
 from surgerylib.matching import BOX_COLUMNS
 from surgerylib.study.error_types import detection_errors
+from surgerylib.study.evaluation_tables import ABOVE, BELOW, outcome
 from surgerylib.study.head_evaluation import load_head
-from surgerylib.study.verdicts import ABOVE, BELOW, outcome
 
 SCENES = PROJECT_ROOT / "data" / "scenes"
 HEAD = PROJECT_ROOT / "reports" / "embedded" / "localizer.safetensors"

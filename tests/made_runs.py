@@ -15,9 +15,9 @@ from surgerylib.engine.localizer_training import METHODS, summarise
 from surgerylib.heatmaps import Setting
 from surgerylib.matching import BOX_COLUMNS
 from surgerylib.study import summary
+from surgerylib.study.evaluation_tables import verdict
 from surgerylib.study.localizer_tables import plain_methods
 from surgerylib.study.tables import plain
-from surgerylib.study.verdicts import verdict
 from surgerylib.workbook.run_files import RUN_FORMAT, write_frames
 
 CLASSES = ("ship", "dam", "airport")

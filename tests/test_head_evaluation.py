@@ -1,9 +1,11 @@
+"""A head that is told the class: what it finds, box by box and group by group, the verdict, and CLIP's own naming."""
+
 from __future__ import annotations
 
 import json
 import math
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,9 @@ import torch
 from refusals import refused
 
 from surgerylib.boxes import box_iou
+from surgerylib.datasets import Dataset
 from surgerylib.embedded.scenes import write_scenes
+from surgerylib.engine.localization import localization_summary
 from surgerylib.engine.localizer_training import METHODS, summarise, train_localizer
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import CheckpointError, ParameterError
@@ -21,11 +25,11 @@ from surgerylib.figures import evaluation as evaluation_plots
 from surgerylib.files import file_sha256
 from surgerylib.heatmaps import Setting
 from surgerylib.localizer import GTClassLocalizer, load_localizer
-from surgerylib.study import evaluation_tables, head_evaluation, localizer_tables
-from surgerylib.study.classification import classify
+from surgerylib.study import classification, evaluation_tables, head_evaluation, localizer_tables
+from surgerylib.study.box_groups import GROUPINGS, box_groups, box_sizes
+from surgerylib.study.evaluation_tables import CLASSIFICATION, LOCALISATION, NOT_DECIDED, Verdict, outcome, verdict
 from surgerylib.study.tables import plain
 from surgerylib.study.training import PUBLISHED, TrainingPlan, publish
-from surgerylib.study.verdicts import verdict
 from surgerylib.weights import save_trained, untrained_model
 from surgerylib.workbook.session import Session, open_session
 
@@ -171,32 +175,31 @@ def test_images_that_were_trained_or_chosen_on_are_named(scenes, opened, head, t
 def test_examples_are_the_best_the_worst_and_those_between():
     ious = pd.DataFrame({"image_id": list("aabbccdd"), "box_row": range(8), "oracle": np.linspace(0.1, 0.8, 8)})
     picked = head_evaluation.pick_examples(ious, 2)
+    assert list(picked) == ["best", "median", "worst"]
     assert picked["best"]["box_row"].tolist() == [7, 5]  # no image twice
     assert picked["worst"]["box_row"].tolist() == [0, 2]
     assert set(picked["median"]["box_row"]) <= {1, 3, 4, 6}
-    assert list(picked) == ["best", "median", "worst"]
     few = head_evaluation.pick_examples(ious.iloc[:2], 4)
-    assert len(few["best"]) == 2
-    assert few["worst"].empty
+    assert (len(few["best"]), len(few["worst"])) == (2, 0)
     assert head_evaluation.pick_examples(ious.iloc[:0], 4)["median"].empty
 
 
 def test_results_are_plain_json_and_tables_repeat_them(session, head, ious):
     data = session.dataset
     store = HeatmapStore(session.clip, data, session.cache_dir).compute()
-    named = classify(store.shards(), data, session.clip.grid, list(SOURCES.values()))
+    named = classification.classify(store.shards(), data, session.clip.grid, list(SOURCES.values()))
     summary = summarise(ious)
     said = verdict(summary)
     classes = head_evaluation.by_class(ious, data.classes)
     groups = head_evaluation.by_group(ious)
     seen = localizer_tables.by_seen(ious, head.seen_classes)
     levels = {path: named.image_level(path, interpolation="11point") for path in ("qk", "vv")}
-    prompts = evaluation_tables.prompt_figures(
+    prompts = classification.prompt_figures(
         {"ensemble": named, "again": named}, SOURCES["vv_mixed"], reference="ensemble", interpolation="11point"
     )
     results = evaluation_tables.evaluation_results(
         said, summary, classes=classes, groups=groups, seen=seen, prompts=plain(prompts), kind="vv_mixed",
-        **evaluation_tables.classification_results(named, SOURCES, levels, seed=0),
+        **classification.classification_results(named, SOURCES, levels, seed=0),
     )  # fmt: skip
     again = json.loads(json.dumps(results, allow_nan=False))
     assert again["finding"] == said.sentence
@@ -216,17 +219,17 @@ def test_results_are_plain_json_and_tables_repeat_them(session, head, ious):
     table = evaluation_tables.groups_table(classes)
     assert (table.loc[absent, ["mean IoU, best cell", "share > 0.5", "best guess"]] == "no boxes").all(axis=None)
     assert evaluation_tables.groups_table(groups).loc[("size", "large (from 96² px)"), "boxes"] == "0"
-    accuracy = evaluation_tables.accuracy_table(named, SOURCES)
+    accuracy = classification.accuracy_table(named, SOURCES)
     assert list(accuracy.index)[:2] == ["standard = vv_qk", "vv_mixed"]
     assert accuracy.loc["any class at random", "right class first"] == "0.050"
-    wordings = evaluation_tables.prompts_table(prompts, reference="ensemble")
+    wordings = classification.prompts_table(prompts, reference="ensemble")
     assert wordings.loc["ensemble", "image-level, minus ensemble (paired)"] == "–"
     assert evaluation_tables.verdicts_table(seen).loc["seen classes", "verdict"] != "no boxes"
     for sentence in (
         evaluation_tables.groups_finding(groups),
         evaluation_tables.classes_finding(classes),
-        evaluation_tables.classification_sentence(named, SOURCES["vv_mixed"], "vv_mixed"),
-        evaluation_tables.confusion_finding(named.confusion(SOURCES["vv_mixed"])),
+        classification.classification_sentence(named, SOURCES["vv_mixed"], "vv_mixed"),
+        classification.confusion_finding(named.confusion(SOURCES["vv_mixed"])),
     ):
         assert "nan" not in sentence.lower()
 
@@ -246,21 +249,15 @@ def test_one_image_has_no_intervals_and_no_box_has_nothing_and_neither_decides(i
 def test_main_confusions_by_hand():
     names = ["a", "b", "c", "d"]
     counts = pd.DataFrame([[3, 1, 1, 0], [0, 4, 0, 0], [2, 0, 0, 0], [0, 0, 0, 0]], names, names)
-    found = evaluation_tables.main_confusions(counts).set_index("label")
+    found = classification.main_confusions(counts).set_index("label")
     assert found["other"].astype(object).where(found["other"].notna(), None).tolist() == ["b", None, "a", None]
     assert (found.loc["a", "boxes"], found.loc["a", "share"], found.loc["c", "share"]) == (1, 0.2, 1.0)
     assert math.isnan(found.loc["d", "share"])
-    turned = evaluation_tables.main_confusions(counts.loc[::-1, ::-1]).set_index("label").loc[names]
+    turned = classification.main_confusions(counts.loc[::-1, ::-1]).set_index("label").loc[names]
     pd.testing.assert_frame_equal(turned, found)  # the class list's order decides no tie
-
-
-@pytest.mark.parametrize(
-    ("counts", "said"),
-    [([[3, 0], [0, 2]], "The right class responds most in 100 % of the boxes"), ([[0, 0], [0, 0]], "No boxes to name")],
-)
-def test_a_confusion_without_mistakes_is_said_as_one(counts, said):
-    names = ["a", "b"]
-    assert evaluation_tables.confusion_finding(pd.DataFrame(counts, names, names)) == said
+    assert classification.confusion_finding(counts * 0) == "No boxes to name"
+    right = counts * np.eye(4, dtype=int)
+    assert classification.confusion_finding(right) == "The right class responds most in 100 % of the boxes"
 
 
 def test_classes_that_are_mistaken_for_each_other_stand_together():
@@ -271,3 +268,114 @@ def test_classes_that_are_mistaken_for_each_other_stand_together():
     assert abs(order.index(1) - order.index(4)) == 1
     for n in (0, 1, 2):
         assert evaluation_plots.cluster_order(np.eye(n)).tolist() == list(range(n))
+
+
+# ------------------------------------------------------------------------------------------------ groups of boxes
+
+
+def dataset_of(boxes: list[tuple], sizes: list[tuple[str, int, int]]) -> Dataset:
+    images = pd.DataFrame(sizes, columns=["image_id", "width", "height"]).assign(path="")
+    frame = pd.DataFrame(boxes, columns=["image_id", "label", "xmin", "ymin", "xmax", "ymax"])
+    return Dataset("d", Path("d"), "test", "DIOR", images, frame, ("ship", "dam"), pd.DataFrame(), 0)
+
+
+def test_groups_by_hand():
+    boxes = [
+        ("a", "ship", 0, 0, 31, 33),  # 1023 px, below 32²; of a 7 x 7 grid on 800 x 800: 0.08 patches; 1.06 : 1
+        ("a", "dam", 0, 0, 32, 32),  # 1024 px is medium
+        ("a", "dam", 0, 0, 96, 96),  # 9216 px is large; 0.71 patches
+        ("a", "dam", 0, 0, 400, 100),  # 3.06 patches; 4 : 1
+        ("b", "ship", 0, 0, 400, 200),  # the whole of a 400 x 200 image is 49 patches; 2 : 1
+    ]
+    data = dataset_of(boxes, [("a", 800, 800), ("b", 400, 200), ("c", 10, 10)])
+    groups = box_groups(data, (7, 7))
+    small, medium, large = GROUPINGS["size"]
+    assert groups["size"].tolist() == [small, medium, large, large, large]
+    assert groups["size in patches"].tolist() == ["below 1 patch"] * 3 + ["1 to 4 patches", "from 16 patches"]
+    assert groups["boxes in the image"].tolist() == ["2 to 5 boxes"] * 4 + ["1 box"]
+    assert groups["of them of its class"].tolist() == ["1 of it"] + ["2 to 5 of it"] * 3 + ["1 of it"]
+    assert groups["aspect"].tolist() == ["below 1.5 : 1"] * 3 + ["from 3 : 1", "1.5 to 3 : 1"]
+    assert box_sizes(data.boxes).tolist() == ["small", "medium", "large", "large", "large"]
+    nothing = box_groups(dataset_of([], [("a", 8, 8)]), (7, 7))
+    assert (len(nothing), list(nothing.columns)) == (0, list(GROUPINGS))
+
+
+@pytest.fixture
+def drawn_ious() -> pd.DataFrame:
+    rng = np.random.default_rng(4)
+    frame = pd.DataFrame({"image_id": np.repeat(np.arange(30), 5), "label": rng.choice(["few", "many"], 150)})
+    return frame.assign(oracle=rng.random(150), cam_peak=rng.random(150))
+
+
+def test_each_group_is_summarised_by_itself_in_any_order_and_an_empty_one_is_listed(drawn_ious):
+    frame = head_evaluation.by_class(drawn_ious, ["few", "none", "many"])
+    assert frame["group"].drop_duplicates().tolist() == ["few", "none", "many"]
+    of = {name: rows.drop(columns="group").reset_index(drop=True) for name, rows in frame.groupby("group")}
+    pd.testing.assert_frame_equal(of["many"], summarise(drawn_ious[drawn_ious["label"] == "many"]))
+    assert of["none"]["value"].isna().all()
+    assert (head_evaluation.by_class(drawn_ious.iloc[:0], ["few"])["n_boxes"] == 0).all()
+    turned = head_evaluation.by_class(drawn_ious.sample(frac=1, random_state=1), ["many", "few"])
+    for name, rows in turned.groupby("group"):
+        pd.testing.assert_frame_equal(of[name], rows.drop(columns="group").reset_index(drop=True), rtol=1e-12)
+
+
+# ---------------------------------------------------------------------------------------------------- the verdict
+
+
+@pytest.mark.parametrize(
+    ("share", "low", "high", "expected"),
+    [
+        (0.80, 0.75, 0.85, CLASSIFICATION),
+        (0.80, 0.70, 0.85, NOT_DECIDED),  # on the line is not above it
+        (0.60, 0.55, 0.65, NOT_DECIDED),
+        (0.48, 0.44, 0.50, NOT_DECIDED),
+        (0.40, 0.35, 0.45, LOCALISATION),
+        (0.95, math.nan, math.nan, NOT_DECIDED),
+        (math.nan, math.nan, math.nan, NOT_DECIDED),
+    ],
+)
+def test_the_rule(share, low, high, expected):
+    assert outcome(share, low, high) == expected
+
+
+def said_of(oracle: np.ndarray, images: np.ndarray | None = None, guess: float = 0.1) -> Verdict:
+    """The verdict on a head of these IoUs, a box an image unless said."""
+    frame = pd.DataFrame(
+        {"oracle": oracle, "cam_peak": oracle * 0.5, "whole_image": guess, "centre_box": 0.0, "class_mean": guess / 2}
+    )
+    return verdict(localization_summary(frame, np.arange(len(oracle)) if images is None else images))
+
+
+def drawn(share: float, n: int) -> np.ndarray:
+    return np.where(np.random.default_rng(0).random(n) < share, 0.9, 0.1)
+
+
+def test_the_sentence_names_the_figures_behind_it():
+    oracle = drawn(0.85, 400)
+    said = said_of(oracle, np.repeat(np.arange(100), 4))
+    share = (oracle > 0.5).mean()
+    assert (said.outcome, said.share) == (CLASSIFICATION, pytest.approx(share))
+    assert said.sentence.startswith("Classification is the problem: told its class,")
+    for part in (f"{100 * share:.1f} %", f"{100 * said.low:.1f}, {100 * said.high:.1f}", "400 boxes on 100 images",
+                 "above the 70 %", "whole image", "CAM's peak, for 0.0 %"):  # fmt: skip
+        assert part in said.sentence
+
+
+# two boxes, both found, had the interval [1, 1] and made classification the problem
+@pytest.mark.parametrize(
+    ("oracle", "images", "guess", "expected", "words"),
+    [
+        (np.full(60, 0.9), None, 0.8, CLASSIFICATION, "The guess's interval overlaps the head's"),
+        (drawn(0.35, 200), None, 0.8, LOCALISATION, "The guess does better than the head"),
+        (np.full(2, 0.9), None, 0.0, NOT_DECIDED, "above 70 %, but the interval crosses that line"),
+        (np.full(4, 0.1), None, 0.0, NOT_DECIDED, "below 50 %, but the interval crosses that line"),
+        (np.full(4, 0.9), np.zeros(4), 0.1, NOT_DECIDED, "[interval not available] of 4 boxes on 1 image,"),
+        (np.empty(0), None, 0.1, NOT_DECIDED, "no image here holds a box"),
+    ],
+)  # fmt: skip
+def test_what_a_guess_and_few_boxes_make_of_it(oracle, images, guess, expected, words):
+    said = said_of(oracle, images, guess)
+    assert said.outcome == expected
+    assert words in said.sentence
+    assert ("The guess does better" in said.sentence) == ("does better" in words)
+    assert (plain(asdict(said))["low"] is None) == (images is not None or not len(oracle))

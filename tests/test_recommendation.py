@@ -199,7 +199,7 @@ def test_curves_hold_plain_percentiles_of_one_map_under_both_protocols(choice):
     assert len(sweep_tables.percentile_table(choice, BETTER)) == 4
 
 
-@pytest.mark.parametrize("floor", [None, 0.25, 0.0, -0.1, 1 / 3, 3e-05, 1e-30])
+@pytest.mark.parametrize("floor", [None, -0.1, 1 / 3, 1e-30])
 def test_recommended_yaml_is_taken_by_the_workbook(confirmed, floor):
     chosen = Setting(percentile=(75.0, 90.0), nms_iou=0.5, min_side=9, max_side=99, box_score="max", floor=floor)
     report = fake_sweep({DEFAULT: 0.3, chosen: 0.7})

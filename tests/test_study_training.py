@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from adapted_scenes import SEEN, write_adapter
+from adapted_scenes import write_adapter
 from disturbed import stop
 from refusals import refused
 from tiny_models import load_tiny, write_model
@@ -106,7 +106,7 @@ def test_values_of_a_stage_that_is_left_out_do_not_stop_a_run():
     refused(lambda: check_values(defaults(positive_weight=-1.0)), ParameterError, "positive_weight")
 
 
-@pytest.mark.parametrize("value", [None, -2.5, 0, "1e-3"])
+@pytest.mark.parametrize("value", [None, "1e-3"])
 def test_no_floor_after_the_adapter_may_be_asked_for(value):
     """`adapter_floor: null` was refused, though null is what sets none."""
     own = defaults(**validate({"adapter_floor": value}, known_parameters(find_notebooks())))
@@ -114,13 +114,10 @@ def test_no_floor_after_the_adapter_may_be_asked_for(value):
     assert own["adapter_floor"] == (None if value is None else float(value))
 
 
-def test_one_adapter_for_each_path_serves_all_kinds():
+def test_one_adapter_for_each_path_serves_all_kinds_and_the_variants_of_the_head():
     kinds = adapted_kinds()
     assert kinds == ["standard", "vv_mixed"]
     assert sorted(KIND_PATHS[kind][1] for kind in kinds) == sorted({patches for _, patches in KIND_PATHS.values()})
-
-
-def test_the_variants_of_the_head():
     variants = head_variants(heads.LocalizerSettings())
     assert list(variants) == ["all three", "cam only", "features only", "image only", "best_iou"]
     assert list(head_variants(heads.LocalizerSettings(assign="best_iou")))[-1] == "best_iou_or_center"
@@ -149,13 +146,11 @@ def stopped(capsys, tmp_path: Path, command: str, config: dict) -> str:
         ({"unseen_classes": list(DIOR_CLASSES)}, "unseen_classes names all classes"),
         ({"adapter_rank": 0}, "adapter_rank must be .* 1"),
         ({"adapter_epochs": 1}, "^adapter: warmup_epochs must be below epochs"),
-        ({"adapter_learning_rate": 0.0}, "adapter_learning_rate must be greater than 0"),
         ({"adapter_ablation_epochs": -1}, "adapter_ablation_epochs must be .* 0"),
-        ({"localization_weight": float("inf")}, "localization_weight must be a"),
         ({"adapter_floor": float("nan")}, "adapter_floor must be a finite number"),
         ({"adapter": ""}, "adapter must be text, or null, not ''"),
         (
-            {f"{name}_weight": 0.0 for name in ("classification", "localization", "sparsity")},
+            dict.fromkeys(("classification_weight", "localization_weight", "sparsity_weight"), 0.0),
             "nothing would be learned",
         ),
         ({"train_split": "test"}, "share 4 images"),
@@ -166,7 +161,6 @@ def stopped(capsys, tmp_path: Path, command: str, config: dict) -> str:
         ({"seen_classes": []}, "list of class names"),
         ({"learning_rate": 0}, "learning_rate must be greater than 0, got 0"),
         ({"feature_layers": 5}, "feature_layers must be at most 4"),
-        ({"picture_size": 4}, "picture_size .* 8"),
     ],
 )
 def test_a_value_that_cannot_be_stops_a_run_and_a_training(arguments, tmp_path, capsys, change, message):
@@ -203,19 +197,13 @@ def test_more_layers_than_there_are_do_not_matter_where_nothing_is_trained(argum
 
 def test_an_adapter_that_cannot_be_used_stops_the_run(arguments, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(check_module, "load_clip", lambda *args, **options: tiny)
-    (tmp_path / "adapters").mkdir()
-    (tmp_path / "adapter_x.safetensors").write_bytes(b"not one")
-    shutil.copy(arguments["checkpoint"], tmp_path / "weights.safetensors")
-    strange = load_tiny(write_model(tmp_path / "model", seed=8))
     given = arguments | {"adapter": str(write_adapter(tmp_path / "own.safetensors", tiny, "vv_mixed"))}
     for only in ("02", None):
         check(given, only=only)
+    strange = write_adapter(tmp_path / "b.safetensors", load_tiny(write_model(tmp_path / "model", seed=8)))
     for change, message in (
         ({"adapter": f"{tmp_path}/missing"}, "no file or folder .*missing; train adapters"),
-        ({"adapter": f"{tmp_path}/adapters"}, "no adapter_.* in the folder .*adapters"),
-        ({"adapter": f"{tmp_path}/adapter_x.safetensors"}, "adapter_x.safetensors is not a trained adapter"),
-        ({"adapter": f"{tmp_path}/weights.safetensors"}, "weights.safetensors is not a trained adapter"),
-        ({"adapter": str(write_adapter(tmp_path / "b.safetensors", strange))}, "belongs to something else .*weights"),
+        ({"adapter": str(strange)}, "belongs to something else .*weights"),
         ({"adapter": "~nobody-of-this-name/adapters"}, "nobody-of-this-name"),
         ({"adapter": "a" * 5000}, "aaa"),
         # it stopped notebook 01 behind its first answer
@@ -278,10 +266,6 @@ def test_the_key_follows_the_adapters_files(tiny, tmp_path, as_folder):
     assert all(a != b for a, b in zip(before, changed, strict=True))
     write_adapter(other, tiny, "standard")
     assert (keys() != changed) == as_folder
-    (folder / "notes.txt").write_text("x")
-    write_adapter(path, tiny)
-    other.unlink()
-    assert keys() == before
     path.unlink()
     assert keys() != before  # `check` says what is missing
     assert keys(adapter=None) != before
@@ -291,10 +275,9 @@ def test_no_adapter_leaves_the_key_of_the_training_to_its_own_parameters():
     """Notebook 03 doesn't take adapters: its own key has no part of them."""
     (notebook,) = find_notebooks(only="03")
     assert "adapter" not in notebook_parameters(notebook)
-    changes = ({}, {"adapter": "x"}, {"stage": "heatmap"}, {"unseen_classes": list(SEEN)})
+    changes = ({}, {"adapter": "x"}, {"stage": "heatmap"})
     keys = [notebook_keys([notebook], defaults(**change), PROJECT_ROOT)[notebook] for change in changes]
-    assert keys[0] == keys[1]
-    assert len(set(keys)) == 3
+    assert keys[0] == keys[1] != keys[2]
 
 
 # ---------------------------------------------------------------------------------------------------- what is trained
@@ -382,8 +365,7 @@ def frame_of(oracle: float, peak: float, guess: float, n: int = 40) -> pd.DataFr
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ((0.7, 0.4, 0.1), "The trained head finds boxes that neither a guess nor the untrained"),
-        ((0.7, 0.4, 0.1), "for the best guess (whole image)"),
+        ((0.7, 0.4, 0.1), "The trained head finds boxes that neither a guess nor the untrained.* guess .whole image"),
         ((0.7, 0.1, 0.1), "does not tell which one"),
         ((0.1, 0.1, 0.1), "not told apart"),
         ((1, 1, 1, 0), "nothing can be measured"),
@@ -391,7 +373,7 @@ def frame_of(oracle: float, peak: float, guess: float, n: int = 40) -> pd.DataFr
 )
 def test_the_sentence_says_what_the_intervals_allow(values, said):
     frame = frame_of(*values)
-    assert said in localizer_tables.finding(frame, heads.summarise(frame))
+    assert re.search(said, localizer_tables.finding(frame, heads.summarise(frame)))
 
 
 def test_an_untrained_head_is_not_said_to_have_learned(trained):
@@ -439,8 +421,7 @@ def test_variants_have_paired_differences():
 @pytest.mark.parametrize(
     ("image_only", "n", "said"),
     [
-        (0.5, 40, "less than all three"),
-        (0.5, 40, "Highest: all three, 0.6"),
+        (0.5, 40, "less than all three.* Highest: all three, 0.6"),
         (0.7, 40, "add nothing here"),
         (0.6, 40, "not told apart"),
         (0.5, 1, "too few images"),
@@ -450,7 +431,7 @@ def test_variants_have_paired_differences():
 def test_what_clip_adds_is_said_as_the_interval_allows(image_only, n, said):
     frames = {"all three": frame_of(0.6, 0.4, 0.1, n), "image only": frame_of(image_only, 0.3, 0.1, n)}
     figures = localizer_tables.variant_figures(frames, "all three")
-    assert said in localizer_tables.variants_finding(figures, "all three")
+    assert re.search(said, localizer_tables.variants_finding(figures, "all three"))
 
 
 def test_positives_by_size_are_of_the_classes_that_are_trained_on(trained):
@@ -472,13 +453,8 @@ def test_positives_by_size_are_of_the_classes_that_are_trained_on(trained):
 def test_results_are_plain_values_and_hold_the_history(ious, trained):
     training = trained[2]
     nothing = {"seen": {}, "variants": None, "positives": None}
-    results = localizer_tables.training_results(
-        "it does",
-        heads.summarise(ious),
-        training,
-        plan=TrainingPlan.from_parameters({}).parameters("localizer"),
-        **nothing,
-    )
+    plan = TrainingPlan.from_parameters({}).parameters("localizer")
+    results = localizer_tables.training_results("it does", heads.summarise(ious), training, plan=plan, **nothing)
     assert json.loads(json.dumps(results)) == results
     assert results["history"][0]["loss"] is None  # epoch 0 has no loss
     assert results["history"][1]["loss"] > 0

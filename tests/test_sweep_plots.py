@@ -28,19 +28,12 @@ RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 255, (80, 120, 3), dtype=np.uint8)
 Y, X = np.mgrid[:14, :14]
 HEATMAP = (np.exp(-((X - 4) ** 2 + (Y - 5) ** 2) / 8) + RNG.normal(0, 0.02, (14, 14))).astype(np.float32)
-FLAT = np.zeros_like(HEATMAP)
 TRUTH = pd.DataFrame([("ship", 20, 15, 60, 50), ("dam", 70, 10, 90, 30)], columns=["label", *BOX_COLUMNS])
 DIFFERENCES = pd.DataFrame(
-    [
-        ("NMS at 0.5", 0.012, 0.004, 0.02),
-        ("sides > 10", -0.015, -0.022, -0.008),
-        ("Otsu", 0.001, -0.002, 0.004),
-        ("no interval", 0.003, np.nan, np.nan),
-        ("not known", np.nan, np.nan, np.nan),
-        ("equal", 0.0, 0.0, 0.0),
-    ],
+    [("NMS", 0.012, 0.004, 0.02), ("sides", -0.015, -0.022, -0.008), ("Otsu", 0.001, -0.002, 0.004),
+     ("no interval", 0.003, np.nan, np.nan), ("not known", np.nan, np.nan, np.nan), ("equal", 0.0, 0.0, 0.0)],
     columns=["name", "difference", "low", "high"],
-)
+)  # fmt: skip
 
 
 def texts(letters: Iterable[Text]) -> list[str]:
@@ -92,14 +85,10 @@ UNUSUAL: dict[str, Callable[[], Figure]] = {
     "curves of one percentile": lambda: curves(sweep_rows(percentiles=[75])),
     "curves of an own kind": lambda: curves(OWN),
     "curves without a value": lambda: curves(sweep_rows(scale=np.nan)),
-    "curves of nothing": lambda: curves(sweep_rows().iloc[:0]),
     "many cells and few": lambda: grids(MANY, table([75])),
     "many percentiles": lambda: multiples(np.linspace(2.5, 99.5, 20), image=np.tile(IMAGE, (1, 3, 1))),
-    "no percentile": lambda: multiples([]),
-    "a constant map": lambda: multiples(heatmap=FLAT),
     "a class of a long name that is not there": lambda: multiples(label="Expressway-Service-area " * 5),
     "differences": lambda: differences(DIFFERENCES),
-    "no differences": lambda: differences(DIFFERENCES.iloc[:0]),
     "long names": lambda: differences(DIFFERENCES.assign(name="a change with a name that goes on and on " * 3)),
 }
 
@@ -121,15 +110,8 @@ def test_unusual_data_draws_without_a_warning_inside_the_page(case):
 
 def test_kinds_with_the_same_values_stay_readable():
     figure = curves(sweep_rows())
-    assert titles(figure) == list(TITLES.values())
-    assert figure.axes[0].get_ylabel().startswith("mAP")
-    assert figure.axes[0].get_ylim()[0] == 0
-    assert texts(figure.legends[0].get_texts()) == [
-        "standard",
-        "vv_qk (same as standard)",
-        "vv_vv (same as vv_mixed)",
-        "vv_mixed",
-    ]
+    said = texts(figure.legends[0].get_texts())
+    assert said == ["standard", "vv_qk (same as standard)", "vv_vv (same as vv_mixed)", "vv_mixed"]
     lines = {to_hex(line.get_color()).upper(): line for line in figure.axes[0].lines}
     solid, dashed = lines[style.KIND_LOOKS["vv_mixed"].colour], lines[style.KIND_LOOKS["vv_vv"].colour]
     assert solid.get_linestyle() == "-" != dashed.get_linestyle()
@@ -139,8 +121,8 @@ def test_kinds_with_the_same_values_stay_readable():
 def test_marks_stand_on_their_points_and_labels_never_meet():
     marks = {
         "the default": (75, "vv_mixed"), "same point": (75, "vv_vv"), "chosen, its neighbour": (80, "vv_mixed"),
-        "first": (30, "standard"), "last": (95, "vv_qk"), "second of all": (50, "vv_qk"), "otsu": ("otsu", "vv_mixed"),
-        "union": ((60, 75), "vv_mixed"), "nothing": (float("nan"), "vv_mixed"), "not measured": (12, "vv_mixed"),
+        "first": (30, "standard"), "last": (95, "vv_qk"), "second of all": (50, "vv_qk"),
+        "not measured": (12, "vv_mixed"),
     }  # fmt: skip
     rows = sweep_rows()
     figure = curves(rows, **marks)
@@ -159,24 +141,19 @@ def test_marks_stand_on_their_points_and_labels_never_meet():
 
 def test_grid_writes_all_numbers_and_outlines_the_best():
     figure = grids(table(), table() / 2)
-    left, right, bar = figure.axes
+    left, right, _ = figure.axes
     assert texts(left.texts) == [f"{value:.3f}" for value in table().to_numpy().ravel()]
-    assert texts(left.get_yticklabels())[4:7] == ["75", "80", "85"]
     assert not any(texts(right.get_yticklabels()))
     assert left.collections[0].norm.vmax == right.collections[0].norm.vmax == table().to_numpy().max()
     assert [(patch.get_x() // 1, patch.get_y() // 1) for patch in left.patches] == [(0, 8), (1, 8), (2, 8)]
-    assert bar.get_ylabel() == "mAP"
     assert {text.get_color() for text in left.texts} == {"white", "black"}
     empty = grids(table() * 0, table() * np.nan)
     assert [texts(axis.texts).count("–") for axis in empty.axes[:2]] == [0, 27]
     assert sum(len(axis.patches) for axis in empty.axes[:2]) == 0  # of equal cells none is the best
-    assert sum(len(axis.patches) for axis in grids(MANY, table([75])).axes[:2]) == 10
 
 
 def test_multiples_say_what_each_percentile_finds():
     figure = multiples(PERCENTILES, title="finding")
-    assert len(figure.axes) == 2 + len(PERCENTILES)
-    assert figure.get_suptitle() == "finding"
     assert titles(figure)[0] == "image\n1 ground truth box"
     for axis, percentile in zip(figure.axes[2:], PERCENTILES, strict=True):
         ((found, activated),) = extract_many(HEATMAP, (120, 80), [Setting(percentile=percentile)])
@@ -186,16 +163,11 @@ def test_multiples_say_what_each_percentile_finds():
         colours = [to_hex(patch.get_edgecolor()).upper() for patch in axis.patches]
         assert colours == [style.TRUTH] + [style.PREDICTION] * len(found)
         assert (axis.images[1].get_array()[..., 3] > 0).mean() == pytest.approx(activated)
-    assert texts(figure.legends[0].get_texts()) == [
-        "ground truth: ship",
-        "prediction",
-        "mask, closed and opened",
-        "other classes",
-    ]
-    constant = multiples(heatmap=FLAT)
+    said = texts(figure.legends[0].get_texts())
+    assert said == ["ground truth: ship", "prediction", "mask, closed and opened", "other classes"]
+    constant = multiples(heatmap=np.zeros_like(HEATMAP))
     assert titles(constant)[-1] == "percentile 95:\n0 boxes, best IoU 0.00"
     assert not constant.axes[-1].images[1].get_array()[..., 3].any()
-    assert titles(multiples(label="harbor"))[-1].endswith("no ground truth")
 
 
 def test_pairs_below_the_line_are_counted():
@@ -206,9 +178,7 @@ def test_pairs_below_the_line_are_counted():
     assert titles(figure)[:3] == list(given)
     said = ["inverted: 75 %\nof 400 pairs", "inverted: 100 %\nof 13,000 pairs", "inverted: 0 %\nof 1 pair"]
     assert [texts(axis.texts) for axis in figure.axes[:3]] == [[text] for text in said]
-    assert all(axis.get_xlim() == axis.get_ylim() for axis in figure.axes[:3])
     assert figure.axes[1].collections[-1].get_array().sum() == 13_000
-    assert figure.axes[3].get_xlabel() == "pairs in a hexagon"
     figure.draw_without_rendering()
 
 
@@ -216,7 +186,6 @@ def test_differences_that_exclude_zero_stand_out():
     axis = differences(DIFFERENCES).axes[0]
     assert texts(axis.get_yticklabels()) == DIFFERENCES["name"].tolist()
     assert axis.get_ylim()[0] > axis.get_ylim()[1]  # the first on top
-    assert axis.get_xlabel() == "mAP"
     points = [line for line in axis.lines if line.get_marker() == "o"]
     assert [line.get_markerfacecolor() != "white" for line in points] == [True, True, False, False, False, False]
     first = ["+0.012 [+0.004, +0.020]", "−0.015 [−0.022, −0.008]", "+0.001 [−0.002, +0.004]", "+0.003 [–, –]"]

@@ -29,7 +29,7 @@ def iou_distributions(ious: pd.DataFrame, methods: Sequence[str], title: str) ->
         ious: a column a method, a row a box.
         methods: those drawn; the histogram holds those of the head.
     """
-    fig, axes = style.new_figure(1, 2, size=(style.WIDTH, 4.4))
+    fig, axes = style.new_figure(1, 2, size=(style.WIDTH, 4.4), title=title)
     histogram, cumulative = axes[0]
     bins, grid = np.linspace(0, 1, 21), np.linspace(0, 1, 201)
     for method in [name for name in methods if name in _OF_HEAD]:
@@ -45,7 +45,6 @@ def iou_distributions(ious: pd.DataFrame, methods: Sequence[str], title: str) ->
     cumulative.axvline(0.5, color=style.PALE, linewidth=1, zorder=0)
     cumulative.set(xlabel="IoU", ylabel="share of the boxes above it", xlim=(0, 1), ylim=(0, 1.01))
     style.legend_below(fig, cumulative.get_legend_handles_labels()[0], 3)
-    style.headline(fig, title)
     return fig
 
 
@@ -112,7 +111,7 @@ def confusion_heatmap(confusion: pd.DataFrame, title: str) -> Figure:
     names = np.array(confusion.index)
     # as wide as the page for DIOR's 20 classes; a list that needs more room for its letters than that gets it
     cell = max(0.31, min(0.4, (style.WIDTH - 2.3) / len(names)))
-    fig, ((axis,),) = style.new_figure(size=(2.3 + cell * len(names), 2.9 + cell * len(rows)))
+    fig, ((axis,),) = style.new_figure(size=(2.3 + cell * len(names), 2.9 + cell * len(rows)), title=title)
     texts = np.where(shown >= 0.5, np.char.mod("%.0f", shown), "")
     seaborn.heatmap(
         shown, ax=axis, cmap="Blues", vmin=0, vmax=100, annot=texts, fmt="", annot_kws={"fontsize": style.SMALLEST},
@@ -125,7 +124,6 @@ def confusion_heatmap(confusion: pd.DataFrame, title: str) -> Figure:
     axis.set_yticks(at[: len(rows)], labels, rotation=0)
     axis.set(xlabel="class whose map responds most inside the box", ylabel="class of the box")
     axis.grid(visible=False)
-    style.headline(fig, title)  # wider than a matrix of few rows
     return fig
 
 

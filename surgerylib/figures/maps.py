@@ -100,7 +100,7 @@ def kinds_grid(
     looks = style.kind_looks(maps)
     columns, rows = min(len(maps), 4), -(-len(maps) // 4)
     size = (style.WIDTH * columns / 4, 0.75 + 4.2 * rows * min(height / width, 1.3))
-    fig, axes = style.new_figure(2 * rows, columns, size=size)
+    fig, axes = style.new_figure(2 * rows, columns, size=size, title=title)
     own = truth[truth["label"] == label]
     for place, (kind, heatmap) in enumerate(maps.items()):
         above, below = axes[2 * (place // 4) :][:2, place % 4]
@@ -111,7 +111,6 @@ def kinds_grid(
         below.set_title(style.best_iou_text(own, found), loc="center")
     for axis in axes[-2:, len(maps) - 4 * (rows - 1) :].flat:
         axis.remove()
-    style.headline(fig, title)
     return fig
 
 

@@ -24,11 +24,10 @@ def ap_against_size(
     model in pixels of the original image, is marked.
     """
     known = figures.dropna(subset=[value, "side"])
-    fig, ((axis,),) = style.new_figure(size=(style.WIDTH, 6.0))
+    fig, ((axis,),) = style.new_figure(size=(style.WIDTH, 6.0), title=title)
     axis.set_xscale("log")
     top = max(0.05, 1.12 * known[value].max()) if len(known) else 1.0
     axis.set(ylim=(-0.04 * top, top), ylabel=ylabel)
-    style.headline(fig, title)
     axis.set_xlabel("median object size: √(box area) in pixels of the original image (logarithmic)")
     axis.axvline(patch_side, color=style.PALE, linewidth=1, linestyle=":")
     axis.text(patch_side, top, " a patch", color=style.GREY, va="top")
@@ -100,7 +99,7 @@ def precision_recall_grid(
     columns = min(4, max(len(order), 1))
     rows = -(-max(len(order), 1) // columns)
     size = (style.WIDTH * columns / 4, 1.8 * rows + 0.8)
-    fig, axes = style.new_figure(rows, columns, size=size, sharex=True, sharey=True)
+    fig, axes = style.new_figure(rows, columns, size=size, title=title, sharex=True, sharey=True)
     for axis in axes.flat[len(order) :]:
         axis.set_visible(False)
     for axis, label in zip(axes.flat, order, strict=False):
@@ -122,7 +121,6 @@ def precision_recall_grid(
     for axis in axes[:, 0]:
         axis.set_ylabel("precision")
     style.legend_below(fig, axes.flat[0].get_legend_handles_labels()[0])
-    style.headline(fig, title)
     return fig
 
 
@@ -134,7 +132,7 @@ def error_bars(gains: pd.DataFrame, order: Sequence[str], title: str, xlabel: st
     `gains`: columns `gain_<error>`, by class; the classes from top to bottom.
     """
     size = (style.WIDTH, 1.2 + 0.27 * max(len(order), 3))
-    fig, axes = style.new_figure(1, len(ERROR_TYPES), size=size, sharey=True, sharex=True)
+    fig, axes = style.new_figure(1, len(ERROR_TYPES), size=size, title=title, sharey=True, sharex=True)
     at = np.arange(len(order))[::-1]
     most = np.nanmax([0.05, *(gains[f"gain_{error}"].max() for error in ERROR_TYPES)])
     for axis, error in zip(axes[0], ERROR_TYPES, strict=True):
@@ -147,7 +145,6 @@ def error_bars(gains: pd.DataFrame, order: Sequence[str], title: str, xlabel: st
     style.say_no_boxes(axes[0, 0], at[gains.loc[list(order), "gain_missed"].isna()], " no boxes")
     axes[0, 0].set_yticks(at, order)
     fig.supxlabel(xlabel, fontsize="medium")
-    style.headline(fig, title)
     return fig
 
 

@@ -136,12 +136,6 @@ def show(fig: Figure, alt: str, path: str | Path | None = None, *, photo: bool =
     display(Markdown(f"**{finding}.** {alt}." if finding else caption), metadata={"repeats_caption": True})
 
 
-def headline(fig: Figure, text: str) -> None:
-    """The finding, above all panels of a figure."""
-    letters = int(102 * fig.get_figwidth() / WIDTH)  # in a line
-    fig.suptitle(textwrap.fill(text, letters), x=0.006, ha="left")
-
-
 @styled
 def figure_bytes(fig: Figure, form: str, description: str = "", *, title: str = "") -> bytes:
     """The figure as an image file of the given format; a PNG carries title and description, and no date."""
@@ -156,9 +150,14 @@ def figure_bytes(fig: Figure, form: str, description: str = "", *, title: str = 
 
 
 @styled
-def new_figure(rows: int = 1, columns: int = 1, *, size: tuple[float, float], **options) -> tuple[Figure, np.ndarray]:
-    """A figure in the house style with its axes as an array [rows, columns]; nothing is left open behind it."""
-    fig = Figure(figsize=size, layout="constrained")
+def new_figure(
+    rows: int = 1, columns: int = 1, *, size: tuple[float, float], title: str = "", **options
+) -> tuple[Figure, np.ndarray]:
+    """A figure in the house style with its axes as an array [rows, columns]; `title` is the finding, above all."""
+    fig = Figure(figsize=size, layout="constrained")  # which nothing has to close
+    if title:
+        letters = int(102 * size[0] / WIDTH)  # in a line
+        fig.suptitle(textwrap.fill(title, letters), x=0.006, ha="left")
     return fig, fig.subplots(rows, columns, squeeze=False, **options)
 
 
@@ -175,8 +174,7 @@ def kind_looks(names: Iterable[str]) -> dict[str, KindLook]:
 @styled
 def row_figure(labels: Sequence[str], inches: float, *, title: str, xlabel: str) -> tuple[Figure, Axes]:
     """A figure so many inches high with one axis that has a row a label, the first at the bottom."""
-    fig, ((axis,),) = new_figure(size=(WIDTH, inches))
-    headline(fig, title)
+    fig, ((axis,),) = new_figure(size=(WIDTH, inches), title=title)
     axis.set_yticks(range(len(labels)), labels)
     axis.set(xlabel=xlabel, ylim=(-0.6, len(labels) - 0.4))
     axis.grid(visible=False, axis="y")

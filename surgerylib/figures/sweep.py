@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
 from matplotlib.colors import LogNorm, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -32,17 +31,15 @@ _FEW_PAIRS = 500  # more points than this lie on top of each other: they are cou
 
 @style.styled
 def percentile_curves(
-    frame: pd.DataFrame, titles: Mapping[str, str], *, value_label: str,
-    marks: Mapping[str, tuple[float, str]] | None = None,
-) -> Figure:  # fmt: skip
+    frame: pd.DataFrame, titles: Mapping[str, str], *, value_label: str, marks: Mapping[str, tuple[float, str]]
+) -> Figure:
     """A value (mAP) by threshold percentile, a line a kind with its 95 % interval, a panel a protocol -> its title.
 
     Args:
-        frame: rows with protocol, kind, percentile, value, low, high; rows without a percentile (NaN) are left out.
+        frame: rows with protocol, kind, percentile, value, low, high; in the order of their percentiles.
         value_label: of the vertical axis, such as `mAP at IoU 0.1`.
         marks: label -> (percentile, kind), the points to point out; one that has no point is left out.
     """
-    frame = frame[frame["percentile"].notna() & frame["protocol"].isin(list(titles))].sort_values("percentile")
     looks = style.kind_looks([*(kind for kind in style.KIND_LOOKS if kind in set(frame["kind"])), *frame["kind"]])
     percentiles = frame["percentile"].unique()
     # a single percentile has no lines to tell kinds apart by: they stand side by side
@@ -51,7 +48,7 @@ def percentile_curves(
     fig, axes = style.new_figure(1, len(titles), size=(style.WIDTH, 3.9), sharey=True)
     names = _names(frame, looks)
     panels = [frame[frame["protocol"] == protocol] for protocol in titles]
-    points = [_marked_points(rows, marks or {}, shifts) for rows in panels]
+    points = [_marked_points(rows, marks, shifts) for rows in panels]
     highest = [np.nan_to_num(rows[["value", "high"]]).max(initial=0) for rows in panels]
     free = 0.05 + _ROW * max(map(len, points))  # of the height: one row a label, above all lines
     top = max(highest) / (1 - free) or 1.0
@@ -59,7 +56,10 @@ def percentile_curves(
         for kind, look in looks.items():
             _curve(axis, rows[rows["kind"] == kind], look, names[kind], shifts[kind])
         axis.set(title=textwrap.fill(title, 100 // len(titles)), xlabel="threshold percentile", ylim=(0, top))
-        _percentile_ticks(axis, percentiles)
+        if apart:
+            axis.set(xticks=percentiles, xlim=(percentiles[0] - 1, percentiles[0] + 1))
+        elif np.diff(percentiles).min() >= 0.07 * np.ptp(percentiles):  # their numbers have room
+            axis.set_xticks(percentiles, [f"{percentile:g}" for percentile in percentiles])
         _draw_marks(axis, of_panel, of_lines / top)
     interval = "bar: 95 % interval" if apart else "band: 95 % interval"
     axes[0, 0].set_ylabel(f"{value_label} ({interval})" if frame["low"].notna().any() else value_label)
@@ -113,7 +113,7 @@ def percentile_multiples(
     own, other = truth[truth["label"] == label], truth[truth["label"] != label]
     columns = min(2 + len(settings), 4 if width < 1.7 * height else 3 if width < 3.5 * height else 2)
     side = style.WIDTH / columns
-    fig, panels = _grid(2 + len(settings), columns, (side, 0.4 + 0.97 * side * min(height / width, 1.4)))
+    fig, panels = _grid(2 + len(settings), columns, (side, 0.4 + 0.97 * side * min(height / width, 1.4)), title)
     boxes = style.counted(len(own), "ground truth box", "ground truth boxes")
     style.photo_panel(panels[0], image, truth=own, title=f"image\n{boxes}")
     style.draw_boxes(panels[0], other, colour="white", width=0.8)
@@ -126,7 +126,6 @@ def percentile_multiples(
         text = f"percentile {setting.percentile:.4g}:\n{style.counted(len(predicted), 'box', 'boxes')}, {overlap}"
         style.photo_panel(axis, image, truth=own, prediction=predicted, title=text)
         _tint(axis, mask, (width, height))
-    style.headline(fig, title)
     more: list[Line2D | Patch] = [
         Patch(facecolor=to_rgba(style.MASK, 0.5), edgecolor=style.DARK, label="mask, closed and opened")
     ]
@@ -156,8 +155,13 @@ def inside_outside(pairs: Mapping[str, pd.DataFrame]) -> Figure:
             axis.scatter(x, y, s=18, color=looks[kind].colour, alpha=0.65, edgecolor="white", linewidth=0.4)
         axis.set_title(textwrap.fill(kind, int(side * 6.5)), color=looks[kind].colour, fontweight="bold")
         _inverted_share(axis, y < x)
-    if hexagons:
-        _count_bar(fig, hexagons)
+    if hexagons:  # all on one logarithmic scale, which stands below the panels
+        norm = LogNorm(1, max(2, *(drawn.get_array().max() for drawn in hexagons)))
+        for drawn in hexagons:
+            drawn.set_norm(norm)
+        place = {"location": "bottom", "shrink": 0.5, "aspect": 40, "pad": 0.02}
+        bar = fig.colorbar(hexagons[0], ax=fig.axes, format="{x:,.0f}", label="pairs in a hexagon", **place)
+        bar.minorlocator = NullLocator()
     handles = [
         Line2D([], [], color=style.DARK, lw=1, ls=_DIAGONAL, label="inside = outside"),
         Patch(facecolor=_SHADE, edgecolor="#cccccc", label="inverted: inside below outside"),
@@ -187,8 +191,6 @@ def difference_bars(frame: pd.DataFrame, *, title: str, xlabel: str) -> Figure:
         look = {"va": "center", "color": colour, "fontweight": weight}
         axis.text(1.02, place, text, transform=axis.get_yaxis_transform(), **look)
     axis.locator_params(axis="x", nbins=7)
-    if not names:
-        axis.text(0.5, 0.5, "nothing to compare", transform=axis.transAxes, ha="center")
     look = {"marker": "o", "markersize": 7}
     handles = [
         Line2D([], [], color=style.DARK, lw=2.4, label="95 % interval excludes 0", **look),
@@ -210,17 +212,6 @@ def _curve(axis: Axes, rows: pd.DataFrame, look: style.KindLook, name: str, shif
     )  # fmt: skip
 
 
-def _percentile_ticks(axis: Axes, percentiles: np.ndarray) -> None:
-    """Ticks at the percentiles themselves where their numbers have room."""
-    if len(percentiles) == 1:
-        axis.set(xticks=percentiles, xlim=(percentiles[0] - 1, percentiles[0] + 1))
-    elif not len(percentiles):
-        axis.set_xlim(0, 100)
-        axis.text(0.5, 0.5, "nothing measured", transform=axis.transAxes, ha="center")
-    elif np.diff(percentiles).min() >= 0.07 * np.ptp(percentiles):
-        axis.set_xticks(percentiles, [f"{percentile:g}" for percentile in percentiles])
-
-
 def _names(frame: pd.DataFrame, looks: Mapping[str, style.KindLook]) -> dict[str, str]:
     """kind -> its name for the legend, which says whose line it shares; solid lines come first."""
     table = frame.pivot_table(index=["protocol", "percentile"], columns="kind", values="value", dropna=False)
@@ -236,8 +227,8 @@ def _marked_points(rows: pd.DataFrame, marks: Mapping, shifts: Mapping[str, floa
     labels: dict[tuple[float, float], list[str]] = {}
     values = rows.set_index(["percentile", "kind"])["value"].dropna()
     for label, at in marks.items():
-        if np.isscalar(at[0]) and tuple(at) in values.index:
-            labels.setdefault((at[0] + shifts[at[1]], float(values[tuple(at)])), []).append(label)
+        if at in values.index:
+            labels.setdefault((at[0] + shifts[at[1]], float(values[at])), []).append(label)
     return [(x, y, " = ".join(joined)) for (x, y), joined in sorted(labels.items())]
 
 
@@ -286,10 +277,10 @@ def _tint(axis: Axes, mask: np.ndarray, image_size_wh: tuple[int, int]) -> None:
         axis.contour(x * width, y * height, np.pad(mask, 1), levels=[0.5], colors=style.DARK, linewidths=0.7)
 
 
-def _grid(count: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+def _grid(count: int, columns: int, size: tuple[float, float], title: str = "") -> tuple[Figure, list[Axes]]:
     """`count` axes in rows of `columns`; `size` is that of one of them, with what is written round it."""
     rows = -(-count // columns)
-    fig, axes = style.new_figure(rows, columns, size=(size[0] * columns, size[1] * rows + 0.8))
+    fig, axes = style.new_figure(rows, columns, size=(size[0] * columns, size[1] * rows + 0.8), title=title)
     for axis in axes.flat[count:]:
         axis.remove()
     return fig, axes.ravel()[:count].tolist()
@@ -305,16 +296,6 @@ def _equal_axes(axis: Axes, values: np.ndarray) -> tuple[float, float]:
     axis.set(xlim=ends, ylim=ends, aspect="equal", xlabel="mean response outside", ylabel="mean response inside")
     axis.locator_params(nbins=5)
     return ends
-
-
-def _count_bar(fig: Figure, hexagons: Sequence[PolyCollection]) -> None:
-    """Put all hexagons on one logarithmic scale, and the scale below the panels."""
-    norm = LogNorm(1, max(2, *(drawn.get_array().max() for drawn in hexagons)))
-    for drawn in hexagons:
-        drawn.set_norm(norm)
-    place = {"location": "bottom", "shrink": 0.5, "aspect": 40, "pad": 0.02}
-    bar = fig.colorbar(hexagons[0], ax=fig.axes, format="{x:,.0f}", label="pairs in a hexagon", **place)
-    bar.minorlocator = NullLocator()
 
 
 def _inverted_share(axis: Axes, inverted: np.ndarray) -> None:

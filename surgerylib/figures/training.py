@@ -120,7 +120,8 @@ def before_after(maps: pd.DataFrame, groups: Mapping[str, Sequence[str]], kind: 
     A panel a group of classes, which are counted in the titles.
     """
     shown = [group for group in (SEEN, UNSEEN, ALL) if group in groups]
-    fig, axes = style.new_figure(1, len(shown), size=(style.WIDTH * (0.25 + 0.25 * len(shown)), 3.6), sharey=True)
+    size = (style.WIDTH * (0.25 + 0.25 * len(shown)), 3.6)
+    fig, axes = style.new_figure(1, len(shown), size=size, title=title, sharey=True)
     rows = maps[(maps["kind"] == kind) & (maps["protocol"] == "all") & (maps["reference"] == "")]
     looks = {state: {"color": style.STATE_COLOURS[state], "marker": _STATE_MARKERS[state]} for state in STATES}
     for axis, group in zip(axes[0], shown, strict=True):
@@ -128,13 +129,11 @@ def before_after(maps: pd.DataFrame, groups: Mapping[str, Sequence[str]], kind: 
             own = rows[(rows["group"] == group) & (rows["state"] == state)]
             if len(own):
                 style.interval_curve(axis, own, "iou_threshold", "value", alpha=0.15, markersize=4, **looks[state])
-        n_classes = len(groups[group])
         if own["value"].isna().all():
             axis.text(0.5, 0.5, "no boxes in this split", transform=axis.transAxes, ha="center", color=style.GREY)
-        axis.set(title=f"{group} ({n_classes})", xlabel="IoU threshold")
+        axis.set(title=f"{group} ({len(groups[group])})", xlabel="IoU threshold")
     # shared, and so set when all panels are drawn: a band that is higher in the last would be cut off
     axes[0, 0].set(ylabel=f"mAP of {kind}, all protocol", ylim=(0, None))
-    style.headline(fig, title)
     drawn = [state for state in STATES if state in set(rows["state"])]
     style.legend_below(fig, [Line2D([], [], markersize=5, label=STATES[state], **looks[state]) for state in drawn])
     return fig

@@ -8,6 +8,7 @@ from .. import lazy
 _HOMES = {
     "adaptation": ("balance_variants", "compare_variants", "loss_variants", "states_of"),
     "classification": ("classify",),
+    "evaluation_tables": ("SHARE", "verdict"),
     "error_types": ("detection_errors", "error_decomposition", "mean_gains"),
     "example_images": ("example_pairs", "examples"),
     "head_evaluation": ("check_evaluated", "find_head", "load_head"),
@@ -22,7 +23,6 @@ _HOMES = {
     ),
     "tables": ("plain",),
     "training": ("TrainingPlan", "adapted_kinds", "head_variants", "publish", "publish_adapters"),
-    "verdicts": ("SHARE", "verdict"),
 }  # fmt: skip
 __all__ = [name for own in _HOMES.values() for name in own]
 __getattr__ = lazy(__name__, _HOMES)

@@ -68,31 +68,20 @@ class Adaptation:
 
     A row of the frames says whose figure it is by `KEYS`: group, kind, state, and in `reference` what it is a paired
     difference to, "" where it is the figure itself.
-
-    Attributes:
-        settings: kind -> state -> setting.
-        groups: name of a group of classes -> its classes.
-        maps: frame of `KEYS`, protocol, iou_threshold, value, low, high.
-        figures: frame of `KEYS`, figure (of `FIGURES`), value, low, high.
-        interpolation: of the average precision.
-        n_images: evaluated.
     """
 
-    settings: Mapping[str, Mapping[str, Setting]]
-    groups: Mapping[str, tuple[str, ...]]
-    maps: pd.DataFrame
-    figures: pd.DataFrame
-    interpolation: str
-    n_images: int
+    settings: Mapping[str, Mapping[str, Setting]]  # kind -> state -> setting
+    groups: Mapping[str, tuple[str, ...]]  # name of a group of classes -> its classes
+    maps: pd.DataFrame  # `KEYS`, protocol, iou_threshold, value, low, high
+    figures: pd.DataFrame  # `KEYS`, figure (of `FIGURES`), value, low, high
+    interpolation: str  # of the average precision
+    n_images: int  # evaluated
 
 
 def class_groups(classes: Sequence[str], seen: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """All classes; and apart those trained on and the others, where there are both."""
-    unseen = tuple(name for name in classes if name not in seen)
-    groups = {ALL: tuple(classes)}
-    if unseen and len(unseen) < len(classes):
-        groups |= {SEEN: tuple(name for name in classes if name in seen), UNSEEN: unseen}
-    return groups
+    parts = {group: tuple(n for n in classes if (n in seen) == (group == SEEN)) for group in (SEEN, UNSEEN)}
+    return {ALL: tuple(classes), **(parts if all(parts.values()) else {})}
 
 
 def states_of(
@@ -229,12 +218,11 @@ class Variant(NamedTuple):
 def loss_variants(settings: AdapterSettings) -> dict[str, AdapterSettings]:
     """Each loss alone, each pair, and all: name -> settings. A loss that is switched off counts as of weight 1 here."""
     weights = {name: getattr(settings, f"{name}_weight") or 1.0 for name in LOSSES}
-    variants = {}
-    for names in (names for size in (1, 2, 3) for names in combinations(LOSSES, size)):
-        title = {1: f"{names[0]} alone", 2: " + ".join(names), 3: "all three losses"}[len(names)]
-        chosen = {f"{name}_weight": weights[name] if name in names else 0.0 for name in LOSSES}
-        variants[title] = replace(settings, **chosen)
-    return variants
+    tried = {f"{name} alone": (name,) for name in LOSSES} | {" + ".join(pair): pair for pair in combinations(LOSSES, 2)}
+    return {
+        title: replace(settings, **{f"{name}_weight": weights[name] if name in names else 0.0 for name in LOSSES})
+        for title, names in (tried | {"all three losses": LOSSES}).items()
+    }
 
 
 def balance_variants(settings: AdapterSettings) -> dict[str, AdapterSettings]:

@@ -13,7 +13,7 @@ from ..intervals import number, with_interval
 from ..words import ALL, PROTOCOLS, SEEN, STATES, UNSEEN
 from .adaptation import FIGURES, KEYS, Adaptation, Variant
 from .summary import INTERVAL_NOTE, average_precision_text
-from .tables import plain, table
+from .tables import plain
 
 _SHOWN = (0.05, 0.15, 0.5)  # IoU thresholds of the answer, as far as they were measured
 _ANSWERED = ("false_box_rate", "pointing")  # figures of the answer
@@ -142,7 +142,7 @@ def variant_table(variants: Mapping[str, Variant], kind: str) -> pd.DataFrame:
             cells = _cells(found, group, kind)
             rows[name] |= {f"mAP@{t:.2f}, {group.split()[0]}": with_interval(*cells["all", t]) for t in _shown(found)}
         rows[name][FIGURES[rate]] = _text(_cells(found, ALL, kind)[rate], rate)
-    return table(rows)
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def variants_finding(variants: Mapping[str, Variant], kind: str) -> str:

@@ -25,19 +25,15 @@ FATES = ("found", "named otherwise", "badly located", "missed")
 class ErrorTypes:
     """The error of every detection and the fate of every ground truth box at one foreground IoU, in the frames' order.
 
-    Attributes:
-        detections, ground_truth: the frames.
-        of_detection: str [N], "" for a true positive, else one of the first five `ERROR_TYPES`.
-        truth_row: int64 [N], the ground truth box that a classification or localisation error means, else -1.
-        fate: str [G], one of `FATES`, the first that holds: found, has a true positive; badly located: a localisation
-            error means it; named otherwise: a classification error does; missed.
+    A box's fate is the first of `FATES` that holds: found, has a true positive; badly located: a localisation error
+    means it; named otherwise: a classification error does; missed.
     """
 
     detections: pd.DataFrame
     ground_truth: pd.DataFrame
-    of_detection: np.ndarray
-    truth_row: np.ndarray
-    fate: np.ndarray
+    of_detection: np.ndarray  # str [N], "" for a true positive, else one of the first five `ERROR_TYPES`
+    truth_row: np.ndarray  # int64 [N], the ground truth box that a classification or localisation error means, else -1
+    fate: np.ndarray  # str [G]
 
 
 def detection_errors(
@@ -174,8 +170,8 @@ def fates_by_class(errors: ErrorTypes, classes: Sequence[str]) -> pd.DataFrame:
     """
     labels = errors.ground_truth["label"].to_numpy(object)
     names = list(dict.fromkeys([*classes, *sorted(set(labels))]))
-    counts = {fate: pd.Series(labels[errors.fate == fate]).value_counts() for fate in FATES}
-    return pd.DataFrame(counts, index=pd.Index(names, name="label")).fillna(0).astype(np.int64)
+    counts = pd.crosstab(labels, errors.fate).reindex(index=names, columns=list(FATES), fill_value=0)
+    return counts.rename_axis(index="label", columns=None)
 
 
 def _checked_list(foreground_ious: Sequence[float]) -> np.ndarray:

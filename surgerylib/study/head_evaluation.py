@@ -29,20 +29,13 @@ EVALUATED = ("all", "seen", "unseen")
 
 @dataclass(frozen=True)
 class Head:
-    """A trained localiser and what its file says about it.
+    """A trained localiser and what its file says about it."""
 
-    Attributes:
-        model: in eval mode, on the CLIP's device.
-        untrained: the same before training.
-        about: what `load_localizer` gives.
-        path: the file; `sha256`: of its bytes.
-    """
-
-    model: GTClassLocalizer
-    untrained: GTClassLocalizer
-    about: dict[str, Any]
-    path: Path
-    sha256: str
+    model: GTClassLocalizer  # in eval mode, on the CLIP's device
+    untrained: GTClassLocalizer  # the same before training
+    about: dict[str, Any]  # what `load_localizer` gives
+    path: Path  # the file
+    sha256: str  # of its bytes
 
     @property
     def seen_classes(self) -> list[str]:

@@ -27,7 +27,7 @@ from ..engine import (
 from ..localizer import GTClassLocalizer
 from ..words import METHOD_NAMES
 from .box_groups import SIZE_LIMITS, box_sizes
-from .tables import cells, plain, plain_methods, table, texts, wide
+from .tables import cells, plain, plain_methods, texts, wide
 
 FIGURES = {
     "mean": "mean IoU",
@@ -98,7 +98,8 @@ def parts_table(clip: SurgeryCLIP, model: GTClassLocalizer) -> pd.DataFrame:
         "raw-image encoder": ("trained", encoder),
         "head: maps, features, boxes": ("trained", sum(p.numel() for p in model.parameters()) - encoder),
     }
-    return table({name: {"state": state, "parameters": f"{n:,}"} for name, (state, n) in rows.items() if n})
+    shown = [(name, state, f"{n:,}") for name, (state, n) in rows.items() if n]
+    return pd.DataFrame(shown, columns=["", "state", "parameters"]).set_index("").rename_axis(None)
 
 
 def cache_table(caches: Mapping[str, FeatureCache]) -> pd.DataFrame:
@@ -112,7 +113,7 @@ def cache_table(caches: Mapping[str, FeatureCache]) -> pd.DataFrame:
         }
         for role, cache in caches.items()
     }
-    return table(rows)
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def variant_figures(ious: Mapping[str, pd.DataFrame], reference: str, *, seed: int = 0) -> pd.DataFrame:

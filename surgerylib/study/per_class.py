@@ -18,9 +18,8 @@ from ..intervals import basic_interval, resampled_means, share_interval
 from ..matching import BOX_COLUMNS, match
 from ..words import ERROR_TYPES
 from .box_groups import areas_in_patches, box_sides
-from .classification import Classification
+from .classification import Classification, main_confusions
 from .error_types import FATES, ErrorTypes, fates_by_class
-from .evaluation_tables import main_confusions
 
 PROTOCOL = "all"
 LEAST_GAIN = 0.01  # of mean AP: what gives back less is no cause

@@ -16,7 +16,7 @@ import pandas as pd
 from ..datasets import counted
 from ..intervals import number
 from .per_class import CAUSES, LEAST_GAIN, PROTOCOL, Failure, fates_text, gains_of
-from .tables import cells, plain, table, texts
+from .tables import cells, plain, texts
 
 ERROR_MEANINGS = {
     "classification": "on an object of another class (IoU ≥ t)",
@@ -91,7 +91,7 @@ def error_table(gains: pd.DataFrame) -> pd.DataFrame:
         column, unknown = f"t = {iou:.2f}", math.isnan(as_is)
         rows["mAP as it is"][column] = "no boxes" if unknown else number(as_is)
         rows[error][column] = f"{'no boxes' if unknown else number(gain, sign=True)} ({count:,})"
-    return table(rows)
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def errors_finding(gains: pd.DataFrame) -> str:
@@ -155,8 +155,8 @@ def card_table(
     """
     of = gaps[gaps["label"] == label].set_index("kind")
     responses = pd.DataFrame({"inside − outside": cells(of, "gap"), "inverted": cells(of, "inverted")})
-    ap = table({name: _ap_cells(ap_by_class, kind, thresholds).loc[label] for name, kind in kinds.items()})
-    return ap.join(responses)
+    ap = {name: _ap_cells(ap_by_class, kind, thresholds).loc[label] for name, kind in kinds.items()}
+    return pd.DataFrame(ap).T.join(responses)
 
 
 def card_text(row: pd.Series, lowest_iou: float, kind: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import pandas as pd
@@ -25,24 +26,14 @@ FEWEST_IMAGES = 10  # below, an interval over images says too little for a verdi
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A setting chosen on one split and its figures on another.
+    """A setting chosen on one split and its figures on another."""
 
-    Attributes:
-        default: the setting that it is held against.
-        chosen: the best by the criterion on the split of the choice.
-        plain: the best of the plain five steps there, whose extraction was then changed.
-        criterion: what decided.
-        choice: the sweep that it was chosen from.
-        report: `default` and `chosen` on the other split.
-        choice_split, report_split: their names.
-    """
-
-    default: Setting
-    chosen: Setting
-    plain: Setting
-    criterion: Criterion
-    choice: Evaluation
-    report: Evaluation
+    default: Setting  # that it is held against
+    chosen: Setting  # the best by the criterion on the split of the choice
+    plain: Setting  # the best of the plain five steps there, whose extraction was then changed
+    criterion: Criterion  # what decided
+    choice: Evaluation  # the sweep that it was chosen from
+    report: Evaluation  # `default` and `chosen` on the other split
     choice_split: str
     report_split: str
 
@@ -165,10 +156,10 @@ def results(recommendation: Recommendation, notes: Sequence[str], provenance: Ma
     choice, report, criterion = recommendation.choice, recommendation.report, recommendation.criterion
     chosen, default = recommendation.chosen, recommendation.default
     of_kind = {setting.kind: replace(recommendation.plain, kind=setting.kind) for setting in choice.settings}
-    by_percentile = {
-        protocol: {kind: _nested(map_by_percentile(choice, of, protocol)) for kind, of in of_kind.items()}
-        for protocol in PROTOCOLS
-    }
+    by_percentile: dict[str, dict] = {protocol: {} for protocol in PROTOCOLS}
+    for protocol, (kind, of) in product(PROTOCOLS, of_kind.items()):
+        values = map_by_percentile(choice, of, protocol).rename(index="{:g}".format, columns="{:g}".format)
+        by_percentile[protocol][kind] = plain(values.to_dict("index"))
     return {
         "finding": finding(recommendation),
         "choice": {
@@ -215,11 +206,6 @@ def _figures(found: Evaluation, setting: Setting) -> dict[str, Any]:
         "parameters": setting.parameters(),
         "protocols": _by_threshold(found, "map", setting),
     }
-
-
-def _nested(values: pd.DataFrame) -> dict[str, dict[str, float | None]]:
-    """percentile -> IoU threshold -> value."""
-    return plain(values.rename(index="{:g}".format, columns="{:g}".format).to_dict("index"))
 
 
 def _by_threshold(found: Evaluation, name: str, *settings: Setting) -> dict[str, list[dict[str, float | None]]]:

@@ -20,7 +20,7 @@ from ..heatmaps import Setting, threshold_text
 from ..intervals import with_interval
 from ..words import KIND_PREFERENCE, PROTOCOLS
 from .settings import Criterion
-from .tables import table, texts
+from .tables import texts
 
 
 def candidates_table(found: Evaluation, criterion: Criterion, count: int = 10) -> pd.DataFrame:
@@ -150,7 +150,7 @@ def percentile_table(found: Evaluation, setting: Setting) -> pd.DataFrame:
         present, every = (found.figures[own, protocol].measures for protocol in ("present", "all"))
         of_absent = {name: every[name] for name in ("false_box_rate", "boxes_per_absent_class")}
         rows[threshold_text(own.percentile)] = present | of_absent
-    return table(rows)[list(PERCENTILE_COLUMNS)].rename_axis("percentile")
+    return pd.DataFrame.from_dict(rows, orient="index")[list(PERCENTILE_COLUMNS)].rename_axis("percentile")
 
 
 def shown_numbers(frame: pd.DataFrame, digits: Mapping[str, int]) -> pd.DataFrame:
@@ -172,11 +172,12 @@ PERCENTILE_COLUMNS = {
 def map_by_percentile(found: Evaluation, setting: Setting, protocol: str) -> pd.DataFrame:
     """mAP of one map: a row for each percentile, a column for each IoU threshold."""
     rows = {
-        own.percentile: dict(zip(found.iou_thresholds, found.figures[own, protocol].ap.map.tolist(), strict=True))
+        own.percentile: found.figures[own, protocol].ap.map
         for own in found.settings
         if differs_by_percentile(own, setting)
     }
-    return table(rows).sort_index().rename_axis(index="percentile", columns="iou_threshold")
+    of = pd.DataFrame.from_dict(rows, orient="index", columns=list(found.iou_thresholds))
+    return of.sort_index().rename_axis(index="percentile", columns="iou_threshold")
 
 
 def differs_by_percentile(setting: Setting, other: Setting) -> bool:

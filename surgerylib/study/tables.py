@@ -56,11 +56,6 @@ def joined(parts: Mapping[Any, pd.DataFrame], *names: str) -> pd.DataFrame:
     return pd.concat(parts, names=[*names, None]).reset_index(list(names)).reset_index(drop=True)
 
 
-def table(rows: Mapping[Any, Mapping[str, Any]]) -> pd.DataFrame:
-    """A frame for a reader: name of a row -> column -> text."""
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
 def plain(value: Any) -> Any:
     """Frames, rows, arrays and numbers as JSON takes them: a frame is a list of its rows, NaN is None."""
     if isinstance(value, pd.DataFrame):

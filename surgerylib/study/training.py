@@ -37,32 +37,21 @@ _ADAPTER = "adapter_"
 
 @checked
 class TrainingPlan:
-    """What is trained on what.
-
-    Attributes:
-        stage: what is trained, one of `STAGES` or both.
-        train_split, choose_split: images that are trained on, and by which the best epoch is chosen.
-        num_train_images, num_choice_images: so many of them, drawn at random; None takes all.
-        kind, similarity, feature_layers: the class maps, and of how many last layers maps, features and tokens are.
-        picture_size: side of the raw picture in pixels.
-        batch_size: images a CLIP forward.
-        head, schedule: of the localiser; None where it is not trained.
-        adapter, adapter_schedule: of the adapters; None where none is trained.
-    """
+    """What is trained on what."""
 
     stage: Literal["heatmap", "localizer", "both"] = BOTH
     train_split: str = "train"
-    choose_split: str = "val"
-    num_train_images: Count | None = None
+    choose_split: str = "val"  # whose images the best epoch is chosen by
+    num_train_images: Count | None = None  # so many of a split, drawn at random; None takes all
     num_choice_images: Count | None = None
-    kind: str | None = None
+    kind: str | None = None  # this and the similarity: of the class maps
     similarity: str = "cosine"
-    feature_layers: Count = 3
-    picture_size: Annotated[int, Field(ge=8)] = 128
-    batch_size: Count = 16
-    head: LocalizerSettings | None = None
+    feature_layers: Count = 3  # of how many last layers maps, features and tokens are
+    picture_size: Annotated[int, Field(ge=8)] = 128  # side of the raw picture in pixels
+    batch_size: Count = 16  # images a CLIP forward
+    head: LocalizerSettings | None = None  # this and the schedule: of the localiser; None where it is not trained
     schedule: Schedule | None = None
-    adapter: AdapterSettings | None = None
+    adapter: AdapterSettings | None = None  # this and its schedule: of the adapters; None where none is trained
     adapter_schedule: Schedule | None = None
 
     @classmethod
