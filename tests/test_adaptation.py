@@ -120,10 +120,8 @@ def everywhere(data: Dataset, labels: Sequence[str] = DIOR_CLASSES, every: int =
     return replace(data, boxes=pd.DataFrame(rows, columns=["image_id", "label", *BOX]))
 
 
-CASES = (
-    "plain", "one group", "no floor", "one threshold", "other thresholds", "no boxes", "only unseen boxes", "one image",
-    "no absent class", "no box found",
-)  # fmt: skip
+CASES = ("plain", "one group", "no floor", "one threshold", "other thresholds", "no boxes", "only unseen boxes",
+         "one image", "no absent class", "no box found")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -323,33 +321,29 @@ def test_the_floor_chosen_is_the_best_of_its_candidates(tiny, folder, adapters, 
 
 
 def test_each_state_is_at_the_best_of_the_settings_tried_for_it(choice, adapters, monkeypatch):
-    sweeps = {}
-
-    def once(store, settings, **options):
-        if tuple(settings) not in sweeps:
-            sweeps[tuple(settings)] = sweep(store, settings, **options)
-        return sweeps[tuple(settings)]
-
-    monkeypatch.setattr(module, "sweep", once)
+    sweeps = []
+    monkeypatch.setattr(module, "sweep", lambda *of, **options: sweeps.append(sweep(*of, **options)) or sweeps[-1])
     plain = {kind: replace(SETTINGS[kind], min_side=7, floor=0.05) for kind in ("standard", "vv_mixed")}
     tries = {"percentiles": [60, 90], "floor_percentiles": [80, 95], "box_scores": ["mean", "max", "mean"]}
-    for criterion in (Criterion("all", 0.2), Criterion("present", 0.05)):
-        states = module.best_states(choice, plain, adapters, tries=tries, criterion=criterion, workers=1)
-        assert list(states) == list(plain)
-        ((tried, swept),) = sweeps.items()
-        assert len(tried) == len(set(tried)) == 2 * 2 * 2 * (1 + 2 + 3)
-        for kind, of_kind in states.items():
-            after = replace(plain[kind], layers=LAYERS, adapter=adapters[kind].key)
-            assert list(of_kind) == ["before", "floor", "after"]
-            floors = [list(floor_values(choice, setting, [80, 95]).values()) for setting in (plain[kind], after)]
-            for state, of_state in {"before": [None], "floor": floors[0], "after": [EVEN_ODDS, *floors[1]]}.items():
-                expected = {
+    criterion = Criterion("present", 0.05)
+    states = module.best_states(choice, plain, adapters, tries=tries, criterion=criterion, workers=1)
+    assert list(states) == list(plain)
+    (swept,) = sweeps
+    assert len(swept.settings) == 2 * 2 * 2 * (1 + 2 + 3)
+    for kind, of_kind in states.items():
+        after = replace(plain[kind], layers=LAYERS, adapter=adapters[kind].key)
+        floors = [list(floor_values(choice, setting, [80, 95]).values()) for setting in (plain[kind], after)]
+        tried = {"before": [None], "floor": floors[0], "after": [EVEN_ODDS, *floors[1]]}
+        assert list(of_kind) == list(tried)
+        for state, of_state in tried.items():
+            values = {
+                setting: swept.value(setting, *criterion.where)[0]
+                for p, floor, score in product([60, 90], of_state, ["mean", "max"])
+                for setting in [
                     replace(after if state == "after" else plain[kind], percentile=p, floor=floor, box_score=score)
-                    for p, floor, score in product([60, 90], of_state, ["mean", "max"])
-                }
-                assert expected <= set(tried)
-                values = {setting: swept.value(setting, *criterion.where)[0] for setting in expected}
-                assert values[of_kind[state]] == max(values.values())
+                ]
+            }
+            assert values[of_kind[state]] == max(values.values())
 
 
 def test_without_floors_to_try_no_state_has_one_before(choice, adapters):
@@ -495,8 +489,6 @@ def test_an_answer_at_other_iou_thresholds_still_has_map(cases):
     """At none of 0.05, 0.15 and 0.5 the first table of the report held no mAP."""
     table = tables.answer_table(cases["other thresholds"], KIND)
     assert [column[:8] for column in table.columns[:3]] == ["mAP@0.10", "mAP@0.30", "mAP@0.10"]
-    of_kinds = tables.kinds_table(cases["plain"], ALL, "all")
-    assert of_kinds.index.get_level_values(0).unique().tolist() == [*HEATMAP_KINDS]
 
 
 def test_no_absent_class_is_not_said_to_be_no_boxes(cases):
@@ -537,7 +529,7 @@ def test_results_are_plain_json_with_every_number(case, found, tmp_path):
 # ---------------------------------------------------------------------------------------------------------- examples
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 99])
+@pytest.mark.parametrize("count", [0, 1, 3, 99])
 def test_examples_take_seen_and_unseen_classes_in_turn_and_an_absent_one_last(store, states, data, count):
     shown = examples(store, states[KIND], GROUPS, count=count)
     assert len(shown) == min(count, 7) if count < 4 else 3 < len(shown) <= 7
@@ -547,26 +539,21 @@ def test_examples_take_seen_and_unseen_classes_in_turn_and_an_absent_one_last(st
         assert (label in SEEN) == (place % 2 == 0)
         assert len(only(data.boxes, image_id=image_id, label=label))
     assert len({label for label, _ in present}) == len({image_id for _, image_id in present}) == len(present)
+    ids, classes = data.images["image_id"].tolist(), data.classes
     for label, image_id in absent:
         assert image_id == present[0][1]
-        others = set(data.classes) - set(only(data.boxes, image_id=image_id)["label"])
-        maps = store.maps(states[KIND]["before"], data.images["image_id"].tolist().index(image_id))[0]
-        assert label == max(others, key=lambda name: maps[data.classes.index(name)].max())
+        others = set(classes) - set(only(data.boxes, image_id=image_id)["label"])
+        maps = store.maps(states[KIND]["before"], ids.index(image_id))[0]
+        assert label == max(others, key=lambda name: maps[classes.index(name)].max())
         assert shown[-1].truth.empty
-
-
-def test_an_example_has_maps_and_boxes_of_every_state(store, states, data):
-    example = examples(store, states[KIND], GROUPS, count=1)[0]
-    assert list(example.maps) == list(example.found) == list(STATES)
-    np.testing.assert_array_equal(example.maps["before"], example.maps["floor"])
-    label, image_id = example.title.split(" on ")
-    position, place = data.images["image_id"].tolist().index(image_id), data.classes.index(label)
-    for state, setting in states[KIND].items():
-        heatmap = store.maps(setting, position)[0, place]
-        np.testing.assert_array_equal(example.maps[state], heatmap)
-        (expected,) = extract_many(heatmap, (96, 96), [setting])
-        np.testing.assert_array_equal(example.found[state], expected.boxes)
-    assert set(example.truth["label"]) == {label}
+    for example, (label, image_id) in zip(shown, pairs, strict=True):
+        assert list(example.maps) == list(example.found) == list(STATES)
+        assert set(example.truth["label"]) <= {label}
+        for state, setting in states[KIND].items():
+            heatmap = store.maps(setting, ids.index(image_id))[0, classes.index(label)]
+            np.testing.assert_array_equal(example.maps[state], heatmap)
+            (expected,) = extract_many(heatmap, (96, 96), [setting])
+            np.testing.assert_array_equal(example.found[state], expected.boxes)
 
 
 def test_a_group_without_boxes_leaves_the_examples_of_the_other(tiny, data, folder, adapters, states):

@@ -157,39 +157,6 @@ def test_empty_input(interpolation):
 # worked by hand, under `area`
 
 
-# Ships A and B and a dam; ship A and the dam are found at scores 0.5, and one more detection is the case.
-# Without it: ship AP 1/2 (B missed), dam AP 1. As a false ship at 0.9 it leaves A at precision 1/2: ship AP 1/4.
-@pytest.mark.parametrize(
-    ("extra", "error", "truth_row", "ship_gains", "dam_gains"),
-    [
-        # becomes ship B: hit, hit; nothing is missed, since this one means B
-        (detection("ship", 45, 0.9), "localisation", 1, {"localisation": 3 / 4}, {}),
-        # the dam that it means is found, so it goes; B is missed, and A alone at precision 1/2 is AP 1/2
-        (detection("ship", 80, 0.9), "classification", 2, {"classification": 1 / 4, "missed": 1 / 4}, {}),
-        (detection("ship", 85, 0.9), "both", -1, {"both": 1 / 4, "missed": 1 / 4}, {}),
-        (detection("ship", 200, 0.9), "background", -1, {"background": 1 / 4, "missed": 1 / 4}, {}),
-        # a second hit on A, ranked last, costs nothing: AP 1/2, and 1 where B is not asked for
-        (detection("ship", 0, 0.4), "duplicate", -1, {"missed": 1 / 2}, {}),
-        # moves from the dams (miss, hit: 1/2) to the ships (hit, hit): both gain
-        (detection("dam", 40, 0.9), "classification", 1, {"classification": 1 / 2}, {"classification": 1 / 2}),
-        # a right one: B
-        (detection("ship", 40, 0.9), "", -1, {}, {}),
-    ],
-)
-def test_each_type_alone(extra, error, truth_row, ship_gains, dam_gains):
-    truth = truth_frame(SHIP_A, SHIP_B, DAM)
-    detections = detection_frame(detection("ship", 0, 0.5), detection("dam", 80, 0.5), extra)
-    errors = detection_errors(detections, truth, interpolation="area")
-    assert errors.of_detection.tolist() == ["", "", error]
-    assert errors.truth_row.tolist() == [-1, -1, truth_row]
-    result = error_decomposition(detections, truth, interpolation="area")
-    assert gains_of(result, "ship") == pytest.approx(ship_gains)
-    assert gains_of(result, "dam") == pytest.approx(dam_gains)
-    is_missed = truth_row != 1 and error != ""
-    counts = result[result["count"] > 0].set_index(["label", "error"])["count"].to_dict()
-    assert counts == {**({(extra[1], error): 1} if error else {}), **({("ship", "missed"): 1} if is_missed else {})}
-
-
 def test_all_types_together():
     truth = truth_frame(SHIP_A, SHIP_B, DAM, ("1", "ship", 120, 0, 130, 10), ("2", "dam", 0, 0, 10, 10))
     detections = detection_frame(

@@ -75,10 +75,10 @@ def confirmed(choice) -> module.Recommendation:
 
 def test_the_sentence_says_what_was_chosen_from_how_many_and_what_the_other_split_says(choice, confirmed):
     assert choice.best("all") == BETTER
-    text = module.finding(confirmed)
+    text = confirmed.finding()
     assert "percentile 90" in text
     assert "best of 4 different settings on val (at least 1 other can't be told apart from it)" in text
-    assert module.notes(confirmed) == []
+    assert confirmed.notes() == []
 
 
 @pytest.mark.parametrize(
@@ -92,18 +92,18 @@ def test_the_sentence_says_what_was_chosen_from_how_many_and_what_the_other_spli
 )
 def test_the_report_confirms_or_contradicts_the_choice(choice, default, better, n_images, said):
     report = fake_sweep({DEFAULT: default, BETTER: better}, n_images, seed=1)
-    assert said in module.finding(recommend(choice, report))
+    assert said in recommend(choice, report).finding()
 
 
 def test_what_a_choice_needs_is_said(choice, confirmed):
-    kept = module.finding(recommend(choice, choice, DEFAULT))
+    kept = recommend(choice, choice, DEFAULT).finding()
     assert kept.startswith("The default (vv_mixed, cosine, percentile 75)")
     empty = fake_sweep({DEFAULT: 0.0, BETTER: 0.0}, n_images=0)
-    assert "nothing can be chosen" in module.finding(recommend(empty, choice))
+    assert "nothing can be chosen" in recommend(empty, choice).finding()
     few = fake_sweep({DEFAULT: 0.2, BETTER: 0.9}, n_images=20)
-    assert "Chosen on only 20 images (fewer than 50)" in module.notes(recommend(few, few))[0]
+    assert "Chosen on only 20 images (fewer than 50)" in recommend(few, few).notes()[0]
     at_the_end = replace(confirmed, plain=Setting(percentile=95.0))
-    assert "95, is the highest tried" in module.notes(at_the_end)[0]
+    assert "95, is the highest tried" in at_the_end.notes()[0]
 
 
 @pytest.mark.parametrize("chosen", [BETTER, replace(DEFAULT, kind="vv_vv")])
@@ -113,16 +113,16 @@ def test_of_equals_the_default_stays(chosen):
     kept = recommend(equal, equal, chosen)
     assert kept.is_default
     assert kept.chosen == DEFAULT
-    assert module.results(kept, [], {})["choice"]["default_stays"]
+    assert kept.results([], {})["choice"]["default_stays"]
 
 
 def test_the_answer_has_both_settings_their_difference_and_the_mean(confirmed):
-    table = module.answer_table(confirmed)
+    table = confirmed.answer_table()
     assert list(table.index) == ["mAP@0.10", "mAP@0.50", "mean mAP"]
     assert list(table.columns[3:]) == ["default (all)", "recommended (all)", "paired difference (all)"]
     value = confirmed.report.value(BETTER, "all")[0] - confirmed.report.value(DEFAULT, "all")[0]
     assert table.loc["mean mAP", "paired difference (all)"].startswith(f"{value:+.3f} [")
-    same = module.answer_table(recommend(confirmed.choice, confirmed.report, DEFAULT))
+    same = recommend(confirmed.choice, confirmed.report, DEFAULT).answer_table()
     assert list(same.columns) == ["default (present)", "default (all)"]
 
 
@@ -177,8 +177,8 @@ def test_changes_are_told_beside_the_plain_steps():
 def test_absent_classes_with_a_box_are_told_beside_the_defaults(choice, confirmed, rate, said):
     own = replace(confirmed.report.figures[BETTER, "all"], measures={**MEASURES, "false_box_rate": rate})
     report = replace(confirmed.report, figures={**confirmed.report.figures, (BETTER, "all"): own})
-    assert module.false_boxes(replace(confirmed, report=report)) == said
-    assert module.false_boxes(recommend(choice, choice, DEFAULT)) == "Absent classes with a box on test: 100.0 %."
+    assert replace(confirmed, report=report).false_boxes() == said
+    assert recommend(choice, choice, DEFAULT).false_boxes() == "Absent classes with a box on test: 100.0 %."
 
 
 def test_curves_hold_plain_percentiles_of_one_map_under_both_protocols(choice):
@@ -206,7 +206,7 @@ def test_recommended_yaml_is_taken_by_the_workbook(confirmed, floor):
     parameters = {"dataset": "data/DIOR", "split": "test", "choose_split": "val", "model": "ViT-B-32",
                   "checkpoint": "openai", "image_size": None, "depth": 6}  # fmt: skip
     own = replace(confirmed, chosen=chosen, choice=report.joined(confirmed.choice), report=report)
-    text = module.recommended_yaml(own, parameters)
+    text = own.as_yaml(parameters)
     values = yaml.safe_load(text)
     assert values == {**parameters, **chosen.parameters()}
     known = known_parameters(find_notebooks())
@@ -218,14 +218,14 @@ def test_recommended_yaml_is_taken_by_the_workbook(confirmed, floor):
 
 
 def test_the_file_of_results_is_plain_json(confirmed):
-    results = module.results(confirmed, ["a note"], {"seed": 0})
+    results = confirmed.results(["a note"], {"seed": 0})
     again = json.loads(json.dumps(results, allow_nan=False))
     assert again["choice"]["n_distinct_settings"] == 4
     assert again["report"]["recommended"]["parameters"]["percentile"] == 90
     assert [entry["iou_threshold"] for entry in again["report"]["difference"]["all"]] == [0.1, 0.5, None]
     at_90 = again["choice"]["by_percentile"]["all"]["vv_mixed"]["90"]
     assert at_90["0.1"] == confirmed.choice.value(BETTER, "all", 0.1)[0]
-    frame = module.recommendation_frame(confirmed)
+    frame = confirmed.frame()
     assert frame.groupby("role")["setting"].nunique().to_dict() == {"choice": 4, "report": 2}
 
 

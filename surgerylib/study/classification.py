@@ -226,11 +226,8 @@ def prompts_table(figures: pd.DataFrame, *, reference: str) -> pd.DataFrame:
 def main_confusions(confusion: pd.DataFrame) -> pd.DataFrame:
     """For each class the other class that responds most in most of its boxes; of equal ones the first by name.
 
-    Args:
-        confusion: rows the class, columns the class that responds most; counts.
-
-    Returns:
-        Frame label, other (None for none), boxes, share (NaN for a class without boxes).
+    `confusion`: counts, rows the class, columns the class that responds most. Returns a frame label, other (None for
+    none), boxes, share (NaN for a class without boxes).
     """
     rows = []
     for label, counts in confusion[sorted(confusion.columns)].iterrows():

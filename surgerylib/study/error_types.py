@@ -117,9 +117,7 @@ def error_decomposition(
 
     Unlike the original, the best-scored of several detections that mean one box is sought among the errors of the
     mended type, not among those of both types; means are over classes with ground truth, before and after alike.
-
-    Arguments and errors are those of `detection_errors`, with several IoUs; `classes` are listed besides every label
-    that occurs.
+    Arguments and errors are those of `detection_errors`; `classes` are listed besides every label that occurs.
 
     Returns:
         Frame label, foreground_iou, error, count, ap, ap_fixed, gain (ap_fixed - ap), a row for each class, foreground

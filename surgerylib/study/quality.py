@@ -98,8 +98,7 @@ def image_quality(
 
     Args:
         maps: float32 [C, h, w], raw, of the whole class list.
-        boxes_xyxy: [G, 4] pixels of the original image.
-        class_indices: int [G], the place of each box's class in `maps`.
+        boxes_xyxy, class_indices: [G, 4] pixels of the original image, and int [G], the place of each one's class.
         image_size_wh: width and height of the original image in pixels.
         working_size: side in pixels at which the maps are judged.
         cam_thresholds: number T of thresholds.
@@ -141,26 +140,21 @@ def quality_summary(pairs: pd.DataFrame, *, n_resamples: int = 1000, seed: int =
     threshold a share of the pairs has a box of IoU >= delta; for each delta the threshold that is best over the whole
     data set is taken, then the mean over the deltas `BOX_ACC_IOUS`. The threshold is chosen on the data that it is
     judged on, so the figure is an upper bound for one fixed threshold. The authors' code (clovaai/wsolevaluation)
-    differs in detail: it rounds maps to 8 bits and boxes to whole pixels, takes pixels > tau (here >=), counts the
-    contours of holes too (here external ones alone), cuts boxes at the last pixel, and measures sides with + 1 (here
-    xmax - xmin). There are 1000 thresholds in it, 100 here.
+    rounds maps to 8 bits and boxes to whole pixels, takes pixels > tau (here >=), counts the contours of holes too,
+    cuts boxes at the last pixel, measures sides with + 1 (here xmax - xmin), and has 1000 thresholds, 100 here.
 
-    Images are resampled with replacement and the pairs of one image stay together. The intervals are basic bootstrap
-    intervals; the best thresholds of MaxBoxAccV2 are taken anew in each resample.
-    A share that is the same in every image has an interval without width. The order of the rows does not matter.
+    In a resample (basic bootstrap) the pairs of an image stay together, and the best thresholds are taken anew. A share
+    that is the same in every image has an interval without width. The order of the rows does not matter.
 
     Args:
         pairs: frame of `quality_frame`, of one kind; a selection of its rows (one class, say) is fine.
-        n_resamples: of the bootstrap.
-        seed: of the bootstrap.
+        n_resamples, seed: of the bootstrap.
 
     Returns:
-        Frame with a row a figure: each of `FIGURES`, `max_box_acc@<IoU>` for each IoU, and `max_box_acc_v2`. Columns:
-
+        Frame with a row a figure, each of `FIGURES` and `ACCURACIES`:
         - figure; value: the mean over pairs, or the accuracy; low, high: NaN with fewer than two images
         - sd (over pairs, n - 1), minimum, maximum: over pairs; the similarity range is the minimum of `map_min` to the
-          maximum of `map_max`. NaN for the accuracies.
-        - cam_threshold: the best one at this IoU, else NaN
+          maximum of `map_max`. NaN for the accuracies, which have their best cam_threshold instead.
         - n_pairs, n_images: that count; n_left_out: pairs that do not, because the boxes cover the image
           (`outside_mean`, `inverted`), the map is constant (`pointing`, `energy`) or the class has more than one box
           (the accuracies).
