@@ -324,8 +324,9 @@ def test_the_rule(share, low, high, expected):
 def said_of(oracle: np.ndarray, images: np.ndarray | None = None, guess: float = 0.1) -> Verdict:
     """The verdict on a head of these IoUs, a box an image unless said."""
     frame = pd.DataFrame(
-        {"oracle": oracle, "cam_peak": oracle * 0.5, "whole_image": guess, "centre_box": 0.0, "class_mean": guess / 2}
-    )
+        {"oracle": oracle, "cam_peak": oracle * 0.5, "untrained_oracle": 0.0, "whole_image": guess, "centre_box": 0.0,
+         "class_mean": guess / 2}
+    )  # fmt: skip
     return verdict(localization_summary(frame, np.arange(len(oracle)) if images is None else images))
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -8,7 +10,14 @@ import scipy.stats
 from refusals import refused
 
 from surgerylib.boxes import box_iou, resize_map
+from surgerylib.datasets import load_dataset
+from surgerylib.embedded.scenes import write_scenes
+from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import ParameterError
+from surgerylib.heatmaps import Setting, joint_names
+from surgerylib.intervals import number
+from surgerylib.matching import BOX_COLUMNS
+from surgerylib.study import quality as module
 from surgerylib.study.quality import (
     ACCURACIES,
     BOX_ACC_IOUS,
@@ -19,6 +28,7 @@ from surgerylib.study.quality import (
     quality_frame,
     quality_summary,
 )
+from surgerylib.study.recommendation import quality_results
 
 SIZE = (70, 70)  # an original pixel is a tenth of a working pixel: boxes below are given in original pixels
 
@@ -236,6 +246,32 @@ def test_difference_of_kinds_is_paired():
     np.testing.assert_allclose(shifted.loc[0, ["difference", "low", "high"]].astype(float), 1)
     values = [quality_summary(frame, n_resamples=5)["value"] for frame in (pairs, others)]
     np.testing.assert_allclose(quality_difference(pairs, others, n_resamples=5)["difference"], values[0] - values[1])
+
+
+def test_quality_of_a_store_is_image_quality_of_its_maps(tiny, tmp_path):
+    data = load_dataset(write_scenes(tmp_path / "scenes", num_train=0, num_val=0, num_test=5, size=96), "test")
+    store = HeatmapStore(tiny, data, tmp_path / "cache").compute()
+    settings = {kind: Setting(kind, "cosine", 2) for kind in ("standard", "vv_qk", "vv_mixed")}
+    pairs = module.map_quality(store, settings, workers=2)
+    assert pairs["standard"] is pairs["vv_qk"]
+    assert list(module.joint_pairs(pairs)) == list(joint_names(settings)) == ["standard = vv_qk", "vv_mixed"]
+    records = []
+    for position, image in enumerate(data.images.itertuples()):
+        own = data.boxes[data.boxes["image_id"] == image.image_id]
+        maps, labels = store.maps(settings["vv_mixed"], position)[0], pd.Index(data.classes).get_indexer(own["label"])
+        records.append(image_quality(maps, own[BOX_COLUMNS].to_numpy(), labels, (image.width, image.height)))
+    pd.testing.assert_frame_equal(pairs["vv_mixed"], quality_frame(data.images["image_id"], records, data.classes))
+    of_kinds = module.quality_by_kind(pairs, n_resamples=20)
+    table = module.quality_table(of_kinds)
+    assert list(table.columns) == ["standard = vv_qk", "vv_mixed"]
+    difference = module.difference_column(pairs["vv_mixed"], pairs["standard"])
+    assert set(difference.index) <= set(table.index)
+    value = pairs["vv_mixed"]["pointing"].mean() - pairs["standard"]["pointing"].mean()
+    assert difference["pointing"].startswith(f"{number(value, sign=True)} [")
+    assert set(module.difference_column(pairs["standard"], pairs["vv_qk"])) == {"+0.000 [+0.000, +0.000]"}
+    by_percentile = pd.DataFrame({"mean_iou": [0.1, np.nan]}, index=["75", "90"])
+    results = quality_results(of_kinds, by_percentile, Setting(), "val", {})
+    assert json.loads(json.dumps(results, allow_nan=False))["kinds"]["vv_qk"]["pointing"]["n_images"] == 5
 
 
 PAIRS = random_pairs(n_images=2)

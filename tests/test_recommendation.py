@@ -8,24 +8,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from surgerylib.datasets import load_dataset
-from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine.evaluation import Evaluation, Figures
-from surgerylib.engine.store import HeatmapStore
-from surgerylib.heatmaps import Setting, joint_names
-from surgerylib.intervals import number
+from surgerylib.heatmaps import Setting
 from surgerylib.metrics import bootstrap_map
 from surgerylib.study import recommendation as module
 from surgerylib.study import sweep_tables
-from surgerylib.study.quality import (
-    difference_column,
-    image_quality,
-    joint_pairs,
-    map_quality,
-    quality_by_kind,
-    quality_frame,
-    quality_table,
-)
 from surgerylib.study.settings import Criterion
 from surgerylib.workbook.check import check_values
 from surgerylib.workbook.parameters import find_notebooks, known_parameters, validate
@@ -227,29 +214,3 @@ def test_the_file_of_results_is_plain_json(confirmed):
     assert at_90["0.1"] == confirmed.choice.value(BETTER, "all", 0.1)[0]
     frame = confirmed.frame()
     assert frame.groupby("role")["setting"].nunique().to_dict() == {"choice": 4, "report": 2}
-
-
-def test_quality_of_a_store_is_image_quality_of_its_maps(tiny, tmp_path):
-    data = load_dataset(write_scenes(tmp_path / "scenes", num_train=0, num_val=0, num_test=5, size=96), "test")
-    store = HeatmapStore(tiny, data, tmp_path / "cache").compute()
-    settings = {kind: Setting(kind, "cosine", 2) for kind in ("standard", "vv_qk", "vv_mixed")}
-    pairs = map_quality(store, settings, workers=2)
-    assert pairs["standard"] is pairs["vv_qk"]
-    assert list(joint_pairs(pairs)) == list(joint_names(settings)) == ["standard = vv_qk", "vv_mixed"]
-    judged = []
-    for position, image in enumerate(data.images.itertuples()):
-        own = data.boxes[data.boxes["image_id"] == image.image_id]
-        maps, labels = store.maps(settings["vv_mixed"], position)[0], pd.Index(data.classes).get_indexer(own["label"])
-        judged.append(image_quality(maps, own[COLUMNS[2:]].to_numpy(), labels, (image.width, image.height)))
-    pd.testing.assert_frame_equal(pairs["vv_mixed"], quality_frame(data.images["image_id"], judged, data.classes))
-    quality = quality_by_kind(pairs, n_resamples=20)
-    table = quality_table(quality)
-    assert list(table.columns) == ["standard = vv_qk", "vv_mixed"]
-    difference = difference_column(pairs["vv_mixed"], pairs["standard"])
-    assert set(difference.index) <= set(table.index)
-    value = pairs["vv_mixed"]["pointing"].mean() - pairs["standard"]["pointing"].mean()
-    assert difference["pointing"].startswith(f"{number(value, sign=True)} [")
-    assert set(difference_column(pairs["standard"], pairs["vv_qk"])) == {"+0.000 [+0.000, +0.000]"}
-    by_percentile = pd.DataFrame({"mean_iou": [0.1, np.nan]}, index=["75", "90"])
-    results = module.quality_results(quality, by_percentile, Setting(), "val", {})
-    assert json.loads(json.dumps(results, allow_nan=False))["kinds"]["vv_qk"]["pointing"]["n_images"] == 5

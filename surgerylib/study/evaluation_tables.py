@@ -54,32 +54,27 @@ def outcome(share: float, low: float, high: float) -> str:
 
 
 def verdict(summary: pd.DataFrame) -> Verdict:
-    """The verdict on boxes whose class was given.
-
-    `summary` is of `localizer_training.summarise`, with the methods `oracle`, `cam_peak`, the baselines, and perhaps
-    `untrained_oracle`.
-    """
+    """The verdict on boxes whose class was given."""
     of = summary[summary["figure"] == SHARE].set_index("method")
     share, low, high = oracle = tuple(float(of.loc["oracle", name]) for name in ("value", "low", "high"))
     if math.isnan(share):
         return Verdict(NOT_DECIDED, "Not decided: no image here holds a box of the classes asked for.", *oracle)
     decided = outcome(*oracle)
     n_boxes, n_images = (int(of[name].iloc[0]) for name in ("n_boxes", "n_images"))
-    guesses, has_untrained = of.loc[list(BASELINES)], "untrained_oracle" in of.index
+    guesses, untrained = of.loc[list(BASELINES)], of.loc["untrained_oracle"]
     best = guesses["value"].idxmax()
-    untrained = f", the untrained head for {of.loc['untrained_oracle', 'value']:.1%}" if has_untrained else ""
     sentence = (
         f"{decided[0].upper()}{decided[1:]}: told its class, the head has a box with IoU > 0.5 in some cell for "
         f"{_percent(*oracle)} of {n_boxes:,} boxes on {n_images:,} image{'' if n_images == 1 else 's'}, "
         f"{_reason(*oracle)}; without that oracle, at the CAM's peak, for "
         f"{_percent(*of.loc['cam_peak', ['value', 'low', 'high']])}; the best guess that needs no learning "
-        f"({METHOD_NAMES[best]}) for {of.loc[best, 'value']:.1%}{untrained}."
+        f"({METHOD_NAMES[best]}) for {of.loc[best, 'value']:.1%}, the untrained head for {untrained['value']:.1%}."
     )
     if guesses["low"].max() > high:
         sentence += " The guess does better than the head: the share says nothing of what the head knows."
     elif guesses["high"].max() >= low:
         sentence += " The guess's interval overlaps the head's: the share says little of what the head knows."
-    if has_untrained and of.loc["untrained_oracle", "high"] >= low:
+    if untrained["high"] >= low:
         sentence += " The untrained head's interval reaches the trained one's: choosing among many cells may do it all."
     return Verdict(decided, sentence.replace("%", " %"), *oracle)
 

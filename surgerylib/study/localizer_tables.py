@@ -41,8 +41,7 @@ FIGURES = {
 
 def answer_table(summary: pd.DataFrame) -> pd.DataFrame:
     """A row a method, `value [low, high]`."""
-    of = wide(summary, "method", "figure")
-    of = of.reindex([name for name in METHODS if name in of.index])[list(FIGURES)]
+    of = wide(summary, "method", "figure").loc[list(METHODS), list(FIGURES)]
     return of.rename(index=METHOD_NAMES, columns=FIGURES).rename_axis(None).rename_axis(columns=None)
 
 
