@@ -359,12 +359,10 @@ def test_the_sentence_says_what_the_intervals_allow(values, said):
     assert re.search(said, localizer_tables.finding(frame, heads.summarise(frame)))
 
 
-def test_an_untrained_head_is_not_said_to_have_learned(trained):
+def test_an_untrained_head_is_not_said_to_have_learned():
     """The oracle of random weights beats every fixed box: it is no sign of learning."""
-    caches, task, training = trained
-    untrained, _ = load_localizer(training.kept(0))
-    ious = heads.localize(untrained, BatchReader(caches["report"]), task.class_means)
-    frame = heads.with_untrained(ious, ious)
+    frame = frame_of(0.7, 0.4, 0.1)
+    frame[list(heads.UNTRAINED.values())] = frame[list(heads.UNTRAINED)].to_numpy()
     assert "not told apart from what needs no learning" in localizer_tables.finding(frame, heads.summarise(frame))
 
 
