@@ -21,8 +21,7 @@ from tiny_models import load_tiny, write_model
 from surgerylib import clip as clip_module
 from surgerylib.datasets import load_dataset
 from surgerylib.engine import localizer_training as heads
-from surgerylib.engine.adapter_training import train_adapter
-from surgerylib.engine.adapters import distinct_adapters, find_adapters, load_adapters
+from surgerylib.engine.adapters import find_adapters
 from surgerylib.engine.features import BatchReader
 from surgerylib.engine.tasks import Schedule
 from surgerylib.engine.training import Training, progress_of
