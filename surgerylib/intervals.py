@@ -143,6 +143,12 @@ def number(value: float, *, sign: bool = False) -> str:
     return text.replace("-", "+" if sign else "") if float(text) == 0 else text.replace("-", "−")
 
 
+def counted(n: int, noun: str) -> str:
+    """`1 box`, `1,234 images`."""
+    plural = noun + ("es" if noun.endswith(("x", "s")) else "s")
+    return f"{n:,} {noun if n == 1 else plural}"
+
+
 def interval_text(low: float, high: float, *, sign: bool = False) -> str:
     """`[0.280, 0.344]`: the one way in which an interval is written."""
     return f"[{number(low, sign=sign)}, {number(high, sign=sign)}]"

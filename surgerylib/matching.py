@@ -100,7 +100,7 @@ def check_interpolation(interpolation: str) -> None:
         raise ParameterError(f"interpolation is {interpolation!r}; it must be one of {', '.join(INTERPOLATIONS)}")
 
 
-def checked_thresholds(iou_thresholds: Sequence[float]) -> np.ndarray:
+def checked_thresholds(iou_thresholds: Sequence[float], name: str = "iou_thresholds") -> np.ndarray:
     """IoU thresholds as float64 [T]; a `ParameterError` unless there are some, each in (0, 1] and named once."""
     try:
         thresholds = np.atleast_1d(np.array(iou_thresholds))
@@ -110,9 +110,9 @@ def checked_thresholds(iou_thresholds: Sequence[float]) -> np.ndarray:
     numeric = thresholds.dtype.kind in "iuf" and thresholds.ndim == 1 and len(thresholds) > 0
     if not numeric or not ((thresholds > 0) & (thresholds <= 1)).all():
         shown = list(iou_thresholds) if isinstance(iou_thresholds, tuple) else iou_thresholds
-        raise ParameterError(f"iou_thresholds is {shown!r}; give one or more numbers above 0 and at most 1")
+        raise ParameterError(f"{name} is {shown!r}; give one or more numbers above 0 and at most 1")
     if len(np.unique(thresholds)) < len(thresholds):
-        raise ParameterError(f"iou_thresholds is {iou_thresholds!r}; name each threshold once")
+        raise ParameterError(f"{name} is {iou_thresholds!r}; name each threshold once")
     return thresholds.astype(np.float64)
 
 

@@ -113,7 +113,7 @@ class BootstrapResult:
         columns = self._columns("map", self.map.mean(), self.map_samples.mean(axis=1), self.map_degrees)
         return tuple(float(end) for end in list(columns.values())[:3])
 
-    def bias_note(self) -> str:
+    def bias_note(self, of: str = "") -> str:
         """One sentence where half-samples read high by more than half an interval; else, and of a difference, "".
 
         Their excess is what is left of the bias if it falls as 1 / images, and less if it falls more slowly.
@@ -126,8 +126,8 @@ class BootstrapResult:
         worst = beyond.argmax()
         return (
             f"Average precision of few images reads high against that of very many: on half of these {self.n_images:,} "
-            f"mAP@{self.iou_thresholds[worst]:.2f} reads {number(beyond[worst])} higher, more than half its interval's "
-            "width, so on very many it would read lower by about as much or more."
+            f"mAP@{self.iou_thresholds[worst]:.2f}{of} reads {number(beyond[worst])} higher, more than half its "
+            "interval's width, so on very many it would read lower by about as much or more."
         )
 
     def without_classes(self) -> BootstrapResult:

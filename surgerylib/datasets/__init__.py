@@ -5,7 +5,7 @@ float xyxy in pixels of that image, width = xmax - xmin.
 """
 
 from .damage import check_images, check_on_bad_image, files_sha256, sound
-from .dataset import Dataset, check_disjoint, check_have_boxes, counted, flattered_by
+from .dataset import Dataset, check_disjoint, check_have_boxes, flattered_by
 from .images import decode_image, read_image
 from .loading import dataset_splits, load_dataset
 from .voc import Annotation, read_annotation
@@ -17,7 +17,6 @@ __all__ = [
     "check_have_boxes",
     "check_images",
     "check_on_bad_image",
-    "counted",
     "dataset_splits",
     "decode_image",
     "files_sha256",

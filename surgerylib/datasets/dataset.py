@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import DatasetError, ParameterError, whole_number
+from ..intervals import counted
 from ..matching import BOX_COLUMNS
 from ..words import canonical_class
 
@@ -177,12 +178,6 @@ class Dataset:
         digest.update(self.images[["width", "height"]].to_numpy("<i8").tobytes())
         digest.update(self.boxes[BOX_COLUMNS].to_numpy("<f8").tobytes())
         return digest.hexdigest()
-
-
-def counted(n: int, noun: str) -> str:
-    """`1 box`, `1,234 images`."""
-    plural = noun + ("es" if noun.endswith(("x", "s")) else "s")
-    return f"{n:,} {noun if n == 1 else plural}"
 
 
 def check_disjoint(reported: Dataset, chosen_on: Dataset) -> None:

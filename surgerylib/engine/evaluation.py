@@ -129,6 +129,12 @@ class Evaluation:
         paired = paired_difference(self.figures[a, protocol].ap, self.figures[b, protocol].ap)
         return _at(paired, "difference", iou_threshold)
 
+    def bias_notes(self) -> list[str]:
+        """The first of the settings whose average precision reads high (`BootstrapResult.bias_note`), or nothing."""
+        figures = {f" ({self.settings[name].kind}, {protocol})": of for (name, protocol), of in self.figures.items()}
+        notes = (of.ap.bias_note(what) for what, of in figures.items())
+        return [note for note in notes if note][:1]
+
     def summary(self) -> pd.DataFrame:
         """Frame protocol, kind (the name), iou_threshold, map, low, high."""
         return self._each(lambda of: of.ap.summary(), ["iou_threshold", "map", "low", "high"])

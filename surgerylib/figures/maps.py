@@ -19,6 +19,7 @@ from ..boxes import (
     threshold_mask,
 )
 from ..heatmaps import SCORE_NAMES, Setting
+from ..intervals import counted
 from . import style
 
 
@@ -81,7 +82,7 @@ def three_columns(
     style.photo_panel(axes[0, 0], image, truth=own, title=textwrap.fill(title, 38))
     style.draw_boxes(axes[0, 0], other, colour="white", width=0.8)
     style.photo_panel(axes[0, 1], image, heatmap=heatmap, title=style.range_text(heatmap))
-    text = f"{style.counted(len(found), 'box', 'boxes')}, {style.best_iou_text(own, found)}"
+    text = f"{counted(len(found), 'box')}, {style.best_iou_text(own, found)}"
     style.photo_panel(axes[0, 2], image, truth=own, prediction=found, scores=True, title=text)
     style.box_legend(fig, truth=f"ground truth: {label}", prediction="prediction (number: score of the best)")
     return fig

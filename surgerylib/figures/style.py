@@ -212,11 +212,6 @@ def legend_below(fig: Figure, handles: Sequence[Line2D | Patch], columns: int | 
     fig.legend(handles=handles, loc="outside lower center", ncols=columns or max(len(handles), 1), handlelength=2.6)
 
 
-def counted(n: int, one: str, many: str) -> str:
-    """`1 box`, `1,234 boxes`."""
-    return f"{n:,} {one if n == 1 else many}"
-
-
 def range_text(heatmap: np.ndarray, quantity: str = "similarity", digits: int = 2) -> str:
     """Lowest and highest value of a map, for a title."""
     return f"{quantity} {heatmap.min():.{digits}f} to {heatmap.max():.{digits}f}".replace("-", "−")

@@ -19,7 +19,7 @@ from seaborn.utils import relative_luminance
 
 from ..boxes import extract_many, resize_map, threshold_levels, threshold_mask
 from ..heatmaps import Setting
-from ..intervals import interval_text, number
+from ..intervals import counted, interval_text, number
 from ..matching import BOX_COLUMNS
 from . import style
 
@@ -114,7 +114,7 @@ def percentile_multiples(
     columns = min(2 + len(settings), 4 if width < 1.7 * height else 3 if width < 3.5 * height else 2)
     side = style.WIDTH / columns
     fig, panels = _grid(2 + len(settings), columns, (side, 0.4 + 0.97 * side * min(height / width, 1.4)), title)
-    boxes = style.counted(len(own), "ground truth box", "ground truth boxes")
+    boxes = counted(len(own), "ground truth box")
     style.photo_panel(panels[0], image, truth=own, title=f"image\n{boxes}")
     style.draw_boxes(panels[0], other, colour="white", width=0.8)
     style.photo_panel(panels[1], image, heatmap=heatmap, title=f"heatmap\n{style.range_text(heatmap)}")
@@ -123,7 +123,7 @@ def percentile_multiples(
         # a constant map lies at its threshold everywhere, and has no box
         mask = threshold_mask(resized, levels[setting.percentile]) * (resized.min() < resized.max())
         overlap = f"best IoU {style.best_iou(own, predicted).max():.2f}" if len(own) else "no ground truth"
-        text = f"percentile {setting.percentile:.4g}:\n{style.counted(len(predicted), 'box', 'boxes')}, {overlap}"
+        text = f"percentile {setting.percentile:.4g}:\n{counted(len(predicted), 'box')}, {overlap}"
         style.photo_panel(axis, image, truth=own, prediction=predicted, title=text)
         _tint(axis, mask, (width, height))
     more: list[Line2D | Patch] = [
@@ -301,7 +301,7 @@ def _equal_axes(axis: Axes, values: np.ndarray) -> tuple[float, float]:
 def _inverted_share(axis: Axes, inverted: np.ndarray) -> None:
     """Write the share of inverted pairs into the corner that has fewer points."""
     share = float(np.mean(inverted)) if len(inverted) else 0.0
-    pairs = style.counted(len(inverted), "pair", "pairs")
+    pairs = counted(len(inverted), "pair")
     text = f"inverted: {100 * share:.0f} %\nof {pairs}" if len(inverted) else "no pairs"
     at, ha, va = ((0.04, 0.96), "left", "top") if share > 0.5 else ((0.96, 0.04), "right", "bottom")
     axis.text(*at, text, transform=axis.transAxes, ha=ha, va=va, linespacing=1.3)

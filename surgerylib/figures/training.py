@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ..intervals import counted
 from ..words import ALL, METHOD_NAMES, SEEN, STATES, UNSEEN
 from . import style
 
@@ -160,7 +161,7 @@ def example_rows(examples: Sequence[Any]) -> Figure:
             found, truth = example.found[state], example.truth
             text = style.best_iou_text(truth, found)
             if truth.empty:
-                text = f"not in the image:\n{style.counted(len(found), 'false box', 'false boxes')}"
+                text = f"not in the image:\n{counted(len(found), 'false box')}"
             style.photo_panel(axis, example.image, truth=truth, prediction=found, title=f"{STATES[state]}\n{text}")
     style.box_legend(fig, truth="ground truth of the class", prediction="boxes found")
     return fig

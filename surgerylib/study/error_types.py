@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..errors import ParameterError
 from ..matching import BOX_COLUMNS, Matches, checked_thresholds, match, overlapping_pairs
 from ..metrics import average_precision
 from ..words import ERROR_TYPES
@@ -60,7 +59,7 @@ def detection_errors(
     Raises:
         ParameterError: as `average_precision`, whose arguments these are; f is not in (0, 1].
     """
-    (foreground,) = _checked_list([foreground_iou])
+    (foreground,) = checked_thresholds([foreground_iou], "foreground_ious")
     background = foreground / 5
     run = match(detections, ground_truth, (foreground,), interpolation)
     is_tp = run.is_tp[0]
@@ -123,7 +122,7 @@ def error_decomposition(
         Frame label, foreground_iou, error, count, ap, ap_fixed, gain (ap_fixed - ap), a row for each class, foreground
         IoU and error. A class without ground truth has NaN for the last three.
     """
-    ious = _checked_list(foreground_ious).tolist()
+    ious = checked_thresholds(foreground_ious, "foreground_ious").tolist()
     options = {"interpolation": interpolation}
     as_is = average_precision(detections, ground_truth, iou_thresholds=ious, classes=classes, **options)
     names = pd.Index(as_is["label"].unique())
@@ -170,13 +169,6 @@ def fates_by_class(errors: ErrorTypes, classes: Sequence[str]) -> pd.DataFrame:
     names = list(dict.fromkeys([*classes, *sorted(set(labels))]))
     counts = pd.crosstab(labels, errors.fate).reindex(index=names, columns=list(FATES), fill_value=0)
     return counts.rename_axis(index="label", columns=None)
-
-
-def _checked_list(foreground_ious: Sequence[float]) -> np.ndarray:
-    try:
-        return checked_thresholds(foreground_ious)
-    except ParameterError as error:
-        raise ParameterError(str(error).replace("iou_thresholds", "foreground_ious", 1)) from None
 
 
 class _Best(NamedTuple):

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..datasets import Dataset, counted
+from ..datasets import Dataset
 from ..engine import NO_BOXES, Boxes, best_overlaps, truth_codes
 from ..heatmaps import Setting
-from ..intervals import basic_interval, resampled_means, share_interval
+from ..intervals import basic_interval, counted, resampled_means, share_interval
 from ..matching import BOX_COLUMNS, match
 from ..words import ERROR_TYPES
 from .box_groups import areas_in_patches, box_sides

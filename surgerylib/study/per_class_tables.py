@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..datasets import counted
-from ..intervals import number
+from ..intervals import counted, number
 from .per_class import CAUSES, LEAST_GAIN, PROTOCOL, Failure, fates_text, gains_of
 from .tables import cells, plain, texts
 

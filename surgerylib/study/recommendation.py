@@ -11,10 +11,9 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from ..datasets import counted
 from ..engine import Evaluation
 from ..heatmaps import Setting
-from ..intervals import with_interval
+from ..intervals import counted, with_interval
 from ..words import PROTOCOLS
 from .settings import Criterion, sweep_frame
 from .summary import FEW_IMAGES

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from ..datasets import counted
 from ..engine import Evaluation
-from ..intervals import with_interval
+from ..intervals import counted, with_interval
 from ..words import PROTOCOLS
 from .tables import cells, plain, wide
 
