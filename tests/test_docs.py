@@ -20,8 +20,9 @@ def test_links_lead_somewhere(page):
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
-def test_the_tests_that_the_method_names_exist():
-    tests = "\n".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
-    named = set(re.findall(r"`(test_\w+)`", (PROJECT_ROOT / "docs" / "method.md").read_text(encoding="utf-8")))
-    assert len(named) > 10
-    assert [name for name in named if f"def {name}(" not in tests] == []
+def test_the_tests_that_pages_name_exist():
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("test_*.py"))
+    for page, least in (("docs/method.md", 10), ("SECURITY.md", 15)):
+        named = set(re.findall(r"`(test_\w+)`", (PROJECT_ROOT / page).read_text(encoding="utf-8")))
+        assert len(named) > least
+        assert [name for name in named if f"def {name}(" not in tests] == []

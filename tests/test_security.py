@@ -1,4 +1,4 @@
-"""What SECURITY.md promises, where no other test proves it, and that what it names is there."""
+"""What SECURITY.md promises, where no other test proves it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from tiny_models import Touch
 
 from surgerylib.clip import load_clip
 from surgerylib.datasets import load_dataset
-from surgerylib.embedded.scenes import write_scenes
 from surgerylib.engine.evaluation import evaluate
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import CacheError, CheckpointError, ParameterError
@@ -23,8 +22,6 @@ from surgerylib.heatmaps import Setting
 from surgerylib.weights import load_weights
 from surgerylib.workbook.check import check
 from surgerylib.workbook.parameters import apply_overrides, load_config
-
-PAGE = (PROJECT_ROOT / "SECURITY.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -41,12 +38,10 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> list:
     return tried
 
 
-def test_every_promise_names_a_test_that_there_is() -> None:
-    tests = "\n".join(path.read_text(encoding="utf-8") for path in (PROJECT_ROOT / "tests").rglob("test_*.py"))
-    named = set(re.findall(r"`(test_\w+)`", PAGE))
-    assert len(named) > 15
-    assert [name for name in sorted(named) if f"def {name}(" not in tests] == []
-    promises = PAGE.split("## What is promised")[1].split("\n## ")[0]
+def test_every_promise_names_a_test() -> None:
+    """That there is such a test: `test_docs`."""
+    page = (PROJECT_ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    promises = page.split("## What is promised")[1].split("\n## ")[0]
     for paragraph in promises.split("\n- ")[1:]:
         assert re.search(r"`test_\w+`", paragraph), paragraph
 
@@ -80,9 +75,8 @@ def test_yaml_runs_no_code(tmp_path, tag) -> None:
         assert target.exists()
 
 
-def test_figures_stored_as_pickles_are_not_run(tmp_path, tiny) -> None:
-    drawn = load_dataset(write_scenes(tmp_path / "scenes", num_train=1, num_val=1, num_test=1, size=64), "test")
-    store = HeatmapStore(tiny, drawn, tmp_path / "cache").compute()
+def test_figures_stored_as_pickles_are_not_run(tmp_path, tiny, training_root) -> None:
+    store = HeatmapStore(tiny, load_dataset(training_root, "test", limit=1), tmp_path / "cache").compute()
     options = {"n_resamples": 2, "workers": 1, "details": False, "cache_dir": tmp_path / "kept"}
     evaluate(store, {"one": Setting()}, **options)
     (path,) = (tmp_path / "kept").rglob("*.npz")
