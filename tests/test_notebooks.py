@@ -14,12 +14,12 @@ import pandas as pd
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from dior_folders import annotation_dir, split_file
+from dior_folders import split_file, write_dataset
 from refusals import refused
 
 from surgerylib.datasets import load_dataset
 from surgerylib.engine.localizer_training import METHODS
-from surgerylib.errors import CheckpointError, DatasetError, ParameterError, TrainingError
+from surgerylib.errors import CheckpointError, DatasetError, ParameterError
 from surgerylib.figures import WIDTH
 from surgerylib.files import PROJECT_ROOT
 from surgerylib.heatmaps import HEATMAP_KINDS
@@ -101,7 +101,6 @@ def test_every_page_is_question_answer_evidence_small_and_made_for_its_width(fol
     assert all(len(image["alt"]) > 20 for image in soup.select("img"))
     for figure in soup.select("figure"):
         assert int(figure.img["width"]) <= 110 * WIDTH + 20
-        assert figure.figcaption.get_text() == figure.img["alt"]
         assert figure.img["alt"].endswith(".")
         assert ".." not in figure.img["alt"]
 
@@ -121,13 +120,7 @@ def test_a_second_run_executes_nothing(folder, parameters):
 
 @pytest.mark.slow
 def test_fewer_kinds_surgery_and_splits_without_a_single_box(folder, parameters, tmp_path, capsys):
-    data, source = tmp_path / "empty", Path(parameters["dataset"])
-    for name in ("JPEGImages-test", "ImageSets/Main", "Annotations/Horizontal Bounding Boxes"):
-        (data / name).mkdir(parents=True)
-    for split, image in zip(("test", "val"), sorted((source / "JPEGImages-test").iterdir()), strict=False):
-        (data / "JPEGImages-test" / image.name).write_bytes(image.read_bytes())
-        split_file(data, split).write_text(image.stem)
-        (annotation_dir(data) / f"{image.stem}.xml").write_text("<annotation></annotation>")
+    data = write_dataset(tmp_path / "empty", splits={"test": {"1": []}, "val": {"2": []}})
     given = {**parameters, "dataset": str(data), "kinds": ["vv_vv"], "similarity": "surgery", "last_layers": 2}
     given |= {"train_split": None, "localizer": str(folder / "localizer.safetensors")}
     run_well(given, tmp_path / "out")
@@ -139,16 +132,22 @@ def test_fewer_kinds_surgery_and_splits_without_a_single_box(folder, parameters,
         assert said in (tmp_path / "out" / f"{name}.json").read_text()
 
 
-def test_a_split_that_is_missing_is_named_before_the_run(parameters, tmp_path):
+def test_what_cannot_be_run_is_refused_before_anything_is_written(parameters, tmp_path):
     data, out = shutil.copytree(parameters["dataset"], tmp_path / "scenes"), tmp_path / "out"
     split_file(data, "val").unlink()
-    given = {**parameters, "dataset": str(data)}
-    refused(run_workbook, DatasetError, "no split 'val'", given, out)
-    refused(
-        run_workbook, ParameterError, "nothing to run of 03_training", given | {"train_split": None}, out, only="03"
-    )
+    without_val = {"dataset": str(data)}
+    for only, wrong, error, said in (
+        (None, without_val, DatasetError, "no split 'val'"),
+        ("03", {"train_split": None}, ParameterError, "nothing to run of 03_training"),
+        ("04", {}, CheckpointError, "run notebook 03 into this folder first"),
+        ("04", {"localizer": "nowhere.safetensors"}, CheckpointError, r"'nowhere.*' is no file"),
+        ("04", {"train_split": None}, ParameterError, "or a trained head with localizer"),
+        ("04", {"prompts": ["singel"]}, ParameterError, "unknown set of prompts 'singel'"),
+        ("04", {"classes_evaluated": "sean"}, ParameterError, "classes_evaluated must be one of"),
+    ):
+        refused(run_workbook, error, said, parameters | wrong, out, only=only)
     assert not out.exists()
-    assert "6 images" in check(given, only="01")  # which needs but one
+    assert "6 images" in check(parameters | without_val, only="01")  # which needs but one
 
 
 def test_the_sweep_leaves_what_it_promises_and_the_index_shows_it(folder):
@@ -178,31 +177,8 @@ def test_the_recommended_setting_runs_the_workbook(folder, given, tmp_path):
     recommended = results_of(folder, "multi_iou_results")["report"]["recommended"]["protocols"]["all"][:-1]
     assert results_of(tmp_path / "out")["protocols"]["all"][given["kind"]] == recommended
     # the sweep starts from the plain five steps again, whatever the default is
-    again = results_of(tmp_path / "out", "multi_iou_results")
-    assert set(again["choice"]["by_percentile"]["all"]) == set(HEATMAP_KINDS)
-    assert all(len(rows) == 3 for rows in again["choice"]["by_percentile"]["all"].values())
-    analysis = results_of(tmp_path / "out", "heatmap_quality_analysis")
-    assert len(analysis["by_percentile"]["rows"]) == 3
-
-
-@pytest.mark.slow
-def test_a_floor_goes_through_both_notebooks_of_the_maps(given, tmp_path):
-    """As YAML gives it: a whole number, where the notebooks' default is null."""
-    given |= {"floor": 0, "floor_percentiles": [50], "percentile": 30, "percentiles": [60], "unions": []}
-    given |= {"similarity": "surgery", "similarities": ["surgery"], "layer_counts": [1], "kinds": ["vv_mixed"]}
-    given |= {"nms_ious": [], "min_sides": [], "max_sides": [], "box_scores": []}
-    run_well(given, tmp_path / "out", "01,02")
-    first, second = results_of(tmp_path / "out"), results_of(tmp_path / "out", "multi_iou_results")
-    default = second["report"]["default"]
-    assert first["floor"] == default["parameters"]["floor"] == 0
-    assert first["description"] == default["description"] == "vv_mixed, surgery, percentile 30, floor 0"
-    assert default["protocols"]["all"][:-1] == first["protocols"]["all"]["vv_mixed"]
-    frame = pd.read_parquet(tmp_path / "out" / "sweep.parquet")
-    assert len(set(frame["floor"].dropna())) == 2  # the default's, and the one tried
-    page = text_of(tmp_path / "out" / "02_threshold_sweep.html")
-    assert "(percentile 50 of all values)" in page
-    assert "Absent classes with a box on test: " in page
-    assert yaml.safe_load((tmp_path / "out" / "recommended.yaml").read_text())["floor"] in {*frame["floor"], None}
+    again = results_of(tmp_path / "out", "multi_iou_results")["choice"]["by_percentile"]["all"]
+    assert {kind: len(rows) for kind, rows in again.items()} == dict.fromkeys(HEATMAP_KINDS, 3)
 
 
 def test_the_training_leaves_what_it_promises_and_the_index_shows_it(folder):
@@ -213,9 +189,7 @@ def test_the_training_leaves_what_it_promises_and_the_index_shows_it(folder):
     for figures in results["methods"].values():
         assert f"{figures['mean']['value']:.3f} [" in page
     assert [row["epoch"] for row in results["history"]] == [0, 1, 2]
-    assert {row["variant"] for row in results["variants"]} == {
-        "all three", "cam only", "features only", "image only", "best_iou",
-    }  # fmt: skip
+    assert len(results["variants"]) == 5 * 2  # the best cell, and that at the peak
     assert len(results["positives_by_size"]) == 3 * 2
     history = pd.read_parquet(folder / "training_history.parquet")
     assert history["val_iou"].max() == results["history"][results["best_epoch"]]["val_iou"]
@@ -236,6 +210,10 @@ def test_the_adapters_leave_what_they_promise_and_the_index_shows_before_and_aft
     for kind, state in itertools.product(HEATMAP_KINDS, ("before", "floor", "after")):
         for cell in itertools.chain(*group[kind][state]["protocols"].values()):
             assert f"{cell['map']:.3f} [" in page
+    # judged by the images, boxes and setting of notebook 01
+    for protocol, kinds in results_of(folder)["protocols"].items():
+        for kind, cells in kinds.items():
+            assert group[kind]["before"]["protocols"][protocol] == [pytest.approx(cell) for cell in cells]
     assert len(results["variants"]) == 7 + 5
     shown = "seen classes" if "seen classes" in results["groups"] else "all classes"
     for words in ("before training", "after", "difference, paired"):
@@ -243,15 +221,6 @@ def test_the_adapters_leave_what_they_promise_and_the_index_shows_before_and_aft
         assert f"mAP@0.05 of vv_mixed, {words}</a>" in index
     history = pd.read_parquet(folder / "adapter_history.parquet")
     assert history.groupby("kind")["epoch"].max().to_dict() == {"standard": 3, "vv_mixed": 3}
-
-
-def test_the_maps_of_notebook_03_before_are_those_of_notebook_01(folder):
-    """The adapter is judged by the same images, boxes and setting."""
-    maps = results_of(folder)["protocols"]
-    adapter = results_of(folder, "adapter_results")["groups"]["all classes"]["kinds"]
-    for protocol, kinds in maps.items():
-        for kind, cells in kinds.items():
-            assert adapter[kind]["before"]["protocols"][protocol] == [pytest.approx(cell) for cell in cells]
 
 
 @pytest.mark.slow
@@ -271,33 +240,19 @@ def test_notebooks_01_and_02_put_an_adapter_beside_their_maps(folder, given, tmp
 
 
 @pytest.mark.slow
-def test_the_stage_that_is_left_out_says_so(given, tmp_path, capsys):
-    given |= {"stage": "heatmap", "adapter_ablation_epochs": 0, "unseen_classes": []}
-    assert run_well(given, tmp_path / "out", "03,04") == ["03_training"]
-    assert "04_gt_class_evaluation: left out, stage is heatmap" in capsys.readouterr().out
-    page = text_of(tmp_path / "out" / "03_training.html")
-    assert "Left out: stage is heatmap." in page
-    assert not (tmp_path / "out" / "localizer.safetensors").exists()
-    assert (tmp_path / "out" / "adapters" / "adapter_vv_mixed.safetensors").exists()
-
-
-@pytest.mark.slow
-def test_the_training_on_some_classes_and_without_comparisons(given, tmp_path):
+def test_a_stage_and_comparisons_that_are_left_out_say_so(given, tmp_path, capsys):
     both = set.intersection(*(set(load_dataset(given["dataset"], split).boxes["label"]) for split in ("train", "val")))
-    given |= {"stage": "localizer", "seen_classes": sorted(both)[:2], "ablation_epochs": 0, "epochs": 1}
-    run_well(given, tmp_path / "out", "03")
-    page = (tmp_path / "out" / "03_training.html").read_text()
+    some = {"stage": "localizer", "seen_classes": sorted(both)[:2], "ablation_epochs": 0, "epochs": 1}
+    run_well(given | some, tmp_path / "some", "03")
+    page = (tmp_path / "some" / "03_training.html").read_text()
     assert "unseen classes" in page
     assert "Left out: ablation_epochs is 0." in page
-
-
-def test_a_split_without_a_box_to_learn_from_is_found_before_the_run(parameters, tmp_path):
-    folder = shutil.copytree(parameters["dataset"], tmp_path / "scenes")
-    for image_id in load_dataset(folder, "train").images["image_id"]:
-        (annotation_dir(folder) / f"{image_id}.xml").write_text("<annotation></annotation>")
-    given = {**parameters, "dataset": str(folder)}
-    refused(run_workbook, TrainingError, "train_split 'train' has no box", given, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    maps = {"stage": "heatmap", "adapter_ablation_epochs": 0, "unseen_classes": []}
+    assert run_well(given | maps, tmp_path / "maps", "03,04") == ["03_training"]
+    assert "04_gt_class_evaluation: left out, stage is heatmap" in capsys.readouterr().out
+    assert "Left out: stage is heatmap." in text_of(tmp_path / "maps" / "03_training.html")
+    assert not (tmp_path / "maps" / "localizer.safetensors").exists()
+    assert (tmp_path / "maps" / "adapters" / "adapter_vv_mixed.safetensors").exists()
 
 
 @pytest.mark.slow
@@ -362,17 +317,6 @@ def test_the_per_class_analysis_leaves_what_it_promises_and_the_index_shows_it(f
     assert 'class="sortable' in page
 
 
-def test_without_a_trained_head_the_evaluation_is_refused_before_anything_is_written(parameters, tmp_path):
-    for wrong, error, said in (
-        ({}, CheckpointError, "run notebook 03 into this folder first"),
-        ({"localizer": "nowhere.safetensors"}, CheckpointError, r"'nowhere.*' is no file"),
-        ({"prompts": ["singel"]}, ParameterError, "unknown set of prompts 'singel'"),
-        ({"classes_evaluated": "sean"}, ParameterError, "classes_evaluated must be one of"),
-    ):
-        refused(run_workbook, error, said, parameters | wrong, tmp_path / "out", only="04")
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.slow
 def test_a_named_head_is_evaluated_where_nothing_is_trained(folder, given, tmp_path):
     given |= {"train_split": None, "num_images": 1, "prompts": ["ensemble"], "classes_evaluated": "seen"}
@@ -383,8 +327,6 @@ def test_a_named_head_is_evaluated_where_nothing_is_trained(folder, given, tmp_p
     page = (tmp_path / "out" / "04_gt_class_evaluation.html").read_text()
     every = "Not measured: the head was trained on every class evaluated here."
     assert all(words in page for words in ("interval not available", "Only 1 image ", every))
-    refused(run_workbook, ParameterError, "or a trained head with localizer", given, tmp_path / "other", only="04")
-    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.slow
