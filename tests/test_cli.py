@@ -8,37 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from dior_folders import write_dataset
 from refusals import command_refused, refused
-from safetensors.torch import load_file
 from tiny_models import Touch
 from tiny_notebooks import write_notebook
 
 from surgerylib import files
 from surgerylib.errors import OutputError
+from surgerylib.files import PROJECT_ROOT
 from surgerylib.workbook import parameters
 from surgerylib.workbook.check import check_cache
 from surgerylib.workbook.cli import main
-
-PARAMETERS = """\
-dataset = "embedded"
-split = "test"
-model = "embedded"
-checkpoint = None
-image_size = None
-kinds = ["standard", "vv_mixed"]
-similarity = "cosine"
-percentile = 75.0
-num_images = None
-interpolation = "11point"
-iou_thresholds = [0.05, 0.5]
-batch_size = 16
-last_layers = 1
-device = "auto"
-seed = 0
-depth = 3
-out_dir = "reports/x\""""
 
 
 class Project:
@@ -49,12 +29,15 @@ class Project:
         self.model, self.checkpoint = f"local-dir:{model}", root / "weights.safetensors"
         self.checkpoint.write_bytes((model / "model.safetensors").read_bytes())
         body = "import pathlib; pathlib.Path(out_dir, 'done.txt').write_text(f'{split} {percentile}')"
-        write_notebook(root / "notebooks" / "01_a.ipynb", body, parameters=PARAMETERS)
+        real = parameters.notebook_parameters(PROJECT_ROOT / "notebooks" / "01_heatmap_generation.ipynb")
+        cell = "\n".join(f"{name} = {parameter.default!r}" for name, parameter in real.items())
+        write_notebook(root / "notebooks" / "01_a.ipynb", body, parameters=cell)
         (root / "notebooks" / "configs").mkdir()
         (root / "notebooks" / "configs" / "embedded.yaml").write_text("dataset: embedded\n")
 
     def arguments(self, command: str = "run") -> list[str]:
         words = [command, "--dataset", str(self.data), "--model", self.model, "--checkpoint", str(self.checkpoint)]
+        words += ["-p", "depth=3"]
         return [*words, "--out", str(self.out)] if command == "run" else words
 
     def files(self) -> set[Path]:
@@ -85,7 +68,7 @@ def test_check_says_what_it_found_and_changes_nothing(project: Project, capsys: 
 
 
 def test_check_does_not_draw_the_embedded_scenes(project: Project, capsys: pytest.CaptureFixture) -> None:
-    words = ["check", "--model", project.model, "--checkpoint", str(project.checkpoint)]
+    words = ["check", "--model", project.model, "--checkpoint", str(project.checkpoint), "-p", "depth=3"]
     assert main(words) == 0
     assert "not in" in capsys.readouterr().out
     assert not (project.root / "data").exists()
@@ -99,34 +82,20 @@ def spoilt(name: str, edit: Callable[[bytes], bytes]) -> Callable[[Project], obj
     return spoil
 
 
-def another_architecture(project: Project) -> None:
-    state = load_file(project.checkpoint)
-    project.checkpoint = project.root / "other.pt"
-    torch.save({name: value[..., :3] if value.ndim > 1 else value for name, value in state.items()}, project.checkpoint)
-
-
 def output_is_a_file(project: Project) -> None:
     project.out = project.root / "dior" / "file"
     project.out.write_text("x")
 
 
-BOMB = b"""<!DOCTYPE a [<!ENTITY a "xxxxxxxxxx"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>
-<annotation><filename>&b;</filename></annotation>"""
 SPOILT: dict[str, tuple[Callable[[Project], object], str]] = {
     "dataset folder missing": (lambda p: setattr(p, "data", p.root / "none"), "no dataset folder .*none"),
-    "split names a missing image": (spoilt("test.txt", lambda text: text + b"99999\n"), "99999"),
     "truncated JPEG": (spoilt("11726.jpg", lambda data: data[:-40]), r"11726\.jpg"),
-    "XML that does not parse": (spoilt("11726.xml", lambda _: b"<annotation><object>"), r"11726\.xml"),
-    "entity bomb": (spoilt("11726.xml", lambda _: BOMB), r"11726\.xml"),
-    "xmax below xmin": (spoilt("11726.xml", lambda xml: xml.replace(b"<xmin>2<", b"<xmin>30<", 1)), r"11726\.xml"),
     "class nobody knows": (spoilt("11726.xml", lambda xml: xml.replace(b"vehicle", b"vehicel", 1)), "vehicel.*vehicle"),
     "checkpoint missing": (lambda p: p.checkpoint.unlink(), r"weights\.safetensors"),
-    "checkpoint truncated": (spoilt("weights.safetensors", lambda data: data[:5000]), r"weights\.safetensors"),
     "checkpoint with code": (
         lambda p: p.checkpoint.write_bytes(pickle.dumps({"state_dict": Touch(p.root / "code of it was run")})),
         r"weights\.safetensors",
     ),
-    "checkpoint of another architecture": (another_architecture, r"other\.pt"),
     "output is a file": (output_is_a_file, "is a file"),
 }
 WRONG_WORDS = {
@@ -140,8 +109,6 @@ WRONG_WORDS = {
     "-p last_layers=5": "last_layers must be at most",  # more than the value-value path has
     "-p batch_size=0": "batch_size.*at least 1.*0",
     "-p percentil=3": "percentil.*nearest: percentile",
-    "-p percentile": "name=value",
-    "--only 07": "01_a",
     "--config none.yaml": r"none\.yaml",
 }
 
