@@ -18,11 +18,9 @@ _DURATION = re.compile(r"\b(?:\d+ h )?(?:\d+ min )?\d+ s\b")
 _RESUMED = re.compile(r"; \d+ of \d+ files were there already, made of [^\n<]*|, of which [\d,]+ were there already")
 # in a line of its own: a training that was taken up, or figures that were there
 _TAKEN_UP = re.compile(": taken up behind epoch |figures: [0-9]+ of [0-9]+ settings were there already, made of ")
-_NO_OUTPUT = re.compile(r'<pre class="stream" tabindex="0">\s*</pre>')
-_BEGIN = re.compile(r'(<pre class="stream" tabindex="0">)\s+')
+# on a page; the notebook is asked for it
+_PRINTED = re.compile(r'<pre class="stream".*?</pre>|<details class="fold messages">.*?</details>', re.DOTALL)
 _SECONDS_ROW = re.compile(r"(\bseconds)\s*(</th>\s*<td[^>]*>)?\s*[\d.]+")
-_BARS = re.compile(r'<details class="fold messages">.*?</details>', re.DOTALL)
-_BORDER = re.compile(r'</pre>\s*<pre class="stream" tabindex="0">')  # of what is printed before and after one
 
 
 def differing(whole: Path, other: Path) -> list[str]:
@@ -78,19 +76,8 @@ def _notebook(path: Path, folder: Path) -> Any:
 
 
 def _page(path: Path, folder: Path) -> str:
-    text = _not_taken_up(_BORDER.sub("", _BARS.sub("", path.read_text(encoding="utf-8"))))
-    text = _BEGIN.sub(r"\1", _NO_OUTPUT.sub("", text))
-    return _without_clock(_DATE.sub("DATE", text), folder)
-
-
-def _not_taken_up(text: str) -> str:
-    """Without the lines that say what was there already; the markup around them stays."""
-
-    def kept(line: str) -> str:
-        # asked first: an image is a line of a million letters, in which the pattern would begin anew at each
-        return re.sub(f"[^>]*(?:{_TAKEN_UP.pattern})[^<]*", "", line) if _TAKEN_UP.search(line) else line
-
-    return "\n".join(kept(line) for line in text.split("\n") if kept(line) or not line)
+    text = _PRINTED.sub("", path.read_text(encoding="utf-8"))
+    return _without_clock(_DATE.sub("DATE", " ".join(text.split())), folder)
 
 
 def _without_bars(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -98,7 +85,8 @@ def _without_bars(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     joined: list[dict[str, Any]] = []
     for output in outputs:
         if _TAKEN_UP.search(output.get("text", "")):
-            output = {**output, "text": _not_taken_up(output["text"])}
+            kept = [line for line in output["text"].split("\n") if not _TAKEN_UP.search(line)]
+            output = {**output, "text": "\n".join(kept)}
             if not output["text"].strip():
                 continue
         parts = re.split(r"[\r\n]", output["text"]) if output.get("name") == "stderr" else ["printed"]
