@@ -29,7 +29,6 @@ from surgerylib.workbook.run_files import write_frames
 
 HOSTILE = "<script>alert('x')</script>"
 PARAMETERS = 'percentile = 75.0  # of the map\nkinds = ["standard", "vv_mixed"]\nseed = 0\nnum_images = None\n'
-NO_DIFFERENCE = "+0.000 [+0.000, +0.000]"
 
 
 @pytest.fixture
@@ -59,26 +58,19 @@ def text_of(value: float, low: float, high: float) -> str:
     return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
 
 
-def test_a_copy_differs_by_exactly_0(project: Path) -> None:
+def test_a_copy_and_the_same_images_in_another_order_differ_by_exactly_0(project: Path) -> None:
     base = write_run(project / "base")
-    soup = page_of(base, shutil.copytree(base, project / "copy"))
-    tables = section(soup, "Differences").find_all("table")
-    assert len(tables) == 3
-    cells = [cell for table in tables for row in rows(table).values() for cell in row]
-    assert len(cells) == 2 * len(KINDS) * len(THRESHOLDS) + 2 * (len(METHODS) - 2)
-    assert set(cells) == {NO_DIFFERENCE}
-    assert not section(soup, "Differences").select("td strong")
+    for other in (write_run(project / "other", Made(order=-1)), shutil.copytree(base, project / "copy")):
+        soup = page_of(base, other)
+        tables = section(soup, "Differences").find_all("table")
+        assert len(tables) == 3
+        cells = [cell for table in tables for row in rows(table).values() for cell in row]
+        assert cells == ["+0.000 [+0.000, +0.000]"] * (2 * len(KINDS) * len(THRESHOLDS) + 2 * (len(METHODS) - 2))
+        assert not section(soup, "Differences").select("td strong")
     assert "No parameter differs." in soup.get_text()
     assert "Model, data, versions and code are the same." in soup.get_text()
     # one name in both records: the folders tell them apart
     assert [link.get_text() for link in soup.select(".runs a")] == ["base", "copy"]
-
-
-def test_the_same_images_in_another_order_are_paired(project: Path) -> None:
-    soup = page_of(write_run(project / "base", Made()), write_run(project / "other", Made(order=-1)))
-    tables = section(soup, "Differences").find_all("table")
-    assert len(tables) == 3
-    assert {cell for table in tables for row in rows(table).values() for cell in row} == {NO_DIFFERENCE}
 
 
 def test_a_better_run_has_the_differences_of_the_metrics(project: Path) -> None:

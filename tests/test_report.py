@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from surgerylib.workbook.index import index_html
-from surgerylib.workbook.page import notebook_html, title
+from surgerylib.workbook.page import figure_cell, notebook_html, title
 
 HOSTILE = "<script>alert('x')</script>"
 
@@ -231,19 +231,17 @@ def test_index_with_results(run_dir: Path) -> None:
     first, second, weak = *protocols["present"].values(), protocols["all"]["vv_mixed"]
     paired = results["paired_difference"]["protocols"]["present"]
 
-    def cell(entry: dict, name: str = "map", form: str = ".3f") -> str:
-        value, low, high = (f"{entry[key] or 0:{form}}".replace("-", "−") for key in (name, "low", "high"))
-        return f"{value} [{low}, {high}]" if entry["low"] is not None else value
+    def text(entry: dict) -> str:
+        cell = figure_cell(entry)
+        return f"{cell['value']} {cell['interval']}".strip()
 
     soup = index_of(run_dir)
     headline, present, everything = soup.select(".numbers table")
     shown = [texts(row, "th, td") for row in headline.select("tbody tr")]
-    assert [" ".join(row[1:3]) for row in shown] == [cell(entry[0]) for entry in (first, second, weak)]
+    assert [" ".join(row[1:3]) for row in shown] == [text(entry[0]) for entry in (first, second, weak)]
     assert "standard" in shown[0][0]
-    assert [[td.get_text(" ") for td in row.find_all("td")] for row in present.select("tbody tr")] == [
-        *([cell(entry) for entry in row] for row in (first, second)),
-        [cell(entry, "difference", "+.3f") for entry in paired],
-    ]
+    cells = [[td.get_text(" ") for td in row.find_all("td")] for row in present.select("tbody tr")]
+    assert cells == [[text(entry) for entry in row] for row in (first, second, paired)]
     real = [f"{entry['difference']:+.3f}" for entry in paired if entry["low"] > 0]
     assert texts(present, "strong") == [f"{entry['map']:.3f}" for entry in second] + real
     assert "all 3 classes" in soup.get_text()

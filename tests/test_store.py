@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tracemalloc
 from collections import namedtuple
@@ -84,17 +83,6 @@ def test_no_images(tiny, data, tmp_path):
     store = HeatmapStore(tiny, none, tmp_path).compute()
     assert (store.nbytes, store.blocks(4), list(store.shards())) == (0, [], [])
     assert not list(tmp_path.rglob("*.npy"))
-
-
-def test_a_store_holds_a_file_for_each_shard(store, data):
-    names = ["hashes.json", *(f"heatmaps-0000{k}.npy" for k in range(3)), "identity.json"]
-    assert sorted(contents(store.folder)) == names
-    arrays = [np.load(store.path(first)) for first in (0, 2, 4)]
-    assert np.concatenate(arrays).shape == (N_IMAGES, 3, 2, len(data.classes), 17)
-    assert store.nbytes == sum(array.nbytes for array in arrays)
-    assert json.loads((store.folder / "identity.json").read_text()) == store.identity
-    assert store.blocks(4) == [(0, 2), (2, 4), (4, 5)]
-    assert store.blocks(1) == [(k, k + 1) for k in range(N_IMAGES)]
 
 
 def test_stored_maps_are_those_of_the_tokens(store, tiny, data):

@@ -31,7 +31,7 @@ from surgerylib.engine.localizer_training import (
 )
 from surgerylib.engine.tasks import Schedule, Task
 from surgerylib.engine.training import TRAINING_VERSION, Training, fit, folder_of, progress_of
-from surgerylib.errors import CacheError, CheckpointError, OutputError, ParameterError, TrainingError, UnknownClassError
+from surgerylib.errors import CacheError, CheckpointError, OutputError, ParameterError, TrainingError
 from surgerylib.files import atomic_write, only_process
 from surgerylib.localizer import load_localizer
 from surgerylib.losses import gt_class_localization_loss
@@ -431,13 +431,9 @@ def test_what_cannot_be_trained(tiny, caches, tmp_path, undisturbed):
     ]
     other = FeatureCache(load_tiny(write_model(tmp_path / "other", seed=8)), val.dataset, tmp_path)
     best, trained = undisturbed[1].best, LocalizerTask(none[0].compute(), val, SETTINGS)
-    without = next(name for name in train.dataset.classes if not (train.dataset.boxes["label"] == name).any())
 
     def with_loss(loss) -> None:
         train_localizer(*caches, SETTINGS, SCHEDULE, tmp_path, loss=loss)
-
-    def seen(*names: str) -> None:
-        LocalizerTask(*caches, LocalizerSettings(seen_classes=names))
 
     each_refused(
         (lambda: fit(trained, SCHEDULE, tmp_path / "x"), TrainingError, "no box to learn from"),
@@ -448,7 +444,4 @@ def test_what_cannot_be_trained(tiny, caches, tmp_path, undisturbed):
         (lambda: with_loss(lambda p, b, c: 3.0), TrainingError, "it gave 'float'"),
         (lambda: with_loss(lambda p, b, c: p.mean().detach()), TrainingError, "without a gradient"),
         (lambda: with_loss(lambda p, b, c: p), TrainingError, "the loss must give a tensor of one number"),
-        (lambda: seen("ship", without), ParameterError, f"{without}, without a box in the split train"),
-        (seen, ParameterError, "list of class names, or null"),
-        (lambda: seen("zeppelin"), UnknownClassError, "nearest known"),
     )

@@ -134,12 +134,6 @@ def test_any_yaml_as_a_configuration(file, text):
         outcome(config)
 
 
-def test_aliases_of_aliases_are_not_written_out(file):
-    laughs = "\n".join(f"a{n + 1}: &l{n + 1} [{', '.join([f'*l{n}'] * 10)}]" for n in range(12))
-    file.write_text(f"a0: &l0 [x]\n{laughs}\n")
-    assert len(load_config(file)) == 13
-
-
 @fuzz(80)
 @given(config=st.fixed_dictionaries({}, optional={name: st.just(DEFAULTS[name]) for name in SETTABLE}))
 def test_what_was_written_is_read_back(file, config):
