@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 import pytest
 from bs4 import BeautifulSoup
+from judged_frames import judged
 from made_runs import CLASSES, KINDS, THRESHOLDS, Made, change, write_run
 from refusals import command_refused
 from tiny_notebooks import write_notebook
@@ -20,7 +21,7 @@ from tiny_notebooks import write_notebook
 from surgerylib.engine.localization import localization_difference
 from surgerylib.engine.localizer_training import METHODS
 from surgerylib.files import file_sha256
-from surgerylib.metrics import bootstrap_map, paired_difference
+from surgerylib.metrics import paired_difference
 from surgerylib.study import summary
 from surgerylib.workbook import compare, parameters
 from surgerylib.workbook.cli import main
@@ -79,19 +80,17 @@ def test_a_better_run_has_the_differences_of_the_metrics(project: Path) -> None:
     tables = section(soup, "Differences").find_all("table")
     assert "better − base" in section(soup, "Differences").h3.get_text()
 
-    def average_precision(made: Made, kind: str, protocol: str):
+    def figures(made: Made):
         images, truth, found = made.frames()
-        asked = found[found["kind"] == kind]
-        asked = summary.present_only(asked, truth) if protocol == "present" else asked
-        return bootstrap_map(asked, truth, image_ids=images["image_id"], iou_thresholds=THRESHOLDS, classes=CLASSES)
+        options = {"image_ids": images["image_id"], "iou_thresholds": THRESHOLDS, "classes": CLASSES}
+        return judged(found, truth, kinds=KINDS, **options).figures
 
     for protocol, table in zip(("present", "all"), tables[:2], strict=True):
         caption = table.find_parent("figure").figcaption.get_text()
         assert caption.startswith(protocol)
         assert "AP: average precision at 11 recall points (VOC 2007), VOC matching" in caption
         for kind in KINDS:
-            pair = (average_precision(made, kind, protocol) for made in (better, worse))
-            expected = paired_difference(*pair).summary()
+            expected = paired_difference(*(figures(made)[kind, protocol].ap for made in (better, worse))).summary()
             assert rows(table)[kind] == [text_of(*row[1:4]) for row in expected.itertuples(index=False)]
             assert expected["difference"].max() > 0.1
     assert {cell.get_text()[0] for cell in tables[1].select("strong")} == {"+"}
