@@ -42,13 +42,9 @@ sys.exit(shell(sys.argv[2:]))
 
 
 class Command:
-    """`python -m surgerylib ...`, running; what it says goes into files, so that it never waits for its reader.
+    """`python -m surgerylib ...`, running; what it says goes into `logs`, so that it never waits for its reader.
 
-    Args:
-        logs: folder for what it says.
-        words: behind `surgerylib`.
-        project: where its notebooks lie; the project's own when None.
-        prelude: Python, run first; only with `project`.
+    `project`: where its notebooks lie, if elsewhere; there a `prelude`, Python, may be run first.
     """
 
     def __init__(self, logs: Path, *words: object, project: Path | None = None, prelude: str = "") -> None:

@@ -164,9 +164,6 @@ def test_stopped_while_a_page_is_made_nothing_is_taken_for_finished(tmp_path, mo
     assert (record["status"], "pid" in record) == ("ok", False)
     assert [(entry["status"], entry["files"]) for entry in record["notebooks"]] == [("ok", ["first.json"])] * 2
     assert (out / "index.html").read_text() == workbook.index_html(out)
-    written = {path: path.stat().st_mtime_ns for path in out.glob("[!.]*")}
-    assert all(result.up_to_date for result in run(2).notebooks)
-    assert {path: path.stat().st_mtime_ns for path in out.glob("[!.]*")} == written
 
 
 @pytest.mark.slow

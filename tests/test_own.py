@@ -122,7 +122,6 @@ def test_a_wrong_shape_or_name_is_one_line(store, functions, message):
 
 
 def test_an_unknown_name_of_a_setting_raises_with_the_nearest():
-    refused(Setting, ParameterError, "box_score must be 'mean', .*got 'means'", box_score="means")
     refused(Setting, ParameterError, "there is no setting 'layer'; nearest: layers", layer=2)
     refused(extract_boxes, ParameterError, "nearest: percentile", np.eye(4), (9, 9), percentiles=3)
 

@@ -16,15 +16,11 @@ def folder(tmp_path: Path) -> Path:
     return write_run(tmp_path / "run", evaluated=False)
 
 
-def test_what_belongs_together_is_read(folder):
+def test_what_belongs_together_is_read_and_results_of_another_run_are_refused(folder):
     own = read_results(folder / "map_results.json")["provenance"]
     results = read_results(folder / "map_results.json", own | {"seconds": 9, "threads": 4})
     pd.testing.assert_frame_equal(read_frame(folder, results, "images.parquet"), Made().frames()[0])
-
-
-def test_results_of_another_run_are_refused(folder):
     path = folder / "map_results.json"
-    own = read_results(path)["provenance"]
     for name, value in {"weights_sha256": "zz", "split": "val", "images_sha256": "zz", "classes": ["x"]}.items():
         refused(read_results, ResultsError, f"of another run .*{name}", path, own | {name: value})
 
@@ -40,12 +36,9 @@ def test_a_file_of_another_run_is_refused(folder):
         refused(read_frame, ResultsError, said, folder, results, f"{name}.parquet")
 
 
-def test_a_damaged_file_is_one_line(folder):
+def test_a_damaged_file_and_none_are_one_line(folder, tmp_path):
     for content in ("", "{", "[1]", "{}", '{"provenance": 3}'):
         (folder / "map_results.json").write_text(content)
         refused(read_results, ResultsError, "run its notebook again", folder / "map_results.json")
-
-
-def test_no_file(tmp_path):
     refused(read_results, ResultsError, "run the notebook that writes it", tmp_path / "results.json")
     refused(read_results, ResultsError, "run notebook 01 into this folder first", tmp_path / "map_results.json")

@@ -61,9 +61,6 @@ def test_numbers_stand_beside_the_texts() -> None:
         table = parsed(FRAME, sort_values={"AP": given})
         orders = [[cell.get("data-order") for cell in row.find_all("td")] for row in table.select("tbody tr")]
         assert orders == [["0.30000000000000004", None], ["", None], ["-Infinity", None]]
-
-
-def test_numbers_that_do_not_fit_are_refused() -> None:
     refused(parsed, ParameterError, "1 numbers for 3 rows", FRAME, sort_values={"AP": [1.0]})
     refused(parsed, ParameterError, "no column", FRAME, sort_values={"ap": [1.0] * 3})
 

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from disturbed import killed_at, stop
 from refusals import each_refused, refused
+from safetensors.torch import load_file
 from tiny_models import Touch, load_tiny, one_thread, write_model
 
 from surgerylib.datasets import load_dataset
@@ -76,12 +77,8 @@ class Line(Task):
         atomic_write(path, safetensors.torch.save(dict(weights)))
 
 
-def weights_of(path: Path) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(path)
-
-
 def same_weights(a: Path, b: Path) -> bool:
-    mine, theirs = weights_of(a), weights_of(b)
+    mine, theirs = load_file(a), load_file(b)
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
@@ -226,7 +223,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_weights(tmp_p
     refused(lambda: fit(task, SCHEDULE, tmp_path), TrainingError, r"epoch 2, batch 3 of 4 \(a line\)")
     folder = folder_of(task, SCHEDULE, tmp_path)
     assert progress_of(folder) == (1, False)
-    assert weights_of(folder / "best.safetensors")["weight"].isfinite()
+    assert load_file(folder / "best.safetensors")["weight"].isfinite()
     kept = torch.load(folder / "resume.pt", weights_only=True)["model"]["weight"]  # what a rerun goes on from
     assert float(kept) == task.weight
 
@@ -326,7 +323,7 @@ def test_stopped_and_gone_on_with_it_ends_with_the_same_file_and_another_seed_do
     assert run.last.read_bytes() == again.last.read_bytes()
     assert task.ever_positive.all()
     other = LocalizerTask(*caches, replace(SETTINGS, seed=1))
-    assert not torch.equal(other.model.state_dict()["boxes.weight"], weights_of(run.kept(0))["boxes.weight"])
+    assert not torch.equal(other.model.state_dict()["boxes.weight"], load_file(run.kept(0))["boxes.weight"])
     assert not np.array_equal(*(next(of.batches(1, 0)).positions for of in (task, other)))
 
 
