@@ -66,6 +66,7 @@ def test_an_adapter_is_for_the_kinds_that_share_its_patches(tiny, adapters, fold
         assert kind in adapter.kinds
         assert not adapter.model.training
         assert adapter.setting(kind, floor=0) == Setting(kind, "cosine", 3, adapter=adapter.key, floor=0)
+        assert ", floor 0" in adapter.setting(kind, floor=0).describe()
     assert list(load_adapters(folder / "adapter_standard.safetensors", tiny)) == ["standard", "vv_qk"]
 
 

@@ -156,6 +156,7 @@ def test_the_sweep_leaves_what_it_promises_and_the_index_shows_it(folder):
         for cell in itertools.chain(*results["report"][setting]["protocols"].values()):
             assert f"{cell['map']:.3f}" in index, setting
             assert f"{cell['map']:.3f}" in page
+    assert "(percentile 90 of all values)" in page
     assert results["finding"] in text_of(folder / "index.html")
     analysis = results_of(folder, "heatmap_quality_analysis")
     assert set(analysis["kinds"]) == set(HEATMAP_KINDS)
