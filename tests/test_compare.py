@@ -82,15 +82,16 @@ def test_a_better_run_has_the_differences_of_the_metrics(project: Path) -> None:
 
     def figures(made: Made):
         images, truth, found = made.frames()
-        options = {"image_ids": images["image_id"], "iou_thresholds": THRESHOLDS, "classes": CLASSES}
-        return judged(found, truth, kinds=KINDS, **options).figures
+        given = {"image_ids": images["image_id"], "classes": CLASSES, "kinds": KINDS, "iou_thresholds": THRESHOLDS}
+        return judged(found, truth, **given).figures
 
+    of_better, of_worse = figures(better), figures(worse)
     for protocol, table in zip(("present", "all"), tables[:2], strict=True):
         caption = table.find_parent("figure").figcaption.get_text()
         assert caption.startswith(protocol)
         assert "AP: average precision at 11 recall points (VOC 2007), VOC matching" in caption
         for kind in KINDS:
-            expected = paired_difference(*(figures(made)[kind, protocol].ap for made in (better, worse))).summary()
+            expected = paired_difference(of_better[kind, protocol].ap, of_worse[kind, protocol].ap).summary()
             assert rows(table)[kind] == [text_of(*row[1:4]) for row in expected.itertuples(index=False)]
             assert expected["difference"].max() > 0.1
     assert {cell.get_text()[0] for cell in tables[1].select("strong")} == {"+"}

@@ -17,10 +17,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_what_belongs_together_is_read_and_results_of_another_run_are_refused(folder):
-    own = read_results(folder / "map_results.json")["provenance"]
-    results = read_results(folder / "map_results.json", own | {"seconds": 9, "threads": 4})
-    pd.testing.assert_frame_equal(read_frame(folder, results, "images.parquet"), Made().frames()[0])
     path = folder / "map_results.json"
+    own = read_results(path)["provenance"]
+    results = read_results(path, own | {"seconds": 9, "threads": 4})
+    pd.testing.assert_frame_equal(read_frame(folder, results, "images.parquet"), Made().frames()[0])
     for name, value in {"weights_sha256": "zz", "split": "val", "images_sha256": "zz", "classes": ["x"]}.items():
         refused(read_results, ResultsError, f"of another run .*{name}", path, own | {name: value})
 

@@ -117,8 +117,7 @@ def test_the_rates_used_are_those_of_the_schedule(tmp_path, monkeypatch):
 
 
 def test_short_runs_shorten_the_warm_up_too():
-    short = Schedule(epochs=40, warmup_epochs=2.0, patience=3).short(10)
-    assert (short.epochs, short.warmup_epochs, short.patience) == (10, 0.5, None)
+    assert Schedule(epochs=40, warmup_epochs=2.0, patience=3).short(10) == Schedule(epochs=10, warmup_epochs=0.5)
 
 
 @pytest.mark.parametrize(
