@@ -120,15 +120,11 @@ def everywhere(data: Dataset, labels: Sequence[str] = DIOR_CLASSES, every: int =
     return replace(data, boxes=pd.DataFrame(rows, columns=["image_id", "label", *BOX]))
 
 
-CASES = ("plain", "one group", "no floor", "one threshold", "other thresholds", "no boxes", "only unseen boxes",
-         "one image", "no absent class", "no box found")  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def cases(tiny, data, folder, adapters, store, states, found) -> dict[str, Adaptation]:
     def compare(other: Dataset, **options) -> Adaptation:
-        own, of_other = {KIND: states[KIND]}, adapted_store(tiny, other, folder, adapters)
-        return module.compare_adapted(of_other, own, GROUPS, **OPTIONS, **options)
+        of_other = adapted_store(tiny, other, folder, adapters)
+        return module.compare_adapted(of_other, {KIND: states[KIND]}, GROUPS, **OPTIONS, **options)
 
     images = data.images.iloc[[4]].reset_index(drop=True)
     boxes = data.boxes[data.boxes["image_id"] == images["image_id"][0]].reset_index(drop=True)
@@ -148,7 +144,10 @@ def cases(tiny, data, folder, adapters, store, states, found) -> dict[str, Adapt
     }
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(
+    params=["plain", "one group", "no floor", "one threshold", "other thresholds", "no boxes", "only unseen boxes",
+            "one image", "no absent class", "no box found"]
+)  # fmt: skip
 def case(cases, request) -> Adaptation:
     return cases[request.param]
 
@@ -212,32 +211,17 @@ def test_figures_of_the_boxes_are_those_of_measure_boxes(data, store, states, fo
             assert own["false_box_rate"] == pytest.approx(measure_boxes(boxes, few, in_group)["false_box_rate"])
 
 
-def test_kinds_with_the_same_maps_have_the_same_figures_and_no_interval_leaves_what_can_be(found):
-    for one, other in (("standard", "vv_qk"), ("vv_vv", "vv_mixed")):
-        for frame in (found.maps, found.figures):
-            a, b = (only(frame, kind=kind).drop(columns="kind") for kind in (one, other))
-            pd.testing.assert_frame_equal(a, b)
-    figures, least = found.figures.dropna(), np.where(found.figures.dropna()["reference"] == "", 0, -1)
+def test_no_interval_leaves_what_can_be(found):
+    figures = found.figures.dropna()
+    least = np.where(figures["reference"] == "", 0, -1)
     assert ((least <= figures["low"]) & (figures["low"] <= figures["high"]) & (figures["high"] <= 1)).all()
     assert only(found.figures, figure="max_iou")[ENDS].isna().all(axis=None)
 
 
-@pytest.mark.parametrize("seen", [["c", "a"], ["d", "c", "b", "a"], [], ["x"]])
-def test_groups_are_all_classes_and_the_two_parts_where_there_are_two(seen):
-    parts = {OF_SEEN: ("a", "c"), UNSEEN: ("b", "d")} if seen == ["c", "a"] else {}
-    assert module.class_groups(tuple("abcd"), seen) == {ALL: tuple("abcd"), **parts}
-
-
-def test_an_untrained_adapter_changes_no_figure_at_all(tiny, data, folder):
-    untrained = load_adapters(write_adapters(folder / "untrained", tiny, strength=0.0), tiny)
-    store = adapted_store(tiny, data, folder, untrained)
-    found = module.compare_adapted(store, states_of(SETTINGS, untrained, adapter_floor=None), GROUPS, **OPTIONS)
-    for frame in (found.maps, found.figures):
-        before, after = (only(frame, state=of, reference="").drop(columns="state") for of in ("before", "after"))
-        pd.testing.assert_frame_equal(before, after)
-        differences = frame.loc[frame["reference"] == "before", VALUES]
-        assert (differences["value"] == 0).all()
-        assert (differences.dropna() == 0).all(axis=None)
+def test_groups_are_all_classes_and_the_two_parts_where_there_are_two():
+    every = {ALL: tuple("abcd")}
+    assert module.class_groups("abcd", ["c", "a"]) == {**every, OF_SEEN: ("a", "c"), UNSEEN: ("b", "d")}
+    assert module.class_groups("abcd", [*"dcba"]) == module.class_groups("abcd", ["x"]) == every
 
 
 def test_the_order_of_images_boxes_and_classes_changes_nothing(tiny, data, folder, adapters, states, found):
@@ -254,23 +238,14 @@ def test_the_order_of_images_boxes_and_classes_changes_nothing(tiny, data, folde
     pd.testing.assert_frame_equal(other.figures, only(found.figures, kind=KIND), rtol=0, atol=1e-6)
 
 
-def test_without_a_box_to_find_there_is_the_rate_of_false_ones_alone(cases):
-    found = cases["no boxes"]
-    assert found.maps["value"].isna().all()
-    assert set(found.figures.dropna(subset="value")["figure"]) == {"false_box_rate"}
-
-
-def test_a_state_without_a_single_box_scores_0(cases):
-    found = cases["no box found"]
-    before, after, difference = (
-        only(found.figures, group=ALL, state=state, reference=reference).set_index("figure")["value"]
-        for state, reference in (("before", ""), ("after", ""), ("after", "before"))
-    )
+def test_without_a_box_to_find_there_is_the_rate_of_false_ones_alone_and_without_one_found_0(cases):
+    nothing, found = cases["no boxes"], cases["no box found"]
+    assert nothing.maps["value"].isna().all()
+    assert set(nothing.figures.dropna(subset="value")["figure"]) == {"false_box_rate"}
+    after = only(found.figures, group=ALL, state="after", reference="").set_index("figure")["value"]
     assert after[["false_box_rate", "mean_best_iou"]].tolist() == [0, 0]
     assert after[["mean_iou", "max_iou"]].isna().all()
     assert (only(found.maps, group=ALL, state="after", reference="")["value"] == 0).all()
-    assert difference["false_box_rate"] == -before["false_box_rate"]
-    assert np.isnan(difference["mean_iou"])
 
 
 # ---------------------------------------------------------------------------------------------------------- settings
@@ -327,7 +302,6 @@ def test_each_state_is_at_the_best_of_the_settings_tried_for_it(choice, adapters
     tries = {"percentiles": [60, 90], "floor_percentiles": [80, 95], "box_scores": ["mean", "max", "mean"]}
     criterion = Criterion("present", 0.05)
     states = module.best_states(choice, plain, adapters, tries=tries, criterion=criterion, workers=1)
-    assert list(states) == list(plain)
     (swept,) = sweeps
     assert len(swept.settings) == 2 * 2 * 2 * (1 + 2 + 3)
     for kind, of_kind in states.items():
@@ -336,23 +310,15 @@ def test_each_state_is_at_the_best_of_the_settings_tried_for_it(choice, adapters
         tried = {"before": [None], "floor": floors[0], "after": [EVEN_ODDS, *floors[1]]}
         assert list(of_kind) == list(tried)
         for state, of_state in tried.items():
-            values = {
-                setting: swept.value(setting, *criterion.where)[0]
-                for p, floor, score in product([60, 90], of_state, ["mean", "max"])
-                for setting in [
-                    replace(after if state == "after" else plain[kind], percentile=p, floor=floor, box_score=score)
-                ]
-            }
+            own = after if state == "after" else plain[kind]
+            changes = [dict(zip(("percentile", "floor", "box_score"), of, strict=True))
+                       for of in product([60, 90], of_state, ["mean", "max"])]  # fmt: skip
+            values = {s: swept.value(s, *criterion.where)[0] for s in (replace(own, **of) for of in changes)}
             assert values[of_kind[state]] == max(values.values())
-
-
-def test_without_floors_to_try_no_state_has_one_before(choice, adapters):
-    tries = {"percentiles": [75], "floor_percentiles": [], "box_scores": ["max"]}
-    states = module.best_states(
-        choice, {KIND: SETTINGS[KIND]}, adapters, tries=tries, criterion=Criterion(), **OPTIONS
-    )[KIND]
-    before = replace(SETTINGS[KIND], percentile=75, box_score="max")
-    assert states == {"before": before, "after": replace(before, adapter=adapters[KIND].key, floor=EVEN_ODDS)}
+    tries["floor_percentiles"] = []  # before the adapter no state has a floor then
+    without = module.best_states(choice, plain, adapters, tries=tries, criterion=criterion, workers=1)
+    for of_kind in without.values():
+        assert {state: of.floor for state, of in of_kind.items()} == {"before": None, "after": EVEN_ODDS}
 
 
 def test_losses_are_tried_alone_in_pairs_and_together():
@@ -476,19 +442,14 @@ def test_the_answer_has_states_and_differences_of_each_group(found, cases):
     rows = [*STATES.values(), "after − before", "after − floor alone"]
     names = ["seen classes (4)", "unseen classes (16)", "all classes (20)"]
     assert table.index.tolist() == [*product(names, rows)]
-    assert {FIGURES["false_box_rate"], FIGURES["pointing"]} < set(table.columns)
-    assert sum("mAP" in column for column in table.columns) == 4
     (present,) = (column for column in table.columns if "present" in column)
     row = only(found.maps, group=ALL, kind=KIND, state="after", reference="", protocol="present").iloc[0]
     assert table.loc[("all classes (20)", STATES["after"]), present] == with_interval(*row[VALUES])
     plain = tables.answer_table(cases["no floor"], KIND)
     assert plain.index.get_level_values(1).unique().tolist() == [STATES["before"], STATES["after"], "after − before"]
-
-
-def test_an_answer_at_other_iou_thresholds_still_has_map(cases):
-    """At none of 0.05, 0.15 and 0.5 the first table of the report held no mAP."""
-    table = tables.answer_table(cases["other thresholds"], KIND)
-    assert [column[:8] for column in table.columns[:3]] == ["mAP@0.10", "mAP@0.30", "mAP@0.10"]
+    # at none of 0.05, 0.15 and 0.5 the first table of the report held no mAP
+    other = tables.answer_table(cases["other thresholds"], KIND)
+    assert [column[:8] for column in other.columns[:3]] == ["mAP@0.10", "mAP@0.30", "mAP@0.10"]
 
 
 def test_no_absent_class_is_not_said_to_be_no_boxes(cases):
@@ -504,10 +465,8 @@ def test_results_are_plain_json_with_every_number(case, found, tmp_path):
     more = {"at_best": found, "plan": {"adapter_epochs": 3}}
     results = tables.results(case, KIND, "it does", trainings, {"own": Variant(0.5, case)}, **more)
     assert json.loads(json.dumps(results, allow_nan=False)) == results
-    assert (results["finding"], results["best_epochs"], results["plan"]) == ("it does", {KIND: 3}, more["plan"])
-    assert results["variants"]["own"]["patch_ap"] == 0.5
+    assert (results["best_epochs"], results["variants"]["own"]["patch_ap"]) == ({KIND: 3}, 0.5)
     assert set(results["at_best"]["groups"]) == set(GROUPS)
-    assert results["n_images"] == case.n_images
     assert {group: tuple(of["classes"]) for group, of in results["groups"].items()} == dict(case.groups)
     for frame in (case.maps, case.figures):
         for row in plain(frame[frame["state"].eq("after") | frame["reference"].eq("")]):
@@ -569,24 +528,8 @@ def test_a_group_without_boxes_leaves_the_examples_of_the_other(tiny, data, fold
 def test_map_before_and_after_of_anything(case):
     kind, groups = list(case.settings)[-1], tables.groups_of(case)
     figure = adaptation_plots.before_after(case.maps, case.groups, kind, tables.title(case, kind))
-    assert [axis.get_title(loc="left") for axis in figure.axes] == [f"{g} ({len(case.groups[g])})" for g in groups]
-    named = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert named == [name for state, name in STATES.items() if state in case.settings[kind]]
     for axis, group in zip(figure.axes, groups, strict=True):
         rows = only(case.maps, kind=kind, protocol="all", group=group, state="after", reference="")
         said = [text.get_text() for text in axis.texts]
         assert said == (["no boxes in this split"] if rows["value"].isna().all() else [])
         np.testing.assert_array_equal(axis.lines[-1].get_ydata(), rows["value"])
-
-
-@pytest.mark.filterwarnings("error")
-def test_examples_are_drawn_a_row_each(store, states):
-    shown = examples(store, states[KIND], GROUPS, count=2)
-    figure = adaptation_plots.example_rows(shown)
-    assert len(figure.axes) == 5 * 2
-    titles = [axis.get_title(loc="left") for axis in figure.axes]
-    assert "".join(titles[0].split()).startswith("".join(shown[0].title.split()))
-    assert "similarity" in titles[0]
-    assert titles[-2].startswith("logit")
-    assert titles[-1].endswith(f"not in the image:\n{len(shown[1].found['after'])} false boxes")
-    assert len(figure.axes[4].patches) == len(shown[0].found["after"]) + len(shown[0].truth)

@@ -21,7 +21,6 @@ from surgerylib.engine.tasks import Schedule
 from surgerylib.figures import evaluation, maps, per_class, style, sweep, training
 from surgerylib.files import PROJECT_ROOT
 from surgerylib.heatmaps import Setting
-from surgerylib.matching import BOX_COLUMNS
 from surgerylib.study.example_images import Example, example_pairs
 from surgerylib.words import ALL, ERROR_TYPES, METHOD_NAMES, SEEN, STATES, UNSEEN
 
@@ -195,7 +194,7 @@ FIGURES = {
             columns={"map": "value"}
         ), {ALL: CLASSES, SEEN: CLASSES[:9], UNSEEN: CLASSES[9:]}, "mine", TITLE
     ),
-    "example_rows": lambda: training.example_rows([EXAMPLE] * 2),
+    "example_rows": lambda: training.example_rows([EXAMPLE, EXAMPLE._replace(truth=TRUTHS.iloc[:0])]),
     "adapter_curves": lambda: training.adapter_curves(
         dict.fromkeys(CURVES, history(classification=0.1, bce=0.3, dice=0.6, sparsity=0.1, val_patch_ap=0.4)),
         SCHEDULE.epochs, dict.fromkeys(CURVES, 2),
@@ -242,21 +241,12 @@ def test_every_public_figure_is_looked_at_here():
 # ----------------------------------------------------------------------------------------- what figures of the maps say
 
 
-def boxes(*rows) -> pd.DataFrame:
-    frame = pd.DataFrame(rows, columns=["image_id", "label", *BOX_COLUMNS, "score", "kind"])
-    return frame.astype(dict.fromkeys(BOX_COLUMNS, float))
-
-
 def test_figures_draw_without_boxes_and_with_a_constant_map():
-    some = boxes(("a", "ship", 5, 5, 40, 30, 0.3, "vv_mixed"), ("a", "ship", 50, 10, 80, 50, 0.2, "vv_mixed"))
-    nothing, flat = some.iloc[:0], np.zeros_like(HEATMAP)
-    for found, truth in ((some, nothing), (nothing, some)):
-        for figure in (
-            maps.three_columns(IMAGE, flat, truth, found, "ship", "a: ship"),
-            maps.kinds_grid(IMAGE, {"standard": HEATMAP, "mine": flat}, truth, found, "ship", "title"),
-            maps.extraction_steps(IMAGE, flat, truth, label="ship", patch_size=32),
-        ):
-            figure.draw_without_rendering()
+    flat = np.zeros_like(HEATMAP)
+    for found, truth in ((FOUND, TRUTHS.iloc[:0]), (FOUND.iloc[:0], TRUTHS)):
+        maps.three_columns(IMAGE, flat, truth, found, "ship", "a: ship").draw_without_rendering()
+        maps.kinds_grid(IMAGE, {"mine": flat}, truth, found, "ship", "title").draw_without_rendering()
+        maps.extraction_steps(IMAGE, flat, truth, label="ship", patch_size=32).draw_without_rendering()
 
 
 @pytest.mark.filterwarnings("error")
@@ -266,7 +256,7 @@ def test_figures_draw_without_boxes_and_with_a_constant_map():
 def test_steps_with_a_floor_show_the_line_that_the_mask_has(place, line):
     floor = float(np.percentile(HEATMAP, place)) if place <= 100 else 9.0
     settings = Setting(floor=floor)
-    figure = maps.extraction_steps(IMAGE, HEATMAP, boxes(), label="ship", patch_size=32, boxes=settings)
+    figure = maps.extraction_steps(IMAGE, HEATMAP, TRUTHS.iloc[:0], label="ship", patch_size=32, boxes=settings)
     titles = {axis.get_title(loc="left"): axis for axis in figure.axes}
     assert f"3  bilinear to 224, {line.format(floor)}" in titles
     (found,) = extract_many(HEATMAP, (224, 224), [settings])
@@ -275,10 +265,9 @@ def test_steps_with_a_floor_show_the_line_that_the_mask_has(place, line):
 
 
 def test_curves_and_bars_say_when_a_class_has_no_boxes():
-    truth = boxes(*((image_id, "ship", 0, 0, 9, 9, 0, "") for image_id in "ab")).drop(columns=["score", "kind"])
-    found = boxes(*(("a", "ship", 0, 0, 9, 9, 0.5, kind) for kind in style.KIND_LOOKS))
+    found = pd.concat([FOUND.assign(kind=kind) for kind in style.KIND_LOOKS], ignore_index=True)
+    truth = pd.concat([TRUTHS, TRUTHS.assign(image_id="b")], ignore_index=True)
     result = judged(found, truth, image_ids=["a", "b"], classes=["ship", "dam"], n_resamples=20)
-    assert len(maps.map_curves(result.summary(), {"present": "p", "all": "a"}).axes) == 2
     rows = result.by_class().query("protocol == 'all' and iou_threshold == 0.05")
     axis = maps.class_bars(rows, "ap", "title", "AP").axes[0]
     assert [text.get_text().strip() for text in axis.texts] == ["no boxes in this split"]
@@ -286,10 +275,8 @@ def test_curves_and_bars_say_when_a_class_has_no_boxes():
 
 
 def test_examples_show_many_classes_and_no_image_twice():
-    truth = pd.DataFrame(
-        [("1", "ship"), ("1", "dam"), ("2", "ship"), ("3", "ship"), ("3", "dam"), ("4", "airport")],
-        columns=["image_id", "label"],
-    )
+    rows = [("1", "ship"), ("1", "dam"), ("2", "ship"), ("3", "ship"), ("3", "dam"), ("4", "airport")]
+    truth = pd.DataFrame(rows, columns=["image_id", "label"])
     pairs = example_pairs(truth, ["4", "3", "2", "1"], 3)
     assert pairs[0] == ("4", "airport")
     assert len({image for image, _ in pairs}) == 3
@@ -297,18 +284,11 @@ def test_examples_show_many_classes_and_no_image_twice():
     assert example_pairs(truth.iloc[:0], ["1"], 3) == []
 
 
-def test_best_iou():
-    truth = boxes(("a", "ship", 0, 0, 10, 10, 0, ""), ("a", "ship", 50, 50, 60, 60, 0, ""))
-    found = boxes(("a", "ship", 0, 0, 10, 5, 0.1, ""), ("a", "ship", 0, 0, 10, 10, 0.1, ""))
-    assert style.best_iou(truth, found).tolist() == [1, 0]
-    assert style.best_iou(truth, found.iloc[:0]).tolist() == [0, 0]
-
-
 @pytest.mark.parametrize("photo", [False, True])
 def test_the_title_becomes_the_caption_and_stays_in_the_file(tmp_path, monkeypatch, photo):
     shown = []
     monkeypatch.setattr(style, "display", lambda data, **options: shown.append((data, options["metadata"])))
-    figure = maps.kinds_grid(IMAGE, {"standard": HEATMAP}, boxes(), boxes(), "ship", "It finds the ship.")
+    figure = maps.kinds_grid(IMAGE, {"standard": HEATMAP}, TRUTHS, FOUND, "ship", "It finds the ship.")
     style.show(figure, "Heatmap above, boxes below", tmp_path / "a.png", photo=photo)
     (data, metadata), (text, repeated) = shown
     (mime,) = data
