@@ -36,30 +36,6 @@ def test_overlap_broadcasts_to_all_pairs_and_to_none():
         assert box_giou(empty, empty) == 0
 
 
-def painted(*rectangles: tuple, around: float = 0.0) -> np.ndarray:
-    """A map of 224 x 224 with rectangles of xmin, ymin, xmax, ymax and value, the later over the earlier."""
-    heatmap = np.full((224, 224), around, dtype=np.float32)
-    for xmin, ymin, xmax, ymax, value in rectangles:
-        heatmap[ymin:ymax, xmin:xmax] = value
-    return heatmap
-
-
-@pytest.mark.parametrize(("heatmap", "percentile", "expected"), [
-    (painted((20, 40, 180, 100, 1)), 90, [[20, 40, 180, 100, 1]]),
-    # scores are raw means, sorted
-    (painted((10, 10, 50, 50, 0.4), (100, 150, 200, 190, 0.7), around=-0.3), 90,
-     [[100, 150, 200, 190, 0.7], [10, 10, 50, 50, 0.4]]),
-    # a hole with an island in it: external contours only; five pixels high: dropped; six: kept
-    (painted((50, 50, 120, 120, 1), (80, 80, 90, 90, 0), (85, 85, 86, 86, 1), (10, 200, 60, 205, 1),
-             (10, 10, 60, 16, 1)), 90, [[10, 10, 60, 16, 1], [50, 50, 120, 120, 4801 / 4900]]),
-    # a gap of one column closes, which opening first would not; a line of one pixel is opened away
-    (painted((50, 50, 90, 90, 1), (91, 50, 130, 90, 1), (50, 150, 51, 160, 1)), 95, [[50, 50, 130, 90, 79 / 80]]),
-])  # fmt: skip
-def test_boxes_of_painted_maps_are_found_to_the_pixel(heatmap, percentile, expected):
-    found = extract_boxes(heatmap, (448, 112), percentile=percentile)
-    np.testing.assert_allclose(found * [0.5, 2, 0.5, 2, 1], expected, rtol=1e-6)
-
-
 def test_known_error_08_thresholds_after_per_map_min_max():
     coarse = np.random.default_rng(0).normal(size=(7, 7)).astype(np.float32)
     plain = extract_boxes(coarse, (800, 800))
