@@ -21,6 +21,7 @@ from tiny_models import load_tiny, write_model
 from surgerylib import clip as clip_module
 from surgerylib.datasets import load_dataset
 from surgerylib.engine import localizer_training as heads
+from surgerylib.engine.adapter_training import LOSSES
 from surgerylib.engine.adapters import find_adapters
 from surgerylib.engine.features import BatchReader
 from surgerylib.engine.tasks import Schedule
@@ -105,12 +106,11 @@ def test_values_of_a_stage_that_is_left_out_do_not_stop_a_run():
     refused(lambda: check_values(defaults(positive_weight=-1.0)), ParameterError, "positive_weight")
 
 
-@pytest.mark.parametrize("value", [None, "1e-3"])
-def test_no_floor_after_the_adapter_may_be_asked_for(value):
+def test_no_floor_after_the_adapter_may_be_asked_for():
     """`adapter_floor: null` was refused, though null is what sets none."""
-    own = defaults(**validate({"adapter_floor": value}, known_parameters(find_notebooks())))
+    own = defaults(**validate({"adapter_floor": None}, known_parameters(find_notebooks())))
     check_values(own)
-    assert own["adapter_floor"] == (None if value is None else float(value))
+    assert own["adapter_floor"] is None
 
 
 def test_one_adapter_for_each_path_serves_all_kinds_and_the_variants_of_the_head():
@@ -139,26 +139,20 @@ def stopped(capsys, tmp_path: Path, command: str, config: dict) -> str:
     ("change", "message"),
     [
         ({"stage": "all"}, "^stage must be 'heatmap', 'localizer' or 'both', got 'all'"),
-        ({"epochs": 1}, "^warmup_epochs must be below epochs"),
         ({"unseen_classes": ["zeppelin"]}, "unknown class 'zeppelin'"),
         ({"unseen_classes": "windmill"}, "unseen_classes must be a list"),
         ({"unseen_classes": list(DIOR_CLASSES)}, "unseen_classes names all classes"),
-        ({"adapter_rank": 0}, "adapter_rank must be .* 1"),
         ({"adapter_epochs": 1}, "^adapter: warmup_epochs must be below epochs"),
         ({"adapter_ablation_epochs": -1}, "adapter_ablation_epochs must be .* 0"),
         ({"adapter_floor": float("nan")}, "adapter_floor must be a finite number"),
         ({"adapter": ""}, "adapter must be text, or null, not ''"),
-        (
-            dict.fromkeys(("classification_weight", "localization_weight", "sparsity_weight"), 0.0),
-            "nothing would be learned",
-        ),
+        ({f"{name}_weight": 0.0 for name in LOSSES}, "nothing would be learned"),
         ({"train_split": "test"}, "share 4 images"),
         ({"choose_split": "train"}, "share 12 images"),
         ({"train_split": "trian"}, "no split 'trian'"),
         ({"choose_split": ""}, "choose_split is empty"),
         ({"seen_classes": ["ship", "zeppelin"]}, "zeppelin"),
         ({"seen_classes": []}, "list of class names"),
-        ({"learning_rate": 0}, "learning_rate must be greater than 0, got 0"),
         ({"feature_layers": 5}, "feature_layers must be at most 4"),
     ],
 )
@@ -220,7 +214,6 @@ def test_an_adapter_that_cannot_be_used_stops_the_run(arguments, tiny, tmp_path,
 @pytest.mark.parametrize(
     ("changes", "left", "words"),
     [
-        ({}, [], ""),
         ({"stage": "localizer"}, [], ""),
         ({"stage": "heatmap"}, ["04"], "04_gt_class_evaluation: left out, stage is heatmap, which trains no head\n"),
         ({"stage": "heatmap", "localizer": "head.safetensors"}, [], ""),
@@ -228,12 +221,11 @@ def test_an_adapter_that_cannot_be_used_stops_the_run(arguments, tiny, tmp_path,
     ],
 )
 def test_a_stage_without_a_head_leaves_out_what_needs_one_and_says_so(capsys, changes, left, words):
-    chosen = workbook._without_left_out(find_notebooks(), defaults(**changes))
-    names = ["01", "02", "03", "04", "05"]
-    assert [path.stem[:2] for path in chosen] == [name for name in names if name not in left]
+    notebooks, settings = find_notebooks(), defaults(**changes)
+    chosen = workbook._without_left_out(notebooks, settings)
+    assert chosen == [path for path in notebooks if path.stem[:2] not in left]
     said = capsys.readouterr().out
-    assert said.count(words) == len(left) if left else said == ""
-    assert said.count("\n") == len(left)
+    assert (said.count(words), said.count("\n")) == (len(left) or 1, len(left))
 
 
 def test_a_head_is_needed_where_no_training_of_the_run_brings_one(capsys, tmp_path):
@@ -328,15 +320,6 @@ def test_adapters_are_published_and_replace_what_is_there(tmp_path):
 # --------------------------------------------------------------------------------------------- tables and figures
 
 
-def test_the_answer_is_a_table_and_a_sentence_with_the_same_figures(ious):
-    summary = heads.summarise(ious)
-    table = localizer_tables.answer_table(summary)
-    assert list(table.index) == list(METHOD_NAMES.values())
-    assert list(table.columns) == ["mean IoU", "median", "sd", "share > 0.3", "share > 0.5", "share > 0.7"]
-    for method in ("head, best cell (oracle)", "head, cell of the CAM's peak"):
-        assert table.loc[method, "mean IoU"] in localizer_tables.finding(ious, summary)
-
-
 def frame_of(oracle: float, peak: float, guess: float, n: int = 40) -> pd.DataFrame:
     noise = np.random.default_rng(0).normal(0, 0.02, (n, 7))
     values = np.array([oracle, peak, 0.05, 0.05, guess, guess / 2, guess / 3]) + noise
@@ -355,7 +338,11 @@ def frame_of(oracle: float, peak: float, guess: float, n: int = 40) -> pd.DataFr
 )
 def test_the_sentence_says_what_the_intervals_allow(values, said):
     frame = frame_of(*values)
-    assert re.search(said, localizer_tables.finding(frame, heads.summarise(frame)))
+    summary = heads.summarise(frame)
+    text, table = localizer_tables.finding(frame, summary), localizer_tables.answer_table(summary)
+    assert re.search(said, text)
+    for method in ("oracle", "cam_peak") if len(frame) else ():
+        assert table.loc[METHOD_NAMES[method], "mean IoU"] in text
 
 
 def test_an_untrained_head_is_not_said_to_have_learned():
@@ -374,17 +361,6 @@ def test_seen_and_unseen_classes_apart():
     assert none.loc["head, best cell (oracle)", "unseen classes (0 boxes)"].startswith("no boxes")
 
 
-def test_parts_and_caches(trained, session):
-    caches, task, _ = trained
-    parts = localizer_tables.parts_table(session.clip, task.model)
-    assert parts["state"].tolist() == ["frozen", "trained", "trained"]
-    trained_count = sum(int(text.replace(",", "")) for text in parts["parameters"].iloc[1:])
-    assert trained_count == sum(p.numel() for p in task.model.parameters())
-    table = localizer_tables.cache_table(caches)
-    assert list(table.index) == ["train (train)", "choose (val)", "report (test)"]
-    assert table["images"].tolist() == ["12", "5", "4"]
-
-
 def test_variants_have_paired_differences():
     frames = {"all three": frame_of(0.6, 0.4, 0.1), "cam only": frame_of(0.5, 0.4, 0.1)}
     figures = localizer_tables.variant_figures(frames, "all three")
@@ -393,9 +369,7 @@ def test_variants_have_paired_differences():
     assert row["difference"] == pytest.approx(-0.1)
     assert row["difference_high"] < 0
     table = localizer_tables.variants_table(figures, "all three")
-    assert table.loc["all three", "minus all three, best cell"] == "–"
-    assert table.loc["cam only", "minus all three, best cell"].startswith("−0.100 [−0.1")
-    assert table.loc["cam only", "minus all three, CAM's peak"] == "+0.000 [+0.000, +0.000]"
+    assert table["minus all three, CAM's peak"].tolist() == ["–", "+0.000 [+0.000, +0.000]"]
 
 
 @pytest.mark.parametrize(
@@ -421,13 +395,11 @@ def test_positives_by_size_are_of_the_classes_that_are_trained_on(trained):
     task = heads.LocalizerTask(caches["train"], caches["choose"], heads.LocalizerSettings(seen_classes=(seen,)))
     task.ever_positive[task.is_trained_on] = True
     ious = heads.localize(task.model.eval(), BatchReader(caches["choose"], task.seen))
-    figures = localizer_tables.positive_figures({"best_iou": task}, {"best_iou": ious}, data).set_index("size")
+    figures = localizer_tables.positive_figures({"best_iou": task}, {"best_iou": ious}, data)
     assert figures["n_boxes"].sum() == (train.boxes["label"] == seen).sum()
     assert figures["n_measured"].sum() == (data.boxes["label"] == seen).sum()
     assert set(figures["ever_positive"].dropna()) == {1.0}
-    table = localizer_tables.positives_table(figures.reset_index())
-    assert "no boxes" in table.to_numpy().flatten()
-    assert list(table.columns) == ["boxes trained on", "ever a positive, best_iou", "mean IoU, best_iou"]
+    assert "no boxes" in localizer_tables.positives_table(figures).to_numpy()
 
 
 def test_results_are_plain_values_and_hold_the_history(ious, trained):
@@ -554,5 +526,4 @@ def test_train_of_both_stages_and_the_stage_that_the_command_names(command, tmp_
 def test_train_waits_for_no_run_that_writes_there(command, tmp_path):
     with only_process(tmp_path / "out", "writes", lock_name=RUN_LOCK):
         status, _, error = command("train")
-    assert status == 2
-    assert f"another process ({os.getpid()}) writes" in error
+    assert (status, f"another process ({os.getpid()}) writes" in error) == (2, True)
