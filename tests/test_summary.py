@@ -60,9 +60,6 @@ def test_tables_hold_every_protocol_kind_and_threshold(evaluated):
     difference = evaluated.difference("vv_mixed", "standard", "all", 0.05)
     assert summary.difference_table(evaluated).loc[0.05, "all"] == with_interval(*difference, sign=True)
     assert set(summary.class_table(evaluated, "vv_mixed", 0.05).index) >= {"ship", "dam"}
-    rows = evaluated.by_class().query("label == 'airport'")
-    assert rows["ap"].isna().all()  # without boxes: never zero
-    assert (rows["n_detections"] > 0).any()
 
 
 UP, DOWN, NONE = (0.1, 0.3), (-0.3, -0.1), (-0.1, 0.1)
