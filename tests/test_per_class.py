@@ -111,15 +111,12 @@ def test_the_causes_are_those_that_were_planted(case):
     # the airports lack nothing, and a class without boxes is not judged
     assert len(per_class.failing_classes(case.figures, THRESHOLDS, kind=KIND, count=4)) == 2
     ship, station = case.failures
-    said = {
-        "background": (ship, "the background above all", "4 boxes (too few to be sure of)",
-                       "lower inside its boxes than outside by 0.050"),
-        "classification": (station, "100 % lie on airport", "first in 0 % of its boxes, airport in 100 %"),
-    }  # fmt: skip
-    for cause, (failure, *parts) in said.items():
-        assert failure.cause == cause
-        assert failure.gain == pytest.approx(1 - failure.mean_ap)
-        assert [part for part in parts if part not in failure.sentence] == []
+    for failure, cause, *parts in (
+        (ship, "background", "4 boxes (too few to be sure of)", "lower inside its boxes than outside by 0.050"),
+        (station, "classification", "100 % lie on airport", "first in 0 % of its boxes, airport in 100 %"),
+    ):
+        assert (failure.cause, failure.gain) == (cause, pytest.approx(1 - failure.mean_ap))
+        assert all(part in failure.sentence for part in parts)
     table = per_class_tables.failing_table(case.failures, case.ap, [0.05], KIND)
     assert table.loc["ship", "AP@0.05"] == f"{ship.mean_ap:.3f} [{ship.mean_ap - 0.01:.3f}, {ship.mean_ap:.3f}]"
     worst = f"ship (mean AP {ship.mean_ap:.3f} on 4 boxes: the background)"
@@ -162,25 +159,18 @@ def test_tables_say_no_boxes_and_never_0(case):
     table, numbers = per_class_tables.overview(case.figures, case.ap, [0.05, 0.5], KIND)
     columns = ["mean AP", "AP@0.05", "size, px", "mending it", "costliest error"]
     assert table.loc["windmill", ["boxes", *columns]].tolist() == ["0", *["no boxes"] * 5]
-    assert table.loc["ship", "costliest error"] == "background"
     assert "head, best cell" not in table
     assert all(len(values) == len(table) for values in numbers.values())
-    assert "airport (100 %)" in table.loc["Expressway-toll-station", "mistaken for"]
     gaps = per_class.response_gaps({"vv_vv = vv_mixed": pairs(case.data)}, CLASSES)
     card = per_class_tables.card_table("ship", case.ap, gaps, {"vv_vv = vv_mixed": KIND}, [0.05])
     assert card.loc["vv_vv = vv_mixed", "inverted"] == "1.000 [0.283, 1.000]"
-    text = per_class_tables.card_text(case.figures.loc["ship"], 0.05, KIND)
-    assert "4 boxes on 4 images" in text
-    assert "background +" in text
+    assert "4 boxes on 4 images" in per_class_tables.card_text(case.figures.loc["ship"], 0.05, KIND)
 
 
 def test_results_are_plain_json(case):
     gains = mean_gains(case.decomposition)
     results = per_class_tables.per_class_results("f", case.failures, case.figures, gains, case.decomposition, kind=KIND)
-    again = json.loads(json.dumps(results, allow_nan=False))
-    assert again["classes"]["windmill"]["mean_ap"] is None
-    assert again["classes"]["ship"]["n_boxes"] == 4
-    assert again["failing"][0]["label"] == "ship"
+    assert json.loads(json.dumps(results, allow_nan=False))["classes"]["windmill"]["mean_ap"] is None
 
 
 def test_each_box_has_its_best_detection_and_each_class_its_examples(case):
@@ -197,28 +187,22 @@ def test_each_box_has_its_best_detection_and_each_class_its_examples(case):
     assert per_class.pick_images(np.ones(len(one.boxes)), one, 2)["ship"] == (["00"], [])
 
 
-@pytest.mark.parametrize(
-    ("report", "shown"),
-    [([0.05, 0.1, 0.15, 0.2, 0.3, 0.5], [0.05, 0.15, 0.5]), ([0.5], [0.5]), ([0.3, 0.5, 0.7, 0.9], [0.3, 0.5, 0.9])],
-)
-def test_card_thresholds(report, shown):
-    assert per_class_tables.card_thresholds(report) == shown
+def test_card_thresholds():
+    shown = per_class_tables.card_thresholds
+    assert shown([0.05, 0.1, 0.15, 0.2, 0.3, 0.5]) == [0.05, 0.15, 0.5]
+    assert (shown([0.5]), shown([0.3, 0.5, 0.7, 0.9])) == ([0.5], [0.3, 0.5, 0.9])
 
 
 def test_figures_draw_with_few_classes_and_none(case):
     empty = per_class.response_gaps({"standard = vv_qk": pairs(case.data).iloc[:0]}, CLASSES)
-    for figure in (
-        per_class_plots.ap_against_size(case.figures.iloc[3:], "mean_ap", "t", "y", 20.0, kind=KIND),
-        per_class_plots.gap_dots(empty, CLASSES, per_class_tables.gaps_finding(empty)),
-    ):
-        figure.draw_without_rendering()
+    per_class_plots.ap_against_size(case.figures[3:], "mean_ap", "t", "y", 20.0, kind=KIND).draw_without_rendering()
+    per_class_plots.gap_dots(empty, CLASSES, per_class_tables.gaps_finding(empty)).draw_without_rendering()
     errors = per_class_plots.error_bars(case.figures, list(CLASSES), "t", "x")
     assert "no boxes" in " ".join(text.get_text() for axis in errors.axes for text in axis.texts)
     nothing = pd.DataFrame(columns=["label", "recall", "precision", "score"])
     aps = case.ap[case.ap["iou_threshold"] == 0.05].set_index("label")["ap"]
     grid = per_class_plots.precision_recall_grid({"vv_vv = vv_mixed": nothing}, aps, CLASSES, "t")
-    texts = [text.get_text() for axis in grid.axes for text in axis.texts]
-    assert texts == ["AP 1.00", *texts[1:3], "no boxes"]
+    assert [axis.texts[0].get_text() for axis in grid.axes[::3]] == ["AP 1.00", "no boxes"]
 
 
 def test_labels_of_points_that_lie_close_cover_none_of_them_and_nothing_is_logged(caplog):

@@ -115,10 +115,8 @@ def test_the_answer_has_both_settings_their_difference_and_the_mean(confirmed):
 
 def test_candidates_are_ranked_with_their_paired_differences(choice):
     table = sweep_tables.candidates_table(choice, MEANS, count=3)
-    assert ["percentile 90" in table.loc[1, "setting"], "percentile 92" in table.loc[2, "setting"]] == [True, True]
-    assert len(table) == 3
-    assert table.loc[1, "difference to the best"] == ""
-    assert table.loc[3, "difference to the best"].startswith("−0.")
+    assert [text.split()[-1] for text in table["setting"]] == ["90", "92", "95"]
+    assert table["difference to the best"].str[:3].tolist() == ["", "+0.", "−0."]
 
 
 CHANGES = {
@@ -172,15 +170,11 @@ def test_curves_hold_plain_percentiles_of_one_map_under_both_protocols(choice):
     frame = sweep_tables.curves(choice, BETTER, MEANS)
     assert len(frame) == 2 * 4
     assert frame["percentile"].is_monotonic_increasing
-    assert (frame["low"] <= frame["value"]).all()
-    assert (frame["value"] <= frame["high"]).all()
     assert sweep_tables.curve_titles(frame)["all"].endswith("best vv_mixed at 90")
     assert sweep_tables.marks(DEFAULT, BETTER) == {"default": (75.0, "vv_mixed"), "best": (90.0, "vv_mixed")}
     assert list(sweep_tables.marks(replace(DEFAULT, similarity="surgery"), BETTER)) == ["best"]
     table = sweep_tables.map_by_percentile(choice, BETTER, "all")
-    assert sweep_tables.grid_titles({"all": table}, BETTER)["all"] == (
-        "vv_mixed, all: percentile 90 is best at 2 of 2 IoU thresholds"
-    )
+    assert "percentile 90 is best at 2 of 2 IoU" in sweep_tables.grid_titles({"all": table}, BETTER)["all"]
     assert table.index.tolist() == [75.0, 90.0, 92.0, 95.0]
     assert table.loc[90.0, 0.1] == choice.value(BETTER, "all", 0.1)[0]
     assert len(sweep_tables.percentile_table(choice, BETTER)) == 4
@@ -205,8 +199,7 @@ def test_recommended_yaml_is_taken_by_the_workbook(confirmed, floor):
 
 
 def test_the_file_of_results_is_plain_json(confirmed):
-    results = confirmed.results(["a note"], {"seed": 0})
-    again = json.loads(json.dumps(results, allow_nan=False))
+    again = json.loads(json.dumps(confirmed.results(["a note"], {"seed": 0}), allow_nan=False))
     assert again["choice"]["n_distinct_settings"] == 4
     assert again["report"]["recommended"]["parameters"]["percentile"] == 90
     assert [entry["iou_threshold"] for entry in again["report"]["difference"]["all"]] == [0.1, 0.5, None]
