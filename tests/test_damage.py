@@ -260,7 +260,7 @@ def test_damage_does_not_change_which_other_images_are_drawn(root, victim, harm,
     assert [everything[at] for at in left.positions] == left.images["image_id"].tolist()
 
 
-def test_images_once_found_sound_are_not_decoded_again_and_mended_ones_are(root, victim, tmp_path, monkeypatch):
+def test_images_once_found_sound_are_not_decoded_again(root, victim, tmp_path, monkeypatch):
     check = Mock(wraps=damage.check_decodes)
     monkeypatch.setattr(damage, "check_decodes", check)
     data, cache = load_dataset(root, "test"), tmp_path / "cache"
@@ -270,13 +270,19 @@ def test_images_once_found_sound_are_not_decoded_again_and_mended_ones_are(root,
     for expected in (16, 16):
         sound(data, memory_dir=cache)
         assert check.call_count == expected
-    whole = victim.read_bytes()
     shorten(victim)  # another size: another file
     refused(lambda: sound(data, memory_dir=cache), ImageReadError, VICTIM)
     assert check.call_count == 24
-    # bug: a disk that could not be read for a moment blocked every later run through the memory of the check
-    victim.write_bytes(whole)
-    assert sound(data, memory_dir=cache) is data
+
+
+def test_bug_damage_that_is_mended_is_forgotten(root, tmp_path, monkeypatch):
+    """A disk that could not be read for a moment blocked every later run through the memory of the check."""
+    data = load_dataset(root, "test")
+    broken = [None] * 3 + [ImageReadError("x.jpg: input/output error")] + [None] * 4
+    monkeypatch.setattr(damage, "check_decodes", Mock(side_effect=broken))
+    refused(lambda: sound(data, memory_dir=tmp_path), ImageReadError, "input/output")
+    monkeypatch.undo()
+    assert sound(data, memory_dir=tmp_path) is data
 
 
 def test_bug_the_memory_took_the_same_id_in_another_folder_for_the_same_file(root):
