@@ -11,6 +11,8 @@ from typing import Any
 import nbformat
 import torch
 
+from surgerylib.datasets.damage import MEMORY
+
 # keys of JSON files whose values are of a clock, of a process, or hashes of files that hold one
 _OF_THE_CLOCK = {"seconds", "started", "finished", "pid"}
 _DATE = re.compile(r"\b\d{1,2} [A-Z][a-z]+ \d{4}, \d\d:\d\d\b")
@@ -27,9 +29,10 @@ def differing(whole: Path, other: Path) -> list[str]:
     """Files, by their names below the two folders, that are in one alone or not the same.
 
     The folders have the same name, and paths of the same length: tables of text are as wide as their longest cell.
+    The memory of images that were looked at is no result: it is there where its folder was there before.
     """
     files = [{path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-             for folder in (whole, other)]  # fmt: skip
+             - {f"cache/{MEMORY}"} for folder in (whole, other)]  # fmt: skip
     alone = [f"{name}: in one alone" for name in sorted(files[0] ^ files[1])]
     return alone + [name for name in sorted(files[0] & files[1]) if _of(whole, name) != _of(other, name)]
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from disturbed import INTERRUPTED, Command, assert_whole, leftovers
 from same_results import differing
@@ -143,20 +144,30 @@ def test_a_run_that_is_killed_twenty_times_ends_with_the_files_of_an_undisturbed
     kill_and_compare(tmp_path, parameters, dict.fromkeys(NOTEBOOKS, 4))
 
 
+def positions(out: Path) -> dict[str, tuple[int, int]]:
+    """How far each training of a folder has come: epochs, steps of the next."""
+    states = {path.parent.name: torch.load(path, weights_only=True) for path in out.glob("cache/*training-*/resume.pt")}
+    return {name: (state["epoch"], state["done"]) for name, state in states.items()}
+
+
 def without_bars(lines: Sequence[str]) -> list[str]:
     """What is said on stderr besides progress."""
     parts = [part.strip() for line in lines for part in line.split("\r")]
     return [part for part in parts if part and "%|" not in part and not re.search(r"\d\d:\d\d", part)]
 
 
-def test_ctrl_c_at_any_moment_is_one_line_and_the_same_command_goes_on(parameters, tmp_path):
+@pytest.mark.parametrize("words", [["run", "--only", "01,03"], ["train"]], ids=lambda words: words[0])
+def test_ctrl_c_at_any_moment_is_one_line_and_the_same_command_goes_on(parameters, tmp_path, words):
     draw = random.Random(SEED)
     given = {**parameters, **FEW, "epochs": 20}
     book, out = Workbook(tmp_path / "whole", given), tmp_path / "stops" / "out"
 
     def start(out: Path) -> Command:
-        words = ["run", "--only", "01,03", "--config", book.config, "--out", out]
-        command = Command(book.logs, *words, project=PROJECT_ROOT, prelude="print('begun', flush=True)")
+        more = ["--resume"] if words[0] == "train" and positions(out) else []
+        command = Command(
+            book.logs, *words, "--config", book.config, "--out", out, *more, project=PROJECT_ROOT,
+            prelude="print('begun', flush=True)",
+        )  # fmt: skip
         command.wait_until(lambda: command.says("begun"))
         return command
 
