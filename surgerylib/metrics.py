@@ -80,7 +80,7 @@ class BootstrapResult:
     anew and holds a bound for part of it), they held mAP of 0.05 to 0.8 in 92 to 98 % of the sets, and paired
     differences in 92 to 100 %. Less often: mAP above 0.8 of 50 images, 86 to 95 %; `11point` of 3 classes with mAP
     below 0.12, where the level at recall 0 hangs on the first detections, 86 to 95 % (below 0.05 78 to 92 %,
-    differences 87 to 99 %, `area` 91 to 97 %), and differences of 20 classes below 0.05, 90 % (500 images).
+    differences 87 to 99 %, `area` 91 to 97 %), and differences of 20 classes below 0.05, 90 % (of 1,000).
     """
 
     classes: tuple[str, ...]  # [C]; one without ground truth has NaN throughout

@@ -28,6 +28,7 @@ from surgerylib.engine.parallel import in_processes
 from surgerylib.engine.store import HeatmapStore
 from surgerylib.errors import CacheError, OutputError, ParameterError, UnknownClassError
 from surgerylib.heatmaps import HEATMAP_KINDS, Setting
+from surgerylib.metrics import BootstrapResult
 
 FAST = {"n_resamples": 30, "workers": 1}
 KINDS = {kind: Setting(kind, percentile=60) for kind in HEATMAP_KINDS}
@@ -129,6 +130,17 @@ def test_known_error_13_no_cap_on_detections(store):
     table = np.tile([0.0, 0, 10, 10, 0.1], (150, 1))
     own = evaluate(store, boxes=lambda heatmap, size_wh: table, **FAST)
     assert (own.detections.groupby(["image_id", "label"]).size() == 150).all()
+
+
+def test_the_first_setting_that_reads_high_says_so_also_beside_another_of_its_kind(store, monkeypatch):
+    same = evaluate(store, {"a": Setting(percentile=60), "b": Setting(percentile=90)}, n_resamples=2)
+    high = {id(same.figures[name, "all"].ap): name for name in "ab"}
+    said = lambda own, of="": f"{high[id(own)]}{of}" if id(own) in high else ""  # noqa: E731
+    monkeypatch.setattr(BootstrapResult, "bias_note", said)
+    assert same.bias_notes() == ["a (vv_mixed, all)"]
+    assert same.of(["b"]).bias_notes() == ["b (vv_mixed, all)"]
+    high.clear()
+    assert same.bias_notes() == []
 
 
 def test_the_best_has_the_highest_map_and_a_selection_keeps_its_figures(found):

@@ -131,8 +131,7 @@ class Evaluation:
 
     def bias_notes(self) -> list[str]:
         """The first of the settings whose average precision reads high (`BootstrapResult.bias_note`), or nothing."""
-        figures = {f" ({self.settings[name].kind}, {protocol})": of for (name, protocol), of in self.figures.items()}
-        notes = (of.ap.bias_note(what) for what, of in figures.items())
+        notes = (of.ap.bias_note(f" ({self.settings[name].kind}, {p})") for (name, p), of in self.figures.items())
         return [note for note in notes if note][:1]
 
     def summary(self) -> pd.DataFrame:

@@ -3,9 +3,9 @@
 Sets of images are drawn from one process, each is evaluated with its interval, and an interval holds where the mean of
 the value over all sets lies inside. That mean is of sets of this size: average precision of very many images is lower.
 
-The claim (`BootstrapResult`): 92 to 99 % are held; where 11-point mAP is low, at least 78 % of 3 classes, 89 % of 20.
-A share of `N_SETS` draws is noisy itself: it fails when it is 2.6 of its standard errors below the claim, as one in 200
-is by chance. The seed is 0, not one that was chosen.
+The claim (`BootstrapResult`): 92 to 99 % are held; where 11-point mAP is low, at least 78 % of 3 classes, and 89 % of
+paired differences of 20. A share of `N_SETS` draws is noisy itself: it fails when it is 2.6 of its standard errors
+below the claim, as one in 200 is by chance. The seed is 0, not one that was chosen.
 """
 
 from __future__ import annotations
@@ -85,7 +85,10 @@ def test_intervals_hold_what_other_sets_give(n_images, n_classes, level):
     value = point.mean(axis=2)
     held = ((low <= value[:, :, None]) & (value[:, :, None] <= high)).mean(axis=2)
     claim = np.full(held.shape, 0.92)
-    if level == "low":  # one level of eleven is decided by the first detections
-        claim[INTERPOLATIONS.index("11point")] = {3: 0.78, 20: 0.89}[n_classes]
+    low_11point = claim[INTERPOLATIONS.index("11point")]  # one level of eleven is decided by the first detections
+    if level == "low" and n_classes == 3:
+        low_11point[:] = 0.78
+    elif level == "low" and n_images == 500:
+        low_11point[2] = 0.89  # of the difference
     assert (held >= claim - 2.6 * np.sqrt(claim * (1 - claim) / N_SETS)).all(), (value, held)
     assert held[:, :2].mean() <= 0.99  # of differences near 0 all may be held
